@@ -1,0 +1,1 @@
+"""The database: tables, claims, transitions, events, histories, checkpoints, access keys."""

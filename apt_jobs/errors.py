@@ -1,0 +1,68 @@
+"""Every error that this package raises on purpose.
+
+AptJobsError
+├── InvalidInput             wrong input from outside; the message names value, expectation and remedy
+│   ├── InvalidDataset       a data set that cannot be trained on
+│   └── InvalidCheckpoint    a checkpoint that is damaged, foreign or not there
+├── NotFound                 no such job, checkpoint, model, data set or key
+├── Conflict                 the thing exists, but its state forbids the request
+│   ├── TransitionRefused    the transition table does not allow this change of state
+│   └── AlreadyRunning       a second `apt-jobs up` on one data directory, or a port in use
+├── Denied                   no key, a wrong one, or a role that may not do this
+├── Fenced                   this attempt no longer owns its job: stop, write nothing more
+├── Unavailable              a part that is needed does not answer (broker, database, worker)
+├── OutOfSpace               the disk cannot hold what must be written
+└── TrainingFailed           the training process ended without success
+"""
+
+
+class AptJobsError(Exception):
+    """Root of the tree above. `str(error)` is a sentence for the user."""
+
+
+class InvalidInput(AptJobsError):
+    """Wrong input from outside."""
+
+
+class InvalidDataset(InvalidInput):
+    """The data set is empty, binary, unknown or too short."""
+
+
+class InvalidCheckpoint(InvalidInput):
+    """The checkpoint is damaged, foreign or missing."""
+
+
+class NotFound(AptJobsError):
+    """The thing named in the request does not exist."""
+
+
+class Conflict(AptJobsError):
+    """The state of the thing forbids the request."""
+
+
+class TransitionRefused(Conflict):
+    """The transition table does not allow this change of state."""
+
+
+class AlreadyRunning(Conflict):
+    """Another process holds the data directory or the port."""
+
+
+class Denied(AptJobsError):
+    """Not authenticated, or not allowed."""
+
+
+class Fenced(AptJobsError):
+    """The attempt lost its lease; whoever catches this stops writing and ends its process tree."""
+
+
+class Unavailable(AptJobsError):
+    """A needed part does not answer."""
+
+
+class OutOfSpace(AptJobsError):
+    """Too little disk space is left."""
+
+
+class TrainingFailed(AptJobsError):
+    """The training process ended without success; the message carries the first rank's reason."""

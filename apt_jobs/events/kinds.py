@@ -1,0 +1,197 @@
+"""The events of a job, as users see them: in the log, on the wire, in the browser.
+
+A rank appends events to its spool; the supervisor stores them with a per-job `seq` and publishes them; the service adds
+its own (`state`). Every event is one of the frozen dataclasses below; its name in JSON is `kind`. Floats that a broken
+training produces (NaN, Infinity) are values, not errors: the codec writes them as strings.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import ClassVar, Literal
+
+AnomalyKind = Literal["nan", "inf", "exploding", "vanishing"]
+
+
+@dataclass(frozen=True, slots=True)
+class StateChanged:
+    """The job entered a state. Written in the transaction that changed it."""
+
+    kind: ClassVar[str] = "state"
+    state: str
+    previous: str | None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStarted:
+    """An attempt's ranks are up and about to train."""
+
+    kind: ClassVar[str] = "started"
+    world_size: int
+    device: str  # "cpu", or the name of rank 0's GPU
+    backend: str  # "gloo" or "nccl"
+    num_parameters: int
+    num_steps: int  # optimizer steps of the whole job
+    steps_per_epoch: int
+    tokens_per_step: int  # over all ranks
+    resumed_from_step: int  # 0: from the start
+    model_config: dict[str, int | float | bool | str | None]
+
+
+@dataclass(frozen=True, slots=True)
+class LayersNamed:
+    """Names of the model's layers (parameters), in the order of every later `gradient` event of this attempt."""
+
+    kind: ClassVar[str] = "layers"
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepTrained:
+    """One optimizer step: mean loss over all ranks' micro batches."""
+
+    kind: ClassVar[str] = "metric"
+    step: int  # 1 is the first optimizer step
+    epoch: int  # 0 is the first
+    train_loss: float
+    learning_rate: float
+    grad_norm: float  # global, before clipping
+    step_time_ms: float
+    tokens_per_s: float  # over all ranks
+
+
+@dataclass(frozen=True, slots=True)
+class Validated:
+    """Loss on the validation split, all-reduced: the same on every rank."""
+
+    kind: ClassVar[str] = "validation"
+    step: int
+    epoch: int
+    val_loss: float
+    is_best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GradientsRecorded:
+    """L2 norm of every layer's global gradient at one step, in the order of `layers`."""
+
+    kind: ClassVar[str] = "gradient"
+    step: int
+    norms: tuple[float, ...]
+    anomalous: tuple[int, ...]  # indexes into `norms`
+
+
+@dataclass(frozen=True, slots=True)
+class LayerAnomaly:
+    """One layer out of bounds."""
+
+    layer: str
+    anomaly: AnomalyKind
+    norm: float
+
+
+@dataclass(frozen=True, slots=True)
+class AnomaliesFound:
+    """All layers that were out of bounds at one step: at most one such event a step."""
+
+    kind: ClassVar[str] = "anomaly"
+    step: int
+    layers: tuple[LayerAnomaly, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSaved:
+    """A checkpoint is complete on disk. Its row and this event are one transaction."""
+
+    kind: ClassVar[str] = "checkpoint"
+    checkpoint_id: str
+    filename: str  # folder, relative to the checkpoints directory
+    step: int
+    epoch: int
+    val_loss: float | None
+    train_loss: float | None
+    size_bytes: int
+    is_best: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRemoved:
+    """Retention or a user removed a checkpoint."""
+
+    kind: ClassVar[str] = "checkpoint_removed"
+    checkpoint_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class LineLogged:
+    """One line that a rank or the supervisor wrote."""
+
+    kind: ClassVar[str] = "log"
+    level: Literal["debug", "info", "warning", "error"]
+    source: str  # "rank 0", "torchrun", "supervisor"
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class RankFailed:
+    """A rank raised; the first one is the job's reason."""
+
+    kind: ClassVar[str] = "failure"
+    rank: int
+    error: str  # name of the exception's class
+    message: str
+    traceback: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingFinished:
+    """All ranks are done and the last checkpoint is saved."""
+
+    kind: ClassVar[str] = "finished"
+    step: int
+    epoch: int
+    train_loss: float | None
+    best_val_loss: float | None
+
+
+Event = (
+    StateChanged
+    | TrainingStarted
+    | LayersNamed
+    | StepTrained
+    | Validated
+    | GradientsRecorded
+    | AnomaliesFound
+    | CheckpointSaved
+    | CheckpointRemoved
+    | LineLogged
+    | RankFailed
+    | TrainingFinished
+)
+
+EVENT_TYPES: tuple[type[Event], ...] = (
+    StateChanged,
+    TrainingStarted,
+    LayersNamed,
+    StepTrained,
+    Validated,
+    GradientsRecorded,
+    AnomaliesFound,
+    CheckpointSaved,
+    CheckpointRemoved,
+    LineLogged,
+    RankFailed,
+    TrainingFinished,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event with its place in the job's log: `seq` is contiguous from 1 within a job."""
+
+    job_id: str
+    seq: int
+    attempt: int
+    at: datetime
+    event: Event

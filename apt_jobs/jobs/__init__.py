@@ -1,0 +1,1 @@
+"""The vocabulary: job specs, states and the one transition table. Pure Python, no I/O."""

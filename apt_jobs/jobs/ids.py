@@ -1,0 +1,29 @@
+"""Identifiers: a prefix that says what it is, then 20 characters that sort by time of creation."""
+
+import secrets
+import time
+
+_ALPHABET = "0123456789abcdefghijklmnopqrstuv"  # base 32, in ASCII order
+_TIME_CHARS = 10  # 50 bits of milliseconds since 1970
+_RANDOM_CHARS = 10  # 50 random bits
+
+
+def new_job_id() -> str:
+    return _new_id("job")
+
+
+def new_checkpoint_id() -> str:
+    return _new_id("ckpt")
+
+
+def _new_id(prefix: str) -> str:
+    moment = _base32(time.time_ns() // 1_000_000, _TIME_CHARS)
+    return f"{prefix}_{moment}{_base32(secrets.randbits(5 * _RANDOM_CHARS), _RANDOM_CHARS)}"
+
+
+def _base32(number: int, num_chars: int) -> str:
+    chars = []
+    for _ in range(num_chars):
+        number, digit = divmod(number, 32)
+        chars.append(_ALPHABET[digit])
+    return "".join(reversed(chars))

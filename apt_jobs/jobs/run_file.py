@@ -1,0 +1,43 @@
+"""The run file: what the supervisor hands to the ranks of one attempt. JSON in its folder, read once by each rank.
+
+The ranks know nothing else of the service: no database, no broker, no network but their own.
+"""
+
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from apt_jobs.jobs.spec import TrainSpec
+
+
+class RunFile(BaseModel):
+    """Everything that a rank needs. Paths are absolute."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    job_id: str
+    attempt: int
+    spec: TrainSpec
+    entry_point: str | None  # "module:function" of a registered entry point; None: the built-in trainer
+    dataset_file: Path | None  # UTF-8 text; None: the built-in data set
+    base_model_dir: Path | None  # weights to start from; None: random weights
+    resume_dir: Path | None  # checkpoint of an earlier attempt to continue; None: start at step 0
+    run_dir: Path  # spools and logs of this attempt
+    checkpoints_dir: Path  # folder of this job's checkpoints; new ones appear in it by rename
+    checkpoint_prefix: (
+        str  # prefix of `CheckpointSaved.filename`: checkpoints_dir relative to the service's root of them
+    )
+
+    def spool_path(self, rank: int) -> Path:
+        """Spool of one rank."""
+        return self.run_dir / f"rank-{rank}.spool"
+
+    @property
+    def stop_path(self) -> Path:
+        """When this file exists, the ranks save a checkpoint after the current step and exit 0."""
+        return self.run_dir / "stop"
+
+    @property
+    def outcome_path(self) -> Path:
+        """Written by rank 0 as its last act: `finished` or `stopped`. Absent: the training broke."""
+        return self.run_dir / "outcome"

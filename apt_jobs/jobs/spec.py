@@ -1,0 +1,166 @@
+"""What a job is: the validated request, stored with the row and handed to the ranks unchanged.
+
+One model validates the REST body, documents it (OpenAPI) and is read by the worker. All sizes are bounded here.
+"""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+BUILTIN_DATASET = "pydoc-topics"  # English text shipped with CPython (pydoc_data.topics), 0.7 MB
+BUILTIN_ENTRY_POINT = "language-model"
+MAX_TEXT_CHARS = 32_768
+MAX_NEW_TOKENS = 4_096
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS)]
+LabelValue = Annotated[str, StringConstraints(max_length=200)]
+ArgumentValue = bool | int | float | Annotated[str, StringConstraints(max_length=1_000)]
+
+
+class Strict(BaseModel):
+    """No unknown fields, no silent conversion, no change after validation, no NaN or Infinity."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class APTConfig(Strict):
+    """Size of the language model. Built as a Hugging Face `LlamaForCausalLM`."""
+
+    d_model: int = Field(128, ge=8, le=16_384, description="Width of the residual stream.")
+    num_layers: int = Field(4, ge=1, le=200, description="Number of transformer blocks.")
+    num_attention_heads: int = Field(4, ge=1, le=256, description="Attention heads; must divide d_model.")
+    num_key_value_heads: int | None = Field(None, ge=1, le=256, description="Grouped heads; default: as many as heads.")
+    d_ff: int | None = Field(None, ge=8, le=131_072, description="Width of the MLP; default: 8/3 d_model.")
+    vocab_size: int = Field(2_048, ge=260, le=262_144, description="Size of the byte-level BPE vocabulary.")
+    max_seq_len: int = Field(128, ge=8, le=131_072, description="Longest sequence, in tokens.")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout of the attention weights.")
+    tie_embeddings: bool = Field(True, description="Share the input and output embedding.")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.d_model % self.num_attention_heads or (self.d_model // self.num_attention_heads) % 2:
+            raise ValueError(
+                f"d_model={self.d_model} must be an even multiple of num_attention_heads={self.num_attention_heads}"
+            )
+        if self.num_key_value_heads and self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_key_value_heads={self.num_key_value_heads} must divide "
+                f"num_attention_heads={self.num_attention_heads}"
+            )
+        if self.num_parameters > 200_000_000_000:
+            raise ValueError(f"the model would have {self.num_parameters:,} parameters; at most 200,000,000,000")
+        return self
+
+    @property
+    def feed_forward_size(self) -> int:
+        return self.d_ff or (self.d_model * 8 // 3 + 7) // 8 * 8
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of the Llama model that this configuration builds."""
+        key_value_size = (
+            self.d_model // self.num_attention_heads * (self.num_key_value_heads or self.num_attention_heads)
+        )
+        attention = 2 * self.d_model * self.d_model + 2 * self.d_model * key_value_size
+        block = attention + 3 * self.d_model * self.feed_forward_size + 2 * self.d_model
+        embeddings = self.vocab_size * self.d_model * (1 if self.tie_embeddings else 2)
+        return self.num_layers * block + embeddings + self.d_model
+
+
+class TrainingOptions(Strict):
+    """How to train. One optimizer step sees `batch_size * gradient_accumulation_steps * num_ranks` sequences."""
+
+    epochs: int = Field(1, ge=1, le=100_000, description="Passes over the training split.")
+    max_steps: int | None = Field(None, ge=1, le=100_000_000, description="Stop after so many optimizer steps.")
+    batch_size: int = Field(8, ge=1, le=4_096, description="Sequences per rank and micro step.")
+    gradient_accumulation_steps: int = Field(1, ge=1, le=4_096, description="Micro steps per optimizer step.")
+    learning_rate: float = Field(1e-3, gt=0.0, le=10.0, description="Peak of the warm-up + cosine schedule.")
+    min_learning_rate_ratio: float = Field(0.1, ge=0.0, le=1.0, description="End of the cosine, relative to the peak.")
+    warmup_steps: int = Field(20, ge=0, le=10_000_000, description="Optimizer steps of linear warm-up.")
+    weight_decay: float = Field(0.1, ge=0.0, le=10.0, description="AdamW's decay, on matrices only.")
+    beta1: float = Field(0.9, ge=0.0, lt=1.0, description="AdamW's first momentum.")
+    beta2: float = Field(0.95, ge=0.0, lt=1.0, description="AdamW's second momentum.")
+    grad_clip_norm: float | None = Field(1.0, gt=0.0, description="Clip the global norm to this; null: never.")
+    validation_fraction: float = Field(0.05, ge=0.0, le=0.5, description="Share of the data held out.")
+    validate_every_steps: int = Field(50, ge=1, description="Optimizer steps between two validations.")
+    checkpoint_every_steps: int = Field(100, ge=1, description="Optimizer steps between two checkpoints.")
+    keep_checkpoints: int = Field(3, ge=1, le=1_000, description="Newest checkpoints kept, besides the best one.")
+    seed: int = Field(1, ge=0, le=2**63 - 1, description="Seed of weights, data order and dropout.")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 autocast where the GPU has it, else fp16; fp32 on CPU."
+    )
+    sharding: Literal["ddp", "fsdp2"] = Field("ddp", description="fsdp2 shards models that outgrow one GPU.")
+
+
+class MonitorOptions(Strict):
+    """The gradient monitor. Thresholds are norms of one layer's gradient."""
+
+    vanishing_below: float = Field(1e-7, ge=0.0, description="A norm below this is vanishing.")
+    exploding_above: float = Field(1e3, gt=0.0, description="A norm above this is exploding.")
+    every_steps: int = Field(1, ge=1, le=1_000_000, description="Optimizer steps between two records.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.vanishing_below >= self.exploding_above:
+            raise ValueError(
+                f"vanishing_below={self.vanishing_below} must be less than exploding_above={self.exploding_above}"
+            )
+        return self
+
+
+class JobSpec(Strict):
+    """What all kinds of job share."""
+
+    name: Annotated[str, StringConstraints(max_length=200)] | None = Field(None, description="Shown in lists.")
+    queue: Name | None = Field(None, description="Queue to wait in; default: the job's kind.")
+    priority: int = Field(0, ge=-100, le=100, description="Higher runs first.")
+    labels: dict[Name, LabelValue] = Field(default_factory=dict, max_length=32, description="Free key/value pairs.")
+    max_attempts: int = Field(3, ge=1, le=100, description="Attempts before the job is given up.")
+
+
+class TrainSpec(JobSpec):
+    """A training job: `num_ranks` processes under torchrun."""
+
+    kind: Literal["train"]
+    entry_point: Name = Field(BUILTIN_ENTRY_POINT, description="Registered on the worker; never a command line.")
+    arguments: dict[Name, ArgumentValue] = Field(
+        default_factory=dict, max_length=64, description="Arguments of a registered entry point."
+    )
+    dataset: Name = Field(BUILTIN_DATASET, description="A data set of `GET /api/datasets`.")
+    base_model: Name | None = Field(
+        None, description="Start from a local model or a checkpoint id (`GET /api/models`)."
+    )
+    num_ranks: int = Field(1, ge=1, le=64, description="Processes, one per GPU where there are GPUs.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs if the worker has them.")
+    model: APTConfig = Field(default_factory=APTConfig)
+    training: TrainingOptions = Field(default_factory=TrainingOptions)
+    monitor: MonitorOptions = Field(default_factory=MonitorOptions)
+
+
+class GenerateSpec(JobSpec):
+    """A generation job: one or many texts continued by one model."""
+
+    kind: Literal["generate"]
+    texts: list[Text] = Field(min_length=1, max_length=64, description="Prompts, in any language.")
+    max_length: int = Field(100, ge=1, le=MAX_NEW_TOKENS, description="Most tokens to add to each text.")
+    model: Name | None = Field(None, description="Id of `GET /api/models`; default: the newest checkpoint.")
+    temperature: float = Field(0.0, ge=0.0, le=10.0, description="0: greedy, the likeliest token each time.")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Nucleus sampling: least set of tokens with this mass.")
+    seed: int | None = Field(None, ge=0, le=2**63 - 1, description="Same seed, same text.")
+    stop: list[Annotated[str, StringConstraints(min_length=1, max_length=100)]] = Field(
+        default_factory=list, max_length=8, description="Generation ends before the first of these."
+    )
+
+
+AnyJobSpec = Annotated[TrainSpec | GenerateSpec, Field(discriminator="kind")]
+
+
+def queue_of(spec: TrainSpec | GenerateSpec) -> str:
+    """The queue that the job waits in."""
+    return spec.queue or spec.kind
+
+
+JOB_ID_PATTERN = re.compile(r"^job_[0-9a-z]{20}$")
+CHECKPOINT_ID_PATTERN = re.compile(r"^ckpt_[0-9a-z]{20}$")

@@ -1,0 +1,1 @@
+"""What runs inside torchrun: model, data, loop, checkpoints and the gradient monitor."""

@@ -1,0 +1,1 @@
+"""The long-running worker processes and the embedded stack."""
