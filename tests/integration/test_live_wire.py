@@ -142,7 +142,7 @@ def test_every_loss_of_the_connection_is_announced(valkey: Valkey, fault: str) -
                 valkey.send(signal.SIGCONT)
             else:
                 client = redis.Redis.from_url(valkey.url)
-                client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+                client.client_kill_filter(_type="pubsub")
                 client.close()
             assert await next_message(inbox) == ("job_a", None)
             async with asyncio.timeout(DEADLINE_S):

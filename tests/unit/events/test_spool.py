@@ -1,0 +1,108 @@
+"""The spool: what was appended is read, in order, across torn writes, restarts and full disks."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from apt_jobs.errors import InvalidInput
+from apt_jobs.events import spool
+from apt_jobs.events.kinds import LineLogged
+from apt_jobs.events.spool import SpoolReader, SpoolWriter
+
+
+def line(number: int) -> LineLogged:
+    return LineLogged("info", "rank 0", f"line {number}")
+
+
+def messages(reader: SpoolReader) -> list[str]:
+    return [event.message for _, event in reader.read() if isinstance(event, LineLogged)]
+
+
+def test_events_are_read_once_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "run" / "rank-0.spool"
+    reader = SpoolReader(path)
+    assert messages(reader) == []
+    with SpoolWriter(path) as writer:
+        writer.append(line(1))
+        writer.append(line(2))
+        assert messages(reader) == ["line 1", "line 2"]
+        writer.append(line(3))
+    assert messages(reader) == ["line 3"]
+    assert messages(reader) == []
+
+
+def test_reading_goes_on_where_another_reader_stopped(tmp_path: Path) -> None:
+    path = tmp_path / "rank-0.spool"
+    with SpoolWriter(path) as writer:
+        for number in range(3):
+            writer.append(line(number))
+    first = SpoolReader(path)
+    next(first.read())
+    assert messages(SpoolReader(path, first.offset)) == ["line 1", "line 2"]
+
+
+def test_half_a_line_waits_for_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "rank-0.spool"
+    with SpoolWriter(path) as writer:
+        writer.append(line(1))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:20])
+    reader = SpoolReader(path)
+    assert messages(reader) == []
+    path.write_bytes(whole)
+    assert messages(reader) == ["line 1"]
+
+
+def test_a_bad_line_is_named_once_and_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "rank-0.spool"
+    with SpoolWriter(path) as writer:
+        writer.append(line(1))
+        os.write(writer._fd, b"rubbish\n\n")
+        writer.append(line(2))
+    reader = SpoolReader(path)
+    with pytest.raises(InvalidInput, match="rubbish"):
+        list(reader.read())
+    assert messages(reader) == ["line 2"]
+
+
+def test_a_full_disk_drops_and_counts_but_never_raises(tmp_path: Path) -> None:
+    writer = SpoolWriter(tmp_path / "rank-0.spool")
+    full = os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, writer._fd)
+    os.close(full)
+    writer.append(line(1))
+    assert writer.num_dropped == 1
+    writer.close()
+
+
+def test_a_line_cut_by_the_disk_does_not_spoil_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rank-0.spool"
+    writer = SpoolWriter(path)
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:10] if len(data) > 10 else data))
+    writer.append(line(1))
+    monkeypatch.undo()
+    writer.append(line(2))
+    writer.close()
+    assert writer.num_dropped == 1
+    reader = SpoolReader(path)
+    with pytest.raises(InvalidInput):
+        list(reader.read())
+    assert messages(reader) == ["line 2"]
+
+
+def test_a_long_spool_is_read_in_bounded_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rank-0.spool"
+    with SpoolWriter(path) as writer:
+        for number in range(50):
+            writer.append(line(number))
+    monkeypatch.setattr(spool, "READ_CHUNK_BYTES", 100)
+    monkeypatch.setattr(spool, "MAX_EVENT_BYTES", 300)
+    reader = SpoolReader(path)
+    assert 1 <= len(messages(reader)) < 50
+    read = 0
+    while more := messages(reader):
+        read += len(more)
+    assert read < 50
+    assert reader.offset == path.stat().st_size

@@ -1,0 +1,102 @@
+"""The job spec: what is accepted, and which faults are named, all at once."""
+
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from apt_jobs.jobs.spec import AnyJobSpec, APTConfig, GenerateSpec, MonitorOptions, TrainSpec, queue_of
+
+ADAPTER: TypeAdapter[TrainSpec | GenerateSpec] = TypeAdapter(AnyJobSpec)
+
+
+def faults_of(document: dict[str, Any]) -> set[str]:
+    with pytest.raises(ValidationError) as caught:
+        ADAPTER.validate_python(document)
+    return {".".join(map(str, fault["loc"])) for fault in caught.value.errors()}
+
+
+def test_a_training_job_needs_nothing_but_its_kind() -> None:
+    spec = ADAPTER.validate_json('{"kind": "train"}')
+    assert isinstance(spec, TrainSpec)
+    assert queue_of(spec) == "train"
+
+
+def test_the_queue_can_be_named() -> None:
+    assert queue_of(ADAPTER.validate_python({"kind": "generate", "texts": ["a"], "queue": "slow"})) == "slow"
+
+
+def test_a_spec_survives_a_round_trip_through_json() -> None:
+    spec = ADAPTER.validate_json('{"kind": "train", "labels": {"team": "日本"}, "training": {"learning_rate": 1}}')
+    assert ADAPTER.validate_json(spec.model_dump_json()) == spec
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    document = {
+        "kind": "train",
+        "surprise": 1,
+        "num_ranks": "2",
+        "model": {"d_model": 7},
+        "training": {"batch_size": 0, "learning_rate": float("nan")},
+    }
+    assert faults_of(document) == {
+        "train.surprise",
+        "train.num_ranks",
+        "train.model.d_model",
+        "train.training.batch_size",
+        "train.training.learning_rate",
+    }
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {},
+        {"kind": "destroy"},
+        {"kind": "train", "entry_point": "os:system"},
+        {"kind": "train", "dataset": "../../etc/passwd"},
+        {"kind": "train", "arguments": {"LD_PRELOAD=x": "a"}},
+        {"kind": "train", "arguments": {"a": ["list"]}},
+        {"kind": "train", "labels": {str(number): "x" for number in range(33)}},
+        {"kind": "train", "monitor": {"vanishing_below": 2000.0}},
+        {"kind": "train", "num_ranks": 65},
+        {"kind": "generate", "texts": []},
+        {"kind": "generate", "texts": ["x" * 32_769]},
+        {"kind": "generate", "texts": ["x"] * 65},
+        {"kind": "generate", "texts": ["a"], "stop": [""]},
+        {"kind": "generate", "texts": ["a"], "temperature": -0.1},
+    ],
+)
+def test_a_bad_document_is_refused(document: dict[str, Any]) -> None:
+    assert faults_of(document)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"d_model": 100, "num_attention_heads": 3}, "even multiple"),
+        ({"d_model": 12, "num_attention_heads": 4}, "even multiple"),
+        ({"num_attention_heads": 4, "num_key_value_heads": 3}, "must divide"),
+        ({"d_model": 16_384, "num_layers": 200, "d_ff": 131_072, "num_attention_heads": 128}, "parameters; at most"),
+    ],
+)
+def test_an_impossible_model_is_refused_with_its_numbers(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        APTConfig(**fields)
+
+
+def test_thresholds_must_be_ordered() -> None:
+    assert MonitorOptions().exploding_above == 1e3
+    with pytest.raises(ValidationError, match="must be less than"):
+        MonitorOptions(vanishing_below=1.0, exploding_above=1.0)
+
+
+def test_parameters_are_counted_by_hand() -> None:
+    config = APTConfig(d_model=8, num_layers=1, num_attention_heads=2, vocab_size=300, d_ff=16, tie_embeddings=False)
+    by_hand = 4 * 8 * 8 + 3 * 8 * 16 + 2 * 8 + 2 * 300 * 8 + 8
+    assert config.num_parameters == by_hand
+
+
+def test_the_mlp_is_eight_thirds_wide_in_steps_of_eight() -> None:
+    assert APTConfig(d_model=128).feed_forward_size == 344
+    assert APTConfig(d_ff=100).feed_forward_size == 100
