@@ -7,6 +7,7 @@ AptJobsError
 ├── NotFound                 no such job, checkpoint, model, data set or key
 ├── Conflict                 the thing exists, but its state forbids the request
 │   ├── TransitionRefused    the transition table does not allow this change of state
+│   ├── IdempotencyMismatch  an Idempotency-Key was used again with another body
 │   └── AlreadyRunning       a second `apt-jobs up` on one data directory, or a port in use
 ├── Denied                   no key, a wrong one, or a role that may not do this
 ├── Fenced                   this attempt no longer owns its job: stop, write nothing more
@@ -42,6 +43,10 @@ class Conflict(AptJobsError):
 
 class TransitionRefused(Conflict):
     """The transition table does not allow this change of state."""
+
+
+class IdempotencyMismatch(Conflict):
+    """An Idempotency-Key was used again with another body."""
 
 
 class AlreadyRunning(Conflict):

@@ -1,0 +1,160 @@
+"""Who may do what: API keys, one-time login tokens and browser sessions. Only hashes of secrets are stored.
+
+The secrets have 256 random bits, so a plain SHA-256 is enough: there is no dictionary to try.
+"""
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from apt_jobs.db.clock import now_plus
+from apt_jobs.db.models import ApiKey, BrowserSession, LoginToken
+from apt_jobs.errors import Denied, NotFound
+
+KEY_PREFIX = "apt_"
+
+
+class Role(StrEnum):
+    """What a principal may do; each may do what those before it may."""
+
+    VIEWER = "viewer"  # read
+    SUBMITTER = "submitter"  # and submit, cancel, generate
+    ADMIN = "admin"  # and delete, manage keys
+
+    def includes(self, other: "Role") -> bool:
+        """True if this role may do all that `other` may."""
+        order = list(Role)
+        return order.index(self) >= order.index(other)
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who makes a request."""
+
+    name: str
+    role: Role
+
+
+def create_key(session: Session, name: str, role: Role, expires_at: datetime | None = None) -> str:
+    """Make an API key `apt_<id>_<secret>` and return it: it can never be shown again."""
+    key_id, secret = secrets.token_hex(8), secrets.token_hex(32)
+    session.add(ApiKey(id=key_id, name=name, role=role, secret_sha256=_sha256(secret), expires_at=expires_at))
+    return f"{KEY_PREFIX}{key_id}_{secret}"
+
+
+def authenticate_key(session: Session, key: str) -> Principal:
+    """The owner of a key.
+
+    Raises:
+        Denied: the key is unknown, wrong, expired or revoked; the message does not say which.
+    """
+    key_id, _, secret = key.removeprefix(KEY_PREFIX).partition("_")
+    row = session.scalar(
+        select(ApiKey).where(
+            ApiKey.id == key_id,
+            ApiKey.revoked_at.is_(None),
+            ApiKey.expires_at.is_(None) | (ApiKey.expires_at > now_plus(0)),
+        )
+    )
+    expected = row.secret_sha256 if row is not None else _sha256("")
+    right = hmac.compare_digest(expected, _sha256(secret))
+    if row is None or not right or not key.startswith(KEY_PREFIX):
+        raise Denied("this API key is not valid")
+    return Principal(row.name, Role(row.role))
+
+
+def list_keys(session: Session) -> list[ApiKey]:
+    """All keys, oldest first, revoked ones included."""
+    return list(session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id)))
+
+
+def revoke_key(session: Session, key_id: str) -> None:
+    """End a key at once. Idempotent.
+
+    Raises:
+        NotFound: there is no such key.
+    """
+    row = session.get(ApiKey, key_id)
+    if row is None:
+        raise NotFound(f"no API key {key_id!r}")
+    session.execute(
+        update(ApiKey)
+        .where(ApiKey.id == key_id, ApiKey.revoked_at.is_(None))
+        .values(revoked_at=now_plus(0))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def create_login_token(session: Session, role: Role, lifetime_s: float) -> str:
+    """A token that opens one browser session, once, within `lifetime_s` seconds."""
+    token = secrets.token_urlsafe(32)
+    session.execute(
+        delete(LoginToken).where(LoginToken.expires_at < now_plus(0)).execution_options(synchronize_session=False)
+    )
+    session.add(LoginToken(token_sha256=_sha256(token), role=role, expires_at=now_plus(lifetime_s)))
+    return token
+
+
+def redeem_login_token(session: Session, token: str, session_hours: float) -> str:
+    """Use up a login token and return the secret of a new browser session.
+
+    Raises:
+        Denied: the token is unknown, expired or was used.
+    """
+    role = session.execute(
+        update(LoginToken)
+        .where(
+            LoginToken.token_sha256 == _sha256(token),
+            LoginToken.used_at.is_(None),
+            LoginToken.expires_at > now_plus(0),
+        )
+        .values(used_at=now_plus(0))
+        .returning(LoginToken.role)
+        .execution_options(synchronize_session=False)
+    ).scalar()
+    if role is None:
+        raise Denied("this login link is not valid any more; `apt-jobs login-link` prints a new one")
+    session.execute(
+        delete(BrowserSession)
+        .where(BrowserSession.expires_at < now_plus(0))
+        .execution_options(synchronize_session=False)
+    )
+    secret = secrets.token_urlsafe(32)
+    expires_at = now_plus(session_hours * 3600)
+    session.add(BrowserSession(token_sha256=_sha256(secret), role=role, expires_at=expires_at))
+    return secret
+
+
+def authenticate_session(session: Session, secret: str) -> Principal:
+    """The owner of a browser session.
+
+    Raises:
+        Denied: the session is unknown or over.
+    """
+    role = session.scalar(
+        select(BrowserSession.role).where(
+            BrowserSession.token_sha256 == _sha256(secret), BrowserSession.expires_at > now_plus(0)
+        )
+    )
+    if role is None:
+        raise Denied("this browser session is over; `apt-jobs login-link` prints a new link")
+    return Principal("browser", Role(role))
+
+
+def end_session(session: Session, secret: str) -> None:
+    """Log a browser out. Idempotent."""
+    session.execute(
+        delete(BrowserSession)
+        .where(BrowserSession.token_sha256 == _sha256(secret))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _sha256(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()

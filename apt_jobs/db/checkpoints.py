@@ -1,0 +1,61 @@
+"""The registry of checkpoints. A row is the commit point: a folder without one does not count."""
+
+from sqlalchemy import delete, select
+from sqlalchemy.orm import Session
+
+from apt_jobs.db.models import Checkpoint
+from apt_jobs.errors import NotFound
+
+
+def list_checkpoints(
+    session: Session, *, job_id: str | None = None, after: str | None = None, limit: int = 100
+) -> tuple[list[Checkpoint], bool]:
+    """Newest first; `after` is the last id seen. Returns the page and whether there is more."""
+    query = select(Checkpoint).order_by(Checkpoint.id.desc()).limit(limit + 1)
+    if job_id is not None:
+        query = query.where(Checkpoint.job_id == job_id)
+    if after is not None:
+        query = query.where(Checkpoint.id < after)
+    rows = list(session.scalars(query))
+    return rows[:limit], len(rows) > limit
+
+
+def get_checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
+    """One row.
+
+    Raises:
+        NotFound: there is no such checkpoint.
+    """
+    checkpoint = session.get(Checkpoint, checkpoint_id, populate_existing=True)
+    if checkpoint is None:
+        raise NotFound(f"no checkpoint {checkpoint_id!r}")
+    return checkpoint
+
+
+def newest_checkpoint(session: Session) -> Checkpoint | None:
+    """The checkpoint that was registered last, of any job."""
+    return session.scalar(select(Checkpoint).order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc()).limit(1))
+
+
+def newest_of_job(session: Session, job_id: str) -> Checkpoint | None:
+    """The checkpoint to resume a job from: its furthest step."""
+    query = select(Checkpoint).where(Checkpoint.job_id == job_id)
+    return session.scalar(query.order_by(Checkpoint.step.desc(), Checkpoint.attempt.desc()).limit(1))
+
+
+def best_of_job(session: Session, job_id: str) -> Checkpoint | None:
+    """The checkpoint with the lowest validation loss."""
+    return session.scalar(select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.is_best).limit(1))
+
+
+def delete_checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
+    """Remove the row and return it; its folder is the caller's to remove afterwards.
+
+    Raises:
+        NotFound: there is no such checkpoint.
+    """
+    checkpoint = get_checkpoint(session, checkpoint_id)
+    session.execute(
+        delete(Checkpoint).where(Checkpoint.id == checkpoint_id).execution_options(synchronize_session=False)
+    )
+    return checkpoint

@@ -1,0 +1,189 @@
+"""The event log of a job: appended by the attempt that owns it, read by everyone after a `seq`.
+
+Appending is one transaction: fence, `seq`, events, and the rows that events imply (progress, checkpoints, attempts).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import delete, insert, select, update
+from sqlalchemy.orm import Session
+
+from apt_jobs.db.jobs import fence
+from apt_jobs.db.models import Attempt, Checkpoint, EventRow, Job
+from apt_jobs.errors import NotFound
+from apt_jobs.events.codec import encode_payload, finite_or_name
+from apt_jobs.events.kinds import (
+    CheckpointRemoved,
+    CheckpointSaved,
+    Event,
+    StepTrained,
+    StoredEvent,
+    TrainingStarted,
+    Validated,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Appended:
+    """What `append_events` did. `stored` is contiguous in `seq`."""
+
+    stored: list[StoredEvent]
+    cancel_requested: bool
+
+
+def append_events(
+    session: Session, job_id: str, attempt: int, events: Sequence[tuple[datetime, Event]], lease_s: float
+) -> Appended:
+    """Store a batch for an attempt and extend its lease.
+
+    Raises:
+        Fenced: the attempt no longer owns the job; nothing was stored.
+    """
+    job = fence(session, job_id, attempt, lease_s)
+    cancel_requested = job.cancel_requested_at is not None
+    if not events:
+        return Appended([], cancel_requested)
+    stored = [
+        StoredEvent(job_id, job.last_seq + number, attempt, at, event)
+        for number, (at, event) in enumerate(events, start=1)
+    ]
+    _insert(session, stored)
+    _apply(session, job, [event for _, event in events])
+    return Appended(stored, cancel_requested)
+
+
+def append_service_event(session: Session, job_id: str, event: Event) -> StoredEvent:
+    """Store an event that the service itself made, whoever owns the job.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    row = session.execute(
+        update(Job)
+        .where(Job.id == job_id)
+        .values(last_seq=Job.last_seq + 1)
+        .returning(Job.last_seq, Job.attempt)
+        .execution_options(synchronize_session=False)
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"no job {job_id!r}")
+    stored = StoredEvent(job_id, row.last_seq, row.attempt, datetime.now(UTC), event)
+    _insert(session, [stored])
+    return stored
+
+
+def events_after(session: Session, job_id: str, after: int, limit: int, kinds: Sequence[str] = ()) -> list[EventRow]:
+    """At most `limit` events with `seq > after`, in order."""
+    query = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > after)
+    if kinds:
+        query = query.where(EventRow.kind.in_(kinds))
+    return list(session.scalars(query.order_by(EventRow.seq).limit(limit)))
+
+
+def last_events(session: Session, job_id: str, limit: int, kinds: Sequence[str]) -> list[EventRow]:
+    """The newest `limit` events of these kinds, in order."""
+    query = select(EventRow).where(EventRow.job_id == job_id, EventRow.kind.in_(kinds))
+    return list(session.scalars(query.order_by(EventRow.seq.desc()).limit(limit)))[::-1]
+
+
+def head_seqs(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
+    """The last `seq` of each of these jobs that exists."""
+    rows = session.execute(select(Job.id, Job.last_seq).where(Job.id.in_(job_ids)))
+    return {row.id: row.last_seq for row in rows}
+
+
+def _insert(session: Session, stored: Sequence[StoredEvent]) -> None:
+    session.execute(
+        insert(EventRow),
+        [
+            {
+                "job_id": event.job_id,
+                "seq": event.seq,
+                "attempt": event.attempt,
+                "kind": event.event.kind,
+                "step": getattr(event.event, "step", None),
+                "at": event.at,
+                "payload": encode_payload(event.event),
+            }
+            for event in stored
+        ],
+    )
+
+
+def _apply(session: Session, job: Job, events: Sequence[Event]) -> None:
+    """Bring the job's row, its attempt and its checkpoints up to date with a batch that was just stored."""
+    values: dict[str, Any] = {"last_seq": job.last_seq + len(events)}
+    of_attempt: dict[str, Any] = {}
+    progress = dict(job.progress or {})
+    for event in events:
+        match event:
+            case TrainingStarted():
+                values |= {"step": event.resumed_from_step, "num_steps": event.num_steps}
+                of_attempt["resumed_from_step"] = event.resumed_from_step
+                progress |= {"num_parameters": event.num_parameters, "steps_per_epoch": event.steps_per_epoch}
+            case StepTrained():
+                values["step"] = of_attempt["last_step"] = event.step
+                progress |= _progress_of(event, values.get("num_steps", job.num_steps))
+            case Validated():
+                progress["val_loss"] = finite_or_name(event.val_loss)
+                if event.is_best:
+                    progress["best_val_loss"] = finite_or_name(event.val_loss)
+            case CheckpointSaved():
+                values["num_fruitless_attempts"] = 0
+                _insert_checkpoint(session, job, event)
+            case CheckpointRemoved():
+                session.execute(
+                    delete(Checkpoint)
+                    .where(Checkpoint.id == event.checkpoint_id, Checkpoint.job_id == job.id)
+                    .execution_options(synchronize_session=False)
+                )
+    values["progress"] = progress or None
+    session.execute(update(Job).where(Job.id == job.id).values(**values).execution_options(synchronize_session=False))
+    if of_attempt:
+        session.execute(
+            update(Attempt)
+            .where(Attempt.job_id == job.id, Attempt.attempt == job.attempt)
+            .values(**of_attempt)
+            .execution_options(synchronize_session=False)
+        )
+
+
+def _progress_of(event: StepTrained, num_steps: int | None) -> dict[str, Any]:
+    eta_s = None if num_steps is None else max(num_steps - event.step, 0) * event.step_time_ms / 1000.0
+    return {
+        "step": event.step,
+        "epoch": event.epoch,
+        "train_loss": finite_or_name(event.train_loss),
+        "learning_rate": finite_or_name(event.learning_rate),
+        "grad_norm": finite_or_name(event.grad_norm),
+        "tokens_per_s": finite_or_name(event.tokens_per_s),
+        "eta_s": None if eta_s is None else finite_or_name(eta_s),
+    }
+
+
+def _insert_checkpoint(session: Session, job: Job, event: CheckpointSaved) -> None:
+    if event.is_best:
+        session.execute(
+            update(Checkpoint)
+            .where(Checkpoint.job_id == job.id)
+            .values(is_best=False)
+            .execution_options(synchronize_session=False)
+        )
+    session.add(
+        Checkpoint(
+            id=event.checkpoint_id,
+            job_id=job.id,
+            attempt=job.attempt,
+            filename=event.filename,
+            step=event.step,
+            epoch=event.epoch,
+            val_loss=event.val_loss,
+            train_loss=event.train_loss,
+            size_bytes=event.size_bytes,
+            is_best=event.is_best,
+        )
+    )
+    session.flush()

@@ -1,0 +1,404 @@
+"""The life cycle of a job as compare-and-set on its row: insert, claim, heartbeat, cancel, finish, reap, dispatch.
+
+Whoever owns an attempt proves it with every write: `_fence` updates the row only while the attempt is current and its
+lease runs, by the database's clock. A state and its `state` event change in one transaction.
+"""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from sqlalchemy import and_, case, delete, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from apt_jobs.db.clock import now_plus
+from apt_jobs.db.models import Attempt, EventRow, Job
+from apt_jobs.errors import Conflict, Fenced, IdempotencyMismatch, NotFound, TransitionRefused, Unavailable
+from apt_jobs.events.codec import encode_payload
+from apt_jobs.events.kinds import StateChanged, StoredEvent
+from apt_jobs.jobs.ids import new_job_id
+from apt_jobs.jobs.spec import GenerateSpec, TrainSpec, queue_of
+from apt_jobs.jobs.states import OWNED_STATES, TERMINAL_STATES, JobState, require_transition, sources_of
+
+MAX_FRUITLESS_ATTEMPTS = 3  # in a row without a new checkpoint: the job is poison
+RETRY_PAUSE_S = 5.0  # before the second attempt; doubles
+RETRY_PAUSE_MAX_S = 300.0
+DISPATCH_PAUSE_S = 30.0  # before a hint is sent again; doubles
+DISPATCH_PAUSE_MAX_S = 600.0
+
+
+def insert_job(
+    session: Session,
+    spec: TrainSpec | GenerateSpec,
+    *,
+    idempotency_key: str | None = None,
+    request_sha256: str | None = None,
+    max_queued_jobs: int | None = None,
+) -> Job:
+    """Add a queued job and its first event; with a known key return the job that the key made.
+
+    Raises:
+        IdempotencyMismatch: the key was used with another body.
+        Unavailable: `max_queued_jobs` already wait.
+    """
+    if idempotency_key is not None and (known := _job_of_key(session, idempotency_key, request_sha256)):
+        return known
+    if max_queued_jobs is not None:
+        waiting = session.scalar(select(func.count()).select_from(Job).where(Job.state == JobState.QUEUED)) or 0
+        if waiting >= max_queued_jobs:
+            raise Unavailable(f"{waiting} jobs wait already; at most {max_queued_jobs}: try again later")
+    job = Job(
+        id=new_job_id(),
+        kind=spec.kind,
+        name=spec.name,
+        queue=queue_of(spec),
+        priority=spec.priority,
+        labels=dict(spec.labels),
+        spec=spec.model_dump(mode="json"),
+        state=JobState.QUEUED,
+        max_attempts=spec.max_attempts,
+        idempotency_key=idempotency_key,
+        request_sha256=request_sha256,
+    )
+    try:
+        with session.begin_nested():
+            session.add(job)
+    except IntegrityError:
+        known = _job_of_key(session, idempotency_key, request_sha256) if idempotency_key else None
+        if known is None:
+            raise
+        return known
+    session.refresh(job)
+    _record_state(session, job, None, None)
+    return job
+
+
+def get_job(session: Session, job_id: str) -> Job:
+    """The row as it is now.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    job = session.get(Job, job_id, populate_existing=True)
+    if job is None:
+        raise NotFound(f"no job {job_id!r}")
+    return job
+
+
+def list_attempts(session: Session, job_id: str) -> list[Attempt]:
+    """All attempts of a job, first to last."""
+    return list(session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.attempt)))
+
+
+def list_jobs(
+    session: Session,
+    *,
+    states: Sequence[str] = (),
+    kinds: Sequence[str] = (),
+    queue: str | None = None,
+    label: tuple[str, str] | None = None,
+    text: str | None = None,
+    after: str | None = None,
+    limit: int = 50,
+) -> tuple[list[Job], bool]:
+    """Newest first; `after` is the last id seen. Returns the page and whether there is more."""
+    query = select(Job).order_by(Job.id.desc()).limit(limit + 1)
+    if states:
+        query = query.where(Job.state.in_(states))
+    if kinds:
+        query = query.where(Job.kind.in_(kinds))
+    if queue is not None:
+        query = query.where(Job.queue == queue)
+    if label is not None:
+        query = query.where(Job.labels[label[0]].as_string() == label[1])
+    if text:
+        query = query.where(or_(Job.name.icontains(text, autoescape=True), Job.id.icontains(text, autoescape=True)))
+    if after is not None:
+        query = query.where(Job.id < after)
+    rows = list(session.scalars(query))
+    return rows[:limit], len(rows) > limit
+
+
+def claim_next(session: Session, queue: str, worker: str, lease_s: float) -> Job | None:
+    """Claim the first waiting job of the queue: highest priority, then oldest. None: nothing is due."""
+    candidates = (
+        select(Job.id)
+        .where(Job.queue == queue, Job.state == JobState.QUEUED, Job.not_before_at <= now_plus(0))
+        .order_by(Job.priority.desc(), Job.created_at, Job.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    job_id = session.scalar(candidates)
+    return None if job_id is None else claim(session, job_id, worker, lease_s)
+
+
+def claim(session: Session, job_id: str, worker: str, lease_s: float) -> Job | None:
+    """Claim one job if it waits and is due. The returned row carries the new `attempt`, which is the fencing token."""
+    claimed = session.execute(
+        update(Job)
+        .where(Job.id == job_id, Job.state == JobState.QUEUED, Job.not_before_at <= now_plus(0))
+        .values(
+            state=JobState.RUNNING,
+            reason=None,
+            attempt=Job.attempt + 1,
+            lease_owner=worker,
+            lease_until=now_plus(lease_s),
+            claimed_at=now_plus(0),
+        )
+        .returning(Job.id)
+        .execution_options(synchronize_session=False)
+    ).scalar()
+    if claimed is None:
+        return None
+    job = get_job(session, job_id)
+    session.add(Attempt(job_id=job_id, attempt=job.attempt, worker=worker))
+    _record_state(session, job, JobState.QUEUED, f"attempt {job.attempt} on {worker}")
+    return job
+
+
+def heartbeat(session: Session, job_id: str, attempt: int, lease_s: float) -> bool:
+    """Extend the lease. True: someone asked to cancel the job.
+
+    Raises:
+        Fenced: the attempt no longer owns the job.
+    """
+    return _fence(session, job_id, attempt, lease_until=now_plus(lease_s)).cancel_requested_at is not None
+
+
+def request_cancel(session: Session, job_id: str, reason: str = "cancelled by a user") -> tuple[Job, list[StoredEvent]]:
+    """Cancel at once what no attempt owns; flag what one does. Idempotent.
+
+    Raises:
+        NotFound: there is no such job.
+        Conflict: it has already ended otherwise.
+    """
+    job = _locked(session, job_id)
+    if job.state == JobState.CANCELLED:
+        return job, []
+    if job.state in TERMINAL_STATES:
+        raise Conflict(f"job {job_id} is {job.state} already and cannot be cancelled")
+    if job.state in OWNED_STATES:
+        if job.cancel_requested_at is None:
+            _set(session, job_id, cancel_requested_at=now_plus(0), reason=reason)
+        return get_job(session, job_id), []
+    return _leave(session, job, JobState.CANCELLED, reason, cancel_requested_at=now_plus(0))
+
+
+def finish(
+    session: Session,
+    job_id: str,
+    attempt: int,
+    outcome: JobState,
+    *,
+    reason: str | None = None,
+    error: dict[str, Any] | None = None,
+    result: dict[str, Any] | None = None,
+    retry_in_s: float = 0.0,
+) -> list[StoredEvent]:
+    """End an attempt: the job becomes `outcome`. QUEUED hands it back, to be claimed after `retry_in_s` seconds.
+
+    Raises:
+        Fenced: the attempt no longer owns the job; nothing was changed.
+        TransitionRefused: the table does not allow it.
+    """
+    job = _fence(session, job_id, attempt)
+    values: dict[str, Any] = {"error": error, "result": result}
+    if outcome is JobState.QUEUED:
+        values = {"not_before_at": now_plus(retry_in_s), "dispatched_at": None, "num_dispatches": 0, "error": error}
+    return _leave(session, job, outcome, reason, **values)[1]
+
+
+def reap_expired(session: Session, grace_s: float) -> list[StoredEvent]:
+    """End the attempts whose lease ran out more than `grace_s` seconds ago. Any process may call it at any time."""
+    lost = session.scalars(
+        select(Job)
+        .where(Job.state.in_(OWNED_STATES), Job.lease_until < now_plus(-grace_s))
+        .order_by(Job.id)
+        .limit(100)
+        .with_for_update(skip_locked=True)
+        .execution_options(populate_existing=True)
+    ).all()
+    return [event for job in lost for event in _reap(session, job)]
+
+
+def jobs_to_dispatch(session: Session, limit: int = 100) -> list[tuple[str, str]]:
+    """`(job_id, queue)` of waiting jobs whose hint was never sent, or so long ago that it must be lost."""
+    oldest_allowed = case(
+        *[
+            (Job.num_dispatches == sent, now_plus(-min(DISPATCH_PAUSE_S * 2 ** (sent - 1), DISPATCH_PAUSE_MAX_S)))
+            for sent in range(1, 6)
+        ],
+        else_=now_plus(-DISPATCH_PAUSE_MAX_S),
+    )
+    due = (
+        select(Job.id, Job.queue)
+        .where(Job.state == JobState.QUEUED, Job.not_before_at <= now_plus(0))
+        .where(or_(Job.dispatched_at.is_(None), Job.dispatched_at < oldest_allowed))
+        .order_by(Job.priority.desc(), Job.created_at, Job.id)
+        .limit(limit)
+    )
+    return [(job_id, queue) for job_id, queue in session.execute(due)]
+
+
+def mark_dispatched(session: Session, job_ids: Sequence[str]) -> None:
+    """Note that hints for these jobs were sent now."""
+    session.execute(
+        update(Job)
+        .where(Job.id.in_(job_ids))
+        .values(dispatched_at=now_plus(0), num_dispatches=Job.num_dispatches + 1)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def queue_position(session: Session, job: Job) -> int | None:
+    """1: the next one of its queue. None: it does not wait."""
+    if job.state != JobState.QUEUED:
+        return None
+    ahead = or_(
+        Job.priority > job.priority,
+        and_(Job.priority == job.priority, Job.created_at < job.created_at),
+        and_(Job.priority == job.priority, Job.created_at == job.created_at, Job.id < job.id),
+    )
+    waiting = select(func.count()).select_from(Job).where(Job.queue == job.queue, Job.state == JobState.QUEUED, ahead)
+    return 1 + (session.scalar(waiting) or 0)
+
+
+def count_by_state(session: Session) -> dict[str, int]:
+    """Jobs in each state, zeros included."""
+    counts = dict.fromkeys((state.value for state in JobState), 0)
+    counts.update(
+        (state, count) for state, count in session.execute(select(Job.state, func.count()).group_by(Job.state))
+    )
+    return counts
+
+
+def queue_depths(session: Session) -> dict[str, dict[str, int]]:
+    """Per queue: `queued` and `running` jobs."""
+    running = case((Job.state.in_(OWNED_STATES), 1), else_=0)
+    queued = case((Job.state == JobState.QUEUED, 1), else_=0)
+    rows = session.execute(
+        select(Job.queue, func.sum(queued), func.sum(running)).group_by(Job.queue).order_by(Job.queue)
+    )
+    return {queue: {"queued": int(waiting), "running": int(owned)} for queue, waiting, owned in rows}
+
+
+def delete_job(session: Session, job_id: str) -> None:
+    """Remove an ended job with its events, attempts and checkpoint rows. Its files are the caller's.
+
+    Raises:
+        NotFound: there is no such job.
+        Conflict: it has not ended.
+    """
+    job = _locked(session, job_id)
+    if job.state not in TERMINAL_STATES:
+        raise Conflict(f"job {job_id} is {job.state}; cancel it first, then delete it")
+    session.execute(delete(Job).where(Job.id == job_id).execution_options(synchronize_session=False))
+
+
+def fence(session: Session, job_id: str, attempt: int, lease_s: float) -> Job:
+    """The first statement of every transaction of an attempt: extend the lease and lock the row.
+
+    Raises:
+        Fenced: the attempt no longer owns the job; roll back, write nothing.
+    """
+    return _fence(session, job_id, attempt, lease_until=now_plus(lease_s))
+
+
+def _fence(session: Session, job_id: str, attempt: int, **values: Any) -> Job:
+    owned = session.execute(
+        update(Job)
+        .where(Job.id == job_id, Job.attempt == attempt, Job.state.in_(OWNED_STATES), Job.lease_until > now_plus(0))
+        .values(**(values or {"lease_until": Job.lease_until}))
+        .returning(Job.id)
+        .execution_options(synchronize_session=False)
+    ).scalar()
+    if owned is None:
+        raise Fenced(f"attempt {attempt} no longer owns job {job_id}")
+    return get_job(session, job_id)
+
+
+def _leave(
+    session: Session, job: Job, target: JobState, reason: str | None, **values: Any
+) -> tuple[Job, list[StoredEvent]]:
+    """Move a locked row to `target` and record it. Ends the attempt if there is one."""
+    previous = JobState(job.state)
+    require_transition(previous, target)
+    if target in TERMINAL_STATES:
+        values["finished_at"] = now_plus(0)
+    changed = session.execute(
+        update(Job)
+        .where(Job.id == job.id, Job.attempt == job.attempt, Job.state.in_(sources_of(target)))
+        .values(state=target, reason=reason, lease_owner=None, lease_until=None, **values)
+        .returning(Job.id)
+        .execution_options(synchronize_session=False)
+    ).scalar()
+    if changed is None:
+        raise TransitionRefused(f"job {job.id} changed meanwhile; it could not become {target}")
+    if previous in OWNED_STATES:
+        session.execute(
+            update(Attempt)
+            .where(Attempt.job_id == job.id, Attempt.attempt == job.attempt)
+            .values(ended_at=now_plus(0), outcome=target, reason=reason)
+            .execution_options(synchronize_session=False)
+        )
+    after = get_job(session, job.id)
+    return after, [_record_state(session, after, previous, reason)]
+
+
+def _reap(session: Session, job: Job) -> list[StoredEvent]:
+    lost = f"worker {job.lease_owner} was lost"
+    if job.cancel_requested_at is not None:
+        return _leave(session, job, JobState.CANCELLED, job.reason)[1]
+    fruitless = job.num_fruitless_attempts + 1
+    values: dict[str, Any] = {"num_fruitless_attempts": fruitless}
+    if job.attempt >= job.max_attempts or fruitless >= MAX_FRUITLESS_ATTEMPTS:
+        why = f"{lost}; given up after attempt {job.attempt}, {fruitless} in a row without a new checkpoint"
+        return _leave(session, job, JobState.DEAD, why, error={"message": why}, **values)[1]
+    pause_s = retry_pause_s(fruitless)
+    values |= {"not_before_at": now_plus(pause_s), "dispatched_at": None, "num_dispatches": 0}
+    return _leave(session, job, JobState.QUEUED, f"{lost}; trying again in {pause_s:.0f} s", **values)[1]
+
+
+def retry_pause_s(num_fruitless_attempts: int) -> float:
+    """Seconds to wait before the next attempt."""
+    return min(RETRY_PAUSE_S * 2.0 ** max(num_fruitless_attempts - 1, 0), RETRY_PAUSE_MAX_S)
+
+
+def _record_state(session: Session, job: Job, previous: JobState | None, reason: str | None) -> StoredEvent:
+    seq = session.execute(
+        update(Job)
+        .where(Job.id == job.id)
+        .values(last_seq=Job.last_seq + 1)
+        .returning(Job.last_seq)
+        .execution_options(synchronize_session=False)
+    ).scalar_one()
+    event = StateChanged(job.state, previous, reason)
+    at = datetime.now(UTC)
+    session.execute(
+        insert(EventRow).values(
+            job_id=job.id, seq=seq, attempt=job.attempt, kind=event.kind, at=at, payload=encode_payload(event)
+        )
+    )
+    session.expire(job, ["last_seq"])
+    session.refresh(job, ["last_seq"])
+    return StoredEvent(job.id, seq, job.attempt, at, event)
+
+
+def _locked(session: Session, job_id: str) -> Job:
+    query = select(Job).where(Job.id == job_id).with_for_update()
+    job = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
+    if job is None:
+        raise NotFound(f"no job {job_id!r}")
+    return job
+
+
+def _set(session: Session, job_id: str, **values: Any) -> None:
+    session.execute(update(Job).where(Job.id == job_id).values(**values).execution_options(synchronize_session=False))
+
+
+def _job_of_key(session: Session, key: str, request_sha256: str | None) -> Job | None:
+    job = session.scalar(select(Job).where(Job.idempotency_key == key))
+    if job is not None and job.request_sha256 != request_sha256:
+        raise IdempotencyMismatch(f"Idempotency-Key {key!r} was used with another body, for job {job.id}")
+    return job

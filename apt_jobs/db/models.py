@@ -1,0 +1,173 @@
+"""The tables. A row of `jobs` is the truth about its job; all else in the service is a hint, a copy or a history."""
+
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, MetaData, String
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from apt_jobs.db.clock import UtcDateTime, now_plus
+from apt_jobs.jobs.states import JobState
+
+NAMING_CONVENTION = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+ROLES = ("viewer", "submitter", "admin")
+JSON_VALUE = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> str:
+    return f"{column} IN ({', '.join(repr(value) for value in values)})"
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
+    type_annotation_map = {datetime: UtcDateTime(), dict[str, Any]: JSON_VALUE, dict[str, str]: JSON_VALUE}
+
+
+class Job(Base):
+    __tablename__ = "jobs"
+    __table_args__ = (
+        CheckConstraint(_one_of("state", tuple(state.value for state in JobState)), name="state"),
+        CheckConstraint("(state IN ('running', 'pausing')) = (lease_until IS NOT NULL)", name="lease"),
+        CheckConstraint("attempt >= 0 AND last_seq >= 0", name="counts"),
+        Index("ix_jobs_waiting", "queue", "state", "priority", "created_at"),
+        Index("ix_jobs_state", "state"),
+    )
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(20))
+    name: Mapped[str | None] = mapped_column(String(200))
+    queue: Mapped[str] = mapped_column(String(100))
+    priority: Mapped[int] = mapped_column(default=0)
+    labels: Mapped[dict[str, str]]
+    spec: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(String(20))
+    reason: Mapped[str | None]
+    attempt: Mapped[int] = mapped_column(default=0)  # the fencing token
+    max_attempts: Mapped[int]
+    num_fruitless_attempts: Mapped[int] = mapped_column(default=0)  # in a row, without a new checkpoint
+    created_at: Mapped[datetime] = mapped_column(default=now_plus(0))
+    not_before_at: Mapped[datetime] = mapped_column(default=now_plus(0))
+    claimed_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+    dispatched_at: Mapped[datetime | None]
+    num_dispatches: Mapped[int] = mapped_column(default=0)
+    lease_owner: Mapped[str | None] = mapped_column(String(200))
+    lease_until: Mapped[datetime | None]
+    cancel_requested_at: Mapped[datetime | None]
+    last_seq: Mapped[int] = mapped_column(BigInteger, default=0)
+    step: Mapped[int | None] = mapped_column(BigInteger)
+    num_steps: Mapped[int | None] = mapped_column(BigInteger)
+    progress: Mapped[dict[str, Any] | None] = mapped_column(JSON_VALUE)
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON_VALUE)
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON_VALUE)
+    idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
+    request_sha256: Mapped[str | None] = mapped_column(String(64))
+
+
+class Attempt(Base):
+    __tablename__ = "attempts"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    worker: Mapped[str] = mapped_column(String(200))
+    started_at: Mapped[datetime] = mapped_column(default=now_plus(0))
+    ended_at: Mapped[datetime | None]
+    outcome: Mapped[str | None] = mapped_column(String(20))  # the state that the job left for
+    reason: Mapped[str | None]
+    resumed_from_step: Mapped[int | None] = mapped_column(BigInteger)
+    last_step: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class EventRow(Base):
+    __tablename__ = "events"
+    __table_args__ = (Index("ix_events_history", "job_id", "kind", "step"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    attempt: Mapped[int]
+    kind: Mapped[str] = mapped_column(String(40))
+    step: Mapped[int | None] = mapped_column(BigInteger)
+    at: Mapped[datetime]
+    payload: Mapped[bytes] = mapped_column(LargeBinary)  # JSON of `codec.encode_payload`
+
+
+class Checkpoint(Base):
+    __tablename__ = "checkpoints"
+    __table_args__ = (
+        Index("ix_checkpoints_job_id_step", "job_id", "step"),
+        Index("ix_checkpoints_created_at", "created_at"),
+    )
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    attempt: Mapped[int]
+    filename: Mapped[str] = mapped_column(String(300), unique=True)  # folder below the checkpoints directory
+    step: Mapped[int] = mapped_column(BigInteger)
+    epoch: Mapped[int]
+    val_loss: Mapped[float | None]
+    train_loss: Mapped[float | None]
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    is_best: Mapped[bool]
+    created_at: Mapped[datetime] = mapped_column(default=now_plus(0))
+
+
+class WorkerRow(Base):
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(String(200), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(20))
+    queues: Mapped[list[str]] = mapped_column(JSON_VALUE)
+    hostname: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int]
+    version: Mapped[str] = mapped_column(String(50))
+    gpus: Mapped[list[dict[str, Any]]] = mapped_column(JSON_VALUE)
+    started_at: Mapped[datetime] = mapped_column(default=now_plus(0))
+    heartbeat_at: Mapped[datetime] = mapped_column(default=now_plus(0))
+    current_job_id: Mapped[str | None] = mapped_column(String(40))
+
+
+class ApiKey(Base):
+    __tablename__ = "api_keys"
+    __table_args__ = (CheckConstraint(_one_of("role", ROLES), name="role"),)
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    role: Mapped[str] = mapped_column(String(20))
+    secret_sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(default=now_plus(0))
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class LoginToken(Base):
+    __tablename__ = "login_tokens"
+    __table_args__ = (CheckConstraint(_one_of("role", ROLES), name="role"),)
+
+    token_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    role: Mapped[str] = mapped_column(String(20))
+    expires_at: Mapped[datetime]
+    used_at: Mapped[datetime | None]
+
+
+class BrowserSession(Base):
+    __tablename__ = "browser_sessions"
+    __table_args__ = (CheckConstraint(_one_of("role", ROLES), name="role"),)
+
+    token_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    role: Mapped[str] = mapped_column(String(20))
+    created_at: Mapped[datetime] = mapped_column(default=now_plus(0))
+    expires_at: Mapped[datetime]
+
+
+class ServiceValue(Base):
+    __tablename__ = "service_values"
+
+    key: Mapped[str] = mapped_column(String(100), primary_key=True)
+    value: Mapped[str]
