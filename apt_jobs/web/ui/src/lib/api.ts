@@ -1,0 +1,105 @@
+// The one way to the REST API: JSON in and out, problem+json as an exception, 401 as a state of the whole page.
+import type { Json } from "./types.ts";
+
+const TIMEOUT_MS = 30_000;
+const GENERATE_TIMEOUT_MS = 650_000; // longer than the server's longest APT_JOBS_GENERATE_WAIT_S
+
+export interface FieldFault {
+  path: string; // "model.d_model"
+  message: string;
+}
+
+/** An RFC 9457 answer, or a failure to get any answer (status 0). */
+export class ApiProblem extends Error {
+  readonly status: number;
+  readonly title: string;
+  readonly faults: FieldFault[];
+
+  constructor(status: number, title: string, detail: string, faults: FieldFault[] = []) {
+    super(detail || title);
+    this.status = status;
+    this.title = title;
+    this.faults = faults;
+  }
+}
+
+let onLoginNeeded: () => void = () => undefined;
+
+/** Call `listener` whenever the server says that the browser has no session. */
+export function watchLogin(listener: () => void): void {
+  onLoginNeeded = listener;
+}
+
+export async function get<Answer>(path: string, signal?: AbortSignal): Promise<Answer> {
+  return request<Answer>("GET", path, undefined, {}, signal);
+}
+
+export async function post<Answer>(path: string, body: Json, headers: Record<string, string> = {}): Promise<Answer> {
+  return request<Answer>("POST", path, JSON.stringify(body), { "Content-Type": "application/json", ...headers });
+}
+
+export async function upload<Answer>(path: string, file: Blob): Promise<Answer> {
+  return request<Answer>("POST", path, file, { "Content-Type": "text/plain; charset=utf-8" }, undefined, null);
+}
+
+export async function remove(path: string): Promise<void> {
+  await request<unknown>("DELETE", path);
+}
+
+async function request<Answer>(
+  method: string,
+  path: string,
+  body?: BodyInit,
+  headers: Record<string, string> = {},
+  signal?: AbortSignal,
+  timeoutMs: number | null = path.includes("generate") ? GENERATE_TIMEOUT_MS : TIMEOUT_MS,
+): Promise<Answer> {
+  const limits = [signal, timeoutMs === null ? undefined : AbortSignal.timeout(timeoutMs)].filter((one) => one !== undefined);
+  let response: Response;
+  try {
+    response = await fetch(path, {
+      method,
+      body,
+      headers: { Accept: "application/json", ...headers },
+      credentials: "same-origin",
+      signal: limits.length ? AbortSignal.any(limits) : undefined,
+    });
+  } catch (error) {
+    if (signal?.aborted) throw error;
+    throw new ApiProblem(0, "No answer", `The service did not answer ${method} ${path}. Is it running?`);
+  }
+  const text = await response.text();
+  if (response.ok) return (text ? JSON.parse(text) : null) as Answer;
+  if (response.status === 401) onLoginNeeded();
+  throw problemOf(response.status, response.statusText, text);
+}
+
+interface Problem {
+  title?: string;
+  detail?: string;
+  errors?: { pointer?: string; loc?: (string | number)[]; field?: string; detail?: string; message?: string }[];
+}
+
+function problemOf(status: number, statusText: string, text: string): ApiProblem {
+  let problem: Problem = {};
+  try {
+    problem = JSON.parse(text) as Problem;
+  } catch {
+    // A proxy in between answered with something else: its status has to do.
+  }
+  const faults = (problem.errors ?? []).map((fault) => ({
+    path: pathOf(fault.pointer ?? fault.field ?? (fault.loc ?? []).join(".")),
+    message: fault.detail ?? fault.message ?? "",
+  }));
+  return new ApiProblem(status, problem.title ?? (statusText || `HTTP ${status}`), problem.detail ?? "", faults);
+}
+
+/** "#/model/d_model", "/model/d_model" and "train.model.d_model" all name model.d_model. */
+function pathOf(pointer: string): string {
+  const path = pointer.replace(/^#?\//, "").replaceAll("/", ".");
+  return path.replace(/^(body\.)?(train\.|generate\.)?/, "");
+}
+
+export function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}

@@ -1,0 +1,71 @@
+// Numbers, times and sizes as people read them. Non-finite numbers keep their name: a monitor must not hide them.
+import type { Float } from "../generated/events.ts";
+
+/** The number that a JSON float stands for. */
+export function toNumber(value: Float): number {
+  return typeof value === "number" ? value : Number(value);
+}
+
+export function formatNumber(value: Float | null | undefined, digits = 4): string {
+  if (value === null || value === undefined) return "–";
+  const number = toNumber(value);
+  if (Number.isNaN(number)) return "NaN";
+  if (!Number.isFinite(number)) return number > 0 ? "∞" : "−∞";
+  if (number === 0) return "0";
+  const size = Math.abs(number);
+  if (size >= 1e6 || size < 1e-3) return number.toExponential(Math.max(0, Math.min(2, digits - 1))).replace("e+", "e");
+  if (Number.isInteger(number)) return formatCount(number);
+  return size >= 1000 ? formatCount(Math.round(number)) : number.toPrecision(digits);
+}
+
+export function formatCount(value: number | null | undefined): string {
+  return value === null || value === undefined ? "–" : value.toLocaleString("en-US", { maximumFractionDigits: 0 });
+}
+
+/** 1,234,567 as "1.23 M". */
+export function formatLarge(value: number | null | undefined): string {
+  if (value === null || value === undefined || !Number.isFinite(value)) return "–";
+  for (const [size, unit] of [[1e12, "T"], [1e9, "B"], [1e6, "M"], [1e4, "k"]] as const) {
+    if (value >= size) return `${(value / (unit === "k" ? 1e3 : size)).toPrecision(3)} ${unit}`;
+  }
+  return formatCount(Math.round(value));
+}
+
+export function formatBytes(bytes: number): string {
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  let value = bytes;
+  let unit = 0;
+  while (value >= 1000 && unit < units.length - 1) {
+    value /= 1000;
+    unit += 1;
+  }
+  return `${unit === 0 ? value : value.toPrecision(3)} ${units[unit]}`;
+}
+
+export function formatDuration(seconds: number | null | undefined): string {
+  if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "–";
+  const whole = Math.max(0, Math.round(seconds));
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  if (whole < 86_400) return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
+  return `${Math.floor(whole / 86_400)} d ${Math.floor((whole % 86_400) / 3600)} h`;
+}
+
+/** "3 min ago", or the date when it is long ago. */
+export function formatAgo(at: string | null | undefined, now: number): string {
+  if (!at) return "–";
+  const seconds = (now - Date.parse(at)) / 1000;
+  if (seconds < 5) return "just now";
+  if (seconds < 60) return `${Math.floor(seconds)} s ago`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ago`;
+  if (seconds < 86_400) return `${Math.floor(seconds / 3600)} h ago`;
+  return new Date(at).toLocaleDateString(undefined, { year: "numeric", month: "short", day: "numeric" });
+}
+
+export function formatInstant(at: string | null | undefined): string {
+  return at ? new Date(at).toLocaleString() : "–";
+}
+
+export function formatClock(at: string): string {
+  return new Date(at).toLocaleTimeString([], { hour12: false });
+}

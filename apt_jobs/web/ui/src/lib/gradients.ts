@@ -1,0 +1,183 @@
+// Norms of all layers over steps, in bounded memory, with running statistics per layer.
+import type { Float } from "../generated/events.ts";
+import { toNumber } from "./format.ts";
+import { strideOver } from "./history.ts";
+
+const MAX_CELLS = 1_500_000;
+const MOST_ROWS = 2_000;
+const FEWEST_ROWS = 200;
+
+export interface LayerStatistics {
+  name: string;
+  last: number | null;
+  mean: number | null;
+  std: number | null;
+  min: number | null;
+  max: number | null;
+  anomalies: number;
+}
+
+/** `GET /api/jobs/{id}/gradients`, the payload of SPEC S1. */
+export interface GradientExport {
+  gradient_timeline: { step: number; timestamp: number; layers: Record<string, { norm: Float; is_anomaly: boolean }> }[];
+  layer_statistics: Record<
+    string,
+    { mean: Float; std: Float; min: Float; max: Float; total_steps: number; anomaly_count: number }
+  >;
+  anomaly_summary: Record<string, number>;
+  total_steps: number;
+}
+
+interface Running {
+  count: number; // finite norms only
+  mean: number;
+  squares: number; // sum of squared differences from the mean (Welford)
+  min: number;
+  max: number;
+  last: number | null;
+  anomalies: number;
+}
+
+export interface GradientRow {
+  step: number;
+  norms: Float64Array;
+  anomalous: Uint8Array;
+}
+
+export class GradientHistory {
+  names: string[] = [];
+  rows: GradientRow[] = [];
+  /** The newest step as it was, not merged with others. */
+  latest: GradientRow | null = null;
+  private running: Running[] = [];
+  private stride = 1;
+  private index = new Map<string, number>();
+
+  get lastStep(): number {
+    return this.latest?.step ?? -1;
+  }
+
+  get maxRows(): number {
+    return Math.max(FEWEST_ROWS, Math.min(MOST_ROWS, Math.floor(MAX_CELLS / Math.max(1, this.names.length))));
+  }
+
+  /** Layers of the attempt, in the order of every later `gradient` event. Other layers than before: start anew. */
+  setNames(names: readonly string[]): void {
+    if (names.length === this.names.length && names.every((name, index) => name === this.names[index])) return;
+    this.names = [...names];
+    this.index = new Map(this.names.map((name, index) => [name, index]));
+    this.rows = [];
+    this.latest = null;
+    this.stride = 1;
+    this.running = this.names.map(() => newRunning());
+  }
+
+  load(exported: GradientExport): void {
+    if (this.names.length === 0) this.setNames(namesIn(exported));
+    this.rows = exported.gradient_timeline.map((entry) => this.rowOf(entry));
+    this.latest = this.rows[this.rows.length - 1] ?? null;
+    const span = this.rows.length ? this.lastStep - this.rows[0].step : 0;
+    this.stride = this.rows.length < FEWEST_ROWS ? 1 : strideOver(span, this.rows.length);
+    this.running = this.names.map((name, index) => {
+      const statistics = exported.layer_statistics[name];
+      return statistics ? runningOf(statistics, this.latest?.norms[index] ?? null) : newRunning();
+    });
+  }
+
+  /** Append one step; a step that is already there is not added again. */
+  add(step: number, norms: readonly Float[], anomalous: readonly number[]): void {
+    if (step <= this.lastStep || norms.length !== this.names.length) return;
+    const row = { step, norms: Float64Array.from(norms, toNumber), anomalous: new Uint8Array(norms.length) };
+    for (const index of anomalous) row.anomalous[index] = 1;
+    for (let index = 0; index < norms.length; index += 1) {
+      if (!Number.isFinite(row.norms[index])) row.anomalous[index] = 1;
+      count(this.running[index], row.norms[index], row.anomalous[index] === 1);
+    }
+    this.latest = row;
+    this.place(row);
+    if (this.rows.length > this.maxRows) this.thin();
+  }
+
+  statistics(): LayerStatistics[] {
+    return this.names.map((name, index) => {
+      const { count, mean, squares, min, max, last, anomalies } = this.running[index];
+      if (count === 0) return { name, last, mean: null, std: null, min: null, max: null, anomalies };
+      return { name, last, mean, std: Math.sqrt(squares / count), min, max, anomalies };
+    });
+  }
+
+  private rowOf(entry: GradientExport["gradient_timeline"][number]): GradientRow {
+    const norms = new Float64Array(this.names.length).fill(Number.NaN);
+    const anomalous = new Uint8Array(this.names.length);
+    for (const [name, { norm, is_anomaly }] of Object.entries(entry.layers)) {
+      const index = this.index.get(name);
+      if (index === undefined) continue;
+      norms[index] = toNumber(norm);
+      anomalous[index] = is_anomaly || !Number.isFinite(norms[index]) ? 1 : 0;
+    }
+    return { step: entry.step, norms, anomalous };
+  }
+
+  /** Rows of one stride share a place; what was anomalous in any of them stays. */
+  private place(row: GradientRow): void {
+    const end = this.rows.length - 1;
+    const shares = end >= 0 && Math.floor(row.step / this.stride) === Math.floor(this.rows[end].step / this.stride);
+    if (shares) this.rows[end] = merged(this.rows[end], row);
+    else this.rows.push(row);
+  }
+
+  private thin(): void {
+    const rows = this.rows;
+    this.stride *= 2;
+    this.rows = [];
+    for (const row of rows) this.place(row);
+    if (this.rows.length > this.maxRows) this.thin();
+  }
+}
+
+function merged(left: GradientRow, right: GradientRow): GradientRow {
+  const row = { step: right.step, norms: right.norms.slice(), anomalous: right.anomalous.slice() };
+  for (let index = 0; index < row.norms.length; index += 1) {
+    const keepLeft = left.anomalous[index] === 1 && (right.anomalous[index] === 0 || !Number.isFinite(left.norms[index]));
+    if (!keepLeft) continue;
+    row.norms[index] = left.norms[index];
+    row.anomalous[index] = 1;
+  }
+  return row;
+}
+
+function namesIn(exported: GradientExport): string[] {
+  const names = new Set<string>();
+  for (const entry of exported.gradient_timeline) for (const name of Object.keys(entry.layers)) names.add(name);
+  return [...names];
+}
+
+function newRunning(): Running {
+  return { count: 0, mean: 0, squares: 0, min: Infinity, max: -Infinity, last: null, anomalies: 0 };
+}
+
+function runningOf(statistics: GradientExport["layer_statistics"][string], last: number | null): Running {
+  const [mean, std] = [toNumber(statistics.mean), toNumber(statistics.std)];
+  if (!Number.isFinite(mean)) return { ...newRunning(), last, anomalies: statistics.anomaly_count };
+  return {
+    count: statistics.total_steps,
+    mean,
+    squares: Number.isFinite(std) ? std * std * statistics.total_steps : 0,
+    min: toNumber(statistics.min),
+    max: toNumber(statistics.max),
+    last,
+    anomalies: statistics.anomaly_count,
+  };
+}
+
+function count(running: Running, norm: number, isAnomaly: boolean): void {
+  running.last = norm;
+  if (isAnomaly) running.anomalies += 1;
+  if (!Number.isFinite(norm)) return;
+  running.count += 1;
+  const before = norm - running.mean;
+  running.mean += before / running.count;
+  running.squares += before * (norm - running.mean);
+  running.min = Math.min(running.min, norm);
+  running.max = Math.max(running.max, norm);
+}

@@ -1,0 +1,400 @@
+// All that the job page shows: history over REST, then live events, drawn at most once per animation frame.
+import type { Float, LayerAnomaly, StoredEvent, TrainingStarted } from "../generated/events.ts";
+import { TERMINAL_STATES } from "../generated/events.ts";
+import { ApiProblem, get, messageOf } from "./api.ts";
+import { formatCount, formatDuration, formatNumber, toNumber } from "./format.ts";
+import { GradientHistory, type GradientExport } from "./gradients.ts";
+import { Curve } from "./history.ts";
+import { LiveConnection, type Hello, type LiveStatus } from "./live.ts";
+import type { CheckpointRow, Job, Page, Progress } from "./types.ts";
+
+const HISTORY_POINTS = 1500;
+const GRADIENT_POINTS = 600;
+const MAX_LOG_LINES = 2_000;
+const MAX_ANOMALIES = 300;
+const QUEUE_POLL_MS = 3_000;
+const REFRESH_MS = 300;
+const SLOW_MS = 250; // tables and heat maps: four times a second is all that eyes can follow
+
+export type Level = "debug" | "info" | "warning" | "error";
+
+export interface LogLine {
+  seq: number;
+  at: string;
+  level: Level;
+  source: string;
+  message: string;
+  detail?: string;
+}
+
+export interface AnomalyLine extends LayerAnomaly {
+  step: number;
+}
+
+interface MetricsAnswer {
+  training_history: {
+    steps: number[];
+    train_loss: Float[];
+    learning_rate: Float[];
+    grad_norm?: Float[];
+    tokens_per_s?: Float[];
+  };
+  validation_history?: { steps: number[]; val_loss: Float[] };
+}
+
+export class JobView {
+  readonly jobId: string;
+  job = $state.raw<Job | null>(null);
+  progress = $state.raw<Partial<Progress>>({});
+  status = $state<LiveStatus>("connecting");
+  error = $state<string | null>(null);
+  loading = $state(true);
+  /** Counts up when curves have new points. */
+  version = $state(0);
+  /** The same, four times a second at most. */
+  slowVersion = $state(0);
+  started = $state.raw<TrainingStarted | null>(null);
+  log = $state.raw<LogLine[]>([]);
+  anomalies = $state.raw<AnomalyLine[]>([]);
+  numAnomalies = $state(0);
+  anomalyCounts = $state.raw<Record<string, number>>({});
+  checkpoints = $state.raw<CheckpointRow[]>([]);
+
+  loss = new Curve();
+  rate = new Curve();
+  gradNorm = new Curve();
+  throughput = new Curve();
+  validation = new Curve();
+  gradients = new GradientHistory();
+
+  private connection: LiveConnection | null = null;
+  private frame = 0;
+  private stopped = false;
+  private pendingLog: LogLine[] = [];
+  private pendingAnomalies: AnomalyLine[] = [];
+  private slowTimer: ReturnType<typeof setTimeout> | undefined;
+  private refreshTimer: ReturnType<typeof setTimeout> | undefined;
+  private queueTimer: ReturnType<typeof setInterval> | undefined;
+  private stepTimeMs: number | null = null;
+  private load = 0;
+
+  constructor(jobId: string) {
+    this.jobId = jobId;
+  }
+
+  /** Start; returns the stop function, so that it can be the body of an effect. */
+  start(): () => void {
+    void this.open();
+    this.queueTimer = setInterval(() => {
+      if (this.job?.state === "queued" && !document.hidden) void this.refreshJob();
+    }, QUEUE_POLL_MS);
+    return () => {
+      this.stopped = true;
+      this.connection?.stop();
+      cancelAnimationFrame(this.frame);
+      clearTimeout(this.slowTimer);
+      clearTimeout(this.refreshTimer);
+      clearInterval(this.queueTimer);
+    };
+  }
+
+  get finished(): boolean {
+    return this.job !== null && TERMINAL_STATES.includes(this.job.state);
+  }
+
+  refreshJob = async (): Promise<void> => {
+    try {
+      const job = await get<Job>(this.path());
+      if (!this.stopped) this.takeJob(job);
+    } catch {
+      // The live connection shows that the service is away, and asks again.
+    }
+  };
+
+  refreshCheckpoints = async (): Promise<void> => {
+    try {
+      this.checkpoints = (await get<Page<CheckpointRow>>(`/api/checkpoints?job_id=${this.jobId}&limit=200`)).data;
+    } catch {
+      // As above; the next event about a checkpoint asks again.
+    }
+  };
+
+  private path(rest = ""): string {
+    return `/api/jobs/${encodeURIComponent(this.jobId)}${rest}`;
+  }
+
+  /** Everything up to `job.last_seq` over REST, then live from there. Events in both are recognised by their step. */
+  private async open(): Promise<void> {
+    const load = ++this.load;
+    this.connection?.stop();
+    try {
+      const job = await get<Job>(this.path());
+      if (this.stopped || load !== this.load) return;
+      this.takeJob(job);
+      this.clear();
+      await Promise.all([this.loadLog(), job.kind === "train" ? this.loadHistory() : undefined]);
+      if (this.stopped || load !== this.load) return;
+      this.loading = false;
+      this.error = null;
+      this.schedule();
+      this.connection = new LiveConnection(this.jobId, job.last_seq, {
+        hello: (hello) => this.takeHello(hello),
+        events: (events) => this.takeEvents(events),
+        status: (status) => (this.status = status),
+      });
+      this.connection.start();
+    } catch (error) {
+      if (this.stopped || load !== this.load) return;
+      if (error instanceof ApiProblem && error.status === 404) this.status = "missing";
+      else if (error instanceof ApiProblem && error.status === 401) this.status = "login";
+      else {
+        this.error = messageOf(error);
+        this.refreshTimer = setTimeout(() => void this.open(), QUEUE_POLL_MS);
+      }
+      this.loading = false;
+    }
+  }
+
+  private clear(): void {
+    this.loss = new Curve();
+    this.rate = new Curve();
+    this.gradNorm = new Curve();
+    this.throughput = new Curve();
+    this.validation = new Curve();
+    this.gradients = new GradientHistory();
+    this.pendingLog = [];
+    this.pendingAnomalies = [];
+    this.log = [];
+    this.anomalies = [];
+    this.numAnomalies = 0;
+    this.anomalyCounts = {};
+  }
+
+  private async loadHistory(): Promise<void> {
+    const [metrics, gradients] = await Promise.all([
+      get<MetricsAnswer>(this.path(`/metrics?points=${HISTORY_POINTS}`)),
+      get<GradientExport>(this.path(`/gradients?points=${GRADIENT_POINTS}`)),
+      this.refreshCheckpoints(),
+    ]);
+    const history = metrics.training_history;
+    fill(this.loss, history.steps, history.train_loss);
+    fill(this.rate, history.steps, history.learning_rate);
+    fill(this.gradNorm, history.steps, history.grad_norm);
+    fill(this.throughput, history.steps, history.tokens_per_s);
+    if (metrics.validation_history) fill(this.validation, metrics.validation_history.steps, metrics.validation_history.val_loss);
+    if (gradients.gradient_timeline.length) this.gradients.load(gradients);
+    this.anomalyCounts = { ...gradients.anomaly_summary };
+    this.numAnomalies = Object.values(gradients.anomaly_summary).reduce((sum, count) => sum + count, 0);
+    this.anomalies = anomaliesIn(gradients);
+  }
+
+  private async loadLog(): Promise<void> {
+    const events = await get<Page<StoredEvent>>(this.path("/events?limit=1000"));
+    for (const event of events.data) {
+      const line = lineOf(event);
+      if (line) this.pendingLog.push(line);
+      if (event.kind === "started") this.started = event;
+    }
+  }
+
+  private takeJob(job: Job): void {
+    this.job = { ...this.job, ...job };
+    this.progress = { ...job.progress };
+  }
+
+  private takeHello(hello: Hello): void {
+    this.takeJob(hello.job);
+    if (hello.layers.length) this.gradients.setNames(hello.layers);
+  }
+
+  private takeEvents(events: StoredEvent[]): void {
+    for (const event of events) {
+      if (event.kind === "started" && event.resumed_from_step < this.loss.lastStep) {
+        void this.open(); // steps after this one are trained again: the server knows which count
+        return;
+      }
+      this.take(event);
+      const line = lineOf(event);
+      if (line) this.pendingLog.push(line);
+    }
+    this.schedule();
+  }
+
+  private take(event: StoredEvent): void {
+    switch (event.kind) {
+      case "metric":
+        this.loss.add(event.step, toNumber(event.train_loss));
+        this.rate.add(event.step, toNumber(event.learning_rate));
+        this.gradNorm.add(event.step, toNumber(event.grad_norm));
+        this.throughput.add(event.step, toNumber(event.tokens_per_s));
+        this.countStep(event.step, toNumber(event.step_time_ms));
+        this.progress = { ...this.progress, ...event, eta_s: this.etaS(event.step) };
+        break;
+      case "validation":
+        this.validation.add(event.step, toNumber(event.val_loss));
+        this.progress = {
+          ...this.progress,
+          val_loss: event.val_loss,
+          best_val_loss: event.is_best ? event.val_loss : this.progress.best_val_loss,
+        };
+        break;
+      case "layers":
+        this.gradients.setNames(event.names);
+        break;
+      case "gradient":
+        this.gradients.add(event.step, event.norms, event.anomalous);
+        break;
+      case "anomaly":
+        this.countAnomalies(event.step, event.layers);
+        break;
+      case "started":
+        this.started = event;
+        if (this.job) this.job = { ...this.job, num_steps: event.num_steps, attempt: event.attempt };
+        break;
+      case "state":
+        if (this.job) this.job = { ...this.job, state: event.state as Job["state"], reason: event.reason };
+        this.soon();
+        break;
+      case "checkpoint":
+      case "checkpoint_removed":
+      case "failure":
+      case "finished":
+        this.soon();
+        break;
+    }
+  }
+
+  private countStep(step: number, timeMs: number): void {
+    if (Number.isFinite(timeMs)) this.stepTimeMs = this.stepTimeMs === null ? timeMs : 0.9 * this.stepTimeMs + 0.1 * timeMs;
+    if (this.job && step > (this.job.step ?? 0)) this.job = { ...this.job, step };
+  }
+
+  private etaS(step: number): number | null {
+    if (this.stepTimeMs === null || !this.job?.num_steps) return null;
+    return ((this.job.num_steps - step) * this.stepTimeMs) / 1000;
+  }
+
+  private countAnomalies(step: number, layers: LayerAnomaly[]): void {
+    const known = this.pendingAnomalies[this.pendingAnomalies.length - 1]?.step ?? this.anomalies[0]?.step ?? -1;
+    if (step <= known) return;
+    const counts = { ...this.anomalyCounts };
+    for (const layer of layers) {
+      counts[layer.anomaly] = (counts[layer.anomaly] ?? 0) + 1;
+      this.pendingAnomalies.push({ step, ...layer });
+    }
+    this.anomalyCounts = counts;
+    this.numAnomalies += layers.length;
+    if (this.pendingAnomalies.length > 2 * MAX_ANOMALIES) this.pendingAnomalies.splice(0, MAX_ANOMALIES);
+  }
+
+  /** Ask for the job and its checkpoints again: once for a burst of events. */
+  private soon(): void {
+    clearTimeout(this.refreshTimer);
+    this.refreshTimer = setTimeout(() => {
+      void this.refreshJob();
+      if (this.job?.kind === "train") void this.refreshCheckpoints();
+    }, REFRESH_MS);
+  }
+
+  /** A hidden tab gets no animation frames: it draws nothing, and catches up with one drawing when it is shown. */
+  private schedule(): void {
+    if (this.frame) return;
+    this.frame = requestAnimationFrame(() => {
+      this.frame = 0;
+      this.version += 1;
+      this.slowTimer ??= setTimeout(() => {
+        this.slowTimer = undefined;
+        this.flushLists();
+        this.slowVersion += 1;
+      }, SLOW_MS);
+    });
+    if (this.pendingLog.length > 2 * MAX_LOG_LINES) this.pendingLog.splice(0, MAX_LOG_LINES);
+  }
+
+  private flushLists(): void {
+    if (this.pendingLog.length) {
+      this.log = [...this.log, ...this.pendingLog].slice(-MAX_LOG_LINES);
+      this.pendingLog = [];
+    }
+    if (this.pendingAnomalies.length) {
+      this.anomalies = [...this.pendingAnomalies.reverse(), ...this.anomalies].slice(0, MAX_ANOMALIES);
+      this.pendingAnomalies = [];
+    }
+  }
+}
+
+function fill(curve: Curve, steps: number[], values: (Float | null)[] | undefined): void {
+  const known = steps.map((_, index) => index).filter((index) => values?.[index] != null);
+  curve.load(
+    known.map((index) => steps[index]),
+    known.map((index) => toNumber(values?.[index] ?? 0)),
+  );
+}
+
+/** What was anomalous in the loaded timeline, newest first. Its kind is not in the payload: told from the norm. */
+function anomaliesIn(exported: GradientExport): AnomalyLine[] {
+  const lines: AnomalyLine[] = [];
+  for (let index = exported.gradient_timeline.length - 1; index >= 0 && lines.length < MAX_ANOMALIES; index -= 1) {
+    const entry = exported.gradient_timeline[index];
+    for (const [layer, { norm, is_anomaly }] of Object.entries(entry.layers)) {
+      if (is_anomaly) lines.push({ step: entry.step, layer, norm, anomaly: kindOf(toNumber(norm)) });
+    }
+  }
+  return lines.slice(0, MAX_ANOMALIES);
+}
+
+function kindOf(norm: number): AnomalyLine["anomaly"] {
+  if (Number.isNaN(norm)) return "nan";
+  if (!Number.isFinite(norm)) return "inf";
+  return norm < 1e-3 ? "vanishing" : "exploding";
+}
+
+/** The line of the log that tells of an event; steps and gradients have their charts. */
+export function lineOf(event: StoredEvent): LogLine | null {
+  const { seq, at } = event;
+  const line = (level: Level, source: string, message: string, detail?: string): LogLine => ({
+    seq,
+    at,
+    level,
+    source,
+    message,
+    detail,
+  });
+  switch (event.kind) {
+    case "state": {
+      const level = event.state === "failed" || event.state === "dead" ? "error" : "info";
+      return line(level, "job", `${event.previous ?? "new"} → ${event.state}${event.reason ? `: ${event.reason}` : ""}`);
+    }
+    case "started": {
+      const from = event.resumed_from_step ? `, resumed from step ${formatCount(event.resumed_from_step)}` : "";
+      const ranks = `${event.world_size} ${event.world_size === 1 ? "rank" : "ranks"}`;
+      const size = `${formatCount(event.num_parameters)} parameters, ${formatCount(event.num_steps)} steps`;
+      return line("info", "training", `attempt ${event.attempt} started on ${ranks} (${event.device}, ${event.backend}): ${size}${from}`);
+    }
+    case "validation":
+      return line("info", "validation", `step ${formatCount(event.step)}: loss ${formatNumber(event.val_loss)}${event.is_best ? ", the best so far" : ""}`);
+    case "anomaly": {
+      const first = event.layers[0];
+      const more = event.layers.length > 1 ? ` and ${event.layers.length - 1} more` : "";
+      return line("warning", "gradients", `step ${formatCount(event.step)}: ${first?.anomaly} in ${first?.layer} (norm ${formatNumber(first?.norm)})${more}`);
+    }
+    case "checkpoint":
+      return line("info", "checkpoint", `step ${formatCount(event.step)} saved as ${event.filename}${event.is_best ? ", the best so far" : ""}`);
+    case "checkpoint_removed":
+      return line("info", "checkpoint", `${event.checkpoint_id} removed: ${event.reason}`);
+    case "log":
+      return line(event.level, event.source, event.message);
+    case "failure":
+      return line("error", `rank ${event.rank}`, `${event.error}: ${event.message}`, event.traceback);
+    case "finished":
+      return line("info", "training", `finished at step ${formatCount(event.step)}, best validation loss ${formatNumber(event.best_val_loss)}`);
+    default:
+      return null;
+  }
+}
+
+export function runningFor(job: Job, now: number): string {
+  if (!job.claimed_at) return "–";
+  const end = job.finished_at ? Date.parse(job.finished_at) : now;
+  return formatDuration((end - Date.parse(job.claimed_at)) / 1000);
+}

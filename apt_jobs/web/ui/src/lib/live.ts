@@ -1,0 +1,150 @@
+// The browser's end of /ws/jobs/{id}?after=seq: every event once, in order, across restarts of anything.
+import type { StoredEvent } from "../generated/events.ts";
+import type { Job } from "./types.ts";
+
+export type LiveStatus = "connecting" | "live" | "reconnecting" | "offline" | "missing" | "login";
+
+export interface Hello {
+  head: number;
+  job: Job;
+  layers: string[];
+}
+
+interface Frame {
+  first_seq: number;
+  count: number;
+  events: StoredEvent[];
+}
+
+export interface LiveHandlers {
+  hello(hello: Hello): void;
+  events(events: StoredEvent[]): void;
+  status(status: LiveStatus): void;
+}
+
+const FIRST_RETRY_MS = 400;
+const LONGEST_RETRY_MS = 15_000;
+const SILENCE_MS = 16_000; // the server speaks every 5 s
+const NO_SUCH_JOB = 4404;
+const NOT_AUTHENTICATED = 4401;
+
+export class LiveConnection {
+  /** Last seq handed on. */
+  seq: number;
+  private socket: WebSocket | null = null;
+  private retries = 0;
+  private retryTimer: ReturnType<typeof setTimeout> | undefined;
+  private silenceTimer: ReturnType<typeof setTimeout> | undefined;
+  private stopped = false;
+  private behind = false;
+  private readonly jobId: string;
+  private readonly handlers: LiveHandlers;
+
+  constructor(jobId: string, after: number, handlers: LiveHandlers) {
+    this.jobId = jobId;
+    this.seq = after;
+    this.handlers = handlers;
+  }
+
+  start(): void {
+    window.addEventListener("online", this.retryNow);
+    document.addEventListener("visibilitychange", this.retryNow);
+    this.handlers.status("connecting");
+    this.open();
+  }
+
+  stop(): void {
+    this.stopped = true;
+    window.removeEventListener("online", this.retryNow);
+    document.removeEventListener("visibilitychange", this.retryNow);
+    this.close();
+  }
+
+  private open(): void {
+    const scheme = window.location.protocol === "https:" ? "wss" : "ws";
+    const url = `${scheme}://${window.location.host}/ws/jobs/${encodeURIComponent(this.jobId)}?after=${this.seq}`;
+    const socket = new WebSocket(url);
+    this.socket = socket;
+    this.behind = false;
+    socket.onmessage = (message: MessageEvent<string>) => {
+      if (socket === this.socket) this.receive(message.data);
+    };
+    socket.onclose = (event) => {
+      if (socket === this.socket) this.closed(event.code);
+    };
+    this.expectMessage();
+  }
+
+  private close(): void {
+    clearTimeout(this.retryTimer);
+    clearTimeout(this.silenceTimer);
+    const socket = this.socket;
+    this.socket = null;
+    socket?.close();
+  }
+
+  private receive(text: string): void {
+    this.expectMessage();
+    const message = JSON.parse(text) as Partial<Hello> & Partial<Frame>;
+    if (message.events !== undefined) this.frame(message as Frame);
+    else if (message.job !== undefined) this.hello(message as Hello);
+    else if (message.head !== undefined) this.heartbeat(message.head);
+  }
+
+  private hello(hello: Hello): void {
+    this.retries = 0;
+    this.handlers.hello(hello);
+    this.handlers.status("live");
+  }
+
+  private frame(frame: Frame): void {
+    if (frame.first_seq > this.seq + 1) {
+      this.reopen(); // a hole: the server fills it from the database
+      return;
+    }
+    const fresh = frame.events.filter((event) => event.seq > this.seq);
+    if (fresh.length === 0) return;
+    this.seq = fresh[fresh.length - 1].seq;
+    this.behind = false;
+    this.handlers.events(fresh);
+  }
+
+  /** Two heartbeats in a row that know more than we were sent: something was lost on the way. */
+  private heartbeat(head: number): void {
+    if (head > this.seq && this.behind) this.reopen();
+    else this.behind = head > this.seq;
+  }
+
+  private reopen(): void {
+    this.close();
+    this.retry();
+  }
+
+  private closed(code: number): void {
+    this.close();
+    if (code === NO_SUCH_JOB || code === NOT_AUTHENTICATED) {
+      this.handlers.status(code === NO_SUCH_JOB ? "missing" : "login");
+      return;
+    }
+    this.retry();
+  }
+
+  private retry(): void {
+    if (this.stopped) return;
+    this.handlers.status(navigator.onLine ? "reconnecting" : "offline");
+    const limit = Math.min(LONGEST_RETRY_MS, FIRST_RETRY_MS * 2 ** this.retries);
+    this.retries += 1;
+    this.retryTimer = setTimeout(() => this.open(), limit * (0.5 + Math.random() / 2));
+  }
+
+  private retryNow = (): void => {
+    if (this.stopped || this.socket !== null || document.hidden || this.retryTimer === undefined) return;
+    clearTimeout(this.retryTimer);
+    this.open();
+  };
+
+  private expectMessage(): void {
+    clearTimeout(this.silenceTimer);
+    this.silenceTimer = setTimeout(() => this.reopen(), SILENCE_MS);
+  }
+}

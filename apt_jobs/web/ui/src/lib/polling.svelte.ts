@@ -1,0 +1,73 @@
+// Polls while the page is visible: one request at a time, slower after failures, at once when the page is shown again.
+import { messageOf } from "./api.ts";
+
+const SLOWEST_MS = 30_000;
+
+export class Poll<Answer> {
+  data = $state.raw<Answer | null>(null);
+  error = $state<string | null>(null);
+  private timer: ReturnType<typeof setTimeout> | undefined;
+  private abort: AbortController | undefined;
+  private failures = 0;
+  private stopped = true;
+  private readonly load: (signal: AbortSignal) => Promise<Answer>;
+  private readonly everyMs: number;
+
+  constructor(load: (signal: AbortSignal) => Promise<Answer>, everyMs: number) {
+    this.load = load;
+    this.everyMs = everyMs;
+  }
+
+  /** Start; returns the stop function, so that it can be the body of an effect. */
+  start(): () => void {
+    this.stopped = false;
+    document.addEventListener("visibilitychange", this.refresh);
+    void this.run();
+    return () => this.stop();
+  }
+
+  stop(): void {
+    this.stopped = true;
+    document.removeEventListener("visibilitychange", this.refresh);
+    clearTimeout(this.timer);
+    this.abort?.abort();
+  }
+
+  /** Ask again now. */
+  refresh = (): void => {
+    if (!this.stopped) void this.run();
+  };
+
+  private async run(): Promise<void> {
+    clearTimeout(this.timer);
+    this.abort?.abort();
+    if (document.hidden && this.data !== null) return;
+    const abort = new AbortController();
+    this.abort = abort;
+    try {
+      const data = await this.load(abort.signal);
+      if (abort.signal.aborted) return;
+      this.data = data;
+      this.error = null;
+      this.failures = 0;
+    } catch (error) {
+      if (abort.signal.aborted) return;
+      this.error = messageOf(error);
+      this.failures += 1;
+    }
+    if (!this.stopped) this.timer = setTimeout(this.refresh, Math.min(SLOWEST_MS, this.everyMs * 2 ** this.failures));
+  }
+}
+
+/** The time, as state, for "3 min ago" and running durations. */
+class Clock {
+  now = $state(Date.now());
+
+  constructor() {
+    setInterval(() => {
+      if (!document.hidden) this.now = Date.now();
+    }, 1000);
+  }
+}
+
+export const clock = new Clock();

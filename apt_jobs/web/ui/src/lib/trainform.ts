@@ -1,0 +1,127 @@
+// The form of a training job as data: values by path, the request they make, and the faults a server would find.
+// Bounds and defaults are generated from the Python specification: see ../generated/events.ts.
+import { TRAIN_FIELDS, type FieldRule } from "../generated/events.ts";
+import type { JsonObject } from "./types.ts";
+
+export type FieldValue = string | number | boolean | null;
+export type Values = Record<string, FieldValue>;
+
+export interface Preset {
+  id: string;
+  label: string;
+  note: string;
+  values: Values;
+}
+
+export const PRESETS: Preset[] = [
+  {
+    id: "demo",
+    label: "Tiny demo",
+    note: "0.5 M parameters, about a minute on two CPU cores",
+    values: {
+      name: "tiny demo",
+      num_ranks: 2,
+      "model.d_model": 96,
+      "model.num_layers": 4,
+      "model.num_attention_heads": 4,
+      "model.vocab_size": 1024,
+      "model.max_seq_len": 96,
+      "training.epochs": 2,
+      "training.batch_size": 8,
+      "training.max_steps": 300,
+      "training.learning_rate": 0.003,
+      "training.warmup_steps": 20,
+    },
+  },
+  {
+    id: "small",
+    label: "Small",
+    note: "29 M parameters, for one GPU",
+    values: {
+      name: "small",
+      num_ranks: 1,
+      "model.d_model": 512,
+      "model.num_layers": 8,
+      "model.num_attention_heads": 8,
+      "model.vocab_size": 8192,
+      "model.max_seq_len": 512,
+      "training.epochs": 3,
+      "training.batch_size": 16,
+      "training.learning_rate": 0.0006,
+      "training.warmup_steps": 100,
+      "training.validate_every_steps": 100,
+      "training.checkpoint_every_steps": 500,
+    },
+  },
+];
+
+export function ruleOf(path: string): FieldRule {
+  const rule = TRAIN_FIELDS[path];
+  if (rule === undefined) throw new Error(`no field ${path} in a training job`);
+  return rule;
+}
+
+export function defaultsWith(preset: Preset): Values {
+  const values: Values = {};
+  for (const [path, rule] of Object.entries(TRAIN_FIELDS)) values[path] = rule.default ?? null;
+  return { ...values, ...preset.values };
+}
+
+/** The request: what differs from the server's defaults, nested as the API wants it. */
+export function requestOf(values: Values): JsonObject {
+  const request: JsonObject = { kind: "train" };
+  for (const [path, value] of Object.entries(values)) {
+    const rule = TRAIN_FIELDS[path];
+    if (rule === undefined || value === (rule.default ?? null) || (value === "" && rule.nullable)) continue;
+    let node = request;
+    const names = path.split(".");
+    for (const name of names.slice(0, -1)) node = (node[name] ??= {}) as JsonObject;
+    node[names[names.length - 1]] = value;
+  }
+  return request;
+}
+
+/** Faults by path, in the words of the field. */
+export function faultsOf(values: Values): Record<string, string> {
+  const faults: Record<string, string> = {};
+  for (const [path, rule] of Object.entries(TRAIN_FIELDS)) {
+    const fault = faultOf(values[path] ?? null, rule);
+    if (fault !== null) faults[path] = fault;
+  }
+  const [width, heads] = [Number(values["model.d_model"]), Number(values["model.num_attention_heads"])];
+  if (!faults["model.d_model"] && !faults["model.num_attention_heads"] && (width % heads || (width / heads) % 2)) {
+    faults["model.d_model"] = `must be an even multiple of the ${heads} attention heads`;
+  }
+  const groups = Number(values["model.num_key_value_heads"] ?? 0);
+  if (groups && heads % groups) faults["model.num_key_value_heads"] = `must divide the ${heads} attention heads`;
+  if (Number(values["monitor.vanishing_below"]) >= Number(values["monitor.exploding_above"])) {
+    faults["monitor.vanishing_below"] = "must be less than the exploding threshold";
+  }
+  return faults;
+}
+
+function faultOf(value: FieldValue, rule: FieldRule): string | null {
+  if (value === null || value === "") return rule.nullable ? null : "is needed";
+  if (rule.maxLength !== undefined && String(value).length > rule.maxLength) return `has at most ${rule.maxLength} characters`;
+  if (rule.type !== "integer" && rule.type !== "number") return null;
+  const number = Number(value);
+  if (!Number.isFinite(number)) return "must be a number";
+  if (rule.type === "integer" && !Number.isInteger(number)) return "must be a whole number";
+  if (rule.minimum !== undefined && number < rule.minimum) return `must be at least ${rule.minimum}`;
+  if (rule.exclusiveMinimum !== undefined && number <= rule.exclusiveMinimum) return `must be more than ${rule.exclusiveMinimum}`;
+  if (rule.maximum !== undefined && number > rule.maximum) return `must be at most ${rule.maximum.toLocaleString("en-US")}`;
+  if (rule.exclusiveMaximum !== undefined && number >= rule.exclusiveMaximum) return `must be less than ${rule.exclusiveMaximum}`;
+  return null;
+}
+
+/** Parameters of the Llama model that the form describes; the same sum as in `APTConfig.num_parameters`. */
+export function numParameters(values: Values): number {
+  const number = (path: string): number => Number(values[path] ?? 0);
+  const width = number("model.d_model");
+  const heads = number("model.num_attention_heads") || 1;
+  const feedForward = number("model.d_ff") || Math.floor((Math.floor((width * 8) / 3) + 7) / 8) * 8;
+  const keyValue = (width / heads) * (number("model.num_key_value_heads") || heads);
+  const block = 2 * width * width + 2 * width * keyValue + 3 * width * feedForward + 2 * width;
+  const embeddings = number("model.vocab_size") * width * (values["model.tie_embeddings"] ? 1 : 2);
+  return number("model.num_layers") * block + embeddings + width;
+}
