@@ -5,6 +5,7 @@ lease runs, by the database's clock. A state and its `state` event change in one
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -120,7 +121,15 @@ def list_jobs(
     return rows[:limit], len(rows) > limit
 
 
-def claim_next(session: Session, queue: str, worker: str, lease_s: float) -> Job | None:
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A job that now belongs to the claimer's attempt, and the event that says so."""
+
+    job: Job
+    event: StoredEvent
+
+
+def claim_next(session: Session, queue: str, worker: str, lease_s: float) -> Claimed | None:
     """Claim the first waiting job of the queue: highest priority, then oldest. None: nothing is due."""
     candidates = (
         select(Job.id)
@@ -133,8 +142,8 @@ def claim_next(session: Session, queue: str, worker: str, lease_s: float) -> Job
     return None if job_id is None else claim(session, job_id, worker, lease_s)
 
 
-def claim(session: Session, job_id: str, worker: str, lease_s: float) -> Job | None:
-    """Claim one job if it waits and is due. The returned row carries the new `attempt`, which is the fencing token."""
+def claim(session: Session, job_id: str, worker: str, lease_s: float) -> Claimed | None:
+    """Claim one job if it waits and is due. The row carries the new `attempt`, which is the fencing token."""
     claimed = session.execute(
         update(Job)
         .where(Job.id == job_id, Job.state == JobState.QUEUED, Job.not_before_at <= now_plus(0))
@@ -153,8 +162,7 @@ def claim(session: Session, job_id: str, worker: str, lease_s: float) -> Job | N
         return None
     job = get_job(session, job_id)
     session.add(Attempt(job_id=job_id, attempt=job.attempt, worker=worker))
-    _record_state(session, job, JobState.QUEUED, f"attempt {job.attempt} on {worker}")
-    return job
+    return Claimed(job, _record_state(session, job, JobState.QUEUED, f"attempt {job.attempt} on {worker}"))
 
 
 def heartbeat(session: Session, job_id: str, attempt: int, lease_s: float) -> bool:
@@ -209,6 +217,17 @@ def finish(
     return _leave(session, job, outcome, reason, **values)[1]
 
 
+def finish_broken(
+    session: Session, job_id: str, attempt: int, why: str, error: dict[str, Any] | None = None
+) -> list[StoredEvent]:
+    """End an attempt that broke through no fault of the job: try again after a pause, or give the job up.
+
+    Raises:
+        Fenced: the attempt no longer owns the job; nothing was changed.
+    """
+    return _end_broken(session, _fence(session, job_id, attempt), why, error)
+
+
 def reap_expired(session: Session, grace_s: float) -> list[StoredEvent]:
     """End the attempts whose lease ran out more than `grace_s` seconds ago. Any process may call it at any time."""
     lost = session.scalars(
@@ -219,7 +238,7 @@ def reap_expired(session: Session, grace_s: float) -> list[StoredEvent]:
         .with_for_update(skip_locked=True)
         .execution_options(populate_existing=True)
     ).all()
-    return [event for job in lost for event in _reap(session, job)]
+    return [event for job in lost for event in _end_broken(session, job, f"worker {job.lease_owner} was lost")]
 
 
 def jobs_to_dispatch(session: Session, limit: int = 100) -> list[tuple[str, str]]:
@@ -346,18 +365,17 @@ def _leave(
     return after, [_record_state(session, after, previous, reason)]
 
 
-def _reap(session: Session, job: Job) -> list[StoredEvent]:
-    lost = f"worker {job.lease_owner} was lost"
+def _end_broken(session: Session, job: Job, why: str, error: dict[str, Any] | None = None) -> list[StoredEvent]:
     if job.cancel_requested_at is not None:
         return _leave(session, job, JobState.CANCELLED, job.reason)[1]
     fruitless = job.num_fruitless_attempts + 1
-    values: dict[str, Any] = {"num_fruitless_attempts": fruitless}
+    values: dict[str, Any] = {"num_fruitless_attempts": fruitless, "error": error or {"message": why}}
     if job.attempt >= job.max_attempts or fruitless >= MAX_FRUITLESS_ATTEMPTS:
-        why = f"{lost}; given up after attempt {job.attempt}, {fruitless} in a row without a new checkpoint"
-        return _leave(session, job, JobState.DEAD, why, error={"message": why}, **values)[1]
+        reason = f"{why}; given up after attempt {job.attempt}, {fruitless} in a row without a new checkpoint"
+        return _leave(session, job, JobState.DEAD, reason, **values)[1]
     pause_s = retry_pause_s(fruitless)
     values |= {"not_before_at": now_plus(pause_s), "dispatched_at": None, "num_dispatches": 0}
-    return _leave(session, job, JobState.QUEUED, f"{lost}; trying again in {pause_s:.0f} s", **values)[1]
+    return _leave(session, job, JobState.QUEUED, f"{why}; trying again in {pause_s:.0f} s", **values)[1]
 
 
 def retry_pause_s(num_fruitless_attempts: int) -> float:

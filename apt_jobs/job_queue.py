@@ -1,0 +1,110 @@
+"""The only place that knows Celery. A message carries a job's id and is a hint: "look into this queue".
+
+Redelivery is off: Celery over Redis loses a message that was popped just before a kill and repeats a slow one, so the
+database decides who works, and the dispatch loop sends a hint again when a job still waits.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from celery import Celery, Task
+from kombu.exceptions import OperationalError
+
+from apt_jobs.errors import Unavailable
+from apt_jobs.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+TASK_NAME = "apt_jobs.run"
+PUBLISH_TIMEOUT_S = 2.0
+MAX_HINT_CHARS = 100  # a job id has 24; longer ones are forged
+
+
+def make_celery(settings: Settings) -> Celery:
+    """The Celery application of every process, publisher or worker."""
+    app = Celery("apt_jobs", broker=broker_url(settings.redis), set_as_current=False)
+    app.conf.update(
+        task_acks_late=False,
+        task_ignore_result=True,
+        result_backend=None,
+        task_serializer="json",
+        accept_content=["json"],
+        task_default_queue="train",
+        task_create_missing_queues=True,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_enable_remote_control=False,
+        worker_send_task_events=False,
+        worker_hijack_root_logger=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=PUBLISH_TIMEOUT_S,
+        broker_transport_options={
+            "socket_timeout": 10,
+            "socket_connect_timeout": 5,
+            "socket_keepalive": True,
+            "retry_on_timeout": True,
+            "health_check_interval": 5,
+            "global_keyprefix": "apt:",
+        },
+    )
+    return app
+
+
+def broker_url(redis_url: str) -> str:
+    """The URL that kombu wants for what redis-py calls `unix://PATH?db=N`; others are the same."""
+    parts = urlsplit(redis_url)
+    if parts.scheme != "unix":
+        return redis_url
+    database = parts.query.removeprefix("db=") or "0"
+    return f"redis+socket://{parts.path}?virtual_host={database}"
+
+
+class HintPublisher:
+    """Sends hints. Call from a thread: a frozen broker holds the caller for up to `PUBLISH_TIMEOUT_S` a try."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._lock = threading.Lock()
+
+    def publish(self, job_id: str, queue: str) -> None:
+        """Send one hint.
+
+        Raises:
+            Unavailable: the broker did not take it; the dispatch loop will try again.
+        """
+        with self._lock:
+            try:
+                self._send(job_id, queue)
+            except (OperationalError, OSError):  # a broker that was restarted is known only by a broken connection
+                self._forget_connections()
+                try:
+                    self._send(job_id, queue)
+                except (OperationalError, OSError) as exc:
+                    self._forget_connections()
+                    raise Unavailable(f"the broker does not take messages: {exc}") from exc
+
+    def close(self) -> None:
+        self._app.close()
+
+    def _send(self, job_id: str, queue: str) -> None:
+        self._app.send_task(TASK_NAME, kwargs={"job_id": job_id}, queue=queue, ignore_result=True, retry=False)
+
+    def _forget_connections(self) -> None:
+        self._app.pool.force_close_all()  # type: ignore[attr-defined]  # celery-types takes it for the producers' pool
+
+
+def serve_hints(app: Celery, on_hint: Callable[[], None]) -> None:
+    """Register what a worker does when a hint arrives. What the hint says beyond "look" is not trusted."""
+
+    def run(self: Task[Any, Any], job_id: object = None, **unexpected: object) -> None:
+        if not isinstance(job_id, str) or len(job_id) > MAX_HINT_CHARS or unexpected:
+            logger.warning("ignored a malformed hint", extra={"message_id": str(self.request.id)[:MAX_HINT_CHARS]})
+            return
+        on_hint()
+
+    app.task(name=TASK_NAME, bind=True)(run)

@@ -1,0 +1,113 @@
+"""From a job's row to the run file of one attempt: every reference resolved, every refusal in words."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import orjson
+
+from apt_jobs.db.checkpoints import get_checkpoint, newest_of_job
+from apt_jobs.db.engine import Database
+from apt_jobs.db.models import Job
+from apt_jobs.errors import InvalidCheckpoint, InvalidDataset, InvalidInput, NotFound, OutOfSpace
+from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.jobs.spec import BUILTIN_DATASET, BUILTIN_ENTRY_POINT, CHECKPOINT_ID_PATTERN, TrainSpec
+from apt_jobs.settings import Settings
+
+MIN_FREE_BYTES = 64 << 20  # below it not even the logs of an attempt have room
+
+
+def plan_attempt(settings: Settings, database: Database, job: Job, gpus: Sequence[int]) -> RunFile:
+    """Write the run file of the job's current attempt and return it.
+
+    Raises:
+        InvalidInput: the job asks for what this worker does not have; the message names both.
+        OutOfSpace: the disk has no room to start.
+    """
+    spec = TrainSpec.model_validate_json(orjson.dumps(job.spec))
+    spec = spec.model_copy(update={"device": _device(settings, spec, gpus)})
+    run_dir = settings.runs_dir / job.id / f"attempt-{job.attempt}"
+    run_dir.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(run_dir).free
+    if free < MIN_FREE_BYTES:
+        raise OutOfSpace(f"only {free:,} bytes are free in {settings.root}; at least {MIN_FREE_BYTES:,} are needed")
+    run_file = RunFile(
+        job_id=job.id,
+        attempt=job.attempt,
+        spec=spec,
+        entry_point=_entry_point(settings, spec),
+        dataset_file=_dataset_file(settings, spec),
+        base_model_dir=_base_model_dir(settings, database, spec),
+        resume_dir=_resume_dir(settings, database, job.id),
+        run_dir=run_dir,
+        checkpoints_dir=settings.checkpoints_dir / job.id,
+        checkpoint_prefix=job.id,
+    )
+    run_file.checkpoints_dir.mkdir(parents=True, exist_ok=True)
+    run_file_path(run_file).write_text(run_file.model_dump_json(indent=1))
+    return run_file
+
+
+def run_file_path(run_file: RunFile) -> Path:
+    """Where `plan_attempt` writes it."""
+    return run_file.run_dir / "run.json"
+
+
+def _device(settings: Settings, spec: TrainSpec, gpus: Sequence[int]) -> str:
+    device = spec.device if spec.device != "auto" else "cuda" if gpus else "cpu"
+    if device == "cuda" and spec.num_ranks > len(gpus):
+        raise InvalidInput(
+            f"the job wants {spec.num_ranks} ranks, one GPU each, and this worker has {len(gpus)} GPUs; "
+            "ask for fewer ranks or another queue"
+        )
+    if device == "cpu" and spec.num_ranks > settings.max_cpu_ranks:
+        raise InvalidInput(
+            f"the job wants {spec.num_ranks} ranks on CPU, where this worker allows {settings.max_cpu_ranks}; "
+            "ask for fewer ranks, or raise APT_JOBS_MAX_CPU_RANKS"
+        )
+    return device
+
+
+def _entry_point(settings: Settings, spec: TrainSpec) -> str | None:
+    if spec.entry_point == BUILTIN_ENTRY_POINT:
+        return None
+    if spec.entry_point not in settings.entry_points:
+        known = ", ".join([BUILTIN_ENTRY_POINT, *sorted(settings.entry_points)])
+        raise InvalidInput(f"this worker has no entry point {spec.entry_point!r}; it has: {known}")
+    return settings.entry_points[spec.entry_point]
+
+
+def _dataset_file(settings: Settings, spec: TrainSpec) -> Path | None:
+    if spec.dataset == BUILTIN_DATASET:
+        return None
+    file = settings.datasets_dir / f"{spec.dataset}.txt"
+    if not file.is_file():
+        raise InvalidDataset(f"there is no data set {spec.dataset!r} on this worker; GET /api/datasets lists them")
+    return file
+
+
+def _base_model_dir(settings: Settings, database: Database, spec: TrainSpec) -> Path | None:
+    if spec.base_model is None:
+        return None
+    if CHECKPOINT_ID_PATTERN.match(spec.base_model):
+        try:
+            with database.read() as session:
+                folder = settings.checkpoints_dir / get_checkpoint(session, spec.base_model).filename
+        except NotFound as exc:
+            raise InvalidCheckpoint(f"base_model {spec.base_model!r} does not exist any more") from exc
+    else:
+        folder = settings.local_models_dir / spec.base_model
+    if not (folder / "config.json").is_file():
+        raise InvalidCheckpoint(f"base_model {spec.base_model!r} is not on this worker; GET /api/models lists them")
+    return folder
+
+
+def _resume_dir(settings: Settings, database: Database, job_id: str) -> Path | None:
+    with database.read() as session:
+        checkpoint = newest_of_job(session, job_id)
+    if checkpoint is None:
+        return None
+    folder = settings.checkpoints_dir / checkpoint.filename
+    if not folder.is_dir():
+        raise InvalidCheckpoint(f"checkpoint {checkpoint.id} of this job is registered, but its folder is gone")
+    return folder

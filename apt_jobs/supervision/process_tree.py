@@ -1,0 +1,116 @@
+"""The processes of one attempt: torchrun and its ranks, which put themselves into sessions of their own.
+
+Killing a process group or torchrun alone would leave ranks behind that hold the GPUs. So: the supervisor is a
+subreaper, torchrun gets SIGTERM when its parent dies, ranks ask for SIGKILL when torchrun dies, and every process
+carries a marker in its environment by which what is left can be found.
+"""
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+MARKER = "APT_JOBS_ATTEMPT"  # environment variable: "<job id>:<attempt>"
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+PR_SET_CHILD_SUBREAPER = 36
+_POLL_S = 0.02
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent(number: int = signal.SIGTERM) -> None:
+    """Ask the kernel to send this process `number` when the thread that started it ends (Linux only)."""
+    if hasattr(_LIBC, "prctl"):
+        _LIBC.prctl(PR_SET_PDEATHSIG, number)
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of all descendants whose own parent dies (Linux only)."""
+    if hasattr(_LIBC, "prctl"):
+        _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+class ProcessTree:
+    """One started command with all that descends from it. Start it from the main thread."""
+
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], marker: str, log_file: Path) -> None:
+        self._marker = marker
+        with log_file.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                env={**environment, MARKER: marker},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=die_with_parent,  # only a prctl, and before this process has threads
+            )
+
+    def poll(self) -> int | None:
+        """Exit status of the command (negative: the signal that killed it), or None while it runs."""
+        return self._process.poll()
+
+    def terminate(self, timeout_s: float) -> None:
+        """End the whole tree: SIGTERM, after `timeout_s` seconds SIGKILL. Returns when nothing of it is left."""
+        send(self._members(), signal.SIGTERM)
+        deadline = time.monotonic() + timeout_s
+        while self._members() and time.monotonic() < deadline:
+            self._reap()
+            time.sleep(_POLL_S)
+        self.kill()
+
+    def kill(self) -> None:
+        """SIGKILL until nothing of the tree is left."""
+        while members := self._members():
+            send(members, signal.SIGKILL)
+            self._reap()
+            time.sleep(_POLL_S)
+        self._reap()
+
+    def _members(self) -> list[int]:
+        return marked_processes(self._marker)
+
+    def _reap(self) -> None:
+        """Collect the exit status of the command and of adopted orphans, so that they do not stay as zombies."""
+        if self._process.poll() is None:
+            return
+        try:
+            while os.waitpid(-1, os.WNOHANG) != (0, 0):
+                pass
+        except ChildProcessError:
+            pass
+
+
+def marked_processes(marker: str) -> list[int]:
+    """Living processes of this user whose environment carries `marker`, wherever they are in the tree."""
+    wanted = f"{MARKER}={marker}".encode()
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if entry.stat().st_uid != os.getuid() or int(entry.name) == os.getpid():
+                continue
+            if wanted in (entry / "environ").read_bytes().split(b"\0") and not _is_zombie(entry):
+                found.append(int(entry.name))
+        except OSError:
+            continue  # it ended meanwhile, or it is not ours to read
+    return found
+
+
+def send(pids: Sequence[int], number: signal.Signals) -> None:
+    """Signal each process; those that are gone do not matter."""
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:
+            continue
+
+
+def _is_zombie(entry: Path) -> bool:
+    return (entry / "stat").read_text().rpartition(")")[2].split()[0] == "Z"

@@ -1,0 +1,131 @@
+"""The relay of one attempt: from the ranks' spools to the database, and from there to the live wire.
+
+Stored first, published second: no event is ever seen that a reload would not show. What the database cannot take now
+stays in the spool, which the ranks go on filling without noticing.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+from apt_jobs.db.engine import Database
+from apt_jobs.db.events import append_events
+from apt_jobs.errors import InvalidInput, OutOfSpace, Unavailable
+from apt_jobs.events.kinds import Event, LineLogged, RankFailed, TrainingFinished
+from apt_jobs.events.live import LivePublisher
+from apt_jobs.events.spool import SpoolReader
+from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.supervision.rank_logs import RankLogs
+
+logger = logging.getLogger(__name__)
+
+BATCH_EVENTS = 500  # most events of one transaction
+RETRY_MIN_S = 0.2
+RETRY_MAX_S = 5.0
+
+
+class Relay:
+    """Moves events of one attempt. Used by one thread."""
+
+    def __init__(
+        self, database: Database, publisher: LivePublisher, run_file: RunFile, logs: RankLogs, lease_s: float
+    ) -> None:
+        self._database, self._publisher = database, publisher
+        self._job_id, self._attempt, self._lease_s = run_file.job_id, run_file.attempt, lease_s
+        self._spools = [SpoolReader(run_file.spool_path(rank)) for rank in range(run_file.spec.num_ranks)]
+        self._logs = logs
+        self._batch: list[tuple[datetime, Event]] = []  # read but not stored
+        self._retry_at_s = 0.0
+        self._retry_s = RETRY_MIN_S
+        self.failures: list[RankFailed] = []  # in the order in which they were read
+        self.finished: TrainingFinished | None = None
+        self.cancel_requested = False
+        self.last_event_s = time.monotonic()  # for the watchdog
+
+    def pump(self) -> int:
+        """Store and publish what is there, at most `BATCH_EVENTS`. Returns how many events moved.
+
+        Raises:
+            Fenced: the attempt no longer owns the job.
+        """
+        if time.monotonic() < self._retry_at_s:
+            return 0
+        if not self._batch:
+            self._batch = self._read()
+        if not self._batch:
+            return 0
+        try:
+            with self._database.write() as session:
+                appended = append_events(session, self._job_id, self._attempt, self._batch, self._lease_s)
+        except (Unavailable, OutOfSpace) as exc:
+            logger.warning("events wait in the spool", extra={"job_id": self._job_id, "why": str(exc)})
+            self._retry_at_s = time.monotonic() + self._retry_s
+            self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+            return 0
+        self._retry_s = RETRY_MIN_S
+        self._batch = []
+        self.cancel_requested |= appended.cancel_requested
+        self._publisher.publish(self._job_id, appended.stored)
+        return len(appended.stored)
+
+    def drain(self, timeout_s: float) -> None:
+        """Store all that the ranks left behind; give up after `timeout_s` seconds (the spool files stay).
+
+        Raises:
+            Fenced: the attempt no longer owns the job.
+        """
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            if self.pump() == 0 and not self._batch:
+                return
+            if self._batch:
+                time.sleep(RETRY_MIN_S)
+
+    def say(self, level: str, message: str) -> None:
+        """Add a line of the supervisor's own to the job's log."""
+        assert level in ("info", "warning", "error")
+        self._logs.add(LineLogged(level, "supervisor", message))  # type: ignore[arg-type]  # the assert narrows it
+
+    def _read(self) -> list[tuple[datetime, Event]]:
+        batch: list[tuple[datetime, Event]] = []
+        for rank, spool in enumerate(self._spools):
+            events = spool.read()
+            try:
+                for at, event in events:
+                    batch.append((at, event))
+                    self._notice(event)
+                    if len(batch) >= BATCH_EVENTS:
+                        return batch
+            except InvalidInput as exc:
+                message = f"rank {rank} wrote a line that is no event: {exc}"
+                batch.append((datetime.now(UTC), LineLogged("warning", "supervisor", message[:2000])))
+        if batch:
+            self.last_event_s = time.monotonic()
+        batch.extend(self._logs.read(BATCH_EVENTS - len(batch)))
+        return batch
+
+    def _notice(self, event: Event) -> None:
+        if isinstance(event, RankFailed):
+            self.failures.append(event)
+        elif isinstance(event, TrainingFinished):
+            self.finished = event
+
+
+def first_cause(failures: Sequence[RankFailed]) -> RankFailed | None:
+    """The failure that broke the job: not the complaint of a rank that lost its peer."""
+    own = [failure for failure in failures if not is_lost_peer(failure)]
+    return own[0] if own else None
+
+
+def is_lost_peer(failure: RankFailed) -> bool:
+    """A rank that fails so was hurt by another one that is gone."""
+    words = (
+        "Connection closed by peer",
+        "Connection reset by peer",
+        "Broken pipe",
+        "Connection refused",
+        "Timed out waiting",
+    )
+    distributed = failure.error.startswith("Dist") or "gloo" in failure.message or "NCCL" in failure.message
+    return distributed or any(word in failure.message for word in words)

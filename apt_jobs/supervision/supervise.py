@@ -1,0 +1,251 @@
+"""The supervisor of one attempt: `python -m apt_jobs.supervision.supervise --job-id ... --attempt ...`.
+
+It owns the lease, torchrun's process tree and the relay, and reports how the attempt ended. Its worker holds its stdin:
+a line `drain` asks to save and stop; the end of the file means that the worker is gone.
+"""
+
+import argparse
+import enum
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from apt_jobs.db.checkpoints import newest_of_job
+from apt_jobs.db.engine import Database
+from apt_jobs.db.jobs import fence, finish, finish_broken
+from apt_jobs.errors import AptJobsError, Fenced, InvalidInput, OutOfSpace, Unavailable
+from apt_jobs.events.kinds import StoredEvent
+from apt_jobs.events.live import LivePublisher
+from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.jobs.states import JobState
+from apt_jobs.logs import configure_logging
+from apt_jobs.settings import Settings
+from apt_jobs.supervision.lease import LeaseKeeper
+from apt_jobs.supervision.plan import plan_attempt, run_file_path
+from apt_jobs.supervision.process_tree import MARKER, ProcessTree, adopt_orphans
+from apt_jobs.supervision.rank_logs import RankLogs
+from apt_jobs.supervision.relay import Relay, first_cause
+
+logger = logging.getLogger(__name__)
+
+ACTIVE_PAUSE_S = 0.02  # between two looks at the spools while events flow
+QUIET_PAUSE_S = 0.1
+QUIET_AFTER_S = 2.0
+LAST_EVENTS_TIMEOUT_S = 30.0  # to store what the ranks left behind
+MAX_TRACEBACK_CHARS = 20_000
+
+
+class Ending(enum.Enum):
+    """Why the supervisor ended the tree; None of them: it ended by itself."""
+
+    CANCELLED = "cancelled by a user"
+    DRAINED = "the worker was drained, but its grace ended before a checkpoint was saved"
+    WORKER_GONE = "the worker was lost"
+    STALLED = "no event came for too long; the ranks hang"
+    FENCED = "the lease was lost"
+
+
+class Supervisor:
+    """One attempt, from plan to outcome."""
+
+    def __init__(self, settings: Settings, database: Database, job_id: str, attempt: int, gpus: Sequence[int]) -> None:
+        self._settings, self._database = settings, database
+        self._job_id, self._attempt, self._gpus = job_id, attempt, gpus
+        self._publisher = LivePublisher(settings.redis)
+        self._drain = threading.Event()
+        self._worker_gone = threading.Event()
+
+    def run(self) -> None:
+        """Carry the attempt to its end. Returns normally also when the job failed: the row says so."""
+        threading.Thread(target=self._watch_worker, name="stdin", daemon=True).start()
+        lease_s, heartbeat_s = self._settings.lease_s, self._settings.heartbeat_s
+        lease = LeaseKeeper(self._database, self._job_id, self._attempt, lease_s=lease_s, heartbeat_s=heartbeat_s)
+        try:
+            run_file = self._plan()
+        except (InvalidInput, OutOfSpace) as exc:
+            self._finish(JobState.FAILED, str(exc), error={"message": str(exc), "error": type(exc).__name__})
+            return
+        tree = self._start(run_file)  # before any thread but `stdin`, and by the main thread: see ProcessTree
+        logs = RankLogs(run_file.run_dir / "torchrun", run_file.run_dir / "torchrun.log")
+        relay = Relay(self._database, self._publisher, run_file, logs, lease_s)
+        try:
+            with lease:
+                ending = self._follow(tree, lease, relay, run_file)
+                if ending is not Ending.FENCED:
+                    relay.drain(LAST_EVENTS_TIMEOUT_S)
+                    self._report(ending, tree, relay, run_file, logs)
+        except Fenced:
+            logger.warning("fenced: another attempt may own the job", extra=self._labels())
+        finally:
+            tree.kill()
+
+    def _plan(self) -> RunFile:
+        with self._database.write() as session:
+            job = fence(session, self._job_id, self._attempt, self._settings.lease_s)
+        return plan_attempt(self._settings, self._database, job, self._gpus)
+
+    def _start(self, run_file: RunFile) -> ProcessTree:
+        command = [
+            *(sys.executable, "-m", "torch.distributed.run"),
+            f"--nproc-per-node={run_file.spec.num_ranks}",
+            "--nnodes=1",
+            "--rdzv-backend=c10d",
+            "--rdzv-endpoint=127.0.0.1:0",
+            "--local-addr=127.0.0.1",
+            "--max-restarts=0",
+            f"--log-dir={run_file.run_dir / 'torchrun'}",
+            "--redirects=3",
+            *("-m", "apt_jobs.training.run", "--run-file", str(run_file_path(run_file))),
+        ]
+        marker = f"{self._job_id}:{self._attempt}"
+        return ProcessTree(command, self._environment(run_file), marker, run_file.run_dir / "torchrun.log")
+
+    def _environment(self, run_file: RunFile) -> dict[str, str]:
+        """What the ranks see: no setting of the service, so no password of the database or the broker."""
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("APT_JOBS_")}
+        threads = max(1, (os.cpu_count() or 1) // run_file.spec.num_ranks)
+        environment |= {
+            "OMP_NUM_THREADS": str(threads),
+            "TOKENIZERS_PARALLELISM": "false",
+            "PYTHONUNBUFFERED": "1",
+            "HF_HUB_OFFLINE": "1",
+            "GLOO_SOCKET_IFNAME": "lo",
+            "CUDA_VISIBLE_DEVICES": ",".join(map(str, self._gpus)) if run_file.spec.device == "cuda" else "",
+        }
+        return environment
+
+    def _follow(self, tree: ProcessTree, lease: LeaseKeeper, relay: Relay, run_file: RunFile) -> Ending | None:
+        """Relay until the tree has ended; end it when there is a reason to."""
+        drain_deadline: float | None = None
+        while tree.poll() is None:
+            moved = relay.pump()
+            if relay.cancel_requested or lease.cancelled.is_set():
+                return self._end(tree, Ending.CANCELLED)
+            if lease.must_stop:
+                return self._end(tree, Ending.FENCED)
+            if self._worker_gone.is_set():
+                return self._end(tree, Ending.WORKER_GONE)
+            if time.monotonic() - relay.last_event_s > self._settings.stall_timeout_s:
+                return self._end(tree, Ending.STALLED)
+            if self._drain.is_set():
+                if drain_deadline is None:
+                    run_file.stop_path.touch()
+                    drain_deadline = time.monotonic() + self._settings.drain_timeout_s
+                elif time.monotonic() > drain_deadline:
+                    return self._end(tree, Ending.DRAINED)
+            quiet = not moved and time.monotonic() - relay.last_event_s > QUIET_AFTER_S
+            time.sleep(QUIET_PAUSE_S if quiet else ACTIVE_PAUSE_S)
+        return None
+
+    def _end(self, tree: ProcessTree, ending: Ending) -> Ending:
+        logger.info("ending the process tree", extra={**self._labels(), "why": ending.value})
+        tree.terminate(self._settings.stop_timeout_s)
+        return ending
+
+    def _report(
+        self, ending: Ending | None, tree: ProcessTree, relay: Relay, run_file: RunFile, logs: RankLogs
+    ) -> None:
+        """Write how the attempt ended."""
+        outcome = run_file.outcome_path.read_text().strip() if run_file.outcome_path.exists() else None
+        if ending is Ending.CANCELLED:
+            self._finish(JobState.CANCELLED, ending.value)
+        elif tree.poll() == 0 and outcome == "finished":
+            self._finish(JobState.SUCCEEDED, None, result=self._result(relay))
+        elif outcome == "stopped" or ending in (Ending.DRAINED, Ending.WORKER_GONE):
+            why = (
+                "the worker was drained; the checkpoint is saved"
+                if outcome == "stopped"
+                else str(ending and ending.value)
+            )
+            self._finish(JobState.QUEUED, why)
+        elif cause := first_cause(relay.failures):
+            message = f"rank {cause.rank}: {cause.error}: {cause.message}"
+            error = {"message": message, "error": cause.error, "rank": cause.rank}
+            self._finish(JobState.FAILED, message, error={**error, "traceback": cause.traceback[-MAX_TRACEBACK_CHARS:]})
+        else:
+            why = ending.value if ending else _exit_in_words(tree.poll())
+            error = {"message": why, "traceback": logs.tail()[-MAX_TRACEBACK_CHARS:]}
+            self._stored(lambda session: finish_broken(session, self._job_id, self._attempt, why, error))
+
+    def _result(self, relay: Relay) -> dict[str, Any]:
+        with self._database.read() as session:
+            checkpoint = newest_of_job(session, self._job_id)
+        finished = relay.finished
+        return {
+            "step": finished.step if finished else None,
+            "train_loss": finished.train_loss if finished else None,
+            "best_val_loss": finished.best_val_loss if finished else None,
+            "checkpoint_id": checkpoint.id if checkpoint else None,
+        }
+
+    def _finish(self, state: JobState, reason: str | None, **fields: Any) -> None:
+        self._stored(lambda session: finish(session, self._job_id, self._attempt, state, reason=reason, **fields))
+
+    def _stored(self, write: Callable[[Session], list[StoredEvent]]) -> None:
+        """Run the last transition until the database takes it or the lease is over; then publish its events."""
+        deadline = time.monotonic() + self._settings.lease_s
+        while True:
+            try:
+                with self._database.write() as session:
+                    events = write(session)
+                break
+            except (Unavailable, OutOfSpace) as exc:
+                logger.warning("the outcome waits", extra={**self._labels(), "why": str(exc)})
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1.0)
+        self._publisher.publish(self._job_id, events)
+
+    def _watch_worker(self) -> None:
+        for line in sys.stdin:
+            if line.strip() == "drain":
+                self._drain.set()
+        self._worker_gone.set()
+
+    def _labels(self) -> dict[str, Any]:
+        return {"job_id": self._job_id, "attempt": self._attempt}
+
+
+def _exit_in_words(status: int | None) -> str:
+    if status is None or status == 0:
+        return "the training ended without saying how"
+    if status < 0:
+        return f"torchrun was killed by {signal.Signals(-status).name}"
+    return (
+        "a rank was killed or ended without a word (out of memory, if it was SIGKILL); its last lines are in the error"
+    )
+
+
+def main() -> None:
+    """Entry of the process."""
+    parser = argparse.ArgumentParser(description="Supervise one attempt of a training job.")
+    parser.add_argument("--job-id", required=True)
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--gpus", default="", help="indexes of the GPUs to use, separated by commas")
+    arguments = parser.parse_args()
+    settings = Settings()
+    configure_logging(settings.log_level)
+    adopt_orphans()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only its stdin tells it to stop
+    os.environ.pop(MARKER, None)
+    database = Database(settings.database)
+    gpus = [int(index) for index in arguments.gpus.split(",") if index]
+    try:
+        Supervisor(settings, database, arguments.job_id, arguments.attempt, gpus).run()
+    except AptJobsError:
+        logger.exception("the supervisor gave up", extra={"job_id": arguments.job_id, "attempt": arguments.attempt})
+        sys.exit(1)
+    finally:
+        database.dispose()
+
+
+if __name__ == "__main__":
+    main()

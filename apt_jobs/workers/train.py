@@ -1,0 +1,88 @@
+"""The training worker: claims a training job and starts a supervisor for it. One job at a time, no torch in here."""
+
+import logging
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+
+from apt_jobs.db.jobs import Claimed, finish_broken
+from apt_jobs.errors import Fenced
+from apt_jobs.settings import Settings
+from apt_jobs.supervision.process_tree import marked_processes, send
+from apt_jobs.workers.consumer import Consumer
+from apt_jobs.workers.gpus import describe_gpus, list_gpus
+
+logger = logging.getLogger(__name__)
+
+
+class TrainWorker:
+    """Runs supervisors, each in a session of its own with a pipe to its stdin that ends when this process does."""
+
+    def __init__(self, settings: Settings, *, name: str, queues: Sequence[str], gpus: Sequence[int] | None) -> None:
+        self._gpus = list_gpus() if gpus is None else list(gpus)
+        self._lock = threading.Lock()
+        self._supervisor: subprocess.Popen[str] | None = None
+        self._consumer = Consumer(
+            settings,
+            name=name,
+            kind="train",
+            queues=queues,
+            concurrency=1,
+            serve=self._serve,
+            on_drain=self._drain,
+            describe_gpus=lambda: describe_gpus(self._gpus),
+        )
+
+    def run(self) -> None:
+        """Work until SIGTERM or Ctrl-C."""
+        self._consumer.run()
+
+    def _serve(self, claimed: Claimed) -> None:
+        job = claimed.job
+        command = [
+            *(sys.executable, "-m", "apt_jobs.supervision.supervise"),
+            f"--job-id={job.id}",
+            f"--attempt={job.attempt}",
+            f"--gpus={','.join(map(str, self._gpus))}",
+        ]
+        with self._lock:
+            self._supervisor = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+        if self._consumer.draining.is_set():
+            self._drain()
+        status = self._supervisor.wait()
+        with self._lock:
+            assert self._supervisor.stdin is not None
+            self._supervisor.stdin.close()
+            self._supervisor = None
+        if status != 0:
+            self._end_for_the_supervisor(job.id, job.attempt, status)
+
+    def _end_for_the_supervisor(self, job_id: str, attempt: int, status: int) -> None:
+        """The supervisor died before it could report: clear what it left, and hand the job back at once."""
+        while left := marked_processes(f"{job_id}:{attempt}"):
+            send(left, signal.SIGKILL)
+        why = f"the supervisor ended with status {status}"
+        try:
+            with self._consumer.database.write() as session:
+                events = finish_broken(session, job_id, attempt, why)
+        except Fenced:
+            return  # it had reported, or the lease is over
+        self._consumer.publisher.publish(job_id, events)
+
+    def _drain(self) -> None:
+        with self._lock:
+            supervisor = self._supervisor
+            if supervisor is None or supervisor.stdin is None or supervisor.poll() is not None:
+                return
+            try:
+                supervisor.stdin.write("drain\n")
+                supervisor.stdin.flush()
+            except BrokenPipeError:
+                logger.warning("the supervisor ended while it was drained")
+
+
+def run_train_worker(settings: Settings, *, name: str, queues: Sequence[str], gpus: Sequence[int] | None) -> None:
+    """Entry of the process. `gpus=None`: all of this machine."""
+    TrainWorker(settings, name=name, queues=queues, gpus=gpus).run()

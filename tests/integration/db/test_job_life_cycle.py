@@ -1,0 +1,317 @@
+"""The life cycle on real databases: one owner at a time, fenced writes, refused transitions, nothing lost."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import text, update
+from sqlalchemy.exc import IntegrityError
+
+from apt_jobs.db import events as event_log
+from apt_jobs.db import jobs
+from apt_jobs.db.engine import Database
+from apt_jobs.db.models import Job
+from apt_jobs.errors import Conflict, Fenced, IdempotencyMismatch, NotFound, TransitionRefused, Unavailable
+from apt_jobs.jobs.spec import TrainSpec
+from apt_jobs.jobs.states import TERMINAL_STATES, JobState
+
+LEASE_S = 60.0
+
+
+def submit(database: Database, **fields: Any) -> str:
+    with database.write() as session:
+        return jobs.insert_job(session, TrainSpec(kind="train", **fields)).id
+
+
+def claim(database: Database, queue: str = "train", lease_s: float = LEASE_S) -> Job:
+    with database.write() as session:
+        claimed = jobs.claim_next(session, queue, "worker-a", lease_s)
+    assert claimed is not None
+    return claimed.job
+
+
+def state_of(database: Database, job_id: str) -> str:
+    with database.read() as session:
+        return jobs.get_job(session, job_id).state
+
+
+def states_in_log(database: Database, job_id: str) -> list[str]:
+    with database.read() as session:
+        rows = event_log.events_after(session, job_id, 0, 1000, kinds=["state"])
+    return [row.payload.decode().split('"state":"')[1].split('"')[0] for row in rows]
+
+
+def expire_lease(database: Database, job_id: str) -> None:
+    """Let the lease end in the past, as if its owner had been dead for an hour."""
+    with database.write() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(lease_until=jobs.now_plus(-3600)))
+
+
+def test_a_new_job_waits_and_its_first_event_says_so(database: Database) -> None:
+    job_id = submit(database, name="night run", labels={"team": "nlp"})
+    with database.read() as session:
+        job = jobs.get_job(session, job_id)
+        (event,) = event_log.events_after(session, job_id, 0, 10)
+    assert (job.state, job.attempt, job.last_seq, job.labels) == ("queued", 0, 1, {"team": "nlp"})
+    assert (event.seq, event.kind) == (1, "state")
+
+
+def test_an_unknown_job_is_not_found(database: Database) -> None:
+    with database.read() as session, pytest.raises(NotFound, match="job_nothing"):
+        jobs.get_job(session, "job_nothing")
+
+
+def test_the_highest_priority_is_claimed_first_then_the_oldest(database: Database) -> None:
+    first, second = submit(database), submit(database)
+    urgent = submit(database, priority=5)
+    submit(database, queue="other", priority=9)
+    with database.read() as session:
+        assert [jobs.queue_position(session, jobs.get_job(session, job)) for job in (urgent, first, second)] == [
+            1,
+            2,
+            3,
+        ]
+    assert [claim(database).id for _ in range(3)] == [urgent, first, second]
+    with database.write() as session:
+        assert jobs.claim_next(session, "train", "worker-a", LEASE_S) is None
+
+
+def test_of_many_claimers_one_wins(database: Database) -> None:
+    wanted = {submit(database) for _ in range(20)}
+    start = threading.Barrier(8)
+
+    def take(number: int) -> list[str]:
+        taken = []
+        start.wait()
+        while True:
+            with database.write() as session:
+                claimed = jobs.claim_next(session, "train", f"worker-{number}", LEASE_S)
+            if claimed is None:
+                return taken
+            taken.append(claimed.job.id)
+
+    with ThreadPoolExecutor(8) as pool:
+        taken = [job_id for part in pool.map(take, range(8)) for job_id in part]
+    assert sorted(taken) == sorted(wanted)
+
+
+def test_only_the_current_attempt_may_write(database: Database) -> None:
+    job_id = submit(database)
+    old = claim(database)
+    expire_lease(database, job_id)
+    with database.write() as session:
+        jobs.reap_expired(session, 0)
+        session.execute(update(Job).where(Job.id == job_id).values(not_before_at=jobs.now_plus(-1)))
+    new = claim(database)
+    assert (old.attempt, new.attempt) == (1, 2)
+    writes: list[Callable[[Any], object]] = [
+        lambda session: jobs.heartbeat(session, job_id, old.attempt, LEASE_S),
+        lambda session: jobs.finish(session, job_id, old.attempt, JobState.SUCCEEDED),
+        lambda session: event_log.append_events(session, job_id, old.attempt, [], LEASE_S),
+    ]
+    for write in writes:
+        with pytest.raises(Fenced), database.write() as session:
+            write(session)
+    with database.write() as session:
+        assert jobs.heartbeat(session, job_id, new.attempt, LEASE_S) is False
+
+
+def test_an_attempt_whose_lease_ended_is_fenced_before_anyone_reaps(database: Database) -> None:
+    job_id = submit(database)
+    job = claim(database)
+    expire_lease(database, job_id)
+    with pytest.raises(Fenced), database.write() as session:
+        jobs.heartbeat(session, job_id, job.attempt, LEASE_S)
+
+
+def test_finishing_records_state_attempt_and_event_together(database: Database) -> None:
+    job_id = submit(database)
+    job = claim(database)
+    with database.write() as session:
+        (event,) = jobs.finish(session, job_id, job.attempt, JobState.SUCCEEDED, result={"step": 5})
+    assert event.seq == 3
+    with database.read() as session:
+        ended = jobs.get_job(session, job_id)
+        (attempt,) = jobs.list_attempts(session, job_id)
+    assert (ended.state, ended.result, ended.lease_until) == ("succeeded", {"step": 5}, None)
+    assert ended.finished_at is not None
+    assert (attempt.outcome, attempt.worker) == ("succeeded", "worker-a")
+    assert states_in_log(database, job_id) == ["queued", "running", "succeeded"]
+    with pytest.raises(Fenced), database.write() as session:
+        jobs.finish(session, job_id, job.attempt, JobState.FAILED)
+
+
+def test_a_transition_outside_the_table_is_refused_and_changes_nothing(database: Database) -> None:
+    job_id = submit(database)
+    job = claim(database)
+    with pytest.raises(TransitionRefused, match="running cannot become paused"), database.write() as session:
+        jobs.finish(session, job_id, job.attempt, JobState.PAUSED)
+    assert states_in_log(database, job_id) == ["queued", "running"]
+
+
+@pytest.mark.parametrize("statement", ["state = 'flying'", "state = 'queued'", "lease_until = NULL", "attempt = -1"])
+def test_the_database_refuses_rows_that_make_no_sense(database: Database, statement: str) -> None:
+    submit(database)
+    claim(database)
+    with pytest.raises(IntegrityError), database.write() as session:
+        session.execute(text(f"UPDATE jobs SET {statement}"))
+
+
+def test_cancel_of_a_waiting_job_is_immediate_and_idempotent(database: Database) -> None:
+    job_id = submit(database)
+    with database.write() as session:
+        job, events = jobs.request_cancel(session, job_id, "changed my mind")
+        again, none = jobs.request_cancel(session, job_id)
+    assert (job.state, again.state, len(events), none) == ("cancelled", "cancelled", 1, [])
+    with database.write() as session:
+        assert jobs.claim(session, job_id, "worker-a", LEASE_S) is None
+
+
+def test_cancel_of_a_running_job_is_told_to_its_owner(database: Database) -> None:
+    job_id = submit(database)
+    job = claim(database)
+    with database.write() as session:
+        running, events = jobs.request_cancel(session, job_id)
+    assert (running.state, events) == ("running", [])
+    with database.write() as session:
+        assert jobs.heartbeat(session, job_id, job.attempt, LEASE_S) is True
+        assert event_log.append_events(session, job_id, job.attempt, [], LEASE_S).cancel_requested is True
+
+
+def test_a_cancelled_job_whose_worker_died_ends_as_cancelled(database: Database) -> None:
+    job_id = submit(database)
+    claim(database)
+    with database.write() as session:
+        jobs.request_cancel(session, job_id)
+    expire_lease(database, job_id)
+    with database.write() as session:
+        jobs.reap_expired(session, 0)
+    assert state_of(database, job_id) == "cancelled"
+
+
+@pytest.mark.parametrize("outcome", sorted(TERMINAL_STATES - {JobState.CANCELLED}))
+def test_what_ended_otherwise_cannot_be_cancelled(database: Database, outcome: JobState) -> None:
+    job_id = submit(database)
+    job = claim(database)
+    with database.write() as session:
+        jobs.finish(session, job_id, job.attempt, outcome)
+    with pytest.raises(Conflict, match=outcome), database.write() as session:
+        jobs.request_cancel(session, job_id)
+
+
+def test_the_reaper_leaves_the_living_alone(database: Database) -> None:
+    job_id = submit(database)
+    claim(database)
+    with database.write() as session:
+        assert jobs.reap_expired(session, 0) == []
+    assert state_of(database, job_id) == "running"
+
+
+def test_a_poison_job_is_given_up_after_three_fruitless_attempts(database: Database) -> None:
+    job_id = submit(database, max_attempts=50)
+    for _ in range(3):
+        with database.write() as session:
+            session.execute(update(Job).where(Job.id == job_id).values(not_before_at=jobs.now_plus(-1)))
+        claim(database)
+        expire_lease(database, job_id)
+        with database.write() as session:
+            jobs.reap_expired(session, 0)
+    with database.read() as session:
+        job = jobs.get_job(session, job_id)
+    assert job.state == "dead"
+    assert job.reason is not None
+    assert "3 in a row without a new checkpoint" in job.reason
+
+
+def test_a_requeued_job_waits_out_its_pause(database: Database) -> None:
+    job_id = submit(database)
+    job = claim(database)
+    with database.write() as session:
+        jobs.finish(session, job_id, job.attempt, JobState.QUEUED, reason="drained", retry_in_s=0.3)
+    with database.write() as session:
+        assert jobs.claim(session, job_id, "worker-b", LEASE_S) is None
+        assert jobs.jobs_to_dispatch(session) == []
+    deadline = time.monotonic() + 10
+    again = None
+    while again is None and time.monotonic() < deadline:
+        with database.write() as session:
+            again = jobs.claim(session, job_id, "worker-b", LEASE_S)
+    assert again is not None
+    assert again.job.attempt == 2
+
+
+def test_a_hint_is_sent_once_and_again_only_after_a_pause(database: Database) -> None:
+    job_id = submit(database)
+    with database.write() as session:
+        assert jobs.jobs_to_dispatch(session) == [(job_id, "train")]
+        jobs.mark_dispatched(session, [job_id])
+    with database.write() as session:
+        assert jobs.jobs_to_dispatch(session) == []
+        session.execute(update(Job).values(dispatched_at=jobs.now_plus(-31)))
+        assert jobs.jobs_to_dispatch(session) == [(job_id, "train")]
+        jobs.mark_dispatched(session, [job_id])
+        session.execute(update(Job).values(dispatched_at=jobs.now_plus(-31)))
+        assert jobs.jobs_to_dispatch(session) == []
+        session.execute(update(Job).values(dispatched_at=jobs.now_plus(-61)))
+        assert jobs.jobs_to_dispatch(session) == [(job_id, "train")]
+
+
+def test_one_key_makes_one_job_however_often_and_at_once_it_is_sent(database: Database) -> None:
+    start = threading.Barrier(8)
+
+    def post(_: int) -> str:
+        start.wait()
+        with database.write() as session:
+            spec = TrainSpec(kind="train")
+            return jobs.insert_job(session, spec, idempotency_key="nightly-1", request_sha256="a").id
+
+    with ThreadPoolExecutor(8) as pool:
+        ids = set(pool.map(post, range(8)))
+    assert len(ids) == 1
+    with database.read() as session:
+        assert len(jobs.list_jobs(session)[0]) == 1
+
+
+def test_a_key_with_another_body_is_refused(database: Database) -> None:
+    with database.write() as session:
+        jobs.insert_job(session, TrainSpec(kind="train"), idempotency_key="k", request_sha256="a")
+    with pytest.raises(IdempotencyMismatch, match="another body"), database.write() as session:
+        jobs.insert_job(session, TrainSpec(kind="train"), idempotency_key="k", request_sha256="b")
+
+
+def test_a_full_queue_refuses_with_its_numbers(database: Database) -> None:
+    submit(database)
+    with pytest.raises(Unavailable, match="at most 1"), database.write() as session:
+        jobs.insert_job(session, TrainSpec(kind="train"), max_queued_jobs=1)
+
+
+def test_lists_are_filtered_and_paged(database: Database) -> None:
+    ids = [submit(database, name=f"run {number}", labels={"n": str(number % 2)}) for number in range(5)]
+    with database.read() as session:
+        page, more = jobs.list_jobs(session, limit=2)
+        assert ([job.id for job in page], more) == ([ids[4], ids[3]], True)
+        page, more = jobs.list_jobs(session, limit=5, after=ids[3])
+        assert ([job.id for job in page], more) == ([ids[2], ids[1], ids[0]], False)
+        assert {job.id for job in jobs.list_jobs(session, label=("n", "1"))[0]} == {ids[1], ids[3]}
+        assert [job.id for job in jobs.list_jobs(session, text="RUN 3")[0]] == [ids[3]]
+        assert jobs.list_jobs(session, text="%")[0] == []
+        assert jobs.list_jobs(session, states=["running"])[0] == []
+        assert jobs.list_jobs(session, kinds=["generate"])[0] == []
+        assert jobs.list_jobs(session, queue="other")[0] == []
+        assert jobs.count_by_state(session)["queued"] == 5
+        assert jobs.queue_depths(session) == {"train": {"queued": 5, "running": 0}}
+
+
+def test_only_an_ended_job_is_deleted_and_its_log_goes_with_it(database: Database) -> None:
+    job_id = submit(database)
+    with pytest.raises(Conflict, match="cancel it first"), database.write() as session:
+        jobs.delete_job(session, job_id)
+    with database.write() as session:
+        jobs.request_cancel(session, job_id)
+        jobs.delete_job(session, job_id)
+    with database.read() as session:
+        assert event_log.events_after(session, job_id, 0, 10) == []
+        assert jobs.list_jobs(session) == ([], False)
