@@ -18,6 +18,17 @@ export function formatNumber(value: Float | null | undefined, digits = 4): strin
   return size >= 1000 ? formatCount(Math.round(number)) : number.toPrecision(digits);
 }
 
+/** Without trailing zeros, for axes and settings: 0.003, 1e-5, 2,048. */
+export function formatShort(value: number): string {
+  if (!Number.isFinite(value) || value === 0) return formatNumber(value);
+  const size = Math.abs(value);
+  if (size >= 1e5 || size < 1e-3) {
+    const [digits, power] = value.toExponential(2).split("e");
+    return `${Number(digits)}e${Number(power)}`;
+  }
+  return Number(value.toPrecision(4)).toLocaleString("en-US", { maximumFractionDigits: 6 });
+}
+
 export function formatCount(value: number | null | undefined): string {
   return value === null || value === undefined ? "–" : value.toLocaleString("en-US", { maximumFractionDigits: 0 });
 }

@@ -62,15 +62,19 @@ function standsOut(value: number, before: number): number {
   return Number.isFinite(value) ? Math.abs(value - (Number.isFinite(before) ? before : 0)) : Infinity;
 }
 
-/** Exponential moving average with bias correction; non-finite values are left out. */
-export function smoothed(values: readonly number[], weight: number): (number | null)[] {
-  let mean = 0;
-  let total = 0;
-  return values.map((value) => {
-    if (Number.isFinite(value)) {
-      mean = weight * mean + (1 - weight) * value;
-      total = weight * total + (1 - weight);
-    }
-    return total === 0 ? null : mean / total;
+/** Mean over a window around each point, narrower towards the ends so that it never lags; broken values are left out. */
+export function smoothed(values: readonly number[], radius: number): (number | null)[] {
+  const sums = [0];
+  const counts = [0];
+  for (const value of values) {
+    const isFinite = Number.isFinite(value);
+    sums.push(sums[sums.length - 1] + (isFinite ? value : 0));
+    counts.push(counts[counts.length - 1] + (isFinite ? 1 : 0));
+  }
+  return values.map((_, index) => {
+    const reach = Math.min(radius, index, values.length - 1 - index);
+    const [from, to] = [index - reach, index + reach + 1];
+    const count = counts[to] - counts[from];
+    return count === 0 ? null : (sums[to] - sums[from]) / count;
   });
 }

@@ -25,6 +25,10 @@ export interface LogLine {
   source: string;
   message: string;
   detail?: string;
+  /** Lines of one story: the same anomaly step after step is one line that counts. */
+  story?: string;
+  since?: number;
+  times?: number;
 }
 
 export interface AnomalyLine extends LayerAnomaly {
@@ -191,8 +195,7 @@ export class JobView {
   private async loadLog(): Promise<void> {
     const events = await get<Page<StoredEvent>>(this.path("/events?limit=1000"));
     for (const event of events.data) {
-      const line = lineOf(event);
-      if (line) this.pendingLog.push(line);
+      this.write(event);
       if (event.kind === "started") this.started = event;
     }
   }
@@ -214,8 +217,7 @@ export class JobView {
         return;
       }
       this.take(event);
-      const line = lineOf(event);
-      if (line) this.pendingLog.push(line);
+      this.write(event);
     }
     this.schedule();
   }
@@ -262,6 +264,18 @@ export class JobView {
         this.soon();
         break;
     }
+  }
+
+  private write(event: StoredEvent): void {
+    const line = lineOf(event);
+    if (line === null) return;
+    const before = this.pendingLog[this.pendingLog.length - 1];
+    if (line.story === undefined || before?.story !== line.story) {
+      this.pendingLog.push(line);
+      return;
+    }
+    const times = (before.times ?? 1) + 1;
+    this.pendingLog[this.pendingLog.length - 1] = { ...line, seq: before.seq, at: before.at, since: before.since, times };
   }
 
   private countStep(step: number, timeMs: number): void {
@@ -312,9 +326,11 @@ export class JobView {
   }
 
   private flushLists(): void {
-    if (this.pendingLog.length) {
-      this.log = [...this.log, ...this.pendingLog].slice(-MAX_LOG_LINES);
-      this.pendingLog = [];
+    const story = this.pendingLog[this.pendingLog.length - 1];
+    if (this.pendingLog.length > 1 || (story !== undefined && story !== this.log[this.log.length - 1])) {
+      const known = this.log[this.log.length - 1]?.seq === this.pendingLog[0].seq ? this.log.slice(0, -1) : this.log;
+      this.log = [...known, ...this.pendingLog].slice(-MAX_LOG_LINES);
+      this.pendingLog = [story]; // it may go on
     }
     if (this.pendingAnomalies.length) {
       this.anomalies = [...this.pendingAnomalies.reverse(), ...this.anomalies].slice(0, MAX_ANOMALIES);
@@ -376,7 +392,9 @@ export function lineOf(event: StoredEvent): LogLine | null {
     case "anomaly": {
       const first = event.layers[0];
       const more = event.layers.length > 1 ? ` and ${event.layers.length - 1} more` : "";
-      return line("warning", "gradients", `step ${formatCount(event.step)}: ${first?.anomaly} in ${first?.layer} (norm ${formatNumber(first?.norm)})${more}`);
+      const what = `${first?.anomaly} in ${first?.layer}`;
+      const told = line("warning", "gradients", `step ${formatCount(event.step)}: ${what} (norm ${formatNumber(first?.norm)})${more}`);
+      return { ...told, story: what, since: event.step };
     }
     case "checkpoint":
       return line("info", "checkpoint", `step ${formatCount(event.step)} saved as ${event.filename}${event.is_best ? ", the best so far" : ""}`);
