@@ -101,7 +101,7 @@ class HintPublisher:
 def serve_hints(app: Celery, on_hint: Callable[[], None]) -> None:
     """Register what a worker does when a hint arrives. What the hint says beyond "look" is not trusted."""
 
-    def run(self: Task[Any, Any], job_id: object = None, **unexpected: object) -> None:
+    def run(self: Task[Any, Any], /, job_id: object = None, **unexpected: object) -> None:
         if not isinstance(job_id, str) or len(job_id) > MAX_HINT_CHARS or unexpected:
             logger.warning("ignored a malformed hint", extra={"message_id": str(self.request.id)[:MAX_HINT_CHARS]})
             return

