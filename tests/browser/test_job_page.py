@@ -1,0 +1,200 @@
+"""A job submitted in the page, watched live, generated from; on a phone, in the dark, across a restart of the web."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.browser.conftest import RunningStack, Watched, wait_until
+
+TRAIN_DEADLINE_S = 90.0
+OpenWindow = Callable[..., Watched]
+
+# Pixels of a canvas that have the colour of `--alarm`.
+COUNT_ALARM_PIXELS = """
+(canvas) => {
+  const probe = document.createElement("canvas").getContext("2d");
+  probe.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--alarm");
+  probe.fillRect(0, 0, 1, 1);
+  const [red, green, blue] = probe.getImageData(0, 0, 1, 1).data;
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  let count = 0;
+  for (let index = 0; index < data.length; index += 4) {
+    if (data[index] === red && data[index + 1] === green && data[index + 2] === blue) count += 1;
+  }
+  return count;
+}
+"""
+TINY_TRAINING = {
+    "kind": "train",
+    "name": "tiny",
+    "model": {"d_model": 16, "num_layers": 1, "num_attention_heads": 2, "vocab_size": 300, "max_seq_len": 16},
+    "training": {"max_steps": 20_000, "epochs": 1_000, "batch_size": 1, "validate_every_steps": 20_000},
+}
+
+
+def loss_chart(page: Page) -> tuple[int, int]:
+    """Number of points of the loss curve, and the step of its last one."""
+    chart = page.get_by_role("img", name="Training and validation loss by step")
+    if chart.count() == 0:
+        return 0, 0
+    points, step = chart.evaluate("(host) => [Number(host.dataset.points ?? 0), Number(host.dataset.lastStep ?? 0)]")
+    return points, step
+
+
+@pytest.fixture(scope="module")
+def trained_job(stack: RunningStack) -> dict[str, str]:
+    """Filled by the first test: the job that the later ones look at."""
+    return {}
+
+
+def test_a_job_submitted_in_the_form_is_seen_live(
+    stack: RunningStack, open_window: OpenWindow, trained_job: dict[str, str]
+) -> None:
+    window = open_window()
+    page = window.context.new_page()
+    page.goto(f"{stack.url}/jobs/new")
+    for label, value in {
+        "Name": "from the form",
+        "Width (d_model)": "32",
+        "Layers": "2",
+        "Vocabulary size": "300",
+        "Sequence length": "32",
+        "Max steps": "60",
+        "Exploding above": "0.001",
+        "Ranks": "1",
+    }.items():
+        page.get_by_label(label, exact=True).fill(value)
+    page.get_by_role("button", name="Submit job").click()
+    page.wait_for_url(re.compile(r"/jobs/job_"))
+    trained_job["id"] = page.url.rsplit("/", 1)[1]
+
+    expect(page.locator("[data-status=live]")).to_be_visible()
+    wait_until(lambda: loss_chart(page)[0] > 0, TRAIN_DEADLINE_S, "a first point of the loss")
+    first = loss_chart(page)
+    wait_until(lambda: loss_chart(page)[0] > first[0], TRAIN_DEADLINE_S, "further points, without a reload")
+    expect(page.get_by_role("heading", name="from the form")).to_be_visible()
+    expect(page.get_by_text("succeeded", exact=True)).to_be_visible(timeout=TRAIN_DEADLINE_S * 1000)
+    wait_until(lambda: loss_chart(page) == (60, 60), 5.0, "all 60 steps, each once")
+    page.get_by_role("tab", name="Log").click()
+    expect(page.get_by_role("log")).to_contain_text("running → succeeded")
+    assert window.complaints == []
+    assert window.hosts == {stack.url.removeprefix("http://")}
+
+
+def test_gradients_are_drawn_with_anomalies_in_red(
+    stack: RunningStack, open_window: OpenWindow, trained_job: dict[str, str]
+) -> None:
+    window = open_window()
+    page = window.context.new_page()
+    page.goto(f"{stack.url}/jobs/{trained_job['id']}#gradients")
+    timeline = page.get_by_role("img", name=re.compile("Gradient norms of .* layers by step"))
+    heat_map = page.locator("canvas[aria-label^='Heat map']")
+    for canvas in (timeline.locator("canvas"), heat_map):
+        expect(canvas).to_be_visible()
+        wait_until(lambda canvas=canvas: canvas.evaluate(COUNT_ALARM_PIXELS) > 100, 5.0, "red marks")  # type: ignore[misc]  # mypy infers no type for a default in a lambda
+    expect(page.get_by_text(re.compile(r"\d+ exploding")).first).to_be_visible()
+
+    table = page.get_by_role("table").first
+    num_layers = table.get_by_role("row").count() - 1
+    page.get_by_label("Search layers").fill("layers.1 mlp")
+    expect(table.get_by_role("row")).to_have_count(1 + 3)
+    page.get_by_label("Search layers").fill("")
+    expect(table.get_by_role("row")).to_have_count(1 + num_layers)
+    table.get_by_role("button", name="Max").click()
+    maxima = [float(text) for text in table.locator("td:nth-child(6)").all_inner_texts()]
+    assert maxima == sorted(maxima, reverse=True)
+    assert window.complaints == []
+
+
+def test_text_is_generated_from_the_newest_checkpoint(
+    stack: RunningStack, open_window: OpenWindow, trained_job: dict[str, str]
+) -> None:
+    window = open_window()
+    page = window.context.new_page()
+    page.goto(f"{stack.url}/jobs/{trained_job['id']}#generate")
+    page.get_by_label("Text", exact=True).fill("The for statement")
+    page.get_by_label("Max length, tokens").fill("12")
+    page.get_by_role("button", name="Generate").click()
+    generated = page.get_by_test_id("generated")
+    expect(generated).to_be_visible(timeout=60_000)
+    assert generated.inner_text().startswith("The for statement")
+    assert len(generated.inner_text()) > len("The for statement")
+    assert window.complaints == []
+
+
+def test_checkpoints_are_listed_downloaded_and_deleted(
+    stack: RunningStack, open_window: OpenWindow, trained_job: dict[str, str]
+) -> None:
+    page = open_window().context.new_page()
+    page.goto(f"{stack.url}/jobs/{trained_job['id']}#checkpoints")
+    rows = page.get_by_role("table").get_by_role("row")
+    expect(rows.nth(1)).to_contain_text("60")
+    before = rows.count()
+    with page.expect_download() as download:
+        rows.nth(1).get_by_role("link", name="Download").click()
+    assert download.value.path().stat().st_size > 10_000
+    rows.nth(1).get_by_role("button", name="Delete").click()
+    page.get_by_role("dialog").get_by_role("button", name="Delete").click()
+    expect(page.get_by_text("is deleted")).to_be_visible()
+    assert page.get_by_role("table").count() == 0 or rows.count() == before - 1
+
+
+def test_no_page_scrolls_sideways_on_a_phone_in_the_dark(
+    stack: RunningStack, open_window: OpenWindow, trained_job: dict[str, str]
+) -> None:
+    window = open_window(width=390, height=844, scheme="dark")
+    page = window.context.new_page()
+    job = f"/jobs/{trained_job['id']}"
+    tabs = [f"{job}#{tab}" for tab in ("training", "gradients", "checkpoints", "generate", "log")]
+    for path in ["/", "/jobs/new", *tabs, "/checkpoints", "/generate", "/workers", "/nowhere"]:
+        page.goto("about:blank")
+        page.goto(stack.url + path)
+        page.wait_for_load_state("networkidle") if "#" not in path else page.get_by_role("tabpanel").wait_for()
+        assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0, path
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(14, 18, 23)", path
+    assert window.complaints == []
+
+
+def test_faults_are_shown_at_their_fields(stack: RunningStack, open_window: OpenWindow) -> None:
+    page = open_window().context.new_page()
+    page.goto(f"{stack.url}/jobs/new")
+    page.get_by_label("Width (d_model)", exact=True).fill("30")
+    page.get_by_role("button", name="Submit job").click()
+    expect(page.get_by_text("must be an even multiple of the 4 attention heads")).to_be_visible()
+    assert page.get_by_label("Width (d_model)", exact=True).get_attribute("aria-invalid") == "true"
+    page.get_by_label("Width (d_model)", exact=True).fill("32")
+    page.get_by_text("More options").click()
+    page.get_by_label("Queue", exact=True).fill("no spaces allowed")  # only the server knows this rule
+    page.get_by_role("button", name="Submit job").click()
+    expect(page.get_by_label("Queue", exact=True)).to_have_attribute("aria-invalid", "true")
+
+
+def test_a_restart_of_the_web_costs_no_point_and_doubles_none(stack: RunningStack, open_window: OpenWindow) -> None:
+    job_id = stack.post("/api/jobs", TINY_TRAINING)["id"]
+    page = open_window().context.new_page()
+    page.goto(f"{stack.url}/jobs/{job_id}")
+    wait_until(lambda: loss_chart(page)[0] > 5, TRAIN_DEADLINE_S, "a live curve")
+
+    stack.web_process().kill()
+    expect(page.locator("[data-status=reconnecting]")).to_be_visible()
+    seen = loss_chart(page)[1]
+    expect(page.locator("[data-status=live]")).to_be_visible(timeout=30_000)
+    wait_until(lambda: loss_chart(page)[1] > seen + 5, 10.0, "the curve going on")
+    points, last_step = loss_chart(page)
+    if last_step < 3_000:  # beyond that, points stand for several steps
+        assert points == last_step
+
+    page.get_by_role("button", name="Cancel job").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel job").click()
+    expect(page.get_by_text("cancelled", exact=True)).to_be_visible(timeout=30_000)
+
+
+def test_a_browser_without_a_session_is_told_how_to_sign_in(stack: RunningStack, chromium: Browser) -> None:
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(stack.url)
+    expect(page.get_by_role("heading", name="Sign in with a link")).to_be_visible()
+    expect(page.get_by_text("apt-jobs login-link")).to_be_visible()
+    context.close()
