@@ -81,6 +81,7 @@ export class JobView {
   private queueTimer: ReturnType<typeof setInterval> | undefined;
   private stepTimeMs: number | null = null;
   private load = 0;
+  private loggedSeq = 0;
 
   constructor(jobId: string) {
     this.jobId = jobId;
@@ -168,6 +169,7 @@ export class JobView {
     this.gradients = new GradientHistory();
     this.pendingLog = [];
     this.pendingAnomalies = [];
+    this.loggedSeq = 0;
     this.log = [];
     this.anomalies = [];
     this.numAnomalies = 0;
@@ -266,7 +268,10 @@ export class JobView {
     }
   }
 
+  /** The history may hold events that come live once more: by their seq they are known. */
   private write(event: StoredEvent): void {
+    if (event.seq <= this.loggedSeq) return;
+    this.loggedSeq = event.seq;
     const line = lineOf(event);
     if (line === null) return;
     const before = this.pendingLog[this.pendingLog.length - 1];
