@@ -1,1 +1,1 @@
-"""Text generation from checkpoints and local Hugging Face models, inside the generation worker."""
+"""Generation: find and load models, batch requests, sample text. Imported by the generation worker alone."""
