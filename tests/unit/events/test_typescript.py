@@ -1,7 +1,9 @@
 """The generated TypeScript says what the Python types say."""
 
+import pytest
+
 from apt_jobs.events.kinds import EVENT_TYPES
-from apt_jobs.events.typescript import GENERATED, typescript
+from apt_jobs.events.typescript import GENERATED, _type, typescript
 
 
 def test_the_committed_typescript_is_up_to_date() -> None:
@@ -33,3 +35,9 @@ def test_bounds_beyond_a_javascript_number_are_left_out() -> None:
     line = next(line for line in typescript().splitlines() if line.startswith('  "training.seed"'))
     assert '"minimum": 0' in line
     assert "maximum" not in line.replace("minimum", "")
+
+
+def test_a_type_without_a_counterpart_is_refused_and_a_union_in_a_list_is_put_in_brackets() -> None:
+    with pytest.raises(TypeError, match="no TypeScript for set"):
+        _type(set[int])
+    assert _type(tuple[int | None, ...]) == "(number | null)[]"
