@@ -103,9 +103,12 @@ def fingerprint(folder: Path) -> Fingerprint:
         NotFound: the folder is gone.
     """
     try:
-        return tuple((file.name, stat.st_size, stat.st_mtime_ns) for file in _loaded(folder) if (stat := file.stat()))
+        found = tuple((file.name, stat.st_size, stat.st_mtime_ns) for file in _loaded(folder) if (stat := file.stat()))
     except OSError as exc:
         raise NotFound(f"model {folder.name!r} was deleted") from exc
+    if not found:
+        raise NotFound(f"model {folder.name!r} was deleted")
+    return found
 
 
 def load_model(folder: Path, device: torch.device) -> LoadedModel:
@@ -156,7 +159,7 @@ def _load(folder: Path, device: torch.device) -> LoadedModel:
     arguments = frozenset(inspect.signature(model.forward).parameters)
     if not {"past_key_values", "attention_mask"} <= arguments:
         raise InvalidCheckpoint(f"models of type {model.config.model_type!r} cannot be served: they keep no cache")
-    end_tokens = _end_tokens(model, tokenizer)
+    end_tokens = frozenset(token for token in _end_tokens(model, tokenizer) if token < num_embeddings)
     return LoadedModel(
         folder=folder,
         model=model.to(device).eval(),
