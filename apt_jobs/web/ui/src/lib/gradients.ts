@@ -1,5 +1,5 @@
 // Norms of all layers over steps, in bounded memory, with running statistics per layer.
-import type { Float } from "../generated/events.ts";
+import type { Float, LayerAnomaly } from "../generated/events.ts";
 import { toNumber } from "./format.ts";
 import { strideOver } from "./history.ts";
 
@@ -22,7 +22,14 @@ export interface GradientExport {
   gradient_timeline: { step: number; timestamp: number; layers: Record<string, { norm: Float; is_anomaly: boolean }> }[];
   layer_statistics: Record<
     string,
-    { mean: Float; std: Float; min: Float; max: Float; total_steps: number; anomaly_count: number }
+    {
+      mean: Float | null;
+      std: Float | null;
+      min: Float | null;
+      max: Float | null;
+      total_steps: number;
+      anomaly_count: number;
+    }
   >;
   anomaly_summary: Record<string, number>;
   total_steps: number;
@@ -75,7 +82,8 @@ export class GradientHistory {
   load(exported: GradientExport): void {
     if (this.names.length === 0) this.setNames(namesIn(exported));
     this.rows = exported.gradient_timeline.map((entry) => this.rowOf(entry));
-    this.latest = this.rows[this.rows.length - 1] ?? null;
+    const newest = this.rows[this.rows.length - 1];
+    this.latest = newest ? { ...newest, norms: newest.norms.slice(), anomalous: newest.anomalous.slice() } : null;
     const span = this.rows.length ? this.lastStep - this.rows[0].step : 0;
     this.stride = this.rows.length < FEWEST_ROWS ? 1 : strideOver(span, this.rows.length);
     this.running = this.names.map((name, index) => {
@@ -96,6 +104,24 @@ export class GradientHistory {
     this.latest = row;
     this.place(row);
     if (this.rows.length > this.maxRows) this.thin();
+  }
+
+  /** Show an anomaly of a step that thinning has left out, in the place of the nearest step that is there. */
+  mark(step: number, layers: readonly LayerAnomaly[]): void {
+    if (this.rows.length === 0 || step > this.lastStep) return;
+    let [low, high] = [0, this.rows.length - 1];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.rows[middle].step < step) low = middle + 1;
+      else high = middle;
+    }
+    const row = this.rows[low];
+    for (const { layer, norm } of layers) {
+      const index = this.index.get(layer);
+      if (index === undefined || row.anomalous[index] === 1) continue;
+      row.anomalous[index] = 1;
+      row.norms[index] = toNumber(norm);
+    }
   }
 
   statistics(): LayerStatistics[] {
@@ -156,17 +182,18 @@ function newRunning(): Running {
   return { count: 0, mean: 0, squares: 0, min: Infinity, max: -Infinity, last: null, anomalies: 0 };
 }
 
+/** No finite norm yet: the export has nulls. */
 function runningOf(statistics: GradientExport["layer_statistics"][string], last: number | null): Running {
-  const [mean, std] = [toNumber(statistics.mean), toNumber(statistics.std)];
-  if (!Number.isFinite(mean)) return { ...newRunning(), last, anomalies: statistics.anomaly_count };
+  const { mean, std, min, max, total_steps, anomaly_count } = statistics;
+  if (mean === null || std === null || min === null || max === null) return { ...newRunning(), last, anomalies: anomaly_count };
   return {
-    count: statistics.total_steps,
-    mean,
-    squares: Number.isFinite(std) ? std * std * statistics.total_steps : 0,
-    min: toNumber(statistics.min),
-    max: toNumber(statistics.max),
+    count: total_steps,
+    mean: toNumber(mean),
+    squares: toNumber(std) ** 2 * total_steps,
+    min: toNumber(min),
+    max: toNumber(max),
     last,
-    anomalies: statistics.anomaly_count,
+    anomalies: anomaly_count,
   };
 }
 

@@ -80,6 +80,16 @@ test("loaded gradients go on live without a double step", () => {
   assert.equal(history.statistics()[0].mean, 3);
 });
 
+test("an anomaly of a step that thinning left out is marked at the next one", () => {
+  const history = new GradientHistory();
+  const entry = (step: number) => ({ step, timestamp: 0, layers: { a: { norm: 1, is_anomaly: false } } });
+  history.load({ gradient_timeline: [entry(1), entry(50), entry(100)], layer_statistics: {}, anomaly_summary: {}, total_steps: 100 });
+  history.mark(33, [{ layer: "a", anomaly: "nan", norm: "NaN" }]);
+  history.mark(34, [{ layer: "unknown", anomaly: "nan", norm: "NaN" }]);
+  assert.deepEqual(history.rows.map((row) => row.anomalous[0]), [0, 1, 0]);
+  assert.ok(Number.isNaN(history.rows[1].norms[0]));
+});
+
 test("numbers keep their names when they are not finite", () => {
   assert.equal(formatNumber("NaN"), "NaN");
   assert.equal(formatNumber("-Infinity"), "−∞");

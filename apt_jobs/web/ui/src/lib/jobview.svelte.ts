@@ -1,5 +1,5 @@
 // All that the job page shows: history over REST, then live events, drawn at most once per animation frame.
-import type { Float, LayerAnomaly, StoredEvent, TrainingStarted } from "../generated/events.ts";
+import type { AnomaliesFound, Float, LayerAnomaly, StoredEvent, TrainingStarted } from "../generated/events.ts";
 import { TERMINAL_STATES } from "../generated/events.ts";
 import { ApiProblem, get, messageOf } from "./api.ts";
 import { formatCount, formatDuration, formatNumber, toNumber } from "./format.ts";
@@ -11,6 +11,18 @@ import type { CheckpointRow, Job, Page, Progress } from "./types.ts";
 const HISTORY_POINTS = 1500;
 const GRADIENT_POINTS = 600;
 const MAX_LOG_LINES = 2_000;
+const MAX_LOG_PAGES = 10;
+const LOG_KINDS: StoredEvent["kind"][] = [
+  "state",
+  "started",
+  "validation",
+  "anomaly",
+  "checkpoint",
+  "checkpoint_removed",
+  "log",
+  "failure",
+  "finished",
+];
 const MAX_ANOMALIES = 300;
 const QUEUE_POLL_MS = 3_000;
 const REFRESH_MS = 300;
@@ -42,8 +54,9 @@ interface MetricsAnswer {
     learning_rate: Float[];
     grad_norm?: Float[];
     tokens_per_s?: Float[];
+    val_steps?: number[];
+    val_loss?: Float[];
   };
-  validation_history?: { steps: number[]; val_loss: Float[] };
 }
 
 export class JobView {
@@ -137,8 +150,9 @@ export class JobView {
       if (this.stopped || load !== this.load) return;
       this.takeJob(job);
       this.clear();
-      await Promise.all([this.loadLog(), job.kind === "train" ? this.loadHistory() : undefined]);
+      const [anomalies] = await Promise.all([this.loadLog(), job.kind === "train" ? this.loadHistory() : undefined]);
       if (this.stopped || load !== this.load) return;
+      this.markAnomalies(anomalies);
       this.loading = false;
       this.error = null;
       this.schedule();
@@ -187,19 +201,37 @@ export class JobView {
     fill(this.rate, history.steps, history.learning_rate);
     fill(this.gradNorm, history.steps, history.grad_norm);
     fill(this.throughput, history.steps, history.tokens_per_s);
-    if (metrics.validation_history) fill(this.validation, metrics.validation_history.steps, metrics.validation_history.val_loss);
+    fill(this.validation, history.val_steps ?? [], history.val_loss);
     if (gradients.gradient_timeline.length) this.gradients.load(gradients);
     this.anomalyCounts = { ...gradients.anomaly_summary };
     this.numAnomalies = Object.values(gradients.anomaly_summary).reduce((sum, count) => sum + count, 0);
-    this.anomalies = anomaliesIn(gradients);
   }
 
-  private async loadLog(): Promise<void> {
-    const events = await get<Page<StoredEvent>>(this.path("/events?limit=1000"));
-    for (const event of events.data) {
-      this.write(event);
-      if (event.kind === "started") this.started = event;
+  /** Everything but steps and gradients, whose histories come thinned. Returns the anomalies. */
+  private async loadLog(): Promise<AnomaliesFound[]> {
+    const kinds = LOG_KINDS.map((kind) => `&kind=${kind}`).join("");
+    const anomalies: AnomaliesFound[] = [];
+    let after = 0;
+    for (let page = 0; page < MAX_LOG_PAGES; page += 1) {
+      const events = await get<Page<StoredEvent>>(this.path(`/events?after=${after}&limit=1000${kinds}`));
+      for (const event of events.data) {
+        after = event.seq;
+        this.write(event);
+        if (event.kind === "started") this.started = event;
+        if (event.kind === "anomaly") anomalies.push(event);
+      }
+      if (!events.has_more || events.data.length === 0) break;
     }
+    return anomalies;
+  }
+
+  /** Thinned histories lack most steps: the anomalies of all steps are marked in what is there. */
+  private markAnomalies(anomalies: AnomaliesFound[]): void {
+    for (const { step, layers } of anomalies) {
+      this.gradients.mark(step, layers);
+      this.pendingAnomalies.push(...layers.map((layer) => ({ step, ...layer })));
+    }
+    this.pendingAnomalies.splice(0, this.pendingAnomalies.length - MAX_ANOMALIES);
   }
 
   private takeJob(job: Job): void {
@@ -350,24 +382,6 @@ function fill(curve: Curve, steps: number[], values: (Float | null)[] | undefine
     known.map((index) => steps[index]),
     known.map((index) => toNumber(values?.[index] ?? 0)),
   );
-}
-
-/** What was anomalous in the loaded timeline, newest first. Its kind is not in the payload: told from the norm. */
-function anomaliesIn(exported: GradientExport): AnomalyLine[] {
-  const lines: AnomalyLine[] = [];
-  for (let index = exported.gradient_timeline.length - 1; index >= 0 && lines.length < MAX_ANOMALIES; index -= 1) {
-    const entry = exported.gradient_timeline[index];
-    for (const [layer, { norm, is_anomaly }] of Object.entries(entry.layers)) {
-      if (is_anomaly) lines.push({ step: entry.step, layer, norm, anomaly: kindOf(toNumber(norm)) });
-    }
-  }
-  return lines.slice(0, MAX_ANOMALIES);
-}
-
-function kindOf(norm: number): AnomalyLine["anomaly"] {
-  if (Number.isNaN(norm)) return "nan";
-  if (!Number.isFinite(norm)) return "inf";
-  return norm < 1e-3 ? "vanishing" : "exploding";
 }
 
 /** The line of the log that tells of an event; steps and gradients have their charts. */
