@@ -2,10 +2,11 @@
 import type { AnomaliesFound, Float, LayerAnomaly, StoredEvent, TrainingStarted } from "../generated/events.ts";
 import { TERMINAL_STATES } from "../generated/events.ts";
 import { ApiProblem, get, messageOf } from "./api.ts";
-import { formatCount, formatDuration, formatNumber, toNumber } from "./format.ts";
+import { formatDuration, toNumber } from "./format.ts";
 import { GradientHistory, type GradientExport } from "./gradients.ts";
 import { Curve } from "./history.ts";
 import { LiveConnection, type Hello, type LiveStatus } from "./live.ts";
+import { lineOf, type LogLine } from "./log.ts";
 import type { CheckpointRow, Job, Page, Progress } from "./types.ts";
 
 const HISTORY_POINTS = 1500;
@@ -27,21 +28,6 @@ const MAX_ANOMALIES = 300;
 const QUEUE_POLL_MS = 3_000;
 const REFRESH_MS = 300;
 const SLOW_MS = 250; // tables and heat maps: four times a second is all that eyes can follow
-
-export type Level = "debug" | "info" | "warning" | "error";
-
-export interface LogLine {
-  seq: number;
-  at: string;
-  level: Level;
-  source: string;
-  message: string;
-  detail?: string;
-  /** Lines of one story: the same anomaly step after step is one line that counts. */
-  story?: string;
-  since?: number;
-  times?: number;
-}
 
 export interface AnomalyLine extends LayerAnomaly {
   step: number;
@@ -382,52 +368,6 @@ function fill(curve: Curve, steps: number[], values: (Float | null)[] | undefine
     known.map((index) => steps[index]),
     known.map((index) => toNumber(values?.[index] ?? 0)),
   );
-}
-
-/** The line of the log that tells of an event; steps and gradients have their charts. */
-export function lineOf(event: StoredEvent): LogLine | null {
-  const { seq, at } = event;
-  const line = (level: Level, source: string, message: string, detail?: string): LogLine => ({
-    seq,
-    at,
-    level,
-    source,
-    message,
-    detail,
-  });
-  switch (event.kind) {
-    case "state": {
-      const level = event.state === "failed" || event.state === "dead" ? "error" : "info";
-      return line(level, "job", `${event.previous ?? "new"} → ${event.state}${event.reason ? `: ${event.reason}` : ""}`);
-    }
-    case "started": {
-      const from = event.resumed_from_step ? `, resumed from step ${formatCount(event.resumed_from_step)}` : "";
-      const ranks = `${event.world_size} ${event.world_size === 1 ? "rank" : "ranks"}`;
-      const size = `${formatCount(event.num_parameters)} parameters, ${formatCount(event.num_steps)} steps`;
-      return line("info", "training", `attempt ${event.attempt} started on ${ranks} (${event.device}, ${event.backend}): ${size}${from}`);
-    }
-    case "validation":
-      return line("info", "validation", `step ${formatCount(event.step)}: loss ${formatNumber(event.val_loss)}${event.is_best ? ", the best so far" : ""}`);
-    case "anomaly": {
-      const first = event.layers[0];
-      const more = event.layers.length > 1 ? ` and ${event.layers.length - 1} more` : "";
-      const what = `${first?.anomaly} in ${first?.layer}`;
-      const told = line("warning", "gradients", `step ${formatCount(event.step)}: ${what} (norm ${formatNumber(first?.norm)})${more}`);
-      return { ...told, story: what, since: event.step };
-    }
-    case "checkpoint":
-      return line("info", "checkpoint", `step ${formatCount(event.step)} saved as ${event.filename}${event.is_best ? ", the best so far" : ""}`);
-    case "checkpoint_removed":
-      return line("info", "checkpoint", `${event.checkpoint_id} removed: ${event.reason}`);
-    case "log":
-      return line(event.level, event.source, event.message);
-    case "failure":
-      return line("error", `rank ${event.rank}`, `${event.error}: ${event.message}`, event.traceback);
-    case "finished":
-      return line("info", "training", `finished at step ${formatCount(event.step)}, best validation loss ${formatNumber(event.best_val_loss)}`);
-    default:
-      return null;
-  }
 }
 
 export function runningFor(job: Job, now: number): string {

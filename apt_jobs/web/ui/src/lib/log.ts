@@ -1,0 +1,64 @@
+// The job's events as lines of a log.
+import type { StoredEvent } from "../generated/events.ts";
+import { formatCount, formatNumber } from "./format.ts";
+
+export type Level = "debug" | "info" | "warning" | "error";
+
+export interface LogLine {
+  seq: number;
+  at: string;
+  level: Level;
+  source: string;
+  message: string;
+  detail?: string;
+  /** Lines of one story: the same anomaly step after step is one line that counts. */
+  story?: string;
+  since?: number;
+  times?: number;
+}
+
+/** The line of the log that tells of an event; steps and gradients have their charts. */
+export function lineOf(event: StoredEvent): LogLine | null {
+  const { seq, at } = event;
+  const line = (level: Level, source: string, message: string, detail?: string): LogLine => ({
+    seq,
+    at,
+    level,
+    source,
+    message,
+    detail,
+  });
+  switch (event.kind) {
+    case "state": {
+      const level = event.state === "failed" || event.state === "dead" ? "error" : "info";
+      return line(level, "job", `${event.previous ?? "new"} → ${event.state}${event.reason ? `: ${event.reason}` : ""}`);
+    }
+    case "started": {
+      const from = event.resumed_from_step ? `, resumed from step ${formatCount(event.resumed_from_step)}` : "";
+      const ranks = `${event.world_size} ${event.world_size === 1 ? "rank" : "ranks"}`;
+      const size = `${formatCount(event.num_parameters)} parameters, ${formatCount(event.num_steps)} steps`;
+      return line("info", "training", `attempt ${event.attempt} started on ${ranks} (${event.device}, ${event.backend}): ${size}${from}`);
+    }
+    case "validation":
+      return line("info", "validation", `step ${formatCount(event.step)}: loss ${formatNumber(event.val_loss)}${event.is_best ? ", the best so far" : ""}`);
+    case "anomaly": {
+      const first = event.layers[0];
+      const more = event.layers.length > 1 ? ` and ${event.layers.length - 1} more` : "";
+      const what = `${first?.anomaly} in ${first?.layer}`;
+      const told = line("warning", "gradients", `step ${formatCount(event.step)}: ${what} (norm ${formatNumber(first?.norm)})${more}`);
+      return { ...told, story: what, since: event.step };
+    }
+    case "checkpoint":
+      return line("info", "checkpoint", `step ${formatCount(event.step)} saved as ${event.filename}${event.is_best ? ", the best so far" : ""}`);
+    case "checkpoint_removed":
+      return line("info", "checkpoint", `${event.checkpoint_id} removed: ${event.reason}`);
+    case "log":
+      return line(event.level, event.source, event.message);
+    case "failure":
+      return line("error", `rank ${event.rank}`, `${event.error}: ${event.message}`, event.traceback);
+    case "finished":
+      return line("info", "training", `finished at step ${formatCount(event.step)}, best validation loss ${formatNumber(event.best_val_loss)}`);
+    default:
+      return null;
+  }
+}
