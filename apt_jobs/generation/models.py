@@ -63,17 +63,26 @@ def choose_model(database: Database, asked: str | None) -> str:
 
     Raises:
         InvalidInput: there is none.
+        NotFound: the default was deleted. Which model takes its place is for a person to say.
     """
     if asked is not None:
         return asked
     with database.read() as session:
         default = get_value(session, DEFAULT_MODEL)
-        newest = None if default else newest_checkpoint(session)
-    if default:
-        return default
-    if newest is None:
-        raise InvalidInput("no model can generate yet: train one first, or name a local model (GET /api/models)")
-    return newest.id
+        if default is None:
+            newest = newest_checkpoint(session)
+            if newest is None:
+                raise InvalidInput("no model can generate yet: train one first, or name a local model")
+            return newest.id
+        if CHECKPOINT_ID_PATTERN.match(default):
+            try:
+                get_checkpoint(session, default)
+            except NotFound as exc:
+                raise NotFound(
+                    f"the default model, checkpoint {default}, was deleted; choose another one "
+                    "(POST /api/checkpoints/load), or name a model in the request"
+                ) from exc
+    return default
 
 
 def find_model(settings: Settings, database: Database, model_id: str) -> Path:

@@ -140,6 +140,14 @@ def test_the_default_is_the_chosen_model_then_the_newest_checkpoint_then_a_clear
     assert choose_model(sqlite_database, "asked") == "asked"
 
 
+def test_a_default_that_was_deleted_is_not_replaced_silently(sqlite_database: Database) -> None:
+    register(sqlite_database, "a")
+    with sqlite_database.write() as session:
+        set_value(session, DEFAULT_MODEL, new_checkpoint_id())
+    with pytest.raises(NotFound, match=r"the default model, .* was deleted; choose another one"):
+        choose_model(sqlite_database, None)
+
+
 def test_a_checkpoint_loads(checkpoint_dir: Path) -> None:
     model = load_model(checkpoint_dir, CPU)
     assert model.context_tokens == 64
