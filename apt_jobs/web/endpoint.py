@@ -1,0 +1,179 @@
+"""`@endpoint`: one declaration validates a request, says who may make it, and documents it.
+
+spectree collects the declarations into the OpenAPI document; validation is pydantic's, with all faults of a request in one
+problem document, whatever part of it they are in.
+"""
+
+import asyncio
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, get_args
+
+import orjson
+from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
+from spectree import Response as SpecResponse
+from spectree import SecurityScheme, SpecTree
+from spectree.models import SecureType
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from apt_jobs import __version__
+from apt_jobs.db.access import Principal, Role
+from apt_jobs.settings import Settings
+from apt_jobs.web.problems import Problem, ProblemError, faults_of
+from apt_jobs.web.service import service_of
+
+MAX_DEPTH = 32  # of brackets in a JSON body
+Handler = Callable[[Request], Awaitable[Response]]
+Model = TypeVar("Model", bound=BaseModel)
+
+spec = SpecTree(
+    "starlette",
+    title="apt_jobs",
+    version=__version__,
+    description="Submit, watch and steer training and generation jobs.",
+    annotations=False,
+    validation_error_model=Problem,
+    security_schemes=[
+        SecurityScheme(name="key", data={"type": SecureType.HTTP, "scheme": "bearer"}),
+        SecurityScheme(name="browser", data={"type": SecureType.API_KEY, "name": "apt_session", "in": "cookie"}),
+    ],
+)
+
+
+def endpoint(
+    *,
+    role: Role,
+    tag: str,
+    answers: dict[int, Any],
+    query: type[BaseModel] | None = None,
+    body: Any = None,
+) -> Callable[[Handler], Handler]:
+    """Declare a handler. `request.state.query` and `request.state.body` hold what was validated.
+
+    `answers` maps a status to the pydantic model of its body, or None. `body` is a model or an annotated union of models.
+    """
+    adapter: TypeAdapter[Any] | None = TypeAdapter(body) if body is not None else None
+
+    def decorate(handler: Handler) -> Handler:
+        @functools.wraps(handler)
+        async def checked(request: Request) -> Response:
+            require_role(request, role)
+            faults = []
+            if query is not None:
+                try:
+                    request.state.query = query.model_validate(dict(request.query_params))
+                except ValidationError as exc:
+                    faults += faults_of(exc)
+            if adapter is not None:
+                try:
+                    request.state.body = adapter.validate_json(await read_json(request))
+                except ValidationError as exc:
+                    faults += faults_of(exc)
+            if faults:
+                detail = f"{len(faults)} fault{'s' * (len(faults) > 1)} in the request; see `errors`"
+                raise ProblemError(422, detail, kind="invalid-request", errors=faults)
+            return await handler(request)
+
+        responses = {f"HTTP_{status}": model for status, model in answers.items()}
+        problems = {f"HTTP_{status}": Problem for status in (400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 503)}
+        decorated: Handler = spec.validate(
+            query=query,
+            json=_documented(body),
+            resp=SpecResponse(**{**problems, **responses}),
+            tags=[tag],
+            security=[{"key": []}, {"browser": []}],
+            skip_validation=True,
+        )(checked)
+        return decorated
+
+    return decorate
+
+
+def require_role(request: Request, role: Role) -> None:
+    """Return if whoever asks may do what `role` may.
+
+    Raises:
+        ProblemError: 403.
+    """
+    principal: Principal = request.state.principal
+    if not principal.role.includes(role):
+        raise ProblemError(403, f"{principal.name!r} is a {principal.role}; this needs the role {role}")
+
+
+async def read_json(request: Request) -> bytes:
+    """The body, bounded in size, time and depth.
+
+    Raises:
+        ProblemError: 400, 408, 413 or 415.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise ProblemError(415, f"the body is {kind or 'of no declared type'}; send application/json")
+    settings: Settings = service_of(request).settings
+    raw = await read_body(request, settings.max_body_bytes, settings.request_timeout_s)
+    if _depth(raw) > MAX_DEPTH:
+        raise ProblemError(400, f"the body nests deeper than {MAX_DEPTH} levels")
+    try:
+        orjson.loads(raw)  # strict: no NaN, no Infinity, no half documents
+    except orjson.JSONDecodeError as exc:
+        raise ProblemError(400, f"the body is not JSON: {exc}") from exc
+    return raw
+
+
+async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
+    """The whole body.
+
+    Raises:
+        ProblemError: it is too large, or did not arrive in time.
+    """
+    too_large = ProblemError(413, f"the body is larger than {max_bytes:,} bytes")
+    declared = request.headers.get("content-length", "0")
+    if not declared.isdigit() or int(declared) > max_bytes:
+        raise too_large
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for part in request.stream():
+                size += len(part)
+                if size > max_bytes:
+                    raise too_large
+                parts.append(part)
+    except TimeoutError as exc:
+        raise ProblemError(408, f"the body did not arrive within {timeout_s:.0f} s") from exc
+    except ClientDisconnect as exc:
+        raise ProblemError(400, "the connection ended within the body") from exc
+    return b"".join(parts)
+
+
+def _depth(raw: bytes) -> int:
+    """Deepest nesting of brackets outside strings."""
+    depth = deepest = 0
+    in_string = escaped = False
+    for byte in raw:
+        if in_string:
+            if escaped:
+                escaped = False
+            elif byte == 0x5C:
+                escaped = True
+            elif byte == 0x22:
+                in_string = False
+        elif byte == 0x22:
+            in_string = True
+        elif byte in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+            if deepest > MAX_DEPTH:
+                return deepest
+        elif byte in b"]}":
+            depth -= 1
+    return deepest
+
+
+def _documented(body: Any) -> Any:
+    """spectree wants a class: a union of models is wrapped into a root model under its own name."""
+    if body is None or isinstance(body, type):
+        return body
+    names = "Or".join(member.__name__ for member in get_args(get_args(body)[0]))
+    return type(names, (RootModel[body],), {"__doc__": "One of the kinds of job."})

@@ -1,0 +1,142 @@
+"""Errors of REST as RFC 9457 problem documents: one shape, made here."""
+
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from pydantic import BaseModel, Field, ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from apt_jobs.errors import (
+    AptJobsError,
+    Conflict,
+    Denied,
+    IdempotencyMismatch,
+    InvalidInput,
+    NotFound,
+    OutOfSpace,
+    Unavailable,
+)
+
+logger = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+MAX_SEEN_CHARS = 200  # of a wrong value that is shown back
+RETRY_AFTER_S = 5
+_STATUS_OF: tuple[tuple[type[AptJobsError], int], ...] = (
+    (IdempotencyMismatch, 422),
+    (NotFound, 404),
+    (Conflict, 409),
+    (Denied, 401),
+    (InvalidInput, 422),
+    (OutOfSpace, 507),
+    (Unavailable, 503),
+)
+
+
+class Fault(BaseModel):
+    """One thing that is wrong with a request."""
+
+    field: str = Field(description="Where: path in the body, or the name of a parameter.")
+    seen: str | None = Field(description="The value that came, shortened.")
+    expected: str = Field(description="What would have been right.")
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457)."""
+
+    type: str = Field(description="Stable name of the kind of error.")
+    title: str
+    status: int
+    detail: str = Field(description="A sentence that says what happened and what to do.")
+    errors: list[Fault] = Field(default_factory=list, description="All faults of the request.")
+    incident: str | None = Field(None, description="Id under which the server's log has more.")
+
+
+class ProblemError(Exception):
+    """Raised by handlers to answer with a problem."""
+
+    def __init__(
+        self,
+        status: int,
+        detail: str,
+        *,
+        kind: str | None = None,
+        errors: Sequence[Fault] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.kind = status, detail, kind
+        self.errors, self.headers = list(errors), dict(headers or {})
+
+
+def problem_response(
+    status: int,
+    detail: str,
+    *,
+    kind: str | None = None,
+    errors: Sequence[Fault] = (),
+    headers: Mapping[str, str] | None = None,
+    incident: str | None = None,
+) -> Response:
+    """The one way in which an error leaves the service."""
+    title = HTTPStatus(status).phrase
+    problem = Problem(
+        type=f"urn:apt-jobs:{kind or title.lower().replace(' ', '-')}",
+        title=title,
+        status=status,
+        detail=detail,
+        errors=list(errors),
+        incident=incident,
+    )
+    extra = dict(headers or {})
+    if status in (429, 503):
+        extra.setdefault("retry-after", str(RETRY_AFTER_S))
+    return JSONResponse(problem.model_dump(mode="json"), status, headers=extra, media_type=MEDIA_TYPE)
+
+
+def faults_of(error: ValidationError) -> list[Fault]:
+    """All faults that pydantic found, as a reader can use them."""
+    return [
+        Fault(
+            field=".".join(str(part) for part in fault["loc"]) or "body",
+            seen=_shown(fault),
+            expected=fault["msg"],
+        )
+        for fault in error.errors(include_url=False)
+    ]
+
+
+async def on_problem(_request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, ProblemError)
+    return problem_response(exc.status, exc.detail, kind=exc.kind, errors=exc.errors, headers=exc.headers)
+
+
+async def on_apt_jobs_error(request: Request, exc: Exception) -> Response:
+    status = next((status for error, status in _STATUS_OF if isinstance(exc, error)), 500)
+    if status == 500:
+        return await on_unexpected(request, exc)
+    return problem_response(status, str(exc))
+
+
+async def on_http_exception(_request: Request, exc: Exception) -> Response:
+    assert isinstance(exc, HTTPException)
+    return problem_response(exc.status_code, exc.detail, headers=exc.headers)
+
+
+async def on_unexpected(request: Request, exc: Exception) -> Response:
+    """A fault of our own: the caller gets an id, the log gets the rest."""
+    incident = secrets.token_hex(8)
+    logger.error("a request broke", exc_info=exc, extra={"incident": incident, "path": request.url.path})
+    return problem_response(500, "The server failed; its log tells more under this incident.", incident=incident)
+
+
+def _shown(fault: Mapping[str, Any]) -> str | None:
+    if fault["type"] == "missing":
+        return None
+    text = repr(fault["input"])
+    return text if len(text) <= MAX_SEEN_CHARS else text[:MAX_SEEN_CHARS] + "..."

@@ -1,0 +1,64 @@
+"""What every request handler uses: settings, database, hint publisher, live streams. One instance a process."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Concatenate, ParamSpec, TypeVar
+
+from sqlalchemy.orm import Session
+from starlette.applications import Starlette
+from starlette.requests import HTTPConnection
+
+from apt_jobs.db.engine import Database
+from apt_jobs.job_queue import HintPublisher
+from apt_jobs.settings import Settings
+from apt_jobs.web.live_streams import LiveStreams
+
+Arguments = ParamSpec("Arguments")
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """The parts that handlers share."""
+
+    settings: Settings
+    database: Database
+    hints: HintPublisher
+    streams: LiveStreams
+    dispatch_now: asyncio.Event  # set after a submission: the dispatch loop looks at once
+
+    async def read(
+        self,
+        function: Callable[Concatenate[Session, Arguments], Answer],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Answer:
+        """Call a function of `db` with a session for reading, in a thread."""
+
+        def call() -> Answer:
+            with self.database.read() as session:
+                return function(session, *args, **kwargs)
+
+        return await asyncio.to_thread(call)
+
+    async def write(
+        self,
+        function: Callable[Concatenate[Session, Arguments], Answer],
+        *args: Arguments.args,
+        **kwargs: Arguments.kwargs,
+    ) -> Answer:
+        """Call a function of `db` in one transaction, in a thread."""
+
+        def call() -> Answer:
+            with self.database.write() as session:
+                return function(session, *args, **kwargs)
+
+        return await asyncio.to_thread(call)
+
+
+def service_of(connection: HTTPConnection) -> Service:
+    """The service behind a request or a WebSocket."""
+    app: Starlette = connection.app
+    service: Service = app.state.service
+    return service
