@@ -1,0 +1,162 @@
+"""The outermost layer of the web process: how many, from where, and who. Nothing behind it sees a request it refused.
+
+`Host` and `Origin` are compared whole, for every method and WebSocket, so that a page of another site (or a name that
+was rebound to loopback) reaches nothing. Open paths are listed here and matched exactly.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from http.cookies import SimpleCookie
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from apt_jobs.db.access import KEY_PREFIX, Principal, authenticate_key, authenticate_session
+from apt_jobs.errors import AptJobsError, Denied
+from apt_jobs.settings import LOOPBACK_HOSTS, Settings
+from apt_jobs.web.problems import problem_response
+from apt_jobs.web.service import Service
+
+logger = logging.getLogger(__name__)
+
+SESSION_COOKIE = "apt_session"
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/login"})
+OPEN_PREFIX = "/assets/"  # the built page's scripts and styles: no data; files by exact name, see pages.py
+FAILURES_PER_MINUTE = 60  # failed logins and keys of one process; further ones wait for the next minute
+_PAGE_PATHS = frozenset({"/", "/favicon.svg", "/jobs/new", "/checkpoints", "/generate", "/workers"})
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (
+        b"content-security-policy",
+        b"default-src 'self'; style-src 'self'; img-src 'self' data:; object-src 'none'; base-uri 'none'; "
+        b"form-action 'self'; frame-ancestors 'none'",
+    ),
+)
+
+
+class Guard:
+    """ASGI middleware. A refused WebSocket is closed with 4401 (who?), 4403 (from where?) or 4503 (too many)."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, service: Callable[[], Service]) -> None:
+        self._app, self._settings, self._service = app, settings, service
+        self._hosts = allowed_hosts(settings)
+        scheme = "https" if settings.https else "http"
+        self._origins = frozenset(f"{scheme}://{host}" for host in self._hosts)
+        self._num_open = 0
+        self._failures: list[float] = []  # CLOCK_MONOTONIC seconds of the last ones
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        if self._num_open >= self._settings.max_connections:
+            await _refuse(scope, receive, send, 503, "too many connections; try again later")
+            return
+        self._num_open += 1
+        try:
+            await self._guarded(scope, receive, send)
+        finally:
+            self._num_open -= 1
+
+    async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        if (refusal := self._wrong_place(headers)) is not None:
+            await _refuse(scope, receive, send, 403, refusal)
+            return
+        try:
+            scope.setdefault("state", {})["principal"] = await self._principal(scope, headers)
+        except Denied as exc:
+            await _refuse(scope, receive, send, 401, str(exc))
+            return
+        except AptJobsError as exc:
+            await _refuse(scope, receive, send, 503, str(exc))
+            return
+        await self._app(scope, receive, _with_security_headers(send))
+
+    def _wrong_place(self, headers: Headers) -> str | None:
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
+            return f"this service does not answer to Host {', '.join(hosts)[:200]!r}; see APT_JOBS_ALLOWED_HOSTS"
+        origins = headers.getlist("origin")
+        if origins and (len(origins) != 1 or origins[0].lower() not in self._origins):
+            return f"requests from Origin {', '.join(origins)[:200]!r} are refused"
+        return None
+
+    async def _principal(self, scope: Scope, headers: Headers) -> Principal | None:
+        """Who asks; None only where no one needs to be known.
+
+        Raises:
+            Denied: a key or session is needed, and there is none that is valid.
+        """
+        if scope["type"] == "http" and is_open(scope["path"]):
+            return None
+        now = time.monotonic()
+        self._failures = [moment for moment in self._failures if moment > now - 60.0]
+        if len(self._failures) >= FAILURES_PER_MINUTE:
+            raise Denied("too many wrong keys; wait a minute")
+        service = self._service()
+        authorization = headers.get("authorization")
+        secret = _session_secret(headers)
+        try:
+            if authorization is not None:
+                scheme, _, key = authorization.partition(" ")
+                if scheme.lower() != "bearer" or not key.startswith(KEY_PREFIX):
+                    raise Denied("the Authorization header is not `Bearer apt_...`")
+                return await service.read(authenticate_key, key)
+            if secret is not None:
+                return await service.read(authenticate_session, secret)
+        except Denied:
+            self._failures.append(now)
+            raise
+        raise Denied("no key: send `Authorization: Bearer apt_...`, or open the link that `apt-jobs login-link` prints")
+
+
+def is_open(path: str) -> bool:
+    """Whether a path is served to anyone: liveness, the login, and the page itself, which holds no data."""
+    is_job_page = path.startswith("/jobs/") and path.count("/") == 2
+    return path in OPEN_PATHS or path in _PAGE_PATHS or path.startswith(OPEN_PREFIX) or is_job_page
+
+
+def allowed_hosts(settings: Settings) -> frozenset[str]:
+    """Every value of `Host` that is answered."""
+    names = {settings.host} if settings.host not in ("0.0.0.0", "::") else set()
+    if settings.host in LOOPBACK_HOSTS:
+        names |= LOOPBACK_HOSTS
+    bracketed = {f"[{name}]" if ":" in name else name for name in names}
+    return frozenset({f"{name}:{settings.port}" for name in bracketed} | {name.lower() for name in settings.allowed_hosts})
+
+
+def _session_secret(headers: Headers) -> str | None:
+    cookie: SimpleCookie = SimpleCookie()
+    try:
+        cookie.load(headers.get("cookie", ""))
+    except Exception:  # http.cookies raises CookieError for some rubbish and others for other rubbish
+        logger.debug("a cookie header could not be read")
+        return None
+    morsel = cookie.get(SESSION_COOKIE)
+    return None if morsel is None else morsel.value
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send, status: int, detail: str) -> None:
+    if scope["type"] == "websocket":
+        await receive()  # websocket.connect
+        await send({"type": "websocket.accept"})  # only an accepted socket can tell a browser its close code
+        await send({"type": "websocket.close", "code": 4000 + status, "reason": detail[:120]})
+        return
+    headers = {"www-authenticate": "Bearer"} if status == 401 else {}
+    await problem_response(status, detail, headers=headers)(scope, receive, _with_security_headers(send))
+
+
+def _with_security_headers(send: Send) -> Send:
+    async def wrapped(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers: list[Any] = list(message.get("headers", []))
+            message = {**message, "headers": [*headers, *SECURITY_HEADERS]}
+        await send(message)
+
+    return wrapped
