@@ -1,0 +1,166 @@
+"""What REST and the WebSocket say: the bodies of answers, as pydantic models, and rows turned into them."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from apt_jobs.db.models import Attempt, Checkpoint, Job, WorkerRow
+from apt_jobs.events.codec import timestamp
+
+
+class AttemptAnswer(BaseModel):
+    attempt: int
+    worker: str
+    started_at: str
+    ended_at: str | None
+    outcome: str | None
+    reason: str | None
+    resumed_from_step: int | None
+    last_step: int | None
+
+
+class JobAnswer(BaseModel):
+    object: Literal["job"] = "job"
+    id: str
+    kind: str
+    name: str | None
+    queue: str
+    priority: int
+    labels: dict[str, str]
+    state: str
+    reason: str | None
+    attempt: int
+    max_attempts: int
+    created_at: str
+    claimed_at: str | None
+    finished_at: str | None
+    cancel_requested_at: str | None
+    last_seq: int
+    step: int | None
+    num_steps: int | None
+    progress: dict[str, Any] | None
+    result: dict[str, Any] | None
+    error: dict[str, Any] | None
+    spec: dict[str, Any]
+    attempts: list[AttemptAnswer] | None = Field(None, description="Only in the view of one job.")
+    queue_position: int | None = Field(None, description="1: next. Only in the view of one job.")
+    waiting_for: str | None = Field(None, description="Why it waits. Only in the view of one job.")
+
+
+class JobList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[JobAnswer]
+    has_more: bool
+
+
+class CheckpointAnswer(BaseModel):
+    id: str
+    job_id: str
+    filename: str
+    epoch: int
+    global_step: int
+    val_loss: float | None
+    train_loss: float | None
+    file_size_mb: float = Field(description="In 10^6 bytes.")
+    size_bytes: int
+    is_best: bool
+    created_at: str
+
+
+class CheckpointList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[CheckpointAnswer]
+    has_more: bool
+
+
+class Listing(BaseModel):
+    """A list of plain objects."""
+
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]]
+    has_more: bool = False
+
+
+def at(moment: datetime | None) -> str | None:
+    return None if moment is None else timestamp(moment)
+
+
+def job_answer(job: Job) -> JobAnswer:
+    """A row as REST shows it, without what only the view of one job has."""
+    return JobAnswer(
+        id=job.id,
+        kind=job.kind,
+        name=job.name,
+        queue=job.queue,
+        priority=job.priority,
+        labels=job.labels,
+        state=job.state,
+        reason=job.reason,
+        attempt=job.attempt,
+        max_attempts=job.max_attempts,
+        created_at=timestamp(job.created_at),
+        claimed_at=at(job.claimed_at),
+        finished_at=at(job.finished_at),
+        cancel_requested_at=at(job.cancel_requested_at),
+        last_seq=job.last_seq,
+        step=job.step,
+        num_steps=job.num_steps,
+        progress=job.progress,
+        result=job.result,
+        error=job.error,
+        spec=job.spec,
+    )
+
+
+def job_json(job: Job) -> dict[str, Any]:
+    return job_answer(job).model_dump(mode="json")
+
+
+def attempt_answers(attempts: Sequence[Attempt]) -> list[AttemptAnswer]:
+    return [
+        AttemptAnswer(
+            attempt=row.attempt,
+            worker=row.worker,
+            started_at=timestamp(row.started_at),
+            ended_at=at(row.ended_at),
+            outcome=row.outcome,
+            reason=row.reason,
+            resumed_from_step=row.resumed_from_step,
+            last_step=row.last_step,
+        )
+        for row in attempts
+    ]
+
+
+def checkpoint_answer(row: Checkpoint) -> CheckpointAnswer:
+    return CheckpointAnswer(
+        id=row.id,
+        job_id=row.job_id,
+        filename=row.filename,
+        epoch=row.epoch,
+        global_step=row.step,
+        val_loss=row.val_loss,
+        train_loss=row.train_loss,
+        file_size_mb=round(row.size_bytes / 1e6, 3),
+        size_bytes=row.size_bytes,
+        is_best=row.is_best,
+        created_at=timestamp(row.created_at),
+    )
+
+
+def worker_json(row: WorkerRow, *, alive: bool) -> dict[str, Any]:
+    return {
+        "name": row.name,
+        "kind": row.kind,
+        "queues": row.queues,
+        "hostname": row.hostname,
+        "pid": row.pid,
+        "version": row.version,
+        "gpus": row.gpus,
+        "started_at": timestamp(row.started_at),
+        "heartbeat_at": timestamp(row.heartbeat_at),
+        "current_job_id": row.current_job_id,
+        "alive": alive,
+    }
