@@ -7,7 +7,7 @@ problem document, whatever part of it they are in.
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import orjson
 from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
@@ -62,21 +62,23 @@ def endpoint(
             faults = []
             if query is not None:
                 try:
-                    request.state.query = query.model_validate(dict(request.query_params))
+                    request.state.query = query.model_validate(_query(request, query))
                 except ValidationError as exc:
-                    faults += faults_of(exc)
+                    faults += faults_of(exc, in_body=False)
             if adapter is not None:
                 try:
                     request.state.body = adapter.validate_json(await read_json(request))
                 except ValidationError as exc:
-                    faults += faults_of(exc)
+                    faults += faults_of(exc, in_body=True)
             if faults:
                 detail = f"{len(faults)} fault{'s' * (len(faults) > 1)} in the request; see `errors`"
                 raise ProblemError(422, detail, kind="invalid-request", errors=faults)
             return await handler(request)
 
         responses = {f"HTTP_{status}": model for status, model in answers.items()}
-        problems = {f"HTTP_{status}": Problem for status in (400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 503)}
+        problems = {
+            f"HTTP_{status}": Problem for status in (400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 503)
+        }
         decorated: Handler = spec.validate(
             query=query,
             json=_documented(body),
@@ -88,6 +90,16 @@ def endpoint(
         return decorated
 
     return decorate
+
+
+def _query(request: Request, model: type[BaseModel]) -> dict[str, Any]:
+    """Parameters by name; those that the model declares as lists may be repeated."""
+    values: dict[str, Any] = {}
+    for name in request.query_params:
+        field = model.model_fields.get(name)
+        is_list = field is not None and get_origin(field.annotation) is list
+        values[name] = request.query_params.getlist(name) if is_list else request.query_params[name]
+    return values
 
 
 def require_role(request: Request, role: Role) -> None:

@@ -128,7 +128,9 @@ def allowed_hosts(settings: Settings) -> frozenset[str]:
     if settings.host in LOOPBACK_HOSTS:
         names |= LOOPBACK_HOSTS
     bracketed = {f"[{name}]" if ":" in name else name for name in names}
-    return frozenset({f"{name}:{settings.port}" for name in bracketed} | {name.lower() for name in settings.allowed_hosts})
+    return frozenset(
+        {f"{name}:{settings.port}" for name in bracketed} | {name.lower() for name in settings.allowed_hosts}
+    )
 
 
 def _session_secret(headers: Headers) -> str | None:

@@ -4,7 +4,7 @@ import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
@@ -24,6 +24,7 @@ from apt_jobs.errors import (
 
 logger = logging.getLogger(__name__)
 
+JobKind = Literal["train", "generate"]
 MEDIA_TYPE = "application/problem+json"
 MAX_SEEN_CHARS = 200  # of a wrong value that is shown back
 RETRY_AFTER_S = 5
@@ -41,9 +42,9 @@ _STATUS_OF: tuple[tuple[type[AptJobsError], int], ...] = (
 class Fault(BaseModel):
     """One thing that is wrong with a request."""
 
-    field: str = Field(description="Where: path in the body, or the name of a parameter.")
+    pointer: str = Field(description="Where: JSON pointer into the body, or the name of a query parameter.")
     seen: str | None = Field(description="The value that came, shortened.")
-    expected: str = Field(description="What would have been right.")
+    detail: str = Field(description="What would have been right.")
 
 
 class Problem(BaseModel):
@@ -99,14 +100,10 @@ def problem_response(
     return JSONResponse(problem.model_dump(mode="json"), status, headers=extra, media_type=MEDIA_TYPE)
 
 
-def faults_of(error: ValidationError) -> list[Fault]:
+def faults_of(error: ValidationError, *, in_body: bool) -> list[Fault]:
     """All faults that pydantic found, as a reader can use them."""
     return [
-        Fault(
-            field=".".join(str(part) for part in fault["loc"]) or "body",
-            seen=_shown(fault),
-            expected=fault["msg"],
-        )
+        Fault(pointer=_pointer(fault["loc"], in_body), seen=_shown(fault), detail=fault["msg"])
         for fault in error.errors(include_url=False)
     ]
 
@@ -140,3 +137,11 @@ def _shown(fault: Mapping[str, Any]) -> str | None:
         return None
     text = repr(fault["input"])
     return text if len(text) <= MAX_SEEN_CHARS else text[:MAX_SEEN_CHARS] + "..."
+
+
+def _pointer(location: Sequence[int | str], in_body: bool) -> str:
+    if not in_body:
+        return ".".join(map(str, location))
+    kinds = get_args(JobKind)  # pydantic puts the chosen member of a union of job specs first
+    parts = location[1:] if location and location[0] in kinds else location
+    return "#" + "".join(f"/{part}" for part in parts)

@@ -1,0 +1,341 @@
+"""`/api/jobs`: submit, list, look, cancel, delete; the event log, the printed lines and the histories of one job."""
+
+import asyncio
+import hashlib
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import orjson
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from apt_jobs.db.access import Role
+from apt_jobs.db.checkpoints import get_checkpoint
+from apt_jobs.db.events import events_after
+from apt_jobs.db.histories import gradient_export, training_history
+from apt_jobs.db.jobs import (
+    delete_job,
+    get_job,
+    insert_job,
+    list_attempts,
+    list_jobs,
+    mark_dispatched,
+    queue_position,
+    request_cancel,
+)
+from apt_jobs.db.models import Job
+from apt_jobs.db.workers import list_workers
+from apt_jobs.errors import NotFound, Unavailable
+from apt_jobs.events.codec import finite_or_name, splice_stored
+from apt_jobs.jobs.spec import BUILTIN_DATASET, CHECKPOINT_ID_PATTERN, AnyJobSpec, GenerateSpec, TrainSpec
+from apt_jobs.jobs.states import JobState
+from apt_jobs.settings import Settings
+from apt_jobs.web.endpoint import endpoint
+from apt_jobs.web.payloads import JobAnswer, JobList, attempt_answers, job_answer
+from apt_jobs.web.problems import Fault, ProblemError
+from apt_jobs.web.service import Service, service_of
+
+logger = logging.getLogger(__name__)
+
+PUBLISH_WAIT_S = 2.0  # a submission waits no longer for the broker: the dispatch loop sends the hint later
+MAX_SEQ = 2**53
+
+
+class Query(BaseModel):
+    """Query parameters: unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ListQuery(Query):
+    state: list[JobState] = Field(default_factory=list, description="May be repeated.")
+    kind: list[Literal["train", "generate"]] = Field(default_factory=list, description="May be repeated.")
+    queue: Annotated[str, StringConstraints(max_length=100)] | None = None
+    label: Annotated[str, StringConstraints(pattern=r"^[^=]+=.*$", max_length=301)] | None = Field(
+        None, description="`key=value`."
+    )
+    text: Annotated[str, StringConstraints(max_length=200)] | None = Field(None, description="Part of name or id.")
+    after: Annotated[str, StringConstraints(max_length=40)] | None = Field(None, description="Last id seen.")
+    limit: int = Field(50, ge=1, le=200)
+
+
+class EventsQuery(Query):
+    after: int = Field(0, ge=0, le=MAX_SEQ, description="Last `seq` seen.")
+    limit: int = Field(200, ge=1, le=1000)
+    kind: list[Annotated[str, StringConstraints(max_length=40)]] = Field(
+        default_factory=list, max_length=20, description="May be repeated."
+    )
+
+
+class LogsQuery(Query):
+    after: int = Field(0, ge=0, le=MAX_SEQ, description="Last `seq` seen.")
+    limit: int = Field(1000, ge=1, le=10_000)
+
+
+class PointsQuery(Query):
+    points: int = Field(1000, ge=1, le=10_000, description="Most steps in the answer, evenly spread.")
+
+
+class EventList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[dict[str, object]]
+    has_more: bool
+
+
+class TrainingCurves(BaseModel):
+    """Curves by step. A value that is not finite is "NaN", "Infinity" or "-Infinity"."""
+
+    steps: list[int]
+    train_loss: list[float | str]
+    learning_rate: list[float | str]
+    grad_norm: list[float | str]
+    step_time_ms: list[float | str]
+    tokens_per_s: list[float | str]
+    val_steps: list[int]
+    val_loss: list[float | str]
+    num_steps_recorded: int
+
+
+class MetricsAnswer(BaseModel):
+    job_id: str
+    training_history: TrainingCurves
+
+
+class GradientsAnswer(BaseModel):
+    """SPEC S1's payload."""
+
+    gradient_timeline: list[dict[str, object]]
+    layer_statistics: dict[str, dict[str, object]]
+    anomaly_summary: dict[str, int]
+    total_steps: int
+    timestamp: float
+
+
+@endpoint(role=Role.SUBMITTER, tag="jobs", body=AnyJobSpec, answers={202: JobAnswer})
+async def submit_job(request: Request) -> Response:
+    """Submit a training or generation job. The answer is durable: the job will reach an end."""
+    service = service_of(request)
+    spec: TrainSpec | GenerateSpec = request.state.body
+    key = request.headers.get("idempotency-key")
+    if key is not None and not 1 <= len(key) <= 255:
+        raise ProblemError(400, f"Idempotency-Key has {len(key)} characters; 1 to 255 are allowed")
+    await require_references(service, spec)
+    job = await submit(service, spec, key)
+    return JSONResponse(job_answer(job).model_dump(mode="json"), 202, headers={"location": f"/api/jobs/{job.id}"})
+
+
+@endpoint(role=Role.VIEWER, tag="jobs", query=ListQuery, answers={200: JobList})
+async def get_jobs(request: Request) -> Response:
+    """List jobs, newest first."""
+    query: ListQuery = request.state.query
+    label = None if query.label is None else (query.label.partition("=")[0], query.label.partition("=")[2])
+    rows, has_more = await service_of(request).read(
+        list_jobs,
+        states=query.state,
+        kinds=query.kind,
+        queue=query.queue,
+        label=label,
+        text=query.text,
+        after=query.after,
+        limit=query.limit,
+    )
+    answer = JobList(data=[job_answer(row) for row in rows], has_more=has_more)
+    return JSONResponse(answer.model_dump(mode="json"))
+
+
+@endpoint(role=Role.VIEWER, tag="jobs", answers={200: JobAnswer})
+async def get_one_job(request: Request) -> Response:
+    """One job with its attempts, its place in the queue and what it waits for."""
+    service = service_of(request)
+
+    def look(session: Session, job_id: str) -> JobAnswer:
+        job = get_job(session, job_id)
+        answer = job_answer(job)
+        answer.attempts = attempt_answers(list_attempts(session, job_id))
+        answer.queue_position = queue_position(session, job)
+        answer.waiting_for = _waiting_for(session, job, answer.queue_position, service.settings)
+        return answer
+
+    answer = await service.read(look, request.path_params["job_id"])
+    return JSONResponse(answer.model_dump(mode="json"))
+
+
+@endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer})
+async def cancel_job(request: Request) -> Response:
+    """Cancel a job: at once if it waits, within seconds if it runs. Repeating it changes nothing."""
+    job, _ = await service_of(request).write(request_cancel, request.path_params["job_id"])
+    return JSONResponse(job_answer(job).model_dump(mode="json"))
+
+
+@endpoint(role=Role.ADMIN, tag="jobs", answers={204: None})
+async def remove_job(request: Request) -> Response:
+    """Delete an ended job with its log, its checkpoints and its files."""
+    service = service_of(request)
+    job_id = request.path_params["job_id"]
+    await service.write(delete_job, job_id)
+    for folder in (service.settings.checkpoints_dir / job_id, service.settings.runs_dir / job_id):
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    return Response(status_code=204)
+
+
+@endpoint(role=Role.VIEWER, tag="jobs", query=EventsQuery, answers={200: EventList})
+async def get_events(request: Request) -> Response:
+    """The job's event log after a `seq`, in order."""
+    query: EventsQuery = request.state.query
+    return await _event_page(request, query.after, query.limit, query.kind)
+
+
+@endpoint(role=Role.VIEWER, tag="jobs", query=LogsQuery, answers={200: EventList})
+async def get_logs(request: Request) -> Response:
+    """What the ranks printed, as `log` events."""
+    query: LogsQuery = request.state.query
+    return await _event_page(request, query.after, query.limit, ["log"])
+
+
+@endpoint(role=Role.VIEWER, tag="jobs", query=PointsQuery, answers={200: MetricsAnswer})
+async def get_metrics(request: Request) -> Response:
+    """Loss, learning rate and speed over steps, thinned evenly."""
+    job_id = request.path_params["job_id"]
+    curves = await curves_of(service_of(request), job_id, request.state.query.points)
+    return JSONResponse(MetricsAnswer(job_id=job_id, training_history=curves).model_dump(mode="json"))
+
+
+@endpoint(role=Role.VIEWER, tag="jobs", query=PointsQuery, answers={200: GradientsAnswer})
+async def get_gradients(request: Request) -> Response:
+    """Gradient norms of every layer: timeline (thinned evenly), statistics, anomalies."""
+    service = service_of(request)
+    job = await service.read(get_job, request.path_params["job_id"])
+    return JSONResponse(await service.read(gradient_export, job.id, request.state.query.points))
+
+
+async def submit(service: Service, spec: TrainSpec | GenerateSpec, key: str | None) -> Job:
+    """Insert a job, then send its hint, waiting at most `PUBLISH_WAIT_S` for the broker."""
+    digest = hashlib.sha256(orjson.dumps(spec.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)).hexdigest()
+    job = await service.write(
+        insert_job,
+        spec,
+        idempotency_key=key,
+        request_sha256=digest if key is not None else None,
+        max_queued_jobs=service.settings.max_queued_jobs,
+    )
+    try:
+        async with asyncio.timeout(PUBLISH_WAIT_S):
+            await asyncio.to_thread(_send_hint, service, job)
+    except (TimeoutError, Unavailable):
+        logger.warning("the hint waits for the dispatch loop", extra={"job_id": job.id})
+        service.dispatch_now.set()
+    return job
+
+
+async def require_references(service: Service, spec: TrainSpec | GenerateSpec) -> None:
+    """Refuse at once what no worker could do.
+
+    Raises:
+        ProblemError: 422, with the field.
+    """
+    faults: list[Fault] = []
+    if isinstance(spec, TrainSpec):
+        faults += await asyncio.to_thread(_dataset_faults, service.settings, spec)
+        model, pointer = spec.base_model, "#/base_model"
+    else:
+        model, pointer = spec.model, "#/model"
+    if model is not None and not await model_exists(service, model):
+        faults.append(Fault(pointer=pointer, seen=repr(model), detail="an id that GET /api/models lists"))
+    if faults:
+        raise ProblemError(
+            422, "the job names what does not exist; see `errors`", kind="invalid-request", errors=faults
+        )
+
+
+async def model_exists(service: Service, model: str) -> bool:
+    """Whether `GET /api/models` would list it."""
+    if not CHECKPOINT_ID_PATTERN.match(model):
+        folder = service.settings.local_models_dir / model
+        return await asyncio.to_thread((folder / "config.json").is_file)
+    try:
+        await service.read(get_checkpoint, model)
+    except NotFound:
+        return False
+    return True
+
+
+async def curves_of(service: Service, job_id: str, points: int) -> TrainingCurves:
+    """Histories of a job that exists.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+
+    def read(session: Session) -> TrainingCurves:
+        get_job(session, job_id)
+        history = training_history(session, job_id, points)
+        return TrainingCurves(
+            steps=history.steps,
+            train_loss=_named(history.train_loss),
+            learning_rate=_named(history.learning_rate),
+            grad_norm=_named(history.grad_norm),
+            step_time_ms=_named(history.step_time_ms),
+            tokens_per_s=_named(history.tokens_per_s),
+            val_steps=history.val_steps,
+            val_loss=_named(history.val_loss),
+            num_steps_recorded=history.num_steps_recorded,
+        )
+
+    return await service.read(read)
+
+
+def dataset_file(settings: Settings, name: str) -> Path:
+    """Where a data set of that (validated) name is."""
+    return settings.datasets_dir / f"{name}.txt"
+
+
+def _dataset_faults(settings: Settings, spec: TrainSpec) -> list[Fault]:
+    if spec.dataset == BUILTIN_DATASET:
+        return []
+    file = dataset_file(settings, spec.dataset)
+    try:
+        size = file.stat().st_size
+    except FileNotFoundError:
+        return [Fault(pointer="#/dataset", seen=repr(spec.dataset), detail="a name that GET /api/datasets lists")]
+    least = spec.model.max_seq_len + 1  # a token is at least one byte
+    if size < least:
+        detail = f"a data set of at least one sequence: {least:,} bytes; this one has {size:,}"
+        return [Fault(pointer="#/dataset", seen=repr(spec.dataset), detail=detail)]
+    return []
+
+
+async def _event_page(request: Request, after: int, limit: int, kinds: Sequence[str]) -> Response:
+    service = service_of(request)
+    job = await service.read(get_job, request.path_params["job_id"])
+    rows = await service.read(events_after, job.id, after, limit + 1, kinds)
+    encoded = [splice_stored(row.seq, row.kind, row.attempt, row.at, row.payload) for row in rows[:limit]]
+    has_more = b"true" if len(rows) > limit else b"false"
+    body = b'{"object":"list","data":[%b],"has_more":%b}' % (b",".join(encoded), has_more)
+    return Response(body, media_type="application/json")
+
+
+def _send_hint(service: Service, job: Job) -> None:
+    service.hints.publish(job.id, job.queue)
+    with service.database.write() as session:
+        mark_dispatched(session, [job.id])
+
+
+def _waiting_for(session: Session, job: Job, position: int | None, settings: Settings) -> str | None:
+    if position is None:
+        return None
+    alive = [row for row in list_workers(session, alive_within_s=3 * settings.heartbeat_s) if job.queue in row.queues]
+    if not alive:
+        return f"no worker serves the queue {job.queue!r}; start one: apt-jobs worker {job.kind} --queue {job.queue}"
+    if job.attempt and job.reason:
+        return job.reason
+    busy = sum(row.current_job_id is not None for row in alive)
+    return f"{position - 1} jobs before it; {busy} of {len(alive)} workers of the queue {job.queue!r} are busy"
+
+
+def _named(values: Sequence[float]) -> list[float | str]:
+    return [finite_or_name(value) for value in values]
