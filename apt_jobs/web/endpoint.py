@@ -1,7 +1,7 @@
 """`@endpoint`: one declaration validates a request, says who may make it, and documents it.
 
-spectree collects the declarations into the OpenAPI document; validation is pydantic's, with all faults of a request in one
-problem document, whatever part of it they are in.
+spectree collects the declarations into the OpenAPI document; validation is pydantic's, with all faults of a request in
+one problem document, whatever part of it they are in.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ import orjson
 from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
 from spectree import Response as SpecResponse
 from spectree import SecurityScheme, SpecTree
-from spectree.models import SecureType
+from spectree.models import InType, SecureType, SecuritySchemeData
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -35,8 +35,10 @@ spec = SpecTree(
     annotations=False,
     validation_error_model=Problem,
     security_schemes=[
-        SecurityScheme(name="key", data={"type": SecureType.HTTP, "scheme": "bearer"}),
-        SecurityScheme(name="browser", data={"type": SecureType.API_KEY, "name": "apt_session", "in": "cookie"}),
+        SecurityScheme(name="key", data=SecuritySchemeData(type=SecureType.HTTP, scheme="bearer")),
+        SecurityScheme(
+            name="browser", data=SecuritySchemeData(type=SecureType.API_KEY, name="apt_session", field_in=InType.COOKIE)
+        ),
     ],
 )
 
@@ -49,7 +51,7 @@ def endpoint(
     query: type[BaseModel] | None = None,
     body: Any = None,
 ) -> Callable[[Handler], Handler]:
-    """Declare a handler. `request.state.query` and `request.state.body` hold what was validated.
+    """Declare a handler, which finds what was validated in `request.state.query` and `request.state.body`.
 
     `answers` maps a status to the pydantic model of its body, or None. `body` is a model or an annotated union of models.
     """

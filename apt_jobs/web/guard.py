@@ -25,6 +25,7 @@ SESSION_COOKIE = "apt_session"
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/login"})
 OPEN_PREFIX = "/assets/"  # the built page's scripts and styles: no data; files by exact name, see pages.py
 FAILURES_PER_MINUTE = 60  # failed logins and keys of one process; further ones wait for the next minute
+ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104  # no name of a host: whoever binds there lists the names
 _PAGE_PATHS = frozenset({"/", "/favicon.svg", "/jobs/new", "/checkpoints", "/generate", "/workers"})
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -124,7 +125,7 @@ def is_open(path: str) -> bool:
 
 def allowed_hosts(settings: Settings) -> frozenset[str]:
     """Every value of `Host` that is answered."""
-    names = {settings.host} if settings.host not in ("0.0.0.0", "::") else set()
+    names = {settings.host} if settings.host not in ANY_ADDRESS else set()
     if settings.host in LOOPBACK_HOSTS:
         names |= LOOPBACK_HOSTS
     bracketed = {f"[{name}]" if ":" in name else name for name in names}

@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -83,7 +83,7 @@ class PointsQuery(Query):
 
 class EventList(BaseModel):
     object: Literal["list"] = "list"
-    data: list[dict[str, object]]
+    data: list[dict[str, Any]]
     has_more: bool
 
 
@@ -109,8 +109,8 @@ class MetricsAnswer(BaseModel):
 class GradientsAnswer(BaseModel):
     """SPEC S1's payload."""
 
-    gradient_timeline: list[dict[str, object]]
-    layer_statistics: dict[str, dict[str, object]]
+    gradient_timeline: list[dict[str, Any]]
+    layer_statistics: dict[str, dict[str, Any]]
     anomaly_summary: dict[str, int]
     total_steps: int
     timestamp: float
