@@ -1,4 +1,4 @@
-"""`/api/training/*`: what is training now (or did last), its history and its gradients; `?job_id=` names another job."""
+"""`/api/training/*`: what trains now (or did last), its history and gradients; `?job_id=` names another job."""
 
 from typing import Annotated, Any
 

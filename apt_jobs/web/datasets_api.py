@@ -1,0 +1,114 @@
+"""`/api/datasets`: the texts that can be trained on. An upload is streamed to disk and checked before it gets its name."""
+
+import asyncio
+import codecs
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from apt_jobs.db.access import Role
+from apt_jobs.errors import Conflict, InvalidDataset, InvalidInput, NotFound, OutOfSpace
+from apt_jobs.jobs.spec import BUILTIN_DATASET, Name
+from apt_jobs.settings import Settings
+from apt_jobs.web.endpoint import endpoint
+from apt_jobs.web.jobs_api import Query, dataset_file
+from apt_jobs.web.payloads import Listing
+from apt_jobs.web.problems import ProblemError
+from apt_jobs.web.service import service_of
+
+IDLE_TIMEOUT_S = 30.0  # between two pieces of an upload
+
+
+class UploadQuery(Query):
+    name: Name = Field(description="What jobs will call it.")
+
+
+@endpoint(role=Role.VIEWER, tag="datasets", answers={200: Listing})
+async def get_datasets(request: Request) -> Response:
+    """List the data sets, the built-in one first."""
+    rows = await asyncio.to_thread(_rows, service_of(request).settings.datasets_dir)
+    builtin = {"name": BUILTIN_DATASET, "size_bytes": None, "is_builtin": True}
+    return JSONResponse(Listing(data=[builtin, *rows]).model_dump(mode="json"))
+
+
+@endpoint(role=Role.SUBMITTER, tag="datasets", query=UploadQuery, answers={201: None})
+async def upload_dataset(request: Request) -> Response:
+    """Upload UTF-8 text as the body; `?name=` names it. An existing name is refused."""
+    settings = service_of(request).settings
+    name = request.state.query.name
+    if name == BUILTIN_DATASET:
+        raise InvalidInput(f"{BUILTIN_DATASET!r} is built in; choose another name")
+    target = dataset_file(settings, name)
+    settings.datasets_dir.mkdir(parents=True, exist_ok=True)
+    temporary = settings.datasets_dir / f".upload-{secrets.token_hex(8)}"
+    try:
+        size = await _receive(request, temporary, settings)
+        await asyncio.to_thread(_publish, temporary, target)
+    except FileExistsError as exc:
+        raise Conflict(f"there is a data set {name!r} already; delete it first or choose another name") from exc
+    finally:
+        temporary.unlink(missing_ok=True)
+    answer = {"name": name, "size_bytes": size, "is_builtin": False}
+    return JSONResponse(answer, 201, headers={"location": "/api/datasets"})
+
+
+@endpoint(role=Role.ADMIN, tag="datasets", answers={204: None})
+async def remove_dataset(request: Request) -> Response:
+    """Delete a data set. Jobs that train on it keep what they have read."""
+    name = request.path_params["name"]
+    rows = await asyncio.to_thread(_rows, service_of(request).settings.datasets_dir)
+    if name not in {row["name"] for row in rows}:  # compared with what is there: no path is made from what came
+        raise NotFound(f"there is no uploaded data set {name!r}")
+    dataset_file(service_of(request).settings, name).unlink(missing_ok=True)
+    return Response(status_code=204)
+
+
+async def _receive(request: Request, file: Path, settings: Settings) -> int:
+    """Stream the body into a file, checking it on the way; returns its size in bytes."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    size = 0
+    try:
+        with file.open("wb") as opened:
+            parts = aiter(request.stream())
+            while (part := await asyncio.wait_for(anext(parts, None), IDLE_TIMEOUT_S)) is not None:
+                size += len(part)
+                if size > settings.max_upload_bytes:
+                    raise ProblemError(413, f"the data set is larger than {settings.max_upload_bytes:,} bytes")
+                if b"\0" in part:
+                    raise InvalidDataset("the data set is binary (it has a zero byte); upload UTF-8 text")
+                decoder.decode(part)
+                await asyncio.to_thread(opened.write, part)
+            decoder.decode(b"", final=True)
+            opened.flush()
+            os.fsync(opened.fileno())
+    except UnicodeDecodeError as exc:
+        raise InvalidDataset(
+            f"the data set is not UTF-8 near byte {size:,}; convert it, for instance with iconv"
+        ) from exc
+    except TimeoutError as exc:
+        raise ProblemError(408, f"nothing more of the data set came for {IDLE_TIMEOUT_S:.0f} s") from exc
+    except ClientDisconnect as exc:
+        raise ProblemError(400, "the connection ended within the data set") from exc
+    except OSError as exc:
+        raise OutOfSpace(f"the data set cannot be written: {exc.strerror}") from exc
+    if size == 0:
+        raise InvalidDataset("the data set is empty; send its text as the body")
+    return size
+
+
+def _publish(temporary: Path, target: Path) -> None:
+    os.link(temporary, target)  # unlike a rename it never replaces a file
+
+
+def _rows(folder: Path) -> list[dict[str, Any]]:
+    if not folder.is_dir():
+        return []
+    return [
+        {"name": path.stem, "size_bytes": path.stat().st_size, "is_builtin": False}
+        for path in sorted(folder.glob("*.txt"))
+    ]
