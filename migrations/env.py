@@ -1,14 +1,37 @@
 """Alembic's entry: migrations run on the connection that `apt_jobs.db.upgrade` hands over."""
 
-from alembic import context
+from typing import Any
 
+from alembic import context
+from sqlalchemy import DateTime, Index, String
+from sqlalchemy.sql.elements import UnaryExpression
+
+from apt_jobs.db.clock import UtcDateTime
 from apt_jobs.db.models import Base
 
+connection = context.config.attributes["connection"]
+is_sqlite = connection.dialect.name == "sqlite"
+
+
+def _include(item: Any, _name: str | None, _kind: str, _reflected: bool, _compared: Any) -> bool:
+    """Alembic cannot read back the order of an index's columns on SQLite; without this it would drop such an index."""
+    has_order = isinstance(item, Index) and any(isinstance(part, UnaryExpression) for part in item.expressions)
+    return not (is_sqlite and has_order)
+
+
+def _type_differs(_context: Any, _column: Any, _model_column: Any, found: Any, wanted: Any) -> bool | None:
+    """An instant has another type in each dialect; None leaves all other types to Alembic."""
+    if not isinstance(wanted, UtcDateTime):
+        return None
+    return not (isinstance(found, String) if is_sqlite else isinstance(found, DateTime) and found.timezone)
+
+
 context.configure(
-    connection=context.config.attributes["connection"],
+    connection=connection,
     target_metadata=Base.metadata,
     render_as_batch=True,
-    compare_type=True,
+    include_object=_include,
+    compare_type=_type_differs,
     transactional_ddl=True,
 )
 with context.begin_transaction():

@@ -5,6 +5,7 @@ The secrets have 256 random bits, so a plain SHA-256 is enough: there is no dict
 
 import hashlib
 import hmac
+import re
 import secrets
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,6 +19,7 @@ from apt_jobs.db.models import ApiKey, BrowserSession, LoginToken
 from apt_jobs.errors import Denied, NotFound
 
 KEY_PREFIX = "apt_"
+_KEY = re.compile(r"apt_([0-9a-f]{16})_([0-9a-f]{64})")
 
 
 class Role(StrEnum):
@@ -54,7 +56,10 @@ def authenticate_key(session: Session, key: str) -> Principal:
     Raises:
         Denied: the key is unknown, wrong, expired or revoked; the message does not say which.
     """
-    key_id, _, secret = key.removeprefix(KEY_PREFIX).partition("_")
+    parts = _KEY.fullmatch(key)
+    if parts is None:
+        raise Denied("this API key is not valid")
+    key_id, secret = parts.groups()
     row = session.scalar(
         select(ApiKey).where(
             ApiKey.id == key_id,
@@ -64,7 +69,7 @@ def authenticate_key(session: Session, key: str) -> Principal:
     )
     expected = row.secret_sha256 if row is not None else _sha256("")
     right = hmac.compare_digest(expected, _sha256(secret))
-    if row is None or not right or not key.startswith(KEY_PREFIX):
+    if row is None or not right:
         raise Denied("this API key is not valid")
     return Principal(row.name, Role(row.role))
 
@@ -157,4 +162,4 @@ def end_session(session: Session, secret: str) -> None:
 
 
 def _sha256(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).hexdigest()

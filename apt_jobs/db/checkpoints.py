@@ -44,8 +44,9 @@ def newest_of_job(session: Session, job_id: str) -> Checkpoint | None:
 
 
 def best_of_job(session: Session, job_id: str) -> Checkpoint | None:
-    """The checkpoint with the lowest validation loss."""
-    return session.scalar(select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.is_best).limit(1))
+    """The checkpoint marked best; when that one was deleted, the lowest validation loss of the others."""
+    order = (Checkpoint.is_best.desc(), Checkpoint.val_loss.asc().nulls_last(), Checkpoint.step.desc())
+    return session.scalar(select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(*order).limit(1))
 
 
 def delete_checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, OperationalError, ProgrammingError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from apt_jobs.errors import InvalidInput, OutOfSpace, Unavailable
@@ -19,6 +20,8 @@ from apt_jobs.errors import InvalidInput, OutOfSpace, Unavailable
 BUSY_TIMEOUT_S = 10  # how long a SQLite writer waits for another one
 CONNECT_TIMEOUT_S = 5
 POOL_SIZE = 10
+POOL_TIMEOUT_S = 10
+SILENT_SERVER_TIMEOUT_S = 15  # a Postgres that vanished without a word: shorter than any lease
 _DISK_FULL_WORDS = ("database or disk is full", "No space left on device", "could not extend file")
 
 
@@ -26,14 +29,14 @@ class Database:
     """One pool of connections. Thread-safe; do not share across a fork."""
 
     def __init__(self, url: str) -> None:
-        parsed = make_url(url)
-        if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-            raise InvalidInput(f"database URL begins with {parsed.drivername!r}; use sqlite:/// or postgresql://")
-        if parsed.get_backend_name() == "postgresql":
-            parsed = parsed.set(drivername="postgresql+psycopg")
-        self.dialect = parsed.get_backend_name()
-        self.url = parsed  # its text form hides the password
-        self._engine = _sqlite_engine(url) if self.dialect == "sqlite" else _postgres_engine(parsed)
+        self.url = _parse(url)  # its text form hides the password
+        self.dialect = self.url.get_backend_name()
+        if self.dialect == "sqlite":
+            self._engine = _sqlite_engine(self.url)
+            self._reading = self._engine
+        else:
+            self._engine = _postgres_engine(self.url)
+            self._reading = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._writing = self._engine.execution_options(apt_jobs_write=True)
 
     def __repr__(self) -> str:
@@ -51,18 +54,20 @@ class Database:
         Raises:
             Unavailable: the database does not answer, or stayed locked.
             OutOfSpace: the disk is full.
+            InvalidInput: a value cannot be stored, such as a text with a NUL character on Postgres.
         """
-        with _named_errors(), Session(self._writing, expire_on_commit=False) as session, session.begin():
+        with named_errors(), Session(self._writing, expire_on_commit=False) as session, session.begin():
             yield session
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session for reading a consistent snapshot. What is written in it is rolled back.
+        """A session for reading one consistent snapshot. Nothing that is written in it stays; Postgres refuses it.
 
         Raises:
             Unavailable: the database does not answer.
+            InvalidInput: a value cannot be compared, such as a number beyond 64 bits.
         """
-        with _named_errors(), Session(self._engine, expire_on_commit=False) as session:
+        with named_errors(), Session(self._reading, expire_on_commit=False) as session:
             yield session
 
     def ping(self) -> None:
@@ -79,12 +84,34 @@ class Database:
         self._engine.dispose()
 
 
-def _sqlite_engine(url: str) -> Engine:
-    file = make_url(url).database
-    if not file or file == ":memory:":
-        raise InvalidInput("SQLite needs a file: several processes share the database")
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, pool_size=POOL_SIZE, max_overflow=POOL_SIZE, connect_args={"timeout": BUSY_TIMEOUT_S})
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url)
+        backend = parsed.get_backend_name()
+    except (ArgumentError, ValueError):  # not chained and not shown: the text may hold a password
+        raise InvalidInput(
+            "the database URL cannot be read; write sqlite:////absolute/path or postgresql://user:password@host:5432/name"
+        ) from None
+    if backend not in ("sqlite", "postgresql"):
+        raise InvalidInput(f"the database URL begins with {parsed.drivername!r}; use sqlite:/// or postgresql://")
+    if backend == "postgresql":
+        return parsed.set(drivername="postgresql+psycopg")
+    if not parsed.database or parsed.database == ":memory:":
+        raise InvalidInput("SQLite needs a file, since several processes share it: sqlite:////absolute/path")
+    return parsed.set(drivername="sqlite+pysqlite")
+
+
+def _sqlite_engine(url: URL) -> Engine:
+    assert url.database is not None  # `_parse` asks for it
+    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_engine(
+        url,
+        pool_size=POOL_SIZE,
+        max_overflow=POOL_SIZE,
+        pool_timeout=POOL_TIMEOUT_S,
+        hide_parameters=True,
+        connect_args={"timeout": BUSY_TIMEOUT_S},
+    )
     event.listen(engine, "connect", _prepare_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -105,29 +132,52 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 
-def _postgres_engine(url: Any) -> Engine:
+def _postgres_engine(url: URL) -> Engine:
     return create_engine(
         url,
         pool_size=POOL_SIZE,
         max_overflow=POOL_SIZE,
+        pool_timeout=POOL_TIMEOUT_S,
         pool_pre_ping=True,
+        hide_parameters=True,  # an error's text goes to logs; texts and hashes do not
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_S,
+            "keepalives_idle": CONNECT_TIMEOUT_S,
+            "keepalives_interval": CONNECT_TIMEOUT_S,
+            "keepalives_count": 2,
+            "tcp_user_timeout": SILENT_SERVER_TIMEOUT_S * 1000,
             "options": "-c statement_timeout=30000 -c lock_timeout=10000",
         },
     )
 
 
 @contextmanager
-def _named_errors() -> Iterator[None]:
+def named_errors() -> Iterator[None]:
+    """Turn the driver's errors on which a caller can act into those of this package.
+
+    Raises:
+        Unavailable, OutOfSpace, InvalidInput: see `Database.write`.
+    """
     try:
         yield
+    except PoolTimeout as exc:
+        raise Unavailable(f"all {2 * POOL_SIZE} connections to the database are busy; try again later") from exc
+    except (UnicodeEncodeError, OverflowError) as exc:  # the drivers let these two through as they are
+        raise InvalidInput(f"the database cannot hold a value: {exc}") from exc
     except DBAPIError as exc:
-        reason = str(exc.orig)
-        if any(word in reason for word in _DISK_FULL_WORDS):
-            raise OutOfSpace(
-                f"the database cannot grow: {reason.strip()}; free disk space, nothing was changed"
-            ) from exc
+        reason = str(exc.orig).strip()
+        if any(words in reason for words in _DISK_FULL_WORDS):
+            raise OutOfSpace(f"the database cannot grow: {reason}; free disk space, nothing was changed") from exc
+        if _is_about_schema(exc, reason):
+            raise Unavailable(f"the schema is not the one of this version ({reason}); run `apt-jobs migrate`") from exc
         if exc.connection_invalidated or isinstance(exc, OperationalError):
-            raise Unavailable(f"the database does not answer: {reason.strip()}") from exc
+            raise Unavailable(f"the database does not answer: {reason}") from exc
+        if isinstance(exc, DataError):
+            raise InvalidInput(f"the database cannot hold a value: {reason}") from exc
         raise
+
+
+def _is_about_schema(exc: DBAPIError, reason: str) -> bool:
+    if isinstance(exc, ProgrammingError):  # Postgres; a missing database is an OperationalError
+        return "does not exist" in reason
+    return reason.startswith(("no such table", "no such column", "table ")) and isinstance(exc, OperationalError)

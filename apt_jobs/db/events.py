@@ -3,6 +3,7 @@
 Appending is one transaction: fence, `seq`, events, and the rows that events imply (progress, checkpoints, attempts).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -123,7 +124,12 @@ def _apply(session: Session, job: Job, events: Sequence[Event]) -> None:
             case TrainingStarted():
                 values |= {"step": event.resumed_from_step, "num_steps": event.num_steps}
                 of_attempt["resumed_from_step"] = event.resumed_from_step
-                progress |= {"num_parameters": event.num_parameters, "steps_per_epoch": event.steps_per_epoch}
+                progress |= {
+                    "step": event.resumed_from_step,
+                    "eta_s": None,
+                    "num_parameters": event.num_parameters,
+                    "steps_per_epoch": event.steps_per_epoch,
+                }
             case StepTrained():
                 values["step"] = of_attempt["last_step"] = event.step
                 progress |= _progress_of(event, values.get("num_steps", job.num_steps))
@@ -180,10 +186,15 @@ def _insert_checkpoint(session: Session, job: Job, event: CheckpointSaved) -> No
             filename=event.filename,
             step=event.step,
             epoch=event.epoch,
-            val_loss=event.val_loss,
-            train_loss=event.train_loss,
+            val_loss=_finite_or_none(event.val_loss),
+            train_loss=_finite_or_none(event.train_loss),
             size_bytes=event.size_bytes,
             is_best=event.is_best,
         )
     )
     session.flush()
+
+
+def _finite_or_none(loss: float | None) -> float | None:
+    """SQLite stores NaN as NULL; so does Postgres, then. The event keeps the value."""
+    return loss if loss is not None and math.isfinite(loss) else None

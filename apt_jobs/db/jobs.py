@@ -1,30 +1,26 @@
 """The life cycle of a job as compare-and-set on its row: insert, claim, heartbeat, cancel, finish, reap, dispatch.
 
-Whoever owns an attempt proves it with every write: `_fence` updates the row only while the attempt is current and its
+Whoever owns an attempt proves it with every write: `fence` updates the row only while the attempt is current and its
 lease runs, by the database's clock. A state and its `state` event change in one transaction.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import and_, case, delete, func, insert, or_, select, update
+from sqlalchemy import and_, case, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
-from apt_jobs.db.models import Attempt, EventRow, Job
-from apt_jobs.errors import Conflict, Fenced, IdempotencyMismatch, NotFound, TransitionRefused, Unavailable
-from apt_jobs.events.codec import encode_payload
-from apt_jobs.events.kinds import StateChanged, StoredEvent
+from apt_jobs.db.models import Attempt, Job
+from apt_jobs.db.transitions import back_in_queue, change_state, end_broken, locked_job, owned_job, record_state
+from apt_jobs.errors import Conflict, IdempotencyMismatch, NotFound, Unavailable
+from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.jobs.ids import new_job_id
 from apt_jobs.jobs.spec import GenerateSpec, TrainSpec, queue_of
-from apt_jobs.jobs.states import OWNED_STATES, TERMINAL_STATES, JobState, require_transition, sources_of
+from apt_jobs.jobs.states import OWNED_STATES, TERMINAL_STATES, JobState, sources_of
 
-MAX_FRUITLESS_ATTEMPTS = 3  # in a row without a new checkpoint: the job is poison
-RETRY_PAUSE_S = 5.0  # before the second attempt; doubles
-RETRY_PAUSE_MAX_S = 300.0
 DISPATCH_PAUSE_S = 30.0  # before a hint is sent again; doubles
 DISPATCH_PAUSE_MAX_S = 600.0
 
@@ -58,20 +54,17 @@ def insert_job(
         labels=dict(spec.labels),
         spec=spec.model_dump(mode="json"),
         state=JobState.QUEUED,
+        last_seq=1,
         max_attempts=spec.max_attempts,
         idempotency_key=idempotency_key,
         request_sha256=request_sha256,
     )
-    try:
-        with session.begin_nested():
-            session.add(job)
-    except IntegrityError:
-        known = _job_of_key(session, idempotency_key, request_sha256) if idempotency_key else None
-        if known is None:
-            raise
+    if idempotency_key is None:
+        session.add(job)
+        session.flush()
+    elif known := _insert_or_known(session, job, idempotency_key, request_sha256):
         return known
-    session.refresh(job)
-    _record_state(session, job, None, None)
+    record_state(session, job, None, None)
     return job
 
 
@@ -144,9 +137,13 @@ def claim_next(session: Session, queue: str, worker: str, lease_s: float) -> Cla
 
 def claim(session: Session, job_id: str, worker: str, lease_s: float) -> Claimed | None:
     """Claim one job if it waits and is due. The row carries the new `attempt`, which is the fencing token."""
-    claimed = session.execute(
+    job = session.scalars(
         update(Job)
-        .where(Job.id == job_id, Job.state == JobState.QUEUED, Job.not_before_at <= now_plus(0))
+        .where(
+            Job.id == job_id,
+            Job.state.in_(sources_of(JobState.RUNNING)),
+            Job.not_before_at <= now_plus(0),
+        )
         .values(
             state=JobState.RUNNING,
             reason=None,
@@ -154,15 +151,15 @@ def claim(session: Session, job_id: str, worker: str, lease_s: float) -> Claimed
             lease_owner=worker,
             lease_until=now_plus(lease_s),
             claimed_at=now_plus(0),
+            last_seq=Job.last_seq + 1,
         )
-        .returning(Job.id)
-        .execution_options(synchronize_session=False)
-    ).scalar()
-    if claimed is None:
+        .returning(Job)
+        .execution_options(synchronize_session=False, populate_existing=True)
+    ).one_or_none()
+    if job is None:
         return None
-    job = get_job(session, job_id)
     session.add(Attempt(job_id=job_id, attempt=job.attempt, worker=worker))
-    return Claimed(job, _record_state(session, job, JobState.QUEUED, f"attempt {job.attempt} on {worker}"))
+    return Claimed(job, record_state(session, job, JobState.QUEUED, f"attempt {job.attempt} on {worker}"))
 
 
 def heartbeat(session: Session, job_id: str, attempt: int, lease_s: float) -> bool:
@@ -171,7 +168,7 @@ def heartbeat(session: Session, job_id: str, attempt: int, lease_s: float) -> bo
     Raises:
         Fenced: the attempt no longer owns the job.
     """
-    return _fence(session, job_id, attempt, lease_until=now_plus(lease_s)).cancel_requested_at is not None
+    return fence(session, job_id, attempt, lease_s).cancel_requested_at is not None
 
 
 def request_cancel(session: Session, job_id: str, reason: str = "cancelled by a user") -> tuple[Job, list[StoredEvent]]:
@@ -181,16 +178,17 @@ def request_cancel(session: Session, job_id: str, reason: str = "cancelled by a 
         NotFound: there is no such job.
         Conflict: it has already ended otherwise.
     """
-    job = _locked(session, job_id)
+    job = locked_job(session, job_id)
     if job.state == JobState.CANCELLED:
         return job, []
     if job.state in TERMINAL_STATES:
         raise Conflict(f"job {job_id} is {job.state} already and cannot be cancelled")
     if job.state in OWNED_STATES:
         if job.cancel_requested_at is None:
-            _set(session, job_id, cancel_requested_at=now_plus(0), reason=reason)
+            flag = update(Job).where(Job.id == job_id).values(cancel_requested_at=now_plus(0), reason=reason)
+            session.execute(flag.execution_options(synchronize_session=False))
         return get_job(session, job_id), []
-    return _leave(session, job, JobState.CANCELLED, reason, cancel_requested_at=now_plus(0))
+    return change_state(session, job, JobState.CANCELLED, reason, cancel_requested_at=now_plus(0))
 
 
 def finish(
@@ -206,15 +204,20 @@ def finish(
 ) -> list[StoredEvent]:
     """End an attempt: the job becomes `outcome`. QUEUED hands it back, to be claimed after `retry_in_s` seconds.
 
+    A job that somebody asked to cancel never waits again: handed back or paused, it becomes cancelled. It keeps the
+    reason of who asked.
+
     Raises:
         Fenced: the attempt no longer owns the job; nothing was changed.
         TransitionRefused: the table does not allow it.
     """
-    job = _fence(session, job_id, attempt)
+    job = owned_job(session, job_id, attempt)
+    if job.cancel_requested_at is not None and outcome in (JobState.QUEUED, JobState.PAUSED, JobState.CANCELLED):
+        outcome, reason = JobState.CANCELLED, job.reason or reason
     values: dict[str, Any] = {"error": error, "result": result}
     if outcome is JobState.QUEUED:
-        values = {"not_before_at": now_plus(retry_in_s), "dispatched_at": None, "num_dispatches": 0, "error": error}
-    return _leave(session, job, outcome, reason, **values)[1]
+        values |= back_in_queue(retry_in_s)
+    return change_state(session, job, outcome, reason, **values)[1]
 
 
 def finish_broken(
@@ -225,7 +228,7 @@ def finish_broken(
     Raises:
         Fenced: the attempt no longer owns the job; nothing was changed.
     """
-    return _end_broken(session, _fence(session, job_id, attempt), why, error)
+    return end_broken(session, owned_job(session, job_id, attempt), why, error)
 
 
 def reap_expired(session: Session, grace_s: float) -> list[StoredEvent]:
@@ -238,7 +241,7 @@ def reap_expired(session: Session, grace_s: float) -> list[StoredEvent]:
         .with_for_update(skip_locked=True)
         .execution_options(populate_existing=True)
     ).all()
-    return [event for job in lost for event in _end_broken(session, job, f"worker {job.lease_owner} was lost")]
+    return [event for job in lost for event in end_broken(session, job, f"worker {job.lease_owner} was lost")]
 
 
 def jobs_to_dispatch(session: Session, limit: int = 100) -> list[tuple[str, str]]:
@@ -262,9 +265,10 @@ def jobs_to_dispatch(session: Session, limit: int = 100) -> list[tuple[str, str]
 
 def mark_dispatched(session: Session, job_ids: Sequence[str]) -> None:
     """Note that hints for these jobs were sent now."""
+    in_one_order = select(Job.id).where(Job.id.in_(job_ids)).order_by(Job.id).with_for_update()  # else two may deadlock
     session.execute(
         update(Job)
-        .where(Job.id.in_(job_ids))
+        .where(Job.id.in_(in_one_order))
         .values(dispatched_at=now_plus(0), num_dispatches=Job.num_dispatches + 1)
         .execution_options(synchronize_session=False)
     )
@@ -309,7 +313,7 @@ def delete_job(session: Session, job_id: str) -> None:
         NotFound: there is no such job.
         Conflict: it has not ended.
     """
-    job = _locked(session, job_id)
+    job = locked_job(session, job_id)
     if job.state not in TERMINAL_STATES:
         raise Conflict(f"job {job_id} is {job.state}; cancel it first, then delete it")
     session.execute(delete(Job).where(Job.id == job_id).execution_options(synchronize_session=False))
@@ -321,98 +325,20 @@ def fence(session: Session, job_id: str, attempt: int, lease_s: float) -> Job:
     Raises:
         Fenced: the attempt no longer owns the job; roll back, write nothing.
     """
-    return _fence(session, job_id, attempt, lease_until=now_plus(lease_s))
+    return owned_job(session, job_id, attempt, lease_until=now_plus(lease_s))
 
 
-def _fence(session: Session, job_id: str, attempt: int, **values: Any) -> Job:
-    owned = session.execute(
-        update(Job)
-        .where(Job.id == job_id, Job.attempt == attempt, Job.state.in_(OWNED_STATES), Job.lease_until > now_plus(0))
-        .values(**(values or {"lease_until": Job.lease_until}))
-        .returning(Job.id)
-        .execution_options(synchronize_session=False)
-    ).scalar()
-    if owned is None:
-        raise Fenced(f"attempt {attempt} no longer owns job {job_id}")
-    return get_job(session, job_id)
-
-
-def _leave(
-    session: Session, job: Job, target: JobState, reason: str | None, **values: Any
-) -> tuple[Job, list[StoredEvent]]:
-    """Move a locked row to `target` and record it. Ends the attempt if there is one."""
-    previous = JobState(job.state)
-    require_transition(previous, target)
-    if target in TERMINAL_STATES:
-        values["finished_at"] = now_plus(0)
-    changed = session.execute(
-        update(Job)
-        .where(Job.id == job.id, Job.attempt == job.attempt, Job.state.in_(sources_of(target)))
-        .values(state=target, reason=reason, lease_owner=None, lease_until=None, **values)
-        .returning(Job.id)
-        .execution_options(synchronize_session=False)
-    ).scalar()
-    if changed is None:
-        raise TransitionRefused(f"job {job.id} changed meanwhile; it could not become {target}")
-    if previous in OWNED_STATES:
-        session.execute(
-            update(Attempt)
-            .where(Attempt.job_id == job.id, Attempt.attempt == job.attempt)
-            .values(ended_at=now_plus(0), outcome=target, reason=reason)
-            .execution_options(synchronize_session=False)
-        )
-    after = get_job(session, job.id)
-    return after, [_record_state(session, after, previous, reason)]
-
-
-def _end_broken(session: Session, job: Job, why: str, error: dict[str, Any] | None = None) -> list[StoredEvent]:
-    if job.cancel_requested_at is not None:
-        return _leave(session, job, JobState.CANCELLED, job.reason)[1]
-    fruitless = job.num_fruitless_attempts + 1
-    values: dict[str, Any] = {"num_fruitless_attempts": fruitless, "error": error or {"message": why}}
-    if job.attempt >= job.max_attempts or fruitless >= MAX_FRUITLESS_ATTEMPTS:
-        reason = f"{why}; given up after attempt {job.attempt}, {fruitless} in a row without a new checkpoint"
-        return _leave(session, job, JobState.DEAD, reason, **values)[1]
-    pause_s = retry_pause_s(fruitless)
-    values |= {"not_before_at": now_plus(pause_s), "dispatched_at": None, "num_dispatches": 0}
-    return _leave(session, job, JobState.QUEUED, f"{why}; trying again in {pause_s:.0f} s", **values)[1]
-
-
-def retry_pause_s(num_fruitless_attempts: int) -> float:
-    """Seconds to wait before the next attempt."""
-    return min(RETRY_PAUSE_S * 2.0 ** max(num_fruitless_attempts - 1, 0), RETRY_PAUSE_MAX_S)
-
-
-def _record_state(session: Session, job: Job, previous: JobState | None, reason: str | None) -> StoredEvent:
-    seq = session.execute(
-        update(Job)
-        .where(Job.id == job.id)
-        .values(last_seq=Job.last_seq + 1)
-        .returning(Job.last_seq)
-        .execution_options(synchronize_session=False)
-    ).scalar_one()
-    event = StateChanged(job.state, previous, reason)
-    at = datetime.now(UTC)
-    session.execute(
-        insert(EventRow).values(
-            job_id=job.id, seq=seq, attempt=job.attempt, kind=event.kind, at=at, payload=encode_payload(event)
-        )
-    )
-    session.expire(job, ["last_seq"])
-    session.refresh(job, ["last_seq"])
-    return StoredEvent(job.id, seq, job.attempt, at, event)
-
-
-def _locked(session: Session, job_id: str) -> Job:
-    query = select(Job).where(Job.id == job_id).with_for_update()
-    job = session.scalars(query.execution_options(populate_existing=True)).one_or_none()
-    if job is None:
-        raise NotFound(f"no job {job_id!r}")
-    return job
-
-
-def _set(session: Session, job_id: str, **values: Any) -> None:
-    session.execute(update(Job).where(Job.id == job_id).values(**values).execution_options(synchronize_session=False))
+def _insert_or_known(session: Session, job: Job, key: str, request_sha256: str | None) -> Job | None:
+    """Insert the row; or the row of another request with this key, which was quicker."""
+    try:
+        with session.begin_nested():
+            session.add(job)
+    except IntegrityError:
+        known = _job_of_key(session, key, request_sha256)
+        if known is None:
+            raise
+        return known
+    return None
 
 
 def _job_of_key(session: Session, key: str, request_sha256: str | None) -> Job | None:

@@ -3,7 +3,19 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, MetaData, String
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    Dialect,
+    ForeignKey,
+    Index,
+    LargeBinary,
+    MetaData,
+    String,
+    TypeDecorator,
+    desc,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -18,7 +30,19 @@ NAMING_CONVENTION = {
     "pk": "pk_%(table_name)s",
 }
 ROLES = ("viewer", "submitter", "admin")
-JSON_VALUE = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+# A model may generate a NUL character: Postgres keeps it in `json`, but refuses it in `jsonb`.
+DOCUMENT = JSON(none_as_null=True)
+LABELS = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+
+
+class Words(TypeDecorator[str]):
+    """Text of any origin, an exception's for example: what no database stores (NUL, a lone surrogate) becomes `?`."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return None if value is None else value.replace("\0", "?").encode("utf-8", "replace").decode("utf-8")
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> str:
@@ -27,7 +51,7 @@ def _one_of(column: str, values: tuple[str, ...]) -> str:
 
 class Base(DeclarativeBase):
     metadata = MetaData(naming_convention=NAMING_CONVENTION)
-    type_annotation_map = {datetime: UtcDateTime(), dict[str, Any]: JSON_VALUE, dict[str, str]: JSON_VALUE}
+    type_annotation_map = {datetime: UtcDateTime(), dict[str, Any]: DOCUMENT}
 
 
 class Job(Base):
@@ -36,7 +60,7 @@ class Job(Base):
         CheckConstraint(_one_of("state", tuple(state.value for state in JobState)), name="state"),
         CheckConstraint("(state IN ('running', 'pausing')) = (lease_until IS NOT NULL)", name="lease"),
         CheckConstraint("attempt >= 0 AND last_seq >= 0", name="counts"),
-        Index("ix_jobs_waiting", "queue", "state", "priority", "created_at"),
+        Index("ix_jobs_waiting", "queue", "state", desc("priority"), "created_at", "id"),  # the order of claims
         Index("ix_jobs_state", "state"),
     )
 
@@ -45,13 +69,14 @@ class Job(Base):
     name: Mapped[str | None] = mapped_column(String(200))
     queue: Mapped[str] = mapped_column(String(100))
     priority: Mapped[int] = mapped_column(default=0)
-    labels: Mapped[dict[str, str]]
+    labels: Mapped[dict[str, str]] = mapped_column(LABELS)
     spec: Mapped[dict[str, Any]]
     state: Mapped[str] = mapped_column(String(20))
-    reason: Mapped[str | None]
+    reason: Mapped[str | None] = mapped_column(Words)
     attempt: Mapped[int] = mapped_column(default=0)  # the fencing token
     max_attempts: Mapped[int]
-    num_fruitless_attempts: Mapped[int] = mapped_column(default=0)  # in a row, without a new checkpoint
+    num_broken_attempts: Mapped[int] = mapped_column(default=0)  # ended by a fault, so not drained ones
+    num_fruitless_attempts: Mapped[int] = mapped_column(default=0)  # broken in a row, without a new checkpoint
     created_at: Mapped[datetime] = mapped_column(default=now_plus(0))
     not_before_at: Mapped[datetime] = mapped_column(default=now_plus(0))
     claimed_at: Mapped[datetime | None]
@@ -64,9 +89,9 @@ class Job(Base):
     last_seq: Mapped[int] = mapped_column(BigInteger, default=0)
     step: Mapped[int | None] = mapped_column(BigInteger)
     num_steps: Mapped[int | None] = mapped_column(BigInteger)
-    progress: Mapped[dict[str, Any] | None] = mapped_column(JSON_VALUE)
-    result: Mapped[dict[str, Any] | None] = mapped_column(JSON_VALUE)
-    error: Mapped[dict[str, Any] | None] = mapped_column(JSON_VALUE)
+    progress: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT)
+    result: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT)
+    error: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT)
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
     request_sha256: Mapped[str | None] = mapped_column(String(64))
 
@@ -80,7 +105,7 @@ class Attempt(Base):
     started_at: Mapped[datetime] = mapped_column(default=now_plus(0))
     ended_at: Mapped[datetime | None]
     outcome: Mapped[str | None] = mapped_column(String(20))  # the state that the job left for
-    reason: Mapped[str | None]
+    reason: Mapped[str | None] = mapped_column(Words)
     resumed_from_step: Mapped[int | None] = mapped_column(BigInteger)
     last_step: Mapped[int | None] = mapped_column(BigInteger)
 
@@ -123,11 +148,11 @@ class WorkerRow(Base):
 
     name: Mapped[str] = mapped_column(String(200), primary_key=True)
     kind: Mapped[str] = mapped_column(String(20))
-    queues: Mapped[list[str]] = mapped_column(JSON_VALUE)
+    queues: Mapped[list[str]] = mapped_column(DOCUMENT)
     hostname: Mapped[str] = mapped_column(String(255))
     pid: Mapped[int]
     version: Mapped[str] = mapped_column(String(50))
-    gpus: Mapped[list[dict[str, Any]]] = mapped_column(JSON_VALUE)
+    gpus: Mapped[list[dict[str, Any]]] = mapped_column(DOCUMENT)
     started_at: Mapped[datetime] = mapped_column(default=now_plus(0))
     heartbeat_at: Mapped[datetime] = mapped_column(default=now_plus(0))
     current_job_id: Mapped[str | None] = mapped_column(String(40))

@@ -1,5 +1,7 @@
 """Small facts of the whole service, by key. `default_model`: what generates when a request names no model."""
 
+from sqlalchemy import delete, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.models import ServiceValue
@@ -14,10 +16,21 @@ def get_value(session: Session, key: str) -> str | None:
 
 
 def set_value(session: Session, key: str, value: str | None) -> None:
-    """Set a value; None removes it."""
-    row = session.get(ServiceValue, key)
+    """Set a value, the last one wins; None removes it."""
     if value is None:
-        if row is not None:
-            session.delete(row)
-    else:
-        session.merge(ServiceValue(key=key, value=value))
+        session.execute(delete(ServiceValue).where(ServiceValue.key == key))
+        return
+    if _update(session, key, value):
+        return
+    try:
+        with session.begin_nested():
+            session.add(ServiceValue(key=key, value=value))
+    except IntegrityError:  # another process set it first
+        _update(session, key, value)
+
+
+def _update(session: Session, key: str, value: str) -> bool:
+    known = session.execute(
+        update(ServiceValue).where(ServiceValue.key == key).values(value=value).returning(ServiceValue.key)
+    )
+    return known.scalar() is not None

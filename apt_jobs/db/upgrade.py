@@ -9,9 +9,10 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
-from apt_jobs.db.engine import Database
+from apt_jobs.db.engine import Database, named_errors
 from apt_jobs.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -24,32 +25,41 @@ def upgrade_database(database: Database, revision: str = "head") -> None:
     """Bring the schema to `revision`. Returns when it is there, whoever did it.
 
     Raises:
-        Unavailable: the scripts are missing or the database does not answer.
+        Unavailable: the scripts are missing, the database does not answer or is newer than this version.
     """
-    config = alembic_config()
-    with _only_one(database), _migrating(database) as connection:
-        config.attributes["connection"] = connection
+    with migration_config(database) as config:
         command.upgrade(config, revision)
 
 
 def downgrade_database(database: Database, revision: str) -> None:
-    """Take the schema back to `revision` ("base": nothing)."""
-    config = alembic_config()
-    with _only_one(database), _migrating(database) as connection:
-        config.attributes["connection"] = connection
+    """Take the schema back to `revision` ("base": nothing).
+
+    Raises:
+        Unavailable: as `upgrade_database`.
+    """
+    with migration_config(database) as config:
         command.downgrade(config, revision)
 
 
-def alembic_config() -> Config:
-    """Alembic's configuration, wherever the scripts are: a checkout or an installed wheel."""
+@contextmanager
+def migration_config(database: Database) -> Iterator[Config]:
+    """Alembic's configuration with a connection that no other process migrates on. All or nothing is committed."""
     config = Config()
     config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
-    return config
+    try:
+        with named_errors(), _only_one(database), _migrating(database) as connection:
+            config.attributes["connection"] = connection
+            yield config
+    except CommandError as exc:
+        raise Unavailable(
+            f"{exc}: the database was migrated by another version of apt-jobs; install that one, nothing was changed"
+        ) from exc
 
 
 def _scripts() -> Path:
-    checkout = Path(__file__).resolve().parents[2] / "migrations"
-    if (checkout / "env.py").is_file():
+    root = Path(__file__).resolve().parents[2]
+    checkout = root / "migrations"
+    if (checkout / "env.py").is_file() and (root / "pyproject.toml").is_file():  # not somebody's in site-packages
         return checkout
     spec = find_spec(_INSTALLED)
     if spec is not None and spec.submodule_search_locations:
@@ -69,7 +79,7 @@ def _only_one(database: Database) -> Iterator[None]:
                 connection.execute(text("SELECT pg_advisory_unlock(:key)"), {"key": _LOCK_KEY})
                 connection.invalidate()  # its timeouts are not those of the pool
         return
-    with Path(f"{database.url.database}.migrating").open("a") as lock:
+    with Path(f"{database.url.database}.migrating").open("a") as lock:  # the lock ends with its process
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -77,7 +87,7 @@ def _only_one(database: Database) -> Iterator[None]:
 @contextmanager
 def _migrating(database: Database) -> Iterator[Connection]:
     """A connection in a transaction. On SQLite foreign keys are off, else rebuilding a table deletes its children."""
-    with database.engine.connect() as connection:
+    with database.engine.connect().execution_options(apt_jobs_write=True) as connection:
         if database.dialect == "sqlite":
             raw = connection.connection.dbapi_connection
             assert raw is not None
@@ -93,4 +103,5 @@ def _migrating(database: Database) -> Iterator[Connection]:
                 raw.execute("PRAGMA foreign_keys=ON")
             return
         with connection.begin():
+            connection.execute(text("SET LOCAL statement_timeout = 0"))  # a big table takes its time
             yield connection

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import case, delete, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -22,7 +22,7 @@ def record_worker(
     gpus: list[dict[str, Any]],
     current_job_id: str | None,
 ) -> None:
-    """Insert or refresh a worker's row; its heartbeat is now."""
+    """Insert or refresh a worker's row; its heartbeat is now. Another pid is a new start."""
     values: dict[str, Any] = {
         "kind": kind,
         "queues": queues,
@@ -59,7 +59,7 @@ def _update(session: Session, name: str, values: dict[str, Any]) -> bool:
     known = session.execute(
         update(WorkerRow)
         .where(WorkerRow.name == name)
-        .values(**values)
+        .values(**values, started_at=case((WorkerRow.pid == values["pid"], WorkerRow.started_at), else_=now_plus(0)))
         .returning(WorkerRow.name)
         .execution_options(synchronize_session=False)
     )

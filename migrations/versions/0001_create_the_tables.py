@@ -5,7 +5,8 @@ from alembic import op
 from sqlalchemy.dialects import postgresql
 
 INSTANT = sa.String(23).with_variant(sa.DateTime(timezone=True), "postgresql")
-DOCUMENT = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
+DOCUMENT = sa.JSON()
+LABELS = sa.JSON().with_variant(postgresql.JSONB(), "postgresql")
 
 revision = "0001"
 down_revision = None
@@ -42,12 +43,13 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=200), nullable=True),
         sa.Column("queue", sa.String(length=100), nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False),
-        sa.Column("labels", DOCUMENT, nullable=False),
+        sa.Column("labels", LABELS, nullable=False),
         sa.Column("spec", DOCUMENT, nullable=False),
         sa.Column("state", sa.String(length=20), nullable=False),
         sa.Column("reason", sa.String(), nullable=True),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("max_attempts", sa.Integer(), nullable=False),
+        sa.Column("num_broken_attempts", sa.Integer(), nullable=False),
         sa.Column("num_fruitless_attempts", sa.Integer(), nullable=False),
         sa.Column("created_at", INSTANT, nullable=False),
         sa.Column("not_before_at", INSTANT, nullable=False),
@@ -76,7 +78,9 @@ def upgrade() -> None:
         sa.UniqueConstraint("idempotency_key", name=op.f("uq_jobs_idempotency_key")),
     )
     op.create_index("ix_jobs_state", "jobs", ["state"], unique=False)
-    op.create_index("ix_jobs_waiting", "jobs", ["queue", "state", "priority", "created_at"], unique=False)
+    op.create_index(
+        "ix_jobs_waiting", "jobs", ["queue", "state", sa.text("priority DESC"), "created_at", "id"], unique=False
+    )
 
     op.create_table(
         "login_tokens",

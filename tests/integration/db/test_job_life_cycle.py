@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from apt_jobs.db import events as event_log
 from apt_jobs.db import jobs
+from apt_jobs.db.clock import now_plus
 from apt_jobs.db.engine import Database
 from apt_jobs.db.models import Job
 from apt_jobs.errors import Conflict, Fenced, IdempotencyMismatch, NotFound, TransitionRefused, Unavailable
@@ -47,7 +48,7 @@ def states_in_log(database: Database, job_id: str) -> list[str]:
 def expire_lease(database: Database, job_id: str) -> None:
     """Let the lease end in the past, as if its owner had been dead for an hour."""
     with database.write() as session:
-        session.execute(update(Job).where(Job.id == job_id).values(lease_until=jobs.now_plus(-3600)))
+        session.execute(update(Job).where(Job.id == job_id).values(lease_until=now_plus(-3600)))
 
 
 def test_a_new_job_waits_and_its_first_event_says_so(database: Database) -> None:
@@ -84,7 +85,7 @@ def test_of_many_claimers_one_wins(database: Database) -> None:
     start = threading.Barrier(8)
 
     def take(number: int) -> list[str]:
-        taken = []
+        taken: list[str] = []
         start.wait()
         while True:
             with database.write() as session:
@@ -104,7 +105,7 @@ def test_only_the_current_attempt_may_write(database: Database) -> None:
     expire_lease(database, job_id)
     with database.write() as session:
         jobs.reap_expired(session, 0)
-        session.execute(update(Job).where(Job.id == job_id).values(not_before_at=jobs.now_plus(-1)))
+        session.execute(update(Job).where(Job.id == job_id).values(not_before_at=now_plus(-1)))
     new = claim(database)
     assert (old.attempt, new.attempt) == (1, 2)
     writes: list[Callable[[Any], object]] = [
@@ -214,7 +215,7 @@ def test_a_poison_job_is_given_up_after_three_fruitless_attempts(database: Datab
     job_id = submit(database, max_attempts=50)
     for _ in range(3):
         with database.write() as session:
-            session.execute(update(Job).where(Job.id == job_id).values(not_before_at=jobs.now_plus(-1)))
+            session.execute(update(Job).where(Job.id == job_id).values(not_before_at=now_plus(-1)))
         claim(database)
         expire_lease(database, job_id)
         with database.write() as session:
@@ -250,12 +251,12 @@ def test_a_hint_is_sent_once_and_again_only_after_a_pause(database: Database) ->
         jobs.mark_dispatched(session, [job_id])
     with database.write() as session:
         assert jobs.jobs_to_dispatch(session) == []
-        session.execute(update(Job).values(dispatched_at=jobs.now_plus(-31)))
+        session.execute(update(Job).values(dispatched_at=now_plus(-31)))
         assert jobs.jobs_to_dispatch(session) == [(job_id, "train")]
         jobs.mark_dispatched(session, [job_id])
-        session.execute(update(Job).values(dispatched_at=jobs.now_plus(-31)))
+        session.execute(update(Job).values(dispatched_at=now_plus(-31)))
         assert jobs.jobs_to_dispatch(session) == []
-        session.execute(update(Job).values(dispatched_at=jobs.now_plus(-61)))
+        session.execute(update(Job).values(dispatched_at=now_plus(-61)))
         assert jobs.jobs_to_dispatch(session) == [(job_id, "train")]
 
 
