@@ -244,6 +244,12 @@ def reap_expired(session: Session, grace_s: float) -> list[StoredEvent]:
     return [event for job in lost for event in end_broken(session, job, f"worker {job.lease_owner} was lost")]
 
 
+def has_expired(session: Session) -> bool:
+    """Whether any lease is over: a cheap look before `reap_expired`."""
+    query = select(Job.id).where(Job.state.in_(OWNED_STATES), Job.lease_until < now_plus(0)).limit(1)
+    return session.scalar(query) is not None
+
+
 def jobs_to_dispatch(session: Session, limit: int = 100) -> list[tuple[str, str]]:
     """`(job_id, queue)` of waiting jobs whose hint was never sent, or so long ago that it must be lost."""
     oldest_allowed = case(

@@ -1,4 +1,4 @@
-"""`/api/checkpoints`: list, look, load for generation, download, delete. By id only: a path never comes from outside."""
+"""`/api/checkpoints`: list, look, load for generation, download, delete. By id only: no path comes from outside."""
 
 import asyncio
 import os
@@ -132,7 +132,7 @@ def _delete_folder(folder: Path) -> None:
 
 async def _tar(folder: Path, name: str) -> AsyncIterator[bytes]:
     """The folder as a tar stream, read in pieces, without a temporary copy."""
-    for path in sorted(folder.iterdir()):
+    for path in await asyncio.to_thread(lambda: sorted(folder.iterdir())):
         with path.open("rb") as file:
             info = tarfile.TarInfo(f"{name}/{path.name}")
             info.size = os.fstat(file.fileno()).st_size

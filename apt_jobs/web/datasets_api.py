@@ -1,4 +1,4 @@
-"""`/api/datasets`: the texts that can be trained on. An upload is streamed to disk and checked before it gets its name."""
+"""`/api/datasets`: texts to train on. An upload is streamed to disk and checked before it gets its name."""
 
 import asyncio
 import codecs

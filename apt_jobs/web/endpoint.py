@@ -53,7 +53,7 @@ def endpoint(
 ) -> Callable[[Handler], Handler]:
     """Declare a handler, which finds what was validated in `request.state.query` and `request.state.body`.
 
-    `answers` maps a status to the pydantic model of its body, or None. `body` is a model or an annotated union of models.
+    `answers` maps a status to the pydantic model of its body, or None. `body` is a model or a union of models.
     """
     adapter: TypeAdapter[Any] | None = TypeAdapter(body) if body is not None else None
 

@@ -1,0 +1,116 @@
+"""The web process: the one route table, and what starts and stops with it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.routing import BaseRoute, Route, WebSocketRoute
+
+from apt_jobs.db.engine import Database
+from apt_jobs.errors import AptJobsError
+from apt_jobs.job_queue import HintPublisher, make_celery
+from apt_jobs.settings import Settings
+from apt_jobs.web import (
+    checkpoints_api,
+    datasets_api,
+    generate_api,
+    jobs_api,
+    pages,
+    service_api,
+    training_api,
+)
+from apt_jobs.web.endpoint import spec
+from apt_jobs.web.guard import Guard
+from apt_jobs.web.live_socket import watch_job
+from apt_jobs.web.live_streams import LiveStreams
+from apt_jobs.web.loops import dispatch_for_ever, reap_for_ever
+from apt_jobs.web.problems import ProblemError, on_apt_jobs_error, on_http_exception, on_problem, on_unexpected
+from apt_jobs.web.service import Service
+
+ROUTES: list[BaseRoute] = [
+    Route("/healthz", service_api.get_health, methods=["GET"]),
+    Route("/readyz", service_api.get_readiness, methods=["GET"]),
+    Route("/login", service_api.log_in, methods=["GET"]),
+    Route("/api/logout", service_api.log_out, methods=["POST"]),
+    Route("/api/jobs", jobs_api.get_jobs, methods=["GET"]),
+    Route("/api/jobs", jobs_api.submit_job, methods=["POST"]),
+    Route("/api/jobs/{job_id}", jobs_api.get_one_job, methods=["GET"]),
+    Route("/api/jobs/{job_id}", jobs_api.remove_job, methods=["DELETE"]),
+    Route("/api/jobs/{job_id}/cancel", jobs_api.cancel_job, methods=["POST"]),
+    Route("/api/jobs/{job_id}/events", jobs_api.get_events, methods=["GET"]),
+    Route("/api/jobs/{job_id}/logs", jobs_api.get_logs, methods=["GET"]),
+    Route("/api/jobs/{job_id}/metrics", jobs_api.get_metrics, methods=["GET"]),
+    Route("/api/jobs/{job_id}/gradients", jobs_api.get_gradients, methods=["GET"]),
+    Route("/api/training/history", training_api.get_history, methods=["GET"]),
+    Route("/api/training/gradients", training_api.get_training_gradients, methods=["GET"]),
+    Route("/api/training/status", training_api.get_status, methods=["GET"]),
+    Route("/api/checkpoints", checkpoints_api.get_checkpoints, methods=["GET"]),
+    Route("/api/checkpoints/load", checkpoints_api.load_checkpoint, methods=["POST"]),
+    Route("/api/checkpoints/{checkpoint_id}", checkpoints_api.get_one_checkpoint, methods=["GET"]),
+    Route("/api/checkpoints/{checkpoint_id}", checkpoints_api.remove_checkpoint, methods=["DELETE"]),
+    Route("/api/checkpoints/{checkpoint_id}/download", checkpoints_api.download_checkpoint, methods=["GET"]),
+    Route("/api/generate", generate_api.generate, methods=["POST"]),
+    Route("/api/batch_generate", generate_api.batch_generate, methods=["POST"]),
+    Route("/api/models", generate_api.get_models, methods=["GET"]),
+    Route("/api/datasets", datasets_api.get_datasets, methods=["GET"]),
+    Route("/api/datasets", datasets_api.upload_dataset, methods=["POST"]),
+    Route("/api/datasets/{name}", datasets_api.remove_dataset, methods=["DELETE"]),
+    Route("/api/queues", service_api.get_queues, methods=["GET"]),
+    Route("/api/workers", service_api.get_workers, methods=["GET"]),
+    Route("/api/keys", service_api.get_keys, methods=["GET"]),
+    Route("/openapi.json", pages.get_openapi, methods=["GET"]),
+    Route("/docs", pages.get_docs, methods=["GET"]),
+    Route("/", pages.get_page, methods=["GET"]),
+    Route("/jobs/{job_id}", pages.get_page, methods=["GET"]),
+    Route("/checkpoints", pages.get_page, methods=["GET"]),
+    Route("/generate", pages.get_page, methods=["GET"]),
+    Route("/workers", pages.get_page, methods=["GET"]),
+    Route("/favicon.svg", pages.get_favicon, methods=["GET"]),
+    Route("/assets/{name}", pages.get_asset, methods=["GET"]),
+    WebSocketRoute("/ws/jobs/{job_id}", watch_job),
+]
+
+
+def create_app(settings: Settings) -> Starlette:
+    """The ASGI application. Its loops and connections start and stop with its lifespan."""
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        database = Database(settings.database)
+        streams = LiveStreams(database, settings.redis)
+        service = Service(settings, database, HintPublisher(make_celery(settings)), streams, asyncio.Event())
+        app.state.service = service
+        loops = [streams.follow(), streams.check_heads(), dispatch_for_ever(service), reap_for_ever(service)]
+        tasks = [asyncio.create_task(loop) for loop in loops]
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.to_thread(service.hints.close)
+            database.dispose()
+
+    app = Starlette(
+        routes=ROUTES,
+        lifespan=lifespan,
+        exception_handlers={
+            ProblemError: on_problem,
+            AptJobsError: on_apt_jobs_error,
+            HTTPException: on_http_exception,
+            Exception: on_unexpected,
+        },
+    )
+    app.user_middleware.append(Middleware(Guard, settings=settings, service=lambda: app.state.service))
+    return app
+
+
+def openapi_document() -> dict[str, Any]:
+    """The OpenAPI 3.1 document, without a running service."""
+    spec.app = Starlette(routes=ROUTES)
+    document: dict[str, Any] = spec.spec
+    return document

@@ -1,0 +1,70 @@
+"""The built page: one HTML file for every address of the user interface, and its assets by exact name."""
+
+import html
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
+
+from apt_jobs.errors import NotFound
+from apt_jobs.web.endpoint import spec
+
+STATIC = Path(__file__).parent / "static"
+_FOR_EVER = {"cache-control": "public, max-age=31536000, immutable"}  # the names of assets contain their hash
+_ALWAYS_ASK = {"cache-control": "no-cache"}
+_NOT_BUILT = """<!doctype html><html lang="en"><title>apt_jobs</title>
+<h1>The user interface is not built</h1>
+<p>This is a checkout that was not installed. Run <code>make setup</code>, or <code>python hatch_build.py</code>.</p>
+</html>"""
+
+
+async def get_page(_request: Request) -> Response:
+    """The page of the user interface; it looks at its address itself."""
+    try:
+        return _file(STATIC, "index.html", _ALWAYS_ASK)
+    except NotFound:
+        return HTMLResponse(_NOT_BUILT, 503)
+
+
+async def get_favicon(_request: Request) -> Response:
+    """The icon of the page."""
+    return _file(STATIC, "favicon.svg", _ALWAYS_ASK)
+
+
+async def get_asset(request: Request) -> Response:
+    """A script or style of the page."""
+    return _file(STATIC / "assets", request.path_params["name"], _FOR_EVER)
+
+
+async def get_openapi(_request: Request) -> Response:
+    """The OpenAPI document of this service."""
+    return JSONResponse(spec.spec)
+
+
+async def get_docs(_request: Request) -> Response:
+    """The OpenAPI document as a page, without scripts."""
+    return HTMLResponse(_docs_page())
+
+
+def _file(folder: Path, name: str, headers: dict[str, str]) -> Response:
+    """A file of the folder whose name is exactly `name`: no path is made from what came."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name == name and path.is_file():
+            return FileResponse(path, headers=headers)
+    raise NotFound(f"no file {name[:100]!r}")
+
+
+def _docs_page() -> str:
+    parts = ["<!doctype html><html lang='en'><head><meta charset='utf-8'><title>apt_jobs: REST</title></head><body>"]
+    parts.append("<h1>apt_jobs: REST</h1><p>The document for programs: <a href='/openapi.json'>/openapi.json</a></p>")
+    for path, methods in sorted(spec.spec["paths"].items()):
+        for method, operation in methods.items():
+            parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>")
+            text = f"{operation['summary']} {operation['description']}"
+            parts.append(f"<p>{html.escape(text)}</p><ul>")
+            for parameter in operation.get("parameters", []):
+                words = f"{parameter['name']} ({parameter['in']}): {parameter.get('description') or ''}"
+                parts.append(f"<li>{html.escape(words)}</li>")
+            parts.append(f"</ul><p>Answers: {', '.join(sorted(operation['responses']))}</p>")
+    parts.append("</body></html>")
+    return "".join(parts)

@@ -1,0 +1,78 @@
+"""`apt-jobs web`: uvicorn around the application, with access lines that carry no query (a login token is in one)."""
+
+import logging
+import socket
+import time
+
+import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from apt_jobs.errors import AlreadyRunning
+from apt_jobs.settings import Settings
+from apt_jobs.web.app import create_app
+
+logger = logging.getLogger(__name__)
+
+GRACEFUL_STOP_S = 3
+BACKLOG = 1024
+MAX_WEBSOCKET_BYTES = 1 << 16  # clients have nothing to say
+
+
+def run_web(settings: Settings) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises:
+        AlreadyRunning: the port is in use.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((settings.host, settings.port))
+        except OSError as exc:
+            raise AlreadyRunning(
+                f"cannot listen on {settings.host} port {settings.port}: {exc.strerror}; choose another APT_JOBS_PORT"
+            ) from exc
+        listener.listen(BACKLOG)
+        config = uvicorn.Config(
+            AccessLog(create_app(settings)),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            date_header=True,
+            proxy_headers=False,
+            ws_max_size=MAX_WEBSOCKET_BYTES,
+            ws_per_message_deflate=False,
+            timeout_graceful_shutdown=GRACEFUL_STOP_S,
+            h11_max_incomplete_event_size=1 << 16,
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+class AccessLog:
+    """One line a request: method, path without query, status, duration."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        status = 0
+
+        async def noting(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        finally:
+            duration_ms = round((time.monotonic() - started) * 1000.0, 1)
+            logger.info(
+                "request",
+                extra={"method": scope["method"], "path": scope["path"], "status": status, "duration_ms": duration_ms},
+            )
