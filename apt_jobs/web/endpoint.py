@@ -32,6 +32,7 @@ spec = SpecTree(
     title="apt_jobs",
     version=__version__,
     description="Submit, watch and steer training and generation jobs.",
+    mode="strict",  # only declared endpoints, not the pages
     annotations=False,
     validation_error_model=Problem,
     security_schemes=[
