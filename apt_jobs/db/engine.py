@@ -15,6 +15,7 @@ from sqlalchemy.exc import ArgumentError, DataError, DBAPIError, OperationalErro
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
+from apt_jobs.db.documents import encode_document
 from apt_jobs.errors import InvalidInput, OutOfSpace, Unavailable
 
 BUSY_TIMEOUT_S = 10  # how long a SQLite writer waits for another one
@@ -109,6 +110,7 @@ def _sqlite_engine(url: URL) -> Engine:
         pool_size=POOL_SIZE,
         max_overflow=POOL_SIZE,
         pool_timeout=POOL_TIMEOUT_S,
+        json_serializer=encode_document,
         hide_parameters=True,
         connect_args={"timeout": BUSY_TIMEOUT_S},
     )
@@ -139,6 +141,7 @@ def _postgres_engine(url: URL) -> Engine:
         max_overflow=POOL_SIZE,
         pool_timeout=POOL_TIMEOUT_S,
         pool_pre_ping=True,
+        json_serializer=encode_document,
         hide_parameters=True,  # an error's text goes to logs; texts and hashes do not
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_S,

@@ -82,9 +82,33 @@ class _LayerStatistics:
 
 @dataclass(slots=True)
 class _GradientFold:
+    """What one pass over the `gradient` events collects: statistics of all steps, a timeline of `shown` ones."""
+
+    names: tuple[str, ...]
+    shown: set[int]  # numbers of the steps that an even thinning would show
+    layers: dict[str, _LayerStatistics]
     timeline: list[dict[str, Any]] = field(default_factory=list)
-    layers: dict[str, _LayerStatistics] = field(default_factory=dict)
     total_steps: int = 0
+    passed_over: tuple[datetime, GradientsRecorded] | None = None  # first anomalous step since the last shown one
+
+    def add(self, at: datetime, event: GradientsRecorded) -> None:
+        anomalous = set(event.anomalous)
+        for index, (name, norm) in enumerate(zip(self.names, event.norms, strict=False)):
+            self.layers[name].add(norm, is_anomaly=index in anomalous)
+        if anomalous and self.passed_over is None:
+            self.passed_over = at, event
+        if self.total_steps in self.shown:
+            self.timeline.append(self._record(*(self.passed_over or (at, event))))
+            self.passed_over = None
+        self.total_steps += 1
+
+    def _record(self, at: datetime, event: GradientsRecorded) -> dict[str, Any]:
+        anomalous = set(event.anomalous)
+        layers = {
+            name: {"norm": finite_or_name(norm), "is_anomaly": index in anomalous}
+            for index, (name, norm) in enumerate(zip(self.names, event.norms, strict=False))
+        }
+        return {"step": event.step, "timestamp": at.timestamp(), "layers": layers}
 
 
 def training_history(session: Session, job_id: str, max_points: int) -> TrainingHistory:
@@ -107,17 +131,20 @@ def training_history(session: Session, job_id: str, max_points: int) -> Training
 
 
 def gradient_export(session: Session, job_id: str, max_points: int) -> dict[str, Any]:
-    """The payload of SPEC S1: timeline thinned to `max_points` steps, statistics over all steps.
+    """The payload of SPEC S1: timeline thinned evenly to `max_points` steps, statistics over all steps.
 
-    A norm that is not finite is the string "NaN", "Infinity" or "-Infinity".
+    Thinning never hides trouble: of the steps between two shown ones, the first anomalous one takes the place of the
+    second. A norm that is not finite is the string "NaN", "Infinity" or "-Infinity"; a layer that never had a finite
+    norm has null for its mean, std, min and max.
     """
     names = layer_names(session, job_id)
     num_steps = _count_effective(session, job_id, "gradient")
-    wanted = set(thinned(range(num_steps), max_points))
-    fold = _GradientFold(layers={name: _LayerStatistics() for name in names})
-    for number, (at, event) in enumerate(_effective(session, job_id, "gradient")):
+    fold = _GradientFold(
+        names, set(thinned(range(num_steps), max_points)), {name: _LayerStatistics() for name in names}
+    )
+    for at, event in _effective(session, job_id, "gradient"):
         if isinstance(event, GradientsRecorded):
-            _add_gradients(fold, names, at, event, shown=number in wanted)
+            fold.add(at, event)
     return {
         "gradient_timeline": fold.timeline,
         "layer_statistics": {name: statistics.export() for name, statistics in fold.layers.items()},
@@ -153,21 +180,6 @@ def thinned(items: Sequence[Item], max_items: int) -> list[Item]:
         return list(items[-1:])
     last = len(items) - 1
     return [items[round(number * last / (max_items - 1))] for number in range(max_items)]
-
-
-def _add_gradients(
-    fold: _GradientFold, names: Sequence[str], at: datetime, event: GradientsRecorded, *, shown: bool
-) -> None:
-    fold.total_steps += 1
-    anomalous = set(event.anomalous)
-    for index, (name, norm) in enumerate(zip(names, event.norms, strict=False)):
-        fold.layers[name].add(norm, is_anomaly=index in anomalous)
-    if shown:
-        layers = {
-            name: {"norm": finite_or_name(norm), "is_anomaly": index in anomalous}
-            for index, (name, norm) in enumerate(zip(names, event.norms, strict=False))
-        }
-        fold.timeline.append({"step": event.step, "timestamp": at.timestamp(), "layers": layers})
 
 
 def _anomaly_summary(session: Session, job_id: str) -> dict[str, int]:

@@ -3,23 +3,11 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import (
-    JSON,
-    BigInteger,
-    CheckConstraint,
-    Dialect,
-    ForeignKey,
-    Index,
-    LargeBinary,
-    MetaData,
-    String,
-    TypeDecorator,
-    desc,
-)
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, MetaData, String, desc
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from apt_jobs.db.clock import UtcDateTime, now_plus
+from apt_jobs.db.documents import DOCUMENT, LABELS, Words
 from apt_jobs.jobs.states import JobState
 
 NAMING_CONVENTION = {
@@ -30,19 +18,6 @@ NAMING_CONVENTION = {
     "pk": "pk_%(table_name)s",
 }
 ROLES = ("viewer", "submitter", "admin")
-# A model may generate a NUL character: Postgres keeps it in `json`, but refuses it in `jsonb`.
-DOCUMENT = JSON(none_as_null=True)
-LABELS = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
-
-
-class Words(TypeDecorator[str]):
-    """Text of any origin, an exception's for example: what no database stores (NUL, a lone surrogate) becomes `?`."""
-
-    impl = String
-    cache_ok = True
-
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
-        return None if value is None else value.replace("\0", "?").encode("utf-8", "replace").decode("utf-8")
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> str:

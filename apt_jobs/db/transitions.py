@@ -11,6 +11,7 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
+from apt_jobs.db.documents import storable_text
 from apt_jobs.db.models import Attempt, EventRow, Job
 from apt_jobs.errors import Fenced, NotFound, TransitionRefused
 from apt_jobs.events.codec import encode_payload
@@ -63,6 +64,7 @@ def change_state(
     """
     previous = JobState(job.state)
     require_transition(previous, target)
+    reason = None if reason is None else storable_text(reason)
     if target in TERMINAL_STATES:
         values["finished_at"] = now_plus(0)
     changed = session.scalars(

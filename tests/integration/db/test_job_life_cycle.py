@@ -1,5 +1,7 @@
 """The life cycle on real databases: one owner at a time, fenced writes, refused transitions, nothing lost."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,40 +17,24 @@ from apt_jobs.db import jobs
 from apt_jobs.db.clock import now_plus
 from apt_jobs.db.engine import Database
 from apt_jobs.db.models import Job
+from apt_jobs.db.transitions import change_state, locked_job
 from apt_jobs.errors import Conflict, Fenced, IdempotencyMismatch, NotFound, TransitionRefused, Unavailable
 from apt_jobs.jobs.spec import TrainSpec
-from apt_jobs.jobs.states import TERMINAL_STATES, JobState
-
-LEASE_S = 60.0
-
-
-def submit(database: Database, **fields: Any) -> str:
-    with database.write() as session:
-        return jobs.insert_job(session, TrainSpec(kind="train", **fields)).id
-
-
-def claim(database: Database, queue: str = "train", lease_s: float = LEASE_S) -> Job:
-    with database.write() as session:
-        claimed = jobs.claim_next(session, queue, "worker-a", lease_s)
-    assert claimed is not None
-    return claimed.job
-
-
-def state_of(database: Database, job_id: str) -> str:
-    with database.read() as session:
-        return jobs.get_job(session, job_id).state
-
-
-def states_in_log(database: Database, job_id: str) -> list[str]:
-    with database.read() as session:
-        rows = event_log.events_after(session, job_id, 0, 1000, kinds=["state"])
-    return [row.payload.decode().split('"state":"')[1].split('"')[0] for row in rows]
-
-
-def expire_lease(database: Database, job_id: str) -> None:
-    """Let the lease end in the past, as if its owner had been dead for an hour."""
-    with database.write() as session:
-        session.execute(update(Job).where(Job.id == job_id).values(lease_until=now_plus(-3600)))
+from apt_jobs.jobs.states import OWNED_STATES, TERMINAL_STATES, TRANSITIONS, JobState
+from tests.integration.db.steps import (
+    LEASE_S,
+    claim,
+    due_now,
+    expire_lease,
+    job_of,
+    lose_worker,
+    running,
+    saved,
+    state_of,
+    states_in_log,
+    store,
+    submit,
+)
 
 
 def test_a_new_job_waits_and_its_first_event_says_so(database: Database) -> None:
@@ -105,7 +91,7 @@ def test_only_the_current_attempt_may_write(database: Database) -> None:
     expire_lease(database, job_id)
     with database.write() as session:
         jobs.reap_expired(session, 0)
-        session.execute(update(Job).where(Job.id == job_id).values(not_before_at=now_plus(-1)))
+        due_now(session, job_id)
     new = claim(database)
     assert (old.attempt, new.attempt) == (1, 2)
     writes: list[Callable[[Any], object]] = [
@@ -215,7 +201,7 @@ def test_a_poison_job_is_given_up_after_three_fruitless_attempts(database: Datab
     job_id = submit(database, max_attempts=50)
     for _ in range(3):
         with database.write() as session:
-            session.execute(update(Job).where(Job.id == job_id).values(not_before_at=now_plus(-1)))
+            due_now(session, job_id)
         claim(database)
         expire_lease(database, job_id)
         with database.write() as session:
@@ -316,3 +302,191 @@ def test_only_an_ended_job_is_deleted_and_its_log_goes_with_it(database: Databas
     with database.read() as session:
         assert event_log.events_after(session, job_id, 0, 10) == []
         assert jobs.list_jobs(session) == ([], False)
+
+
+def test_a_heartbeat_moves_the_end_of_the_lease(database: Database) -> None:
+    submit(database)
+    job = claim(database, lease_s=5)
+    with database.write() as session:
+        jobs.heartbeat(session, job.id, job.attempt, 600)
+    before, after = job.lease_until, job_of(database, job.id).lease_until
+    assert before is not None
+    assert after is not None
+    assert 590 <= (after - before).total_seconds() <= 660
+
+
+@pytest.mark.parametrize("outcome", [JobState.QUEUED, JobState.CANCELLED])
+def test_a_cancelled_job_is_never_handed_back_and_keeps_the_users_reason(database: Database, outcome: JobState) -> None:
+    job = running(database)
+    with database.write() as session:
+        jobs.request_cancel(session, job.id, "wrong data set")
+        jobs.request_cancel(session, job.id, "once more")
+    with database.write() as session:
+        jobs.finish(session, job.id, job.attempt, outcome, reason="the worker was drained")
+    ended = job_of(database, job.id)
+    assert (ended.state, ended.reason) == ("cancelled", "wrong data set")
+
+
+def test_a_job_that_succeeds_before_it_can_be_stopped_has_succeeded(database: Database) -> None:
+    job = running(database)
+    with database.write() as session:
+        jobs.request_cancel(session, job.id)
+        jobs.finish(session, job.id, job.attempt, JobState.SUCCEEDED)
+    ended = job_of(database, job.id)
+    assert (ended.state, ended.reason) == ("succeeded", None)
+
+
+def test_drained_attempts_do_not_count_as_failures(database: Database) -> None:
+    job_id = submit(database, max_attempts=2)
+    for _ in range(4):
+        job = claim(database)
+        with database.write() as session:
+            jobs.finish(session, job_id, job.attempt, JobState.QUEUED, reason="drained")
+    claim(database)
+    lose_worker(database, job_id)
+    assert state_of(database, job_id) == "queued"
+    claim(database)
+    lose_worker(database, job_id)
+    ended = job_of(database, job_id)
+    assert (ended.state, ended.attempt, ended.num_broken_attempts) == ("dead", 6, 2)
+
+
+def test_progress_between_faults_keeps_a_job_alive_up_to_max_attempts(database: Database) -> None:
+    job_id = submit(database, max_attempts=5)
+    for number in range(5):
+        job = claim(database)
+        store(database, job, saved(f"c{number}", step=number))
+        lose_worker(database, job_id)
+        assert state_of(database, job_id) == ("queued" if number < 4 else "dead")
+
+
+def test_a_broken_attempt_is_tried_again_after_a_pause_with_its_error_shown(database: Database) -> None:
+    job = running(database)
+    with database.write() as session:
+        jobs.finish_broken(session, job.id, 1, "torchrun was killed", {"message": "killed", "traceback": "tail"})
+        assert jobs.claim(session, job.id, "worker-b", LEASE_S) is None
+    again = job_of(database, job.id)
+    assert again.reason == "torchrun was killed; trying again in 5 s"
+    assert again.error == {"message": "killed", "traceback": "tail", "rank": None}
+    assert (again.lease_owner, again.dispatched_at, again.num_dispatches) == (None, None, 0)
+    pause_s = (again.not_before_at - again.created_at).total_seconds()
+    assert 4.9 < pause_s < 60
+
+
+def test_what_a_broken_or_odd_program_says_can_be_stored(database: Database) -> None:
+    job = running(database)
+    odd = "a\0b \ud800 中文"
+    with database.write() as session:
+        error = {"message": odd, "traceback": None, "rank": 0}
+        result = {"outputs": [odd], "train_loss": float("nan")}
+        jobs.finish(session, job.id, 1, JobState.FAILED, reason=odd, error=error, result=result)
+    ended = job_of(database, job.id)
+    assert ended.reason == "a?b ? 中文"
+    assert ended.error == {"message": "a\0b ? 中文", "traceback": None, "rank": 0}
+    assert ended.result == {"outputs": ["a\0b ? 中文"], "train_loss": "NaN"}
+    assert states_in_log(database, job.id) == ["queued", "running", "failed"]
+
+
+def test_each_transition_outside_the_table_is_refused_by_the_row_too(database: Database) -> None:
+    job_id = submit(database)
+    for source in JobState:
+        lease = now_plus(60) if source in OWNED_STATES else None
+        with database.write() as session:
+            session.execute(update(Job).values(state=source, lease_until=lease))
+        for target in set(JobState) - TRANSITIONS[source] - OWNED_STATES:
+            with (
+                pytest.raises(TransitionRefused, match=f"{source} cannot become {target}"),
+                database.write() as session,
+            ):
+                change_state(session, locked_job(session, job_id), target, None)
+        assert state_of(database, job_id) == source
+
+
+def test_a_change_made_from_an_outdated_row_is_refused(database: Database) -> None:
+    job = running(database)
+    with database.write() as session:
+        jobs.finish(session, job.id, 1, JobState.SUCCEEDED)
+    with pytest.raises(TransitionRefused, match="changed meanwhile"), database.write() as session:
+        change_state(session, job, JobState.FAILED, None)
+    assert states_in_log(database, job.id) == ["queued", "running", "succeeded"]
+
+
+def test_the_reaper_takes_a_lost_job_once_however_many_reap(database: Database) -> None:
+    wanted = {running(database).id for _ in range(6)}
+    with database.write() as session:
+        session.execute(update(Job).values(lease_until=now_plus(-3600)))
+    start = threading.Barrier(4)
+
+    def reap(_: int) -> list[str]:
+        start.wait()
+        with database.write() as session:
+            return [event.job_id for event in jobs.reap_expired(session, 0)]
+
+    with ThreadPoolExecutor(4) as pool:
+        reaped = [job_id for part in pool.map(reap, range(4)) for job_id in part]
+    assert sorted(reaped) == sorted(wanted)
+
+
+def test_the_reaper_waits_for_the_grace(database: Database) -> None:
+    job = running(database)
+    with database.write() as session:
+        session.execute(update(Job).values(lease_until=now_plus(-20)))
+        assert jobs.reap_expired(session, grace_s=30) == []
+        assert [event.job_id for event in jobs.reap_expired(session, grace_s=10)] == [job.id]
+
+
+CLAIMER = """
+import sys
+from apt_jobs.db import jobs
+from apt_jobs.db.engine import Database
+from apt_jobs.jobs.states import JobState
+database, worker = Database(sys.argv[1]), sys.argv[2]
+sys.stdin.read()
+while True:
+    with database.write() as session:
+        claimed = jobs.claim_next(session, "train", worker, 60)
+    if claimed is None:
+        break
+    with database.write() as session:
+        jobs.heartbeat(session, claimed.job.id, claimed.job.attempt, 60)
+        jobs.finish(session, claimed.job.id, claimed.job.attempt, JobState.SUCCEEDED, result={"worker": worker})
+    print(claimed.job.id)
+"""
+
+
+def test_of_many_processes_one_runs_each_job(database: Database, database_url: str) -> None:
+    wanted = {submit(database) for _ in range(40)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", CLAIMER, database_url, f"process-{number}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(4)
+    ]
+    answers = [process.communicate(timeout=60) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 4, answers
+    assert sorted("".join(out for out, _ in answers).split()) == sorted(wanted)
+    with database.read() as session:
+        assert jobs.count_by_state(session)["succeeded"] == 40
+
+
+def test_a_job_without_a_key_is_stored_each_time(database: Database) -> None:
+    assert submit(database) != submit(database)
+
+
+def test_the_row_that_insert_returns_is_the_row_that_is_stored(database: Database) -> None:
+    with database.write() as session:
+        job = jobs.insert_job(session, TrainSpec(kind="train"), idempotency_key="k", request_sha256="a")
+    stored = job_of(database, job.id)
+    columns = Job.__table__.columns.keys()
+    assert {name: getattr(job, name) for name in columns} == {name: getattr(stored, name) for name in columns}
+
+
+def test_a_label_with_dots_and_quotes_is_found(database: Database) -> None:
+    job_id = submit(database, labels={"team.nlp": "a'b"})
+    with database.read() as session:
+        assert [job.id for job in jobs.list_jobs(session, label=("team.nlp", "a'b"))[0]] == [job_id]
+        assert jobs.list_jobs(session, label=('te"am', "a"))[0] == []
