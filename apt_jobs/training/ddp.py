@@ -1,0 +1,60 @@
+"""The process group: who this rank is, and what all ranks do together. Only here is torchrun's environment read."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # a rank that waits longer fails, and the job with it
+
+
+@dataclass(frozen=True, slots=True)
+class Rank:
+    """This process among the others of the attempt."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    backend: str
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+
+def own_rank() -> int:
+    """This process's rank, before the process group exists."""
+    return int(os.environ["RANK"])
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Rank]:
+    """Join the other ranks: NCCL on GPUs ("cuda"), gloo on CPUs."""
+    rank, world_size, local = own_rank(), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    if device == "cuda":
+        torch.cuda.set_device(local)
+        backend, where = "nccl", torch.device("cuda", local)
+    else:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+        backend, where = "gloo", torch.device("cpu")
+    dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, device_id=where if device == "cuda" else None)
+    try:
+        yield Rank(rank, world_size, where, backend)
+    finally:
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    dist.barrier()
+
+
+def summed(values: Tensor) -> Tensor:
+    """`values` summed over the ranks, in place."""
+    dist.all_reduce(values)
+    return values

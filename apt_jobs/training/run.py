@@ -1,0 +1,67 @@
+"""What torchrun starts on every rank: `torchrun -m apt_jobs.training.run --run-file PATH`.
+
+Reads the run file, runs the built-in trainer or the registered entry point, and leaves in the spool why it failed.
+"""
+
+import argparse
+import ctypes
+import importlib
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from apt_jobs.errors import InvalidInput
+from apt_jobs.events.kinds import RankFailed
+from apt_jobs.events.spool import SpoolWriter
+from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.training.ddp import own_rank
+from apt_jobs.training.loop import train
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main() -> None:
+    """Entry of a rank. Exit status 1: the spool says why."""
+    _die_with_torchrun()
+    parser = argparse.ArgumentParser(description="One rank of a training attempt.")
+    parser.add_argument("--run-file", type=Path, required=True)
+    run_file = RunFile.model_validate_json(parser.parse_args().run_file.read_text())
+    rank = own_rank()
+    with SpoolWriter(run_file.spool_path(rank)) as spool:
+        try:
+            _entry(run_file)(run_file, spool)
+        except BaseException as exc:  # the edge of the process: record, then fail
+            spool.append(RankFailed(rank, type(exc).__name__, str(exc), traceback.format_exc()))
+            traceback.print_exc()
+            sys.exit(1)
+
+
+def _entry(run_file: RunFile) -> Callable[[RunFile, SpoolWriter], None]:
+    """The function to run; a registered one comes from the worker's settings, never from a message."""
+    if run_file.entry_point is None:
+        return train
+    module_name, _, function_name = run_file.entry_point.partition(":")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as exc:
+        raise InvalidInput(f"the entry point {run_file.entry_point!r} cannot be imported: {exc}") from exc
+
+    def run(run_file: RunFile, spool: SpoolWriter) -> None:
+        function(run_file, spool)
+        if own_rank() == 0:
+            run_file.outcome_path.write_text("finished")
+
+    return run
+
+
+def _die_with_torchrun() -> None:
+    """Ranks have sessions of their own: without this, killing torchrun would leave them on the GPUs."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "prctl"):
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()
