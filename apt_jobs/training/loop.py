@@ -1,0 +1,347 @@
+"""The built-in trainer: a causal language model under DDP, from the first step to the last checkpoint.
+
+What every rank must decide alike (the learning rate, whether a step counts, when to stop) is computed from values that
+are the same on all ranks: the step, the reduced gradient norm, and one small all-reduce a step of loss and stop flag.
+"""
+
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedTokenizerFast
+
+from apt_jobs.errors import InvalidInput
+from apt_jobs.events.kinds import (
+    CheckpointRemoved,
+    CheckpointSaved,
+    LineLogged,
+    StepTrained,
+    TrainingFinished,
+    TrainingStarted,
+    Validated,
+)
+from apt_jobs.events.spool import SpoolWriter
+from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.jobs.spec import TrainingOptions
+from apt_jobs.training.checkpoint import delete_checkpoint, load_training_state, save_checkpoint, verify_checkpoint
+from apt_jobs.training.data import Batches, open_batches, read_text, write_tokens
+from apt_jobs.training.ddp import Rank, barrier, process_group, summed
+from apt_jobs.training.gradient_monitor import GradientMonitor
+from apt_jobs.training.model import build_model, describe, load_model
+from apt_jobs.training.tokenizer import encode, load_tokenizer, train_tokenizer
+
+CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What a checkpoint keeps of the training itself; the same on every rank."""
+
+    step: int = 0
+    train_loss: float | None = None
+    best_val_loss: float | None = None  # of the checkpoints that were saved
+    kept: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # id, name, is_best of this job's checkpoints, oldest first
+
+
+def train(run_file: RunFile, spool: SpoolWriter) -> None:
+    """Run one attempt on this rank. Called by every rank.
+
+    Raises:
+        InvalidInput: the job, its data or its checkpoint cannot be used; the message says why.
+    """
+    if run_file.spec.training.sharding != "ddp":
+        raise InvalidInput(f"sharding {run_file.spec.training.sharding!r} is not available yet; use 'ddp'")
+    with process_group(run_file.spec.device) as rank:
+        _Trainer(run_file, spool, rank).run()
+
+
+class _Trainer:
+    def __init__(self, run_file: RunFile, spool: SpoolWriter, rank: Rank) -> None:
+        self._run_file, self._spool, self._rank = run_file, spool, rank
+        self._options = options = run_file.spec.training
+        torch.manual_seed(options.seed)
+        self._source = run_file.resume_dir or run_file.base_model_dir
+        if self._source is not None and (self._source / "manifest.json").exists():
+            verify_checkpoint(self._source)
+        self._tokenizer = self._prepare_data()
+        self._model = self._make_model().to(rank.device)
+        self._batches = self._open_batches()
+        self._ddp = DistributedDataParallel(
+            self._model, device_ids=[rank.device.index] if rank.device.type == "cuda" else None
+        )
+        self._optimizer = _adamw(self._model, options, rank.device)
+        self._precision = _precision(options.precision, rank.device)
+        self._scaler = torch.amp.GradScaler(rank.device.type, enabled=self._precision is torch.float16)
+        self._progress = _Progress()
+        self._monitor = GradientMonitor(
+            self._model,
+            spool if rank.is_first else None,
+            vanishing_below=run_file.spec.monitor.vanishing_below,
+            exploding_above=run_file.spec.monitor.exploding_above,
+        )
+        if run_file.resume_dir is not None:
+            self._resume()
+
+    def run(self) -> None:
+        self._say_started()
+        num_steps = self._batches.num_steps
+        while self._progress.step < num_steps:
+            stop = self._train_step()
+            step = self._progress.step
+            is_last = step == num_steps
+            if stop or is_last or step % self._options.checkpoint_every_steps == 0:
+                self._save(self._validate())
+            elif step % self._options.validate_every_steps == 0:
+                self._validate()
+            if stop and not is_last:
+                self._end("stopped")
+                return
+        self._end("finished")
+
+    def _train_step(self) -> bool:
+        """One optimizer step. True: a stop was asked for."""
+        began = time.perf_counter()
+        step = self._progress.step + 1
+        learning_rate = learning_rate_at(step, self._batches.num_steps, self._options)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        loss = self._backward(step)
+        scale = self._scaler.get_scale() if self._scaler.is_enabled() else 1.0
+        norm = self._monitor.step(step, scale)
+        stop_flag = float(self._rank.is_first and self._run_file.stop_path.exists())
+        shared = summed(torch.stack([loss, torch.tensor(stop_flag, device=loss.device)]))
+        shared_loss, stop, grad_norm = torch.cat([shared, norm[None]]).tolist()  # the one wait for a GPU in a step
+        self._update(grad_norm)
+        self._progress.step = step
+        self._progress.train_loss = shared_loss / self._rank.world_size
+        if self._rank.is_first:
+            step_time_s = time.perf_counter() - began
+            self._spool.append(
+                StepTrained(
+                    step=step,
+                    epoch=self._batches.epoch_of(step),
+                    train_loss=self._progress.train_loss,
+                    learning_rate=learning_rate,
+                    grad_norm=grad_norm,
+                    step_time_ms=1000.0 * step_time_s,
+                    tokens_per_s=self._tokens_per_step() / step_time_s,
+                )
+            )
+        return bool(stop > 0)
+
+    def _backward(self, step: int) -> Tensor:
+        """Accumulate this step's gradients; returns the mean loss of this rank's micro batches (scalar)."""
+        micro_batches = self._batches.micro_batches(step, self._rank.rank)
+        total = torch.zeros((), device=self._rank.device)
+        for number, batch in enumerate(micro_batches, start=1):
+            ids = batch.to(self._rank.device, non_blocking=True)
+            # The gradients are all-reduced in the last backward of a step only.
+            with nullcontext() if number == len(micro_batches) else self._ddp.no_sync():
+                loss = self._loss(self._ddp, ids) / len(micro_batches)
+                self._scaler.scale(loss).backward()
+            total += loss.detach()
+        return total
+
+    def _loss(self, model: nn.Module, ids: Tensor) -> Tensor:
+        enabled = self._precision is not None
+        with torch.autocast(self._rank.device.type, dtype=self._precision, enabled=enabled):
+            loss: Tensor = model(input_ids=ids, labels=ids).loss
+        return loss
+
+    def _update(self, grad_norm: float) -> None:
+        """Apply the gradients, clipped; a step whose norm is not finite is left out on every rank alike."""
+        if math.isfinite(grad_norm):
+            self._scaler.unscale_(self._optimizer)
+            limit = self._options.grad_clip_norm
+            if limit is not None and grad_norm > limit:
+                gradients = [parameter.grad for parameter in self._model.parameters() if parameter.grad is not None]
+                torch._foreach_mul_(gradients, limit / (grad_norm + CLIP_EPSILON))
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        elif self._scaler.is_enabled():
+            self._scaler.update(self._scaler.get_scale() * self._scaler.get_backoff_factor())
+        if not math.isfinite(grad_norm) and self._rank.is_first:
+            message = f"step {self._progress.step + 1} is skipped: its gradient norm is {grad_norm}"
+            self._spool.append(LineLogged("warning", "rank 0", message))
+        self._optimizer.zero_grad(set_to_none=True)
+
+    @torch.no_grad()
+    def _validate(self) -> float | None:
+        """Mean loss over the validation split, the same on every rank; None without a split."""
+        if not self._options.validation_fraction:
+            return None
+        self._ddp.eval()
+        totals = torch.zeros(2, dtype=torch.float64, device=self._rank.device)
+        for batch in self._batches.validation_batches(self._rank.rank):
+            ids = batch.to(self._rank.device)
+            totals += torch.tensor([self._loss(self._model, ids).item() * len(ids), len(ids)], dtype=torch.float64).to(
+                totals
+            )
+        self._ddp.train()
+        loss_sum, count = summed(totals).tolist()
+        val_loss = loss_sum / count
+        best = self._progress.best_val_loss
+        if self._rank.is_first:
+            step = self._progress.step
+            is_best = best is None or val_loss < best
+            self._spool.append(Validated(step, self._batches.epoch_of(step), val_loss, is_best))
+        return val_loss
+
+    def _save(self, val_loss: float | None) -> None:
+        """Write a checkpoint, then let go of old ones. Called by all ranks."""
+        self._monitor.flush()
+        progress, best = self._progress, self._progress.best_val_loss
+        is_best = val_loss is not None and (best is None or val_loss < best)
+        if is_best:
+            progress.best_val_loss = val_loss
+        name = f"step-{progress.step:08d}-a{self._run_file.attempt}"
+        state = {
+            "global_step": progress.step,
+            "epoch": self._batches.epoch_of(progress.step),
+            "train_loss": progress.train_loss,
+            "val_loss": val_loss,
+            "best_val_loss": progress.best_val_loss,
+            "kept": progress.kept,
+            "is_best": is_best,
+            "name": name,
+            "scaler": self._scaler.state_dict(),
+            "monitor": self._monitor.state_dict(),
+            "config": self._run_file.spec.model.model_dump(),
+        }
+        folder = self._run_file.checkpoints_dir
+        saved = save_checkpoint(folder, name, self._model, self._tokenizer, self._optimizer, state, self._rank)
+        if saved is not None:
+            self._spool.append(
+                CheckpointSaved(
+                    checkpoint_id=saved.checkpoint_id,
+                    filename=f"{self._run_file.checkpoint_prefix}/{name}",
+                    step=progress.step,
+                    epoch=state["epoch"],
+                    val_loss=val_loss,
+                    train_loss=progress.train_loss,
+                    size_bytes=saved.size_bytes,
+                    is_best=is_best,
+                )
+            )
+            progress.kept.append({"id": saved.checkpoint_id, "name": name, "is_best": is_best})
+            self._let_go()
+        barrier()
+
+    def _let_go(self) -> None:
+        """Keep the newest `keep_checkpoints` and the best one."""
+        kept = self._progress.kept
+        best = next((entry for entry in reversed(kept) if entry["is_best"]), None)
+        for entry in kept[: -self._options.keep_checkpoints]:
+            if entry is best:
+                continue
+            kept.remove(entry)
+            folder = self._run_file.checkpoints_dir / entry["name"]
+            if folder.is_dir():
+                self._spool.append(CheckpointRemoved(entry["id"], "replaced by newer ones"))
+                delete_checkpoint(folder)
+
+    def _resume(self) -> None:
+        assert self._run_file.resume_dir is not None
+        state = load_training_state(self._run_file.resume_dir, self._optimizer, self._rank)
+        this = {"id": state["checkpoint_id"], "name": state["name"], "is_best": state["is_best"]}
+        self._progress = _Progress(
+            state["global_step"], state["train_loss"], state["best_val_loss"], [*state["kept"], this]
+        )
+        self._monitor.load_state_dict(state["monitor"])
+        if self._scaler.is_enabled() and state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])
+
+    def _prepare_data(self) -> PreTrainedTokenizerFast:
+        """Rank 0 makes the tokenizer and the tokens; the others wait and read them."""
+        run_dir, spec = self._run_file.run_dir, self._run_file.spec
+        folder = self._source or run_dir / "tokenizer"
+        if self._rank.is_first:
+            text = read_text(self._run_file.dataset_file)
+            if self._source is None:
+                train_tokenizer(text, spec.model.vocab_size, spec.model.max_seq_len).save_pretrained(folder)
+            write_tokens(encode(load_tokenizer(folder), text), run_dir)
+        barrier()
+        return load_tokenizer(folder)
+
+    def _make_model(self) -> nn.Module:
+        if self._source is not None:
+            return load_model(self._source)
+        config = self._run_file.spec.model
+        return build_model(config, max(config.vocab_size, len(self._tokenizer)), self._tokenizer.eos_token_id)
+
+    def _open_batches(self) -> Batches:
+        spec = self._run_file.spec
+        longest: int = self._model.config.max_position_embeddings  # type: ignore[union-attr,assignment]
+        seq_len = min(spec.model.max_seq_len, longest)
+        return open_batches(self._run_file.run_dir, spec.dataset, seq_len, self._options, self._rank.world_size)
+
+    def _tokens_per_step(self) -> int:
+        return self._batches.sequences_per_step * self._batches.tokens_NT.shape[1]
+
+    def _say_started(self) -> None:
+        if not self._rank.is_first:
+            return
+        is_gpu = self._rank.device.type == "cuda"
+        self._spool.append(
+            TrainingStarted(
+                world_size=self._rank.world_size,
+                device=torch.cuda.get_device_name(self._rank.device) if is_gpu else "cpu",
+                backend=self._rank.backend,
+                num_parameters=sum(parameter.numel() for parameter in self._model.parameters()),
+                num_steps=self._batches.num_steps,
+                steps_per_epoch=self._batches.steps_per_epoch,
+                tokens_per_step=self._tokens_per_step(),
+                resumed_from_step=self._progress.step,
+                model_config=describe(self._model),
+            )
+        )
+
+    def _end(self, outcome: str) -> None:
+        self._monitor.flush()
+        if not self._rank.is_first:
+            return
+        step = self._progress.step
+        if outcome == "finished":
+            epoch = self._batches.epoch_of(max(step, 1))
+            finished = TrainingFinished(step, epoch, self._progress.train_loss, self._progress.best_val_loss)
+            self._spool.append(finished)
+        self._run_file.outcome_path.write_text(outcome)
+
+
+def learning_rate_at(step: int, num_steps: int, options: TrainingOptions) -> float:
+    """Linear warm-up, then half a cosine down to `min_learning_rate_ratio` (Loshchilov and Hutter 2017, eq. 5)."""
+    if step <= options.warmup_steps:
+        return options.learning_rate * step / options.warmup_steps
+    done = (step - options.warmup_steps) / max(num_steps - options.warmup_steps, 1)
+    cosine = 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+    ratio = options.min_learning_rate_ratio
+    return options.learning_rate * (ratio + (1.0 - ratio) * cosine)
+
+
+def _adamw(model: nn.Module, options: TrainingOptions, device: torch.device) -> torch.optim.AdamW:
+    """Decay on matrices only: not on norms and biases."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": options.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    betas = (options.beta1, options.beta2)
+    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=betas, fused=device.type == "cuda")
+
+
+def _precision(wanted: str, device: torch.device) -> torch.dtype | None:
+    """The autocast type; None: float32 throughout."""
+    if wanted == "auto":
+        if device.type != "cuda":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if wanted == "fp16" and device.type != "cuda":
+        raise InvalidInput("precision 'fp16' needs a GPU; use 'auto', 'bf16' or 'fp32'")
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
