@@ -1,0 +1,60 @@
+# apt_jobs: `make demo` shows it, `make test` proves it. Everything lives in .venv and build/.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP_INPUTS := pyproject.toml constraints.txt hatch_build.py apt_jobs/web/ui/package-lock.json
+UI_SOURCES := $(shell find apt_jobs/web/ui/src apt_jobs/web/ui/index.html -type f 2>/dev/null)
+
+.PHONY: help setup setup-dev demo test check bench screenshots clean
+
+help:
+	@echo "make demo         set up, start everything, train a small model, show it live"
+	@echo "make test         set up, check and test everything"
+	@echo "make check        ruff, mypy, import contracts, svelte-check"
+	@echo "make bench        benchmarks (ONLY=group for one of them)"
+	@echo "make screenshots  the pictures of docs/images"
+	@echo "make clean        remove .venv, build/ and caches"
+
+setup: $(VENV)/.ready
+
+setup-dev: $(VENV)/.ready-dev
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } || \
+	  { command -v sudo >/dev/null && sudo -n apt-get update -qq && sudo -n apt-get install -y -qq chromium >/dev/null; } || \
+	  { echo "The browser tests need Chromium: install it (apt-get install chromium) and run this again." >&2; exit 1; }
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "apt_jobs needs Python 3.11 or newer; say which one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.ready: $(VENV)/bin/python $(SETUP_INPUTS) $(UI_SOURCES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train]'
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	$(BIN)/python -m apt_jobs demo
+
+check: setup-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python hatch_build.py run check
+
+test: setup-dev check
+	$(BIN)/python -m pytest
+
+bench: setup-dev
+	$(BIN)/python -m benchmarks $(ONLY)
+
+screenshots: setup-dev
+	$(BIN)/python -m pytest tests/browser/screenshots.py
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache apt_jobs/web/static apt_jobs/web/ui/node_modules
