@@ -1,7 +1,7 @@
 """`apt-jobs`: everything that can be started, and what users type.
 
-Process entries are imported inside their commands, the one exception to "imports at the top": `apt-jobs --help` answers at
-once, the web process never loads torch, and a generation worker does.
+Process entries are imported inside their commands, the one exception to "imports at the top": `apt-jobs --help` answers
+at once, the web process never loads torch, and a generation worker does.
 """
 
 import json

@@ -93,9 +93,9 @@ def _parse(url: str) -> URL:
         raise InvalidInput(
             "the database URL cannot be read; write sqlite:////absolute/path or postgresql://user:password@host:5432/name"
         ) from None
-    if backend not in ("sqlite", "postgresql"):
+    if backend not in ("sqlite", "postgresql", "postgres"):
         raise InvalidInput(f"the database URL begins with {parsed.drivername!r}; use sqlite:/// or postgresql://")
-    if backend == "postgresql":
+    if backend != "sqlite":
         return parsed.set(drivername="postgresql+psycopg")
     if not parsed.database or parsed.database == ":memory:":
         raise InvalidInput("SQLite needs a file, since several processes share it: sqlite:////absolute/path")

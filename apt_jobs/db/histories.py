@@ -46,7 +46,7 @@ class TrainingHistory:
 
 
 @dataclass(slots=True)
-class _LayerStatistics:
+class LayerStatistics:
     """Running mean and variance (Welford 1962). Broken norms count as steps and anomalies, not in the mean."""
 
     num_finite: int = 0
@@ -86,7 +86,7 @@ class _GradientFold:
 
     names: tuple[str, ...]
     shown: set[int]  # numbers of the steps that an even thinning would show
-    layers: dict[str, _LayerStatistics]
+    layers: dict[str, LayerStatistics]
     timeline: list[dict[str, Any]] = field(default_factory=list)
     total_steps: int = 0
     passed_over: tuple[datetime, GradientsRecorded] | None = None  # first anomalous step since the last shown one
@@ -139,9 +139,7 @@ def gradient_export(session: Session, job_id: str, max_points: int) -> dict[str,
     """
     names = layer_names(session, job_id)
     num_steps = _count_effective(session, job_id, "gradient")
-    fold = _GradientFold(
-        names, set(thinned(range(num_steps), max_points)), {name: _LayerStatistics() for name in names}
-    )
+    fold = _GradientFold(names, set(thinned(range(num_steps), max_points)), {name: LayerStatistics() for name in names})
     for at, event in _effective(session, job_id, "gradient"):
         if isinstance(event, GradientsRecorded):
             fold.add(at, event)

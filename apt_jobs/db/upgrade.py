@@ -47,7 +47,7 @@ def migration_config(database: Database) -> Iterator[Config]:
     config = Config()
     config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
     try:
-        with named_errors(), _only_one(database), _migrating(database) as connection:
+        with named_errors(), _only_one(database), migrating(database) as connection:
             config.attributes["connection"] = connection
             yield config
     except CommandError as exc:
@@ -85,7 +85,7 @@ def _only_one(database: Database) -> Iterator[None]:
 
 
 @contextmanager
-def _migrating(database: Database) -> Iterator[Connection]:
+def migrating(database: Database) -> Iterator[Connection]:
     """A connection in a transaction. On SQLite foreign keys are off, else rebuilding a table deletes its children."""
     with database.engine.connect().execution_options(apt_jobs_write=True) as connection:
         if database.dialect == "sqlite":

@@ -1,4 +1,4 @@
-"""The gradient monitor: the norm of every layer's gradient at every step, what is wrong with it, and the history of both.
+"""The gradient monitor: the norm of every layer's gradient at every step, what is wrong with it, and the history.
 
 In any PyTorch loop:
 
@@ -6,8 +6,9 @@ In any PyTorch loop:
     loss.backward(); total_norm = monitor.step(step)   # before clipping and before the optimizer
     monitor.export_for_webui()
 
-One fused norm computation a step for all layers and no collective. After DDP's all-reduce the gradients, and so the norms,
-are the same on every rank, so nothing need be exchanged for the log: mismatched collectives in a logger hang trainings.
+One fused norm computation a step for all layers and no collective. After DDP's all-reduce the gradients, and so the
+norms, are the same on every rank, so nothing need be exchanged for the log: mismatched collectives in a logger hang
+trainings.
 `sync_gradients_distributed` and `aggregate_anomalies_distributed` are there for gradients that were not reduced.
 On a GPU the norms are copied to pinned memory asynchronously and read when they are there: the host never waits.
 """
@@ -151,7 +152,7 @@ class GradientMonitor:
     def sync_gradients_distributed(self) -> dict[str, float]:
         """The last step's global norm of each layer, the same on every rank: the root mean square over the ranks.
 
-        Called by every rank; one collective for all layers. For gradients that DDP has reduced the result is their norm.
+        Called by every rank; one collective for all layers. For gradients that DDP reduced the result is their norm.
         """
         if self._norms is None:
             raise InvalidInput("no step was recorded yet: call step() first")
