@@ -182,7 +182,7 @@ def ps(
 ) -> None:
     """List jobs, newest first."""
     with _client() as client:
-        rows = client.list(state=state or [])
+        rows = client.list_jobs(state=state or [])
     if as_json:
         print(json.dumps(rows, indent=2))
         return

@@ -107,8 +107,7 @@ async def _receive_all(url: str, key: str) -> None:
     async def receive(connection: ClientConnection) -> None:
         received = 0
         while received < NUM_EVENTS:
-            frame = await connection.recv()
-            count = frame.count('"kind":"gradient"' if isinstance(frame, str) else b'"kind":"gradient"')
+            count = (await connection.recv(decode=False)).count(b'"kind":"gradient"')
             if count and not began:
                 began.append(time.perf_counter())
             received += count

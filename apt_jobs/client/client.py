@@ -56,7 +56,7 @@ class Client:
         """One job."""
         return self._json("GET", f"/api/jobs/{job_id}")
 
-    def list(self, **filters: Any) -> "list[dict[str, Any]]":
+    def list_jobs(self, **filters: Any) -> list[dict[str, Any]]:
         """Jobs, newest first: one page. Filters are those of `GET /api/jobs`."""
         rows: list[dict[str, Any]] = self._json("GET", "/api/jobs", params=filters)["data"]
         return rows
@@ -91,7 +91,7 @@ class Client:
         curves: dict[str, Any] = self._json("GET", f"/api/jobs/{job_id}/metrics", params={"points": points})
         return dict(curves["training_history"])
 
-    def checkpoints(self, job_id: str | None = None) -> "list[dict[str, Any]]":
+    def checkpoints(self, job_id: str | None = None) -> list[dict[str, Any]]:
         """Checkpoints, newest first: one page."""
         params = {"job_id": job_id} if job_id else {}
         rows: list[dict[str, Any]] = self._json("GET", "/api/checkpoints", params=params)["data"]
@@ -112,7 +112,7 @@ class Client:
         body = {"text": text, **{name: value for name, value in options.items() if value is not None}}
         return self._json("POST", "/api/generate", json=body, timeout=GENERATE_TIMEOUT_S)
 
-    def workers(self) -> "list[dict[str, Any]]":
+    def workers(self) -> list[dict[str, Any]]:
         """The workers, with `alive`."""
         rows: list[dict[str, Any]] = self._json("GET", "/api/workers")["data"]
         return rows

@@ -27,7 +27,7 @@ def upgrade_database(database: Database, revision: str = "head") -> None:
     Raises:
         Unavailable: the scripts are missing, the database does not answer or is newer than this version.
     """
-    with migration_config(database) as config:
+    with _known_revisions(), migration_config(database) as config:
         command.upgrade(config, revision)
 
 
@@ -37,7 +37,7 @@ def downgrade_database(database: Database, revision: str) -> None:
     Raises:
         Unavailable: as `upgrade_database`.
     """
-    with migration_config(database) as config:
+    with _known_revisions(), migration_config(database) as config:
         command.downgrade(config, revision)
 
 
@@ -46,10 +46,15 @@ def migration_config(database: Database) -> Iterator[Config]:
     """Alembic's configuration with a connection that no other process migrates on. All or nothing is committed."""
     config = Config()
     config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
+    with named_errors(), _only_one(database), migrating(database) as connection:
+        config.attributes["connection"] = connection
+        yield config
+
+
+@contextmanager
+def _known_revisions() -> Iterator[None]:
     try:
-        with named_errors(), _only_one(database), migrating(database) as connection:
-            config.attributes["connection"] = connection
-            yield config
+        yield
     except CommandError as exc:
         raise Unavailable(
             f"{exc}: the database was migrated by another version of apt-jobs; install that one, nothing was changed"

@@ -131,7 +131,7 @@ def _seal(folder: Path) -> int:
     manifest.write_text(json.dumps({"files": files}, indent=1))
     _sync(manifest)
     _sync(folder)
-    return sum(entry["size_bytes"] for entry in files.values()) + manifest.stat().st_size
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def _require_space(parent: Path, model: nn.Module, optimizer: Optimizer) -> None:

@@ -82,7 +82,7 @@ class Batches:
     def validation_batches(self, rank: int) -> list[Tensor]:
         """This rank's share of the validation split, as batches [B, T]; may be empty on a rank."""
         mine = torch.arange(self.num_train + rank, len(self.tokens_NT), self.world_size)
-        return [self._rows(part) for part in mine.split(self.options.batch_size)] if len(mine) else []
+        return [self._rows(part) for part in torch.split(mine, self.options.batch_size)] if len(mine) else []
 
     def _rows(self, rows: Tensor) -> Tensor:
         return torch.from_numpy(self.tokens_NT[rows.numpy()].astype(np.int64))

@@ -17,7 +17,7 @@ import hashlib
 import math
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -140,7 +140,8 @@ class GradientMonitor:
             self._send(step, norms)
         else:
             self._keep(step, time.time(), norms.tolist(), has_gradient)
-        return torch.linalg.vector_norm(norms)
+        total: Tensor = torch.linalg.vector_norm(norms)
+        return total
 
     def flush(self) -> None:
         """Wait for the norms that are still on their way: call it at the end, not in the loop."""
@@ -263,7 +264,8 @@ class GradientMonitor:
 
     def _make_ring(self) -> list[_Slot]:
         size = len(self.names)
-        return [_Slot(torch.empty(size, pin_memory=True), torch.cuda.Event()) for _ in range(RING_SLOTS)]
+        event: Callable[[], Any] = torch.cuda.Event  # torch leaves it untyped
+        return [_Slot(torch.empty(size, pin_memory=True), event()) for _ in range(RING_SLOTS)]
 
     def _send(self, step: int, norms: Tensor) -> None:
         slot = next((slot for slot in self._ring if not slot.busy), None)

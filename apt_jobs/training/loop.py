@@ -145,7 +145,7 @@ class _Trainer:
             # The gradients are all-reduced in the last backward of a step only.
             with nullcontext() if number == len(micro_batches) else self._ddp.no_sync():
                 loss = self._loss(self._ddp, ids) / len(micro_batches)
-                self._scaler.scale(loss).backward()
+                torch.autograd.backward(self._scaler.scale(loss))
             total += loss.detach()
         return total
 
@@ -177,16 +177,16 @@ class _Trainer:
         """Mean loss over the validation split, the same on every rank; None without a split."""
         if not self._options.validation_fraction:
             return None
-        self._ddp.eval()
+        nn.Module.train(self._ddp, False)
         totals = torch.zeros(2, dtype=torch.float64, device=self._rank.device)
         for batch in self._batches.validation_batches(self._rank.rank):
             ids = batch.to(self._rank.device)
             totals += torch.tensor([self._loss(self._model, ids).item() * len(ids), len(ids)], dtype=torch.float64).to(
                 totals
             )
-        self._ddp.train()
+        nn.Module.train(self._ddp, True)
         loss_sum, count = summed(totals).tolist()
-        val_loss = loss_sum / count
+        val_loss: float = loss_sum / count
         best = self._progress.best_val_loss
         if self._rank.is_first:
             step = self._progress.step
@@ -223,7 +223,7 @@ class _Trainer:
                     checkpoint_id=saved.checkpoint_id,
                     filename=f"{self._run_file.checkpoint_prefix}/{name}",
                     step=progress.step,
-                    epoch=state["epoch"],
+                    epoch=self._batches.epoch_of(progress.step),
                     val_loss=val_loss,
                     train_loss=progress.train_loss,
                     size_bytes=saved.size_bytes,

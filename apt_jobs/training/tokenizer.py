@@ -26,7 +26,7 @@ def train_tokenizer(text: str, vocab_size: int, max_seq_len: int) -> PreTrainedT
     sample = text[:TRAINING_CHARS]
     chunks = (sample[start : start + _CHUNK_CHARS] for start in range(0, len(sample), _CHUNK_CHARS))
     tokenizer.train_from_iterator(chunks, trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         tokenizer_object=tokenizer,
         bos_token=EOS,
         eos_token=EOS,

@@ -3,17 +3,19 @@
 import socket
 import sqlite3
 import threading
+import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text, update
-from sqlalchemy.exc import InternalError
+from sqlalchemy import insert, text, update
+from sqlalchemy.exc import IntegrityError, InternalError
 
 from apt_jobs.db import engine as engine_module
 from apt_jobs.db import jobs
 from apt_jobs.db.engine import Database
-from apt_jobs.db.models import Job
+from apt_jobs.db.models import Job, ServiceValue
 from apt_jobs.db.upgrade import downgrade_database
 from apt_jobs.errors import InvalidInput, OutOfSpace, Unavailable
 from apt_jobs.jobs.spec import GenerateSpec
@@ -55,11 +57,9 @@ def test_a_reader_sees_one_moment(database: Database) -> None:
 
 def test_nothing_is_written_by_reading(database: Database) -> None:
     job_id = submit(database)
-    try:
-        with database.read() as session:
-            session.execute(update(Job).values(name="by a reader"))
-    except InternalError as refused:
-        assert "read-only transaction" in str(refused)
+    refused = pytest.raises(InternalError, match="read-only") if database.dialect == "postgresql" else nullcontext()
+    with refused, database.read() as session:
+        session.execute(update(Job).values(name="by a reader"))
     assert job_of(database, job_id).name is None
 
 
@@ -129,7 +129,8 @@ def test_an_unreachable_server_is_unavailable_and_its_password_is_not_shown() ->
         database = Database(f"postgresql://someone:hunter2@127.0.0.1:{taken.getsockname()[1]}/nothing")
         with pytest.raises(Unavailable, match="does not answer") as caught:
             database.ping()
-    assert "hunter2" not in repr(caught.getrepr(chain=True)) + str(caught.value) + repr(database) + str(database.url)
+    shown = "".join(traceback.format_exception(caught.value)) + repr(database) + str(database.url)
+    assert "hunter2" not in shown
     database.dispose()
 
 
@@ -141,10 +142,11 @@ def test_a_database_that_was_not_migrated_says_what_to_do(database: Database) ->
 
 
 def test_the_text_of_an_error_holds_no_values(database: Database) -> None:
-    job_id = submit(database, name="canary-name")
-    with pytest.raises(Exception, match="ck_jobs_state") as caught, database.write() as session:
-        session.execute(update(Job).where(Job.id == job_id).values(state="canary-state"))
-    assert "canary-state" not in str(caught.value)
+    with database.write() as session:
+        session.add(ServiceValue(key="k", value="a"))
+    with pytest.raises(IntegrityError) as caught, database.write() as session:
+        session.execute(insert(ServiceValue).values(key="k", value="canary"))
+    assert "canary" not in "".join(traceback.format_exception(caught.value)).replace('value="canary"', "")
 
 
 @pytest.mark.parametrize("after", [2**63, -(2**70)])

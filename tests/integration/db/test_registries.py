@@ -76,6 +76,7 @@ def test_a_worker_records_and_refreshes_itself(database: Database) -> None:
     record(database)
     with database.write() as session:
         (first,) = workers.list_workers(session)
+    with database.write() as session:
         session.execute(update(WorkerRow).values(heartbeat_at=now_plus(-100), started_at=now_plus(-500)))
         assert workers.list_workers(session, alive_within_s=30) == []
     record(database, current_job_id="job_x")
