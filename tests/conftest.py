@@ -29,6 +29,8 @@ def postgres_server_url() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="apt-jobs-pg-") as folder:
         server = get_server(Path(folder) / "data")
         url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+        execute_on(url, "ALTER SYSTEM SET fsync = off")  # nobody pulls the plug of a test run
+        execute_on(url, "SELECT pg_reload_conf()")
         execute_on(url, "CREATE DATABASE migrated")
         database = Database(database_named(url, "migrated"))
         upgrade_database(database)
