@@ -1,0 +1,75 @@
+"""The structure that the documents promise: layers, who loads what, documents that are true."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from apt_jobs.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+HEAVY = {"torch", "transformers"}
+SERVICE = {"redis", "celery", "sqlalchemy", "starlette"}
+
+
+@pytest.mark.parametrize(
+    ("modules", "forbidden"),
+    [
+        (["apt_jobs.cli"], HEAVY),
+        (["apt_jobs.web.serve"], HEAVY),
+        (["apt_jobs.workers.train"], HEAVY | {"starlette"}),
+        (["apt_jobs.workers.embedded"], HEAVY | {"starlette"}),
+        (["apt_jobs.supervision.supervise"], HEAVY | {"starlette", "celery"}),
+        (["apt_jobs.training.run"], SERVICE),
+        (["apt_jobs.workers.generate"], {"starlette"}),
+    ],
+)
+def test_a_process_loads_only_what_it_needs(modules: list[str], forbidden: set[str]) -> None:
+    program = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert set(done.stdout.split()) & forbidden == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_name_only_files_that_exist(document: Path) -> None:
+    text = document.read_text()
+    linked = set(re.findall(r"\]\(([^)#:]+)\)", text))
+    missing = [name for name in linked if not (document.parent / name).exists()]
+    named = set(re.findall(r"`((?:apt_jobs|tests|docs|migrations|examples|benchmarks)/[\w./-]+)`", text))
+    missing += [name for name in named if not (ROOT / name).exists()]
+    assert missing == []
+
+
+def test_every_setting_is_documented() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text()
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        assert f"| `APT_JOBS_{name.upper()}` | `{default}` | {field.description} |" in page
+
+
+def test_the_compose_file_starts_commands_that_exist() -> None:
+    document = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    services = document["services"]
+    assert set(services) == {"postgres", "valkey", "migrate", "web", "worker-train", "worker-generate"}
+    for name in ("migrate", "web", "worker-train", "worker-generate"):
+        command = [sys.executable, "-m", "apt_jobs", *services[name]["command"], "--help"]
+        subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+        assert services[name]["build"]["target"] in ("service", "trainer")
+    devices = services["worker-train"]["deploy"]["resources"]["reservations"]["devices"]
+    assert devices[0]["driver"] == "nvidia"
+
+
+def test_help_answers_at_once_without_loading_a_process() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "apt_jobs", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    assert "submit" in done.stdout
+    assert not re.search(r"\| +(torch|celery|sqlalchemy|starlette)$", done.stderr, re.MULTILINE)
