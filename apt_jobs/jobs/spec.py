@@ -15,7 +15,8 @@ MAX_NEW_TOKENS = 4_096
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS)]
-LabelValue = Annotated[str, StringConstraints(max_length=200)]
+Title = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00]*$")]  # Postgres holds no NUL in a text
+LabelValue = Title
 ArgumentValue = bool | int | float | Annotated[str, StringConstraints(max_length=1_000)]
 
 
@@ -113,7 +114,7 @@ class MonitorOptions(Strict):
 class JobSpec(Strict):
     """What all kinds of job share."""
 
-    name: Annotated[str, StringConstraints(max_length=200)] | None = Field(None, description="Shown in lists.")
+    name: Title | None = Field(None, description="Shown in lists.")
     queue: Name | None = Field(None, description="Queue to wait in; default: the job's kind.")
     priority: int = Field(0, ge=-100, le=100, description="Higher runs first.")
     labels: dict[Name, LabelValue] = Field(default_factory=dict, max_length=32, description="Free key/value pairs.")

@@ -49,6 +49,9 @@ def test_a_new_job_waits_and_its_first_event_says_so(database: Database) -> None
 def test_an_unknown_job_is_not_found(database: Database) -> None:
     with database.read() as session, pytest.raises(NotFound, match="job_nothing"):
         jobs.get_job(session, "job_nothing")
+    for act in (jobs.request_cancel, jobs.delete_job):
+        with pytest.raises(NotFound, match="job_nothing"), database.write() as session:
+            act(session, "job_nothing")
 
 
 def test_the_highest_priority_is_claimed_first_then_the_oldest(database: Database) -> None:
@@ -64,6 +67,7 @@ def test_the_highest_priority_is_claimed_first_then_the_oldest(database: Databas
     assert [claim(database).id for _ in range(3)] == [urgent, first, second]
     with database.write() as session:
         assert jobs.claim_next(session, "train", "worker-a", LEASE_S) is None
+        assert jobs.queue_position(session, jobs.get_job(session, first)) is None
 
 
 def test_of_many_claimers_one_wins(database: Database) -> None:
@@ -430,7 +434,9 @@ def test_the_reaper_takes_a_lost_job_once_however_many_reap(database: Database) 
 def test_the_reaper_waits_for_the_grace(database: Database) -> None:
     job = running(database)
     with database.write() as session:
+        assert not jobs.has_expired(session)
         session.execute(update(Job).values(lease_until=now_plus(-20)))
+        assert jobs.has_expired(session)
         assert jobs.reap_expired(session, grace_s=30) == []
         assert [event.job_id for event in jobs.reap_expired(session, grace_s=10)] == [job.id]
 

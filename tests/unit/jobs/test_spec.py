@@ -100,3 +100,9 @@ def test_parameters_are_counted_by_hand() -> None:
 def test_the_mlp_is_eight_thirds_wide_in_steps_of_eight() -> None:
     assert APTConfig(d_model=128).feed_forward_size == 344
     assert APTConfig(d_ff=100).feed_forward_size == 100
+
+
+def test_a_nul_is_refused_where_the_database_holds_plain_text() -> None:
+    assert faults_of({"kind": "train", "name": "a\0b", "labels": {"team": "\0"}}) == {"train.name", "train.labels.team"}
+    spec = TypeAdapter(GenerateSpec).validate_python({"kind": "generate", "texts": ["a\0b"], "name": "two\nlines"})
+    assert spec.texts == ["a\0b"]
