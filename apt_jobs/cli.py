@@ -115,9 +115,9 @@ def migrate() -> None:
 @app.command()
 def openapi() -> None:
     """Print the OpenAPI document."""
-    from apt_jobs.web.app import openapi_document
+    from apt_jobs.web.app import document
 
-    print(json.dumps(openapi_document(), indent=2))
+    print(json.dumps(document(), indent=2))
 
 
 @keys_app.command("create")

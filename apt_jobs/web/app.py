@@ -23,7 +23,7 @@ from apt_jobs.web import (
     service_api,
     training_api,
 )
-from apt_jobs.web.endpoint import spec
+from apt_jobs.web.endpoint import openapi_document, spec
 from apt_jobs.web.guard import Guard
 from apt_jobs.web.live_socket import watch_job
 from apt_jobs.web.live_streams import LiveStreams
@@ -111,7 +111,6 @@ def create_app(settings: Settings) -> Starlette:
     return app
 
 
-def openapi_document() -> dict[str, Any]:
-    """The OpenAPI 3.1 document, without a running service."""
-    document: dict[str, Any] = spec.spec
-    return document
+def document() -> dict[str, Any]:
+    """The OpenAPI document of the route table above, without a running service."""
+    return openapi_document()

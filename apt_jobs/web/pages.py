@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
 from apt_jobs.errors import NotFound
-from apt_jobs.web.endpoint import spec
+from apt_jobs.web.endpoint import openapi_document
 
 STATIC = Path(__file__).parent / "static"
 _FOR_EVER = {"cache-control": "public, max-age=31536000, immutable"}  # the names of assets contain their hash
@@ -38,7 +38,7 @@ async def get_asset(request: Request) -> Response:
 
 async def get_openapi(_request: Request) -> Response:
     """The OpenAPI document of this service."""
-    return JSONResponse(spec.spec)
+    return JSONResponse(openapi_document())
 
 
 async def get_docs(_request: Request) -> Response:
@@ -57,7 +57,7 @@ def _file(folder: Path, name: str, headers: dict[str, str]) -> Response:
 def _docs_page() -> str:
     parts = ["<!doctype html><html lang='en'><head><meta charset='utf-8'><title>apt_jobs: REST</title></head><body>"]
     parts.append("<h1>apt_jobs: REST</h1><p>The document for programs: <a href='/openapi.json'>/openapi.json</a></p>")
-    for path, methods in sorted(spec.spec["paths"].items()):
+    for path, methods in sorted(openapi_document()["paths"].items()):
         for method, operation in methods.items():
             parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>")
             text = f"{operation['summary']} {operation['description']}"

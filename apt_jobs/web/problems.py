@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Match, Route
 
 from apt_jobs.errors import (
     AptJobsError,
@@ -120,9 +121,12 @@ async def on_apt_jobs_error(request: Request, exc: Exception) -> Response:
     return problem_response(status, str(exc))
 
 
-async def on_http_exception(_request: Request, exc: Exception) -> Response:
+async def on_http_exception(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
-    return problem_response(exc.status_code, exc.detail, headers=exc.headers)
+    if exc.status_code != 405:
+        return problem_response(exc.status_code, exc.detail, headers=exc.headers)
+    allowed = ", ".join(sorted(_allowed_methods(request)))
+    return problem_response(405, f"{request.method} is not possible here; {allowed} is", headers={"allow": allowed})
 
 
 async def on_unexpected(request: Request, exc: Exception) -> Response:
@@ -137,6 +141,13 @@ def _shown(fault: Mapping[str, Any]) -> str | None:
         return None
     text = repr(fault["input"])
     return text if len(text) <= MAX_SEEN_CHARS else text[:MAX_SEEN_CHARS] + "..."
+
+
+def _allowed_methods(request: Request) -> set[str]:
+    """The methods of all routes with the path of the first that matches: Starlette tells only that one's."""
+    routes: list[BaseRoute] = request.app.routes
+    matching = [route for route in routes if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE]
+    return {method for route in matching if route.path == matching[0].path for method in route.methods or ()}
 
 
 def _pointer(location: Sequence[int | str], in_body: bool) -> str:

@@ -93,7 +93,7 @@ async def get_status(request: Request) -> Response:
     except NotFound:
         if query.job_id is not None:
             raise
-        nothing = StatusAnswer.model_construct(**dict.fromkeys(StatusAnswer.model_fields), is_training=False)
+        nothing = StatusAnswer(**{**dict.fromkeys(StatusAnswer.model_fields), "is_training": False})
         return JSONResponse(nothing.model_dump(mode="json"))
     progress = job.progress or {}
     answer = StatusAnswer(

@@ -1,0 +1,180 @@
+"""The REST interface against its own OpenAPI document, as schemathesis tries it; and bodies meant to hurt."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, settings
+from schemathesis.specs.openapi.checks import ignored_auth
+
+from apt_jobs.db.access import Role, create_key
+from apt_jobs.db.engine import Database
+from apt_jobs.db.upgrade import upgrade_database
+from apt_jobs.settings import Settings
+from apt_jobs.web.app import ROUTES, document
+from apt_jobs.workers.embedded import free_port
+
+START_DEADLINE_S = 60.0
+
+
+@pytest.fixture(scope="module")
+def web(valkey_server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Role], httpx.Client]]:
+    """A web process without workers; call it with a role for a client."""
+    chosen = Settings(data_dir=tmp_path_factory.mktemp("web"), port=free_port("127.0.0.1", 19_000))
+    database = Database(chosen.database)
+    upgrade_database(database)
+    with database.write() as session:
+        keys = {role: create_key(session, f"test {role}", role) for role in Role}
+    database.dispose()
+    environment = {
+        **os.environ,
+        "APT_JOBS_DATA_DIR": str(chosen.root),
+        "APT_JOBS_REDIS_URL": valkey_server_url,
+        "APT_JOBS_PORT": str(chosen.port),
+        "APT_JOBS_REQUEST_TIMEOUT_S": "2",
+    }
+    command = [sys.executable, "-m", "apt_jobs", "web"]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        base = f"http://127.0.0.1:{chosen.port}"
+        _wait_until_ready(base)
+        clients: list[httpx.Client] = []
+
+        def client(role: Role) -> httpx.Client:
+            headers = {"authorization": f"Bearer {keys[role]}"}
+            clients.append(httpx.Client(base_url=base, headers=headers, timeout=30, trust_env=False))
+            return clients[-1]
+
+        yield client
+        for opened in clients:
+            opened.close()
+        process.terminate()
+
+
+def _wait_until_ready(base: str) -> None:
+    deadline = time.monotonic() + START_DEADLINE_S
+    while True:
+        try:
+            httpx.get(f"{base}/readyz", trust_env=False).raise_for_status()
+            return
+        except httpx.HTTPError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+schema = schemathesis.openapi.from_dict(document())
+
+
+# Generation needs a worker: tests/acceptance/test_stack.py has one.
+@schema.exclude(path=["/api/generate", "/api/batch_generate"]).parametrize()
+@settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_answers_are_those_of_the_document(case: "schemathesis.Case[Any]", web: Callable[[Role], httpx.Client]) -> None:
+    client = web(Role.ADMIN)
+    case.call_and_validate(
+        base_url=str(client.base_url),
+        headers={"authorization": client.headers["authorization"]},
+        # With a valid key beside it, a wrong cookie does not matter; who may enter is tested below, for every route.
+        excluded_checks=[ignored_auth],
+    )
+
+
+def test_every_route_is_closed_to_strangers_and_open_ones_are_few(web: Callable[[Role], httpx.Client]) -> None:
+    client = web(Role.VIEWER)
+    del client.headers["authorization"]
+    opened = set()
+    for route in ROUTES:
+        for method in sorted(getattr(route, "methods", None) or ()):
+            path = getattr(route, "path", "").replace("{", "").replace("}", "")
+            if client.request(method, path).status_code != 401:
+                opened.add(path)
+    assert opened == {
+        *("/healthz", "/readyz", "/", "/jobs/job_id", "/checkpoints", "/generate", "/workers"),
+        *("/favicon.svg", "/assets/name"),
+    }
+
+
+def test_a_viewer_changes_nothing(web: Callable[[Role], httpx.Client]) -> None:
+    viewer = web(Role.VIEWER)
+    for route in ROUTES:
+        for method in sorted(getattr(route, "methods", None) or ()):
+            path = getattr(route, "path", "")
+            if method in ("POST", "DELETE") and path != "/api/logout":
+                answer = viewer.request(method, path.replace("{", "").replace("}", ""), json={})
+                assert answer.status_code == 403, (method, path, answer.text)
+
+
+@pytest.mark.parametrize(
+    "origin", ["null", "http://evil", "http://127.0.0.1", "https://127.0.0.1:19000", "http://127.0.0.1:1@evil", ""]
+)
+def test_other_origins_are_refused(web: Callable[[Role], httpx.Client], origin: str) -> None:
+    assert web(Role.ADMIN).get("/api/jobs", headers={"origin": origin}).status_code == 403
+
+
+@pytest.mark.parametrize("host", ["evil", "127.0.0.1", "127.0.0.1:1", "localhost.evil:19000", ""])
+def test_other_hosts_are_refused(web: Callable[[Role], httpx.Client], host: str) -> None:
+    assert web(Role.ADMIN).get("/api/jobs", headers={"host": host}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("content", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b'{"kind": NaN}', 400),
+        (b"[" * 10_000, 400),
+        (b'{"a":' * 40 + b"1" + b"}" * 40, 400),
+        (b" " * 1_100_000, 413),
+        (b"[]", 422),
+        (b"null", 422),
+        (b'"train"', 422),
+        (b"\xff\xfe", 400),
+    ],
+)
+def test_a_bad_body_has_a_clear_answer(web: Callable[[Role], httpx.Client], content: bytes, status: int) -> None:
+    headers = {"content-type": "application/json"}
+    answer = web(Role.ADMIN).post("/api/jobs", content=content, headers=headers)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
+    assert answer.json()["detail"]
+
+
+def test_a_body_that_never_ends_is_given_up(web: Callable[[Role], httpx.Client]) -> None:
+    client = web(Role.ADMIN)
+    address = (client.base_url.host, client.base_url.port or 80)
+    with socket.create_connection(address, timeout=20) as connection:
+        head = (
+            f"POST /api/jobs HTTP/1.1\r\nhost: {address[0]}:{address[1]}\r\ncontent-type: application/json\r\n"
+            f"authorization: {client.headers['authorization']}\r\ncontent-length: 100\r\n\r\n{{"
+        )
+        connection.sendall(head.encode())
+        assert b"408" in connection.recv(4096).split(b"\r\n")[0]
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "..%2f..%2fetc%2fpasswd", "%2e%2e", "a/b", ".hidden", "x" * 300])
+def test_no_path_comes_from_outside(web: Callable[[Role], httpx.Client], name: str) -> None:
+    client = web(Role.ADMIN)
+    for address in (f"/api/checkpoints/{name}/download", f"/api/datasets/{name}", f"/assets/{name}"):
+        for method in ("GET", "DELETE"):
+            assert client.request(method, address).status_code in (404, 405)
+    assert client.post("/api/datasets", params={"name": name}, content=b"text").status_code == 422
+
+
+def test_one_key_makes_one_job_and_another_body_is_refused(web: Callable[[Role], httpx.Client]) -> None:
+    client = web(Role.SUBMITTER)
+    body: dict[str, Any] = {"kind": "train"}
+    headers = {"idempotency-key": "nightly"}
+    first, again = (client.post("/api/jobs", json=body, headers=headers) for _ in range(2))
+    assert (first.status_code, first.json()["id"]) == (202, again.json()["id"])
+    assert client.post("/api/jobs", json={**body, "priority": 1}, headers=headers).status_code == 422
+
+
+def test_generation_without_a_worker_says_so_at_once(web: Callable[[Role], httpx.Client]) -> None:
+    answer = web(Role.SUBMITTER).post("/api/generate", json={"text": "a"})
+    assert (answer.status_code, "no generation worker" in answer.json()["detail"]) == (503, True)
+    assert answer.headers["retry-after"]
