@@ -32,7 +32,7 @@ class Settings(BaseSettings):
     )
     https: bool = Field(False, description="The service is reached through HTTPS: cookies are `Secure`.")
     session_hours: float = Field(168.0, gt=0, le=8760, description="How long a browser session lasts, in hours.")
-    max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest JSON body of a request, in bytes.")
+    max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest JSON body of a request, in bytes.")
     max_upload_bytes: int = Field(1 << 30, ge=1024, description="Largest data set that can be uploaded, in bytes.")
     request_timeout_s: float = Field(30.0, gt=0, description="Longest time a request body may take to arrive.")
     generate_wait_s: float = Field(

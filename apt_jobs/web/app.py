@@ -71,6 +71,7 @@ ROUTES: list[BaseRoute] = [
     Route("/workers", pages.get_page, methods=["GET"]),
     Route("/favicon.svg", pages.get_favicon, methods=["GET"]),
     Route("/assets/{name}", pages.get_asset, methods=["GET"]),
+    Route("/{page}", pages.get_missing_page, methods=["GET"]),
     WebSocketRoute("/ws/jobs/{job_id}", watch_job),
 ]
 

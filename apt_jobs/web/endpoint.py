@@ -101,7 +101,8 @@ def _query(request: Request, model: type[BaseModel]) -> dict[str, Any]:
     for name in request.query_params:
         field = model.model_fields.get(name)
         is_list = field is not None and get_origin(field.annotation) is list
-        values[name] = request.query_params.getlist(name) if is_list else request.query_params[name]
+        given = request.query_params.getlist(name)
+        values[name] = given if is_list or len(given) > 1 else given[0]
     return values
 
 

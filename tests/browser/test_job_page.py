@@ -91,7 +91,7 @@ def test_a_job_submitted_in_the_form_is_seen_live(
     first = loss_chart(page)
     wait_until(lambda: loss_chart(page)[0] > first[0], TRAIN_DEADLINE_S, "further points, without a reload")
     expect(page.get_by_role("heading", name="from the form")).to_be_visible()
-    expect(page.get_by_text("succeeded", exact=True)).to_be_visible(timeout=TRAIN_DEADLINE_S * 1000)
+    expect(page.get_by_text("succeeded", exact=True).first).to_be_visible(timeout=TRAIN_DEADLINE_S * 1000)
     submitted_jobs.append(page.url.rsplit("/", 1)[1])
     wait_until(lambda: loss_chart(page) == (60, 60), 5.0, "all 60 steps, each once")
     page.get_by_role("tab", name="Log").click()
@@ -205,7 +205,7 @@ def test_a_restart_of_the_web_costs_no_point_and_doubles_none(stack: RunningStac
 
     page.get_by_role("button", name="Cancel job").click()
     page.get_by_role("dialog").get_by_role("button", name="Cancel job").click()
-    expect(page.get_by_text("cancelled", exact=True)).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("cancelled", exact=True).first).to_be_visible(timeout=30_000)
 
 
 def test_a_browser_without_a_session_is_told_how_to_sign_in(stack: RunningStack, chromium: Browser) -> None:
