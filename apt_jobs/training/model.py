@@ -45,7 +45,7 @@ def load_model(folder: Path) -> nn.Module:
         )
     except (OSError, ValueError) as exc:
         raise InvalidCheckpoint(f"the model {folder.name!r} cannot be loaded: {exc}") from exc
-    return model
+    return nn.Module.train(model)  # `from_pretrained` leaves it without dropout
 
 
 def describe(model: nn.Module) -> dict[str, int | float | bool | str | None]:

@@ -71,7 +71,7 @@ ROUTES: list[BaseRoute] = [
     Route("/workers", pages.get_page, methods=["GET"]),
     Route("/favicon.svg", pages.get_favicon, methods=["GET"]),
     Route("/assets/{name}", pages.get_asset, methods=["GET"]),
-    Route("/{page}", pages.get_missing_page, methods=["GET"]),
+    Route("/{page}", pages.get_page, methods=["GET"]),  # it says itself that there is nothing at this address
     WebSocketRoute("/ws/jobs/{job_id}", watch_job),
 ]
 

@@ -26,13 +26,6 @@ async def get_page(_request: Request) -> Response:
         return HTMLResponse(_NOT_BUILT, 503)
 
 
-async def get_missing_page(request: Request) -> Response:
-    """The page again, which says that there is nothing at this address."""
-    response = await get_page(request)
-    response.status_code = 404
-    return response
-
-
 async def get_favicon(_request: Request) -> Response:
     """The icon of the page."""
     return _file(STATIC, "favicon.svg", _ALWAYS_ASK)
