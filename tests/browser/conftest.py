@@ -87,7 +87,7 @@ def wait_until(condition: Callable[[], object], deadline_s: float, what: str) ->
         time.sleep(POLL_S)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def stack() -> Iterator[RunningStack]:
     subprocess.run([sys.executable, "hatch_build.py"], cwd=ROOT, check=True)
     with tempfile.TemporaryDirectory(prefix="apt-jobs-ui-") as folder, socket.socket() as probe:
@@ -132,7 +132,7 @@ def _ready(process: subprocess.Popen[bytes], settings: Settings, log: Path) -> R
     raise AssertionError(f"`apt-jobs up` was not ready within {START_DEADLINE_S:.0f} s\n{ends}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     path = next((found for name in CHROMIUM_NAMES if (found := shutil.which(name))), None)
     if path is None:
@@ -143,7 +143,7 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def session_state(stack: RunningStack, chromium: Browser) -> Any:
     """Cookies of a browser that came through a login link."""
     context = chromium.new_context()
