@@ -48,7 +48,8 @@ check: setup-dev
 	$(BIN)/python hatch_build.py run check
 
 test: setup-dev check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --ignore=tests/browser
+	$(BIN)/python -m pytest tests/browser  # a process of its own: the browser's driver keeps an event loop running
 
 bench: setup-dev
 	$(BIN)/python -m benchmarks $(ONLY)
