@@ -112,6 +112,8 @@ class CheckpointSaved:
     train_loss: float | None
     size_bytes: int
     is_best: bool
+    stall_ms: float = 0.0  # for which training stood still
+    write_ms: float = 0.0  # of writing, in the background
 
 
 @dataclass(frozen=True, slots=True)

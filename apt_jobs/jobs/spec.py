@@ -88,6 +88,7 @@ class TrainingOptions(Strict):
     validate_every_steps: int = Field(50, ge=1, description="Optimizer steps between two validations.")
     checkpoint_every_steps: int = Field(100, ge=1, description="Optimizer steps between two checkpoints.")
     keep_checkpoints: int = Field(3, ge=1, le=1_000, description="Newest checkpoints kept, besides the best one.")
+    keep_every_steps: int | None = Field(None, ge=1, description="Also keep each checkpoint at a multiple of this.")
     seed: int = Field(1, ge=0, le=2**63 - 1, description="Seed of weights, data order and dropout.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 autocast where the GPU has it, else fp16; fp32 on CPU."

@@ -1,7 +1,9 @@
 """Checkpoints: a folder that is complete or not there, that `from_pretrained` loads, and from which a training goes on.
 
-Written to a temporary folder, every file flushed to disk, then one rename to a name that was never used before. No
-pickle: tensors are safetensors, the rest is JSON.
+All ranks take a snapshot together; rank 0 writes it, in any thread, while training goes on: to a temporary folder,
+every file flushed to disk, then one rename to a name that was never used before. No pickle: tensors are safetensors,
+the rest is JSON. Tensors are whole and named by parameter: a checkpoint can be resumed with other ranks or another
+sharding.
 """
 
 import hashlib
@@ -13,14 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerFast
 
 from apt_jobs.errors import InvalidCheckpoint, OutOfSpace
 from apt_jobs.jobs.ids import new_checkpoint_id
-from apt_jobs.training.ddp import Rank, barrier
+from apt_jobs.training.ddp import Rank
 
 MANIFEST, STATE, OPTIMIZER = "manifest.json", "training_state.json", "optimizer.safetensors"
 RESERVE_BYTES = 16 << 20  # left free on the disk besides the checkpoint
@@ -36,45 +46,80 @@ class Saved:
     size_bytes: int
 
 
-def save_checkpoint(
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A training at one step, in memory of rank 0: nothing of it changes when training goes on."""
+
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]  # "parameter/value"
+    optimizer_groups: list[dict[str, Any]]
+    generators: list[dict[str, Tensor]]  # random generators of each rank
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes on disk."""
+        tensors = (*self.weights.values(), *self.optimizer.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def take_snapshot(model: nn.Module, optimizer: Optimizer, rank: Rank) -> Snapshot | None:
+    """Copy what a checkpoint needs. Called by all ranks; rank 0 gets the result."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights: Any = get_model_state_dict(model, options=options)
+    whole = get_optimizer_state_dict(model, optimizer, options=options)
+    generators: list[Any] | None = [None] * rank.world_size if rank.is_first else None
+    dist.gather_object(_rng_state(rank), generators)
+    if generators is None:
+        return None
+    states: Any = whole["state"]
+    groups: Any = whole["param_groups"]
+    tied = getattr(model, "all_tied_weights_keys", {})  # names under which other parameters appear again
+    is_own = rank.device.type == "cpu"  # what the offload returns is then the training's own tensors
+    return Snapshot(
+        weights={name: _copied(tensor, is_own) for name, tensor in weights.items() if name not in tied},
+        optimizer={
+            f"{parameter}/{name}": _copied(torch.as_tensor(value).cpu(), is_own)
+            for parameter, values in states.items()
+            for name, value in values.items()
+        },
+        optimizer_groups=groups,
+        generators=generators,
+    )
+
+
+def write_checkpoint(
     parent: Path,
     name: str,
+    snapshot: Snapshot,
     model: nn.Module,
     tokenizer: PreTrainedTokenizerFast,
-    optimizer: Optimizer,
     state: dict[str, Any],
-    rank: Rank,
-) -> Saved | None:
-    """Write `parent/name`. Called by all ranks; rank 0 gets the result.
+) -> Saved:
+    """Write `parent/name`. Of `model` only the configuration is read. Called by rank 0 alone.
 
     Raises:
-        OutOfSpace: on rank 0, before anything was written.
+        OutOfSpace: the disk has no room or refuses to write; what was there before is as it was.
     """
     temporary = parent / f".tmp-{name}"
-    if rank.is_first:
-        sweep(parent)
-        _require_space(parent, model, optimizer)
-        temporary.mkdir(parents=True)
-    barrier()
-    save_file(_rng_state(rank), temporary / _rng_file(rank.rank))
-    barrier()
-    if not rank.is_first:
-        return None
+    sweep(parent)
+    _require_space(parent, snapshot.size_bytes)
     checkpoint_id = new_checkpoint_id()
     try:
-        model.save_pretrained(temporary)  # type: ignore[operator]  # every model here is a PreTrainedModel
+        temporary.mkdir(parents=True)
+        model.save_pretrained(temporary, state_dict=snapshot.weights)  # type: ignore[operator]  # a PreTrainedModel
         tokenizer.save_pretrained(temporary)
-        tensors, groups = _optimizer_parts(optimizer)
-        save_file(tensors, temporary / OPTIMIZER)
-        document = {**state, "checkpoint_id": checkpoint_id, "optimizer_groups": groups}
+        save_file(snapshot.optimizer, temporary / OPTIMIZER)
+        for number, generators in enumerate(snapshot.generators):
+            save_file(generators, temporary / _rng_file(number))
+        document = {**state, "checkpoint_id": checkpoint_id, "optimizer_groups": snapshot.optimizer_groups}
         (temporary / STATE).write_text(json.dumps(document, allow_nan=True))
         size_bytes = _seal(temporary)
         final = parent / name
         temporary.rename(final)
         _sync(parent)
-    except OSError as exc:
+    except (OSError, SafetensorError, RuntimeError) as exc:  # a full disk shows as each of them
         shutil.rmtree(temporary, ignore_errors=True)
-        raise OutOfSpace(f"the checkpoint cannot be written: {exc.strerror}; the one before is kept") from exc
+        raise OutOfSpace(f"the checkpoint {name!r} cannot be written: {exc}; the one before is kept") from exc
     return Saved(checkpoint_id, final, size_bytes)
 
 
@@ -93,15 +138,15 @@ def verify_checkpoint(folder: Path) -> None:
         raise InvalidCheckpoint(f"checkpoint {folder.name!r} is not complete: {exc}") from exc
 
 
-def load_training_state(folder: Path, optimizer: Optimizer, rank: Rank) -> dict[str, Any]:
+def load_training_state(folder: Path, model: nn.Module, optimizer: Optimizer, rank: Rank) -> dict[str, Any]:
     """Restore optimizer and random generators; returns what `state` was when it was saved. Called by every rank."""
     document: dict[str, Any] = json.loads((folder / STATE).read_text())
-    tensors = load_file(folder / OPTIMIZER)
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": document["optimizer_groups"]})
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in load_file(folder / OPTIMIZER).items():
+        parameter, _, name = key.rpartition("/")
+        states.setdefault(parameter, {})[name] = tensor
+    whole: Any = {"state": states, "param_groups": document["optimizer_groups"]}
+    set_optimizer_state_dict(model, optimizer, whole, options=StateDictOptions(full_state_dict=True))
     rng_file = folder / _rng_file(rank.rank)
     if rng_file.exists():  # with another number of ranks the new ones begin with the seed's state
         _set_rng_state(load_file(rng_file), rank)
@@ -134,10 +179,8 @@ def _seal(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
-def _require_space(parent: Path, model: nn.Module, optimizer: Optimizer) -> None:
+def _require_space(parent: Path, needed: int) -> None:
     """A full disk shows as many kinds of error while writing: ask first."""
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    needed += sum(tensor.numel() * tensor.element_size() for tensor in _optimizer_parts(optimizer)[0].values())
     free = shutil.disk_usage(parent).free
     if free < needed + RESERVE_BYTES:
         raise OutOfSpace(
@@ -145,14 +188,8 @@ def _require_space(parent: Path, model: nn.Module, optimizer: Optimizer) -> None
         )
 
 
-def _optimizer_parts(optimizer: Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    whole = optimizer.state_dict()
-    tensors = {
-        f"{index}.{name}": torch.as_tensor(value).contiguous().cpu()
-        for index, values in whole["state"].items()
-        for name, value in values.items()
-    }
-    return tensors, whole["param_groups"]
+def _copied(tensor: Tensor, is_own: bool) -> Tensor:
+    return tensor.clone(memory_format=torch.contiguous_format) if is_own else tensor.contiguous()
 
 
 def _rng_file(rank: int) -> str:

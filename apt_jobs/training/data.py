@@ -79,10 +79,17 @@ class Batches:
         rows = order[start : start + self.sequences_per_step].view(shape)[:, rank]
         return [self._rows(part) for part in rows]
 
-    def validation_batches(self, rank: int) -> list[Tensor]:
-        """This rank's share of the validation split, as batches [B, T]; may be empty on a rank."""
-        mine = torch.arange(self.num_train + rank, len(self.tokens_NT), self.world_size)
-        return [self._rows(part) for part in torch.split(mine, self.options.batch_size)] if len(mine) else []
+    def validation_batches(self, rank: int) -> list[tuple[Tensor, int]]:
+        """This rank's share of the validation split: batches [B, T] and how many of their sequences count.
+
+        All ranks get equally many batches, as a sharded model needs; those beyond a rank's share count for nothing.
+        """
+        split = torch.arange(self.num_train, len(self.tokens_NT))
+        parts = [
+            torch.split(split[number :: self.world_size], self.options.batch_size) for number in range(self.world_size)
+        ]
+        mine = [(self._rows(part), len(part)) for part in parts[rank] if len(part)]
+        return mine + [(self._rows(split[:1]), 0)] * (len(parts[0]) - len(mine))
 
     def _rows(self, rows: Tensor) -> Tensor:
         return torch.from_numpy(self.tokens_NT[rows.numpy()].astype(np.int64))

@@ -24,11 +24,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from apt_jobs.errors import InvalidInput
 from apt_jobs.events.codec import finite_or_name
 from apt_jobs.events.kinds import AnomaliesFound, AnomalyKind, GradientsRecorded, LayerAnomaly, LayersNamed
 from apt_jobs.events.spool import SpoolWriter
+from apt_jobs.training.parallel import local_part
 
 RING_SLOTS = 4  # steps whose norms may still be on their way from a GPU
 MAX_TIMELINE_STEPS = 1_000  # kept in memory for `export_for_webui`; the spool has all
@@ -114,6 +116,7 @@ class GradientMonitor:
         if not self.names:
             raise InvalidInput("the model has no trainable parameter: there is no gradient to watch")
         self._device = self._parameters[0].device
+        self._is_sharded = any(isinstance(parameter, DTensor) for parameter in self._parameters)
         _require_same_layers(self.names, self._device)
         self._spool = spool
         self._vanishing_below, self._exploding_above = vanishing_below, exploding_above
@@ -222,7 +225,7 @@ class GradientMonitor:
     def _measure(self, scale: float) -> tuple[Tensor, list[bool]]:
         """Float32 norm of each layer [layer] on the device, and which layers have a gradient."""
         gradients = [parameter.grad for parameter in self._parameters]
-        present = [_dense(gradient) for gradient in gradients if gradient is not None and gradient.numel()]
+        present = [_dense(local_part(gradient)) for gradient in gradients if gradient is not None and gradient.numel()]
         has_gradient = [gradient is not None and gradient.numel() > 0 for gradient in gradients]
         norms = torch.zeros(len(gradients), device=self._device)
         if present:
@@ -231,6 +234,10 @@ class GradientMonitor:
                 norms = measured
             else:
                 norms[torch.tensor(has_gradient, device=self._device)] = measured
+        if self._is_sharded:  # each rank has a part of every layer: the one collective, of all layers at once
+            squares = norms.double().square()
+            dist.all_reduce(squares)
+            norms = squares.sqrt().float()
         return norms if scale == 1.0 else norms / scale, has_gradient
 
     def _keep(self, step: int, at: float, norms: list[float], has_gradient: Iterable[bool]) -> None:

@@ -1,4 +1,4 @@
-"""The built-in trainer: a causal language model under DDP, from the first step to the last checkpoint.
+"""The built-in trainer: a causal language model under DDP or FSDP2, from the first step to the last checkpoint.
 
 What every rank must decide alike (the learning rate, whether a step counts, when to stop) is computed from values that
 are the same on all ranks: the step, the reduced gradient norm, and one small all-reduce a step of loss and stop flag.
@@ -6,16 +6,16 @@ are the same on all ranks: the step, the reduced gradient norm, and one small al
 
 import math
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedTokenizerFast
 
-from apt_jobs.errors import InvalidInput
+from apt_jobs.errors import InvalidInput, OutOfSpace
 from apt_jobs.events.kinds import (
     CheckpointRemoved,
     CheckpointSaved,
@@ -28,14 +28,26 @@ from apt_jobs.events.kinds import (
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import TrainingOptions
-from apt_jobs.training.checkpoint import delete_checkpoint, load_training_state, save_checkpoint, verify_checkpoint
+from apt_jobs.training.checkpoint import (
+    Snapshot,
+    delete_checkpoint,
+    load_training_state,
+    take_snapshot,
+    verify_checkpoint,
+    write_checkpoint,
+)
 from apt_jobs.training.data import Batches, open_batches, read_text, write_tokens
 from apt_jobs.training.ddp import Rank, barrier, process_group, summed
 from apt_jobs.training.gradient_monitor import GradientMonitor
 from apt_jobs.training.model import build_model, describe, load_model
+from apt_jobs.training.parallel import local_part, spread
 from apt_jobs.training.tokenizer import encode, load_tokenizer, train_tokenizer
 
 CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
+
+
+# What `_Progress.kept` remembers of a checkpoint, and where its own training state has it.
+_ENTRY = {"id": "checkpoint_id", "name": "name", "is_best": "is_best", "step": "global_step"}
 
 
 @dataclass(slots=True)
@@ -45,9 +57,7 @@ class _Progress:
     step: int = 0
     train_loss: float | None = None
     best_val_loss: float | None = None  # of the checkpoints that were saved
-    kept: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # id, name, is_best of this job's checkpoints, oldest first
+    kept: list[dict[str, Any]] = field(default_factory=list)  # entries of this job's checkpoints, oldest first
 
 
 def train(run_file: RunFile, spool: SpoolWriter) -> None:
@@ -56,8 +66,6 @@ def train(run_file: RunFile, spool: SpoolWriter) -> None:
     Raises:
         InvalidInput: the job, its data or its checkpoint cannot be used; the message says why.
     """
-    if run_file.spec.training.sharding != "ddp":
-        raise InvalidInput(f"sharding {run_file.spec.training.sharding!r} is not available yet; use 'ddp'")
     with process_group(run_file.spec.device) as rank:
         _Trainer(run_file, spool, rank).run()
 
@@ -73,13 +81,13 @@ class _Trainer:
         self._tokenizer = self._prepare_data()
         self._model = self._make_model().to(rank.device)
         self._batches = self._open_batches()
-        self._ddp = DistributedDataParallel(
-            self._model, device_ids=[rank.device.index] if rank.device.type == "cuda" else None
-        )
+        self._spread = spread(self._model, options, rank)
         self._optimizer = _adamw(self._model, options, rank.device)
         self._precision = _precision(options.precision, rank.device)
         self._scaler = torch.amp.GradScaler(rank.device.type, enabled=self._precision is torch.float16)
         self._progress = _Progress()
+        self._writing: Future[None] | None = None  # of the last checkpoint, on rank 0
+        self._writer = ThreadPoolExecutor(1, "checkpoint") if rank.is_first else None
         self._monitor = GradientMonitor(
             self._model,
             spool if rank.is_first else None,
@@ -97,7 +105,7 @@ class _Trainer:
             step = self._progress.step
             is_last = step == num_steps
             if stop or is_last or step % self._options.checkpoint_every_steps == 0:
-                self._save(self._validate())
+                self._save(self._validate(), wait=stop or is_last)
             elif step % self._options.validate_every_steps == 0:
                 self._validate()
             if stop and not is_last:
@@ -142,17 +150,17 @@ class _Trainer:
         total = torch.zeros((), device=self._rank.device)
         for number, batch in enumerate(micro_batches, start=1):
             ids = batch.to(self._rank.device, non_blocking=True)
-            # The gradients are all-reduced in the last backward of a step only.
-            with nullcontext() if number == len(micro_batches) else self._ddp.no_sync():
-                loss = self._loss(self._ddp, ids) / len(micro_batches)
+            # The gradients are reduced in the last backward of a step only.
+            with nullcontext() if number == len(micro_batches) else self._spread.accumulating():
+                loss = self._loss(ids) / len(micro_batches)
                 torch.autograd.backward(self._scaler.scale(loss))
             total += loss.detach()
         return total
 
-    def _loss(self, model: nn.Module, ids: Tensor) -> Tensor:
+    def _loss(self, ids: Tensor) -> Tensor:
         enabled = self._precision is not None
         with torch.autocast(self._rank.device.type, dtype=self._precision, enabled=enabled):
-            loss: Tensor = model(input_ids=ids, labels=ids).loss
+            loss: Tensor = self._spread.module(input_ids=ids, labels=ids).loss
         return loss
 
     def _update(self, grad_norm: float) -> None:
@@ -161,7 +169,7 @@ class _Trainer:
             self._scaler.unscale_(self._optimizer)
             limit = self._options.grad_clip_norm
             if limit is not None and grad_norm > limit:
-                gradients = [parameter.grad for parameter in self._model.parameters() if parameter.grad is not None]
+                gradients = [local_part(p.grad) for p in self._model.parameters() if p.grad is not None]
                 torch._foreach_mul_(gradients, limit / (grad_norm + CLIP_EPSILON))
             self._scaler.step(self._optimizer)
             self._scaler.update()
@@ -177,16 +185,14 @@ class _Trainer:
         """Mean loss over the validation split, the same on every rank; None without a split."""
         if not self._options.validation_fraction:
             return None
-        nn.Module.train(self._ddp, False)
+        nn.Module.train(self._spread.module, False)
         totals = torch.zeros(2, dtype=torch.float64, device=self._rank.device)
-        for batch in self._batches.validation_batches(self._rank.rank):
-            ids = batch.to(self._rank.device)
-            totals += torch.tensor([self._loss(self._model, ids).item() * len(ids), len(ids)], dtype=torch.float64).to(
-                totals
-            )
-        nn.Module.train(self._ddp, True)
-        loss_sum, count = summed(totals).tolist()
-        val_loss: float = loss_sum / count
+        for batch, count in self._batches.validation_batches(self._rank.rank):
+            loss = self._loss(batch.to(self._rank.device)).double()
+            totals += torch.stack([loss * count, torch.full_like(loss, count)]) if count else 0.0
+        nn.Module.train(self._spread.module, True)
+        loss_sum, num_sequences = summed(totals).tolist()
+        val_loss: float = loss_sum / num_sequences
         best = self._progress.best_val_loss
         if self._rank.is_first:
             step = self._progress.step
@@ -194,52 +200,76 @@ class _Trainer:
             self._spool.append(Validated(step, self._batches.epoch_of(step), val_loss, is_best))
         return val_loss
 
-    def _save(self, val_loss: float | None) -> None:
-        """Write a checkpoint, then let go of old ones. Called by all ranks."""
+    def _save(self, val_loss: float | None, *, wait: bool) -> None:
+        """Take a snapshot and write it in the background, or now if `wait`. Called by all ranks."""
+        began = time.perf_counter()
         self._monitor.flush()
+        self._settle()
         progress, best = self._progress, self._progress.best_val_loss
         is_best = val_loss is not None and (best is None or val_loss < best)
         if is_best:
             progress.best_val_loss = val_loss
-        name = f"step-{progress.step:08d}-a{self._run_file.attempt}"
         state = {
             "global_step": progress.step,
             "epoch": self._batches.epoch_of(progress.step),
             "train_loss": progress.train_loss,
             "val_loss": val_loss,
             "best_val_loss": progress.best_val_loss,
-            "kept": progress.kept,
+            "kept": list(progress.kept),
             "is_best": is_best,
-            "name": name,
+            "name": f"step-{progress.step:08d}-a{self._run_file.attempt}",
             "scaler": self._scaler.state_dict(),
             "monitor": self._monitor.state_dict(),
             "config": self._run_file.spec.model.model_dump(),
         }
-        folder = self._run_file.checkpoints_dir
-        saved = save_checkpoint(folder, name, self._model, self._tokenizer, self._optimizer, state, self._rank)
-        if saved is not None:
-            self._spool.append(
-                CheckpointSaved(
-                    checkpoint_id=saved.checkpoint_id,
-                    filename=f"{self._run_file.checkpoint_prefix}/{name}",
-                    step=progress.step,
-                    epoch=self._batches.epoch_of(progress.step),
-                    val_loss=val_loss,
-                    train_loss=progress.train_loss,
-                    size_bytes=saved.size_bytes,
-                    is_best=is_best,
-                )
+        snapshot = take_snapshot(self._model, self._optimizer, self._rank)
+        if snapshot is not None and self._writer is not None:
+            stall_ms = 1000.0 * (time.perf_counter() - began)
+            self._writing = self._writer.submit(self._write, snapshot, state, stall_ms)
+            if wait:
+                self._writing.result()
+        if wait:
+            barrier()
+
+    def _settle(self) -> None:
+        """Wait for the checkpoint that is being written. When it failed, training goes on with the one before."""
+        if self._writing is None:
+            return
+        try:
+            self._writing.result()
+        except OutOfSpace as exc:
+            self._spool.append(LineLogged("error", "rank 0", f"{exc}; training goes on"))
+        self._writing = None
+
+    def _write(self, snapshot: Snapshot, state: dict[str, Any], stall_ms: float) -> None:
+        """Write one checkpoint and say so, then let go of old ones. Runs in the writer's thread."""
+        began = time.perf_counter()
+        folder, name = self._run_file.checkpoints_dir, state["name"]
+        saved = write_checkpoint(folder, name, snapshot, self._model, self._tokenizer, state)
+        self._spool.append(
+            CheckpointSaved(
+                checkpoint_id=saved.checkpoint_id,
+                filename=f"{self._run_file.checkpoint_prefix}/{name}",
+                step=state["global_step"],
+                epoch=state["epoch"],
+                val_loss=state["val_loss"],
+                train_loss=state["train_loss"],
+                size_bytes=saved.size_bytes,
+                is_best=state["is_best"],
+                stall_ms=stall_ms,
+                write_ms=1000.0 * (time.perf_counter() - began),
             )
-            progress.kept.append({"id": saved.checkpoint_id, "name": name, "is_best": is_best})
-            self._let_go()
-        barrier()
+        )
+        entry = {"id": saved.checkpoint_id, "name": name, "is_best": state["is_best"], "step": state["global_step"]}
+        self._progress.kept.append(entry)
+        self._let_go()
 
     def _let_go(self) -> None:
-        """Keep the newest `keep_checkpoints` and the best one."""
-        kept = self._progress.kept
+        """Keep the newest `keep_checkpoints`, every one at a multiple of `keep_every_steps`, and the best one."""
+        kept, every = self._progress.kept, self._options.keep_every_steps
         best = next((entry for entry in reversed(kept) if entry["is_best"]), None)
         for entry in kept[: -self._options.keep_checkpoints]:
-            if entry is best:
+            if entry is best or (every is not None and entry["step"] % every == 0):
                 continue
             kept.remove(entry)
             folder = self._run_file.checkpoints_dir / entry["name"]
@@ -249,8 +279,8 @@ class _Trainer:
 
     def _resume(self) -> None:
         assert self._run_file.resume_dir is not None
-        state = load_training_state(self._run_file.resume_dir, self._optimizer, self._rank)
-        this = {"id": state["checkpoint_id"], "name": state["name"], "is_best": state["is_best"]}
+        state = load_training_state(self._run_file.resume_dir, self._model, self._optimizer, self._rank)
+        this = {key: state[field] for key, field in _ENTRY.items()}
         self._progress = _Progress(
             state["global_step"], state["train_loss"], state["best_val_loss"], [*state["kept"], this]
         )

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from apt_jobs.events.kinds import CheckpointSaved, Event, RankFailed, StepTrained
+from apt_jobs.events.kinds import CheckpointSaved, Event, GradientsRecorded, RankFailed, StepTrained, Validated
 from apt_jobs.events.spool import SpoolReader
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import TrainSpec
@@ -101,6 +101,52 @@ def test_a_resumed_training_ends_bitwise_where_the_whole_one_did(whole: RunFile,
         assert expected.keys() == found.keys()
         for key, tensor in expected.items():
             assert torch.equal(tensor, found[key]), (name, key)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> RunFile:
+    """The same eight steps with every parameter cut over the ranks."""
+    run_file = run_ranks(tmp_path_factory.mktemp("training") / "sharded", sharding="fsdp2")
+    assert launch(run_file) == 0, events_of(run_file)
+    return run_file
+
+
+def test_fsdp2_trains_as_ddp_does(whole: RunFile, sharded: RunFile) -> None:
+    for kind in (StepTrained, Validated):
+        losses = [[_loss(event) for event in events_of(run) if isinstance(event, kind)] for run in (whole, sharded)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    norms = [
+        [norm for event in events_of(run) if isinstance(event, GradientsRecorded) for norm in event.norms]
+        for run in (whole, sharded)
+    ]
+    assert len(norms[0]) > 8
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
+
+
+def test_an_fsdp2_checkpoint_is_a_whole_hugging_face_model(sharded: RunFile) -> None:
+    folder = sharded.checkpoints_dir / "step-00000008-a1"
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    saved = load_file(folder / "model.safetensors")
+    assert set(saved) == {name for name, _ in model.named_parameters()}
+    assert all(torch.equal(parameter, saved[name]) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp2"])
+def test_an_fsdp2_checkpoint_is_resumed_by_either(sharded: RunFile, tmp_path: Path, sharding: str) -> None:
+    source = sharded.checkpoints_dir / "step-00000004-a1"
+    resumed = run_ranks(tmp_path / "resumed", resume_dir=source, sharding=sharding)
+    assert launch(resumed) == 0, events_of(resumed)
+    expected = load_file(sharded.checkpoints_dir / "step-00000008-a1" / "model.safetensors")
+    found = load_file(resumed.checkpoints_dir / "step-00000008-a1" / "model.safetensors")
+    for name, tensor in expected.items():
+        if sharding == "fsdp2":
+            assert torch.equal(tensor, found[name]), name
+        else:
+            torch.testing.assert_close(tensor, found[name], rtol=1e-3, atol=1e-4)
+
+
+def _loss(event: Event) -> float:
+    return event.train_loss if isinstance(event, StepTrained) else event.val_loss if isinstance(event, Validated) else 0
 
 
 def test_a_stop_request_saves_and_ends(tmp_path: Path) -> None:

@@ -89,6 +89,8 @@ export interface CheckpointSaved {
   train_loss: Float | null;
   size_bytes: number;
   is_best: boolean;
+  stall_ms: Float;
+  write_ms: Float;
 }
 
 /** Retention or a user removed a checkpoint. */
@@ -177,6 +179,7 @@ export const TRAIN_FIELDS: Record<string, FieldRule> = {
   "training.validate_every_steps": {"type": "integer", "nullable": false, "description": "Optimizer steps between two validations.", "minimum": 1, "default": 50},
   "training.checkpoint_every_steps": {"type": "integer", "nullable": false, "description": "Optimizer steps between two checkpoints.", "minimum": 1, "default": 100},
   "training.keep_checkpoints": {"type": "integer", "nullable": false, "description": "Newest checkpoints kept, besides the best one.", "minimum": 1, "maximum": 1000, "default": 3},
+  "training.keep_every_steps": {"type": "integer", "nullable": true, "description": "Also keep each checkpoint at a multiple of this.", "minimum": 1, "default": null},
   "training.seed": {"type": "integer", "nullable": false, "description": "Seed of weights, data order and dropout.", "minimum": 0, "default": 1},
   "training.precision": {"type": "string", "nullable": false, "description": "auto: bf16 autocast where the GPU has it, else fp16; fp32 on CPU.", "enum": ["auto", "fp32", "bf16", "fp16"], "default": "auto"},
   "training.sharding": {"type": "string", "nullable": false, "description": "fsdp2 shards models that outgrow one GPU.", "enum": ["ddp", "fsdp2"], "default": "ddp"},

@@ -1,0 +1,73 @@
+"""How one model is spread over the ranks: a whole copy on each (DDP), or a shard of every parameter (FSDP2).
+
+The loop is the same for both. What differs is here: the module to call, how gradients wait while they accumulate, and
+the gradients that a rank holds.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from apt_jobs.jobs.spec import TrainingOptions
+from apt_jobs.training.ddp import Rank
+
+
+class Replicated:
+    """DDP: gradients are averaged over the ranks in the backward."""
+
+    def __init__(self, model: nn.Module, rank: Rank) -> None:
+        self.module: nn.Module = DistributedDataParallel(
+            model, device_ids=[rank.device.index] if rank.device.type == "cuda" else None
+        )
+
+    @contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """A backward within leaves its gradients on the rank."""
+        assert isinstance(self.module, DistributedDataParallel)
+        with self.module.no_sync():
+            yield
+
+
+class Sharded:
+    """FSDP2: each block of the model gathers its parameters while it computes, and scatters its gradients."""
+
+    def __init__(self, model: nn.Module, rank: Rank) -> None:
+        mesh = init_device_mesh(rank.device.type, (rank.world_size,))
+        for block in _blocks(model):
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        self.module = model  # now an FSDPModule, too
+
+    @contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """A backward within leaves its gradients, whole, on the rank."""
+        assert isinstance(self.module, FSDPModule)
+        self.module.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self.module.set_requires_gradient_sync(True)
+
+
+def spread(model: nn.Module, options: TrainingOptions, rank: Rank) -> Replicated | Sharded:
+    """Spread `model`, which is on the rank's device, as the job asks. Called by every rank.
+
+    `module` of the result is what to call. To call a sharded one is a collective: every rank does it equally often.
+    """
+    return Sharded(model, rank) if options.sharding == "fsdp2" else Replicated(model, rank)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor: all of it, or its shard."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """The repeated blocks, as Hugging Face models name them; they are what may be gathered one after another."""
+    names = getattr(model, "_no_split_modules", None) or ()
+    return [module for module in model.modules() if type(module).__name__ in names]
