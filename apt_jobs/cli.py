@@ -36,6 +36,7 @@ console = Console()
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where everything is kept.")]
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="TCP port of the web process.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Gpus = Annotated[str | None, typer.Option(help="Indexes of the GPUs to use, as 0,1; default: all.")]
 Queue = Annotated[list[str] | None, typer.Option("--queue", help="Queue to serve; may be repeated.")]
 Name = Annotated[str | None, typer.Option("--name", help="Unique name of this worker.")]
 ENDED = ("succeeded", "failed", "cancelled", "dead")
@@ -79,9 +80,12 @@ def web() -> None:
 
 @worker_app.command("train")
 def worker_train(
-    gpus: Annotated[str | None, typer.Option(help="Indexes of the GPUs to use, as 0,1; default: all.")] = None,
+    gpus: Gpus = None,
     queue: Queue = None,
     name: Name = None,
+    num_nodes: Annotated[
+        int, typer.Option(min=1, max=64, help="Machines that train together; the others run `worker node`.")
+    ] = 1,
 ) -> None:
     """Start a training worker: one job at a time."""
     from apt_jobs.workers.train import run_train_worker
@@ -89,7 +93,27 @@ def worker_train(
     settings = _settings()
     configure_logging(settings.log_level)
     indexes = None if gpus is None else _gpu_indexes(gpus)
-    run_train_worker(settings, name=name or _worker_name("train"), queues=queue or ["train"], gpus=indexes)
+    run_train_worker(
+        settings,
+        name=name or _worker_name("train"),
+        queues=queue or ["train"],
+        gpus=indexes,
+        num_nodes=num_nodes,
+    )
+
+
+@worker_app.command("node")
+def worker_node(
+    head: Annotated[str, typer.Option(help="Name of the training worker that this machine belongs to.")],
+    node_rank: Annotated[int, typer.Option(min=1, max=63, help="Which of its machines this is; the head is 0.")] = 1,
+    gpus: Gpus = None,
+) -> None:
+    """Start a further machine of a training worker."""
+    from apt_jobs.workers.node import run_node
+
+    settings = _settings()
+    configure_logging(settings.log_level)
+    run_node(settings, head=head, node_rank=node_rank, gpus=None if gpus is None else _gpu_indexes(gpus))
 
 
 @worker_app.command("generate")

@@ -50,6 +50,15 @@ class Settings(BaseSettings):
         1800.0, gt=0, description="A running training without any event for so long is ended as hung."
     )
     max_cpu_ranks: int = Field(4, ge=1, le=64, description="Most ranks of a training job on a worker without GPUs.")
+    rendezvous_host: str = Field(
+        "127.0.0.1", description="Name of a head worker's machine under which its nodes reach it."
+    )
+    rendezvous_port: int = Field(
+        0, ge=0, le=65535, description="TCP port where a head worker's nodes meet it. 0: any free one."
+    )
+    network_interface: str | None = Field(
+        None, description="Network interface between nodes, for gloo and NCCL. Default: they choose."
+    )
     models_dir: Path | None = Field(
         None, description="Folder of local Hugging Face models. Default: `models` in the data directory."
     )

@@ -280,6 +280,23 @@ def mark_dispatched(session: Session, job_ids: Sequence[str]) -> None:
     )
 
 
+def attempt_of_owner(session: Session, owner: str) -> tuple[str, int] | None:
+    """`(job_id, attempt)` that the worker `owner` has now."""
+    query = select(Job.id, Job.attempt).where(
+        Job.lease_owner == owner, Job.state.in_(OWNED_STATES), Job.lease_until > now_plus(0)
+    )
+    row = session.execute(query.order_by(Job.claimed_at.desc()).limit(1)).one_or_none()
+    return None if row is None else (row.id, row.attempt)
+
+
+def owns(session: Session, job_id: str, attempt: int) -> bool:
+    """Whether the attempt owns its job now. Only a look: writes need `fence`."""
+    query = select(Job.id).where(
+        Job.id == job_id, Job.attempt == attempt, Job.state.in_(OWNED_STATES), Job.lease_until > now_plus(0)
+    )
+    return session.scalar(query) is not None
+
+
 def queue_position(session: Session, job: Job) -> int | None:
     """1: the next one of its queue. None: it does not wait."""
     if job.state != JobState.QUEUED:

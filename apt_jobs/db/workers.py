@@ -50,6 +50,11 @@ def list_workers(session: Session, alive_within_s: float | None = None) -> list[
     return list(session.scalars(query))
 
 
+def node_name(head: str, node_rank: int) -> str:
+    """Name under which a further node of the worker `head` records itself."""
+    return f"{head}/node-{node_rank}"
+
+
 def remove_worker(session: Session, name: str) -> None:
     """Forget a worker; no error if it is not known."""
     session.execute(delete(WorkerRow).where(WorkerRow.name == name).execution_options(synchronize_session=False))

@@ -22,6 +22,7 @@ class RunFile(BaseModel):
     dataset_file: Path | None  # UTF-8 text; None: the built-in data set
     base_model_dir: Path | None  # weights to start from; None: random weights
     resume_dir: Path | None  # checkpoint of an earlier attempt to continue; None: start at step 0
+    rendezvous: str | None = None  # "host:port" where the nodes meet; None: there is one node
     run_dir: Path  # spools and logs of this attempt
     checkpoints_dir: Path  # folder of this job's checkpoints; new ones appear in it by rename
     checkpoint_prefix: (

@@ -134,11 +134,22 @@ class TrainSpec(JobSpec):
     base_model: Name | None = Field(
         None, description="Start from a local model or a checkpoint id (`GET /api/models`)."
     )
-    num_ranks: int = Field(1, ge=1, le=64, description="Processes, one per GPU where there are GPUs.")
+    num_ranks: int = Field(1, ge=1, le=512, description="Processes, one per GPU where there are GPUs.")
+    num_nodes: int = Field(1, ge=1, le=64, description="Machines to spread the ranks over, equally many on each.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs if the worker has them.")
     model: APTConfig = Field(default_factory=APTConfig)
     training: TrainingOptions = Field(default_factory=TrainingOptions)
     monitor: MonitorOptions = Field(default_factory=MonitorOptions)
+
+    @model_validator(mode="after")
+    def _nodes_divide(self) -> Self:
+        if self.num_ranks % self.num_nodes:
+            raise ValueError(f"num_nodes={self.num_nodes} must divide num_ranks={self.num_ranks}")
+        return self
+
+    @property
+    def ranks_per_node(self) -> int:
+        return self.num_ranks // self.num_nodes
 
 
 class GenerateSpec(JobSpec):

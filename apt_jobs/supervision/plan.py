@@ -9,7 +9,8 @@ import orjson
 from apt_jobs.db.checkpoints import get_checkpoint, newest_of_job
 from apt_jobs.db.engine import Database
 from apt_jobs.db.models import Job
-from apt_jobs.errors import InvalidCheckpoint, InvalidDataset, InvalidInput, NotFound, OutOfSpace
+from apt_jobs.db.workers import list_workers, node_name
+from apt_jobs.errors import InvalidCheckpoint, InvalidDataset, InvalidInput, NotFound, OutOfSpace, Unavailable
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import BUILTIN_DATASET, BUILTIN_ENTRY_POINT, CHECKPOINT_ID_PATTERN, TrainSpec
 from apt_jobs.settings import Settings
@@ -17,15 +18,21 @@ from apt_jobs.settings import Settings
 MIN_FREE_BYTES = 64 << 20  # below it not even the logs of an attempt have room
 
 
-def plan_attempt(settings: Settings, database: Database, job: Job, gpus: Sequence[int]) -> RunFile:
+def plan_attempt(
+    settings: Settings, database: Database, job: Job, gpus: Sequence[int], num_nodes: int, rendezvous: str
+) -> RunFile:
     """Write the run file of the job's current attempt and return it.
+
+    `num_nodes` is how many nodes the worker has, `rendezvous` where they would meet.
 
     Raises:
         InvalidInput: the job asks for what this worker does not have; the message names both.
+        Unavailable: a node of this worker is not up.
         OutOfSpace: the disk has no room to start.
     """
     spec = TrainSpec.model_validate_json(orjson.dumps(job.spec))
     spec = spec.model_copy(update={"device": _device(settings, spec, gpus)})
+    _require_nodes(settings, database, spec, job.lease_owner or "", num_nodes)
     run_dir = settings.runs_dir / job.id / f"attempt-{job.attempt}"
     run_dir.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(run_dir).free
@@ -39,12 +46,15 @@ def plan_attempt(settings: Settings, database: Database, job: Job, gpus: Sequenc
         dataset_file=_dataset_file(settings, spec),
         base_model_dir=_base_model_dir(settings, database, spec),
         resume_dir=_resume_dir(settings, database, job.id),
+        rendezvous=rendezvous if spec.num_nodes > 1 else None,
         run_dir=run_dir,
         checkpoints_dir=settings.checkpoints_dir / job.id,
         checkpoint_prefix=job.id,
     )
     run_file.checkpoints_dir.mkdir(parents=True, exist_ok=True)
-    run_file_path(run_file).write_text(run_file.model_dump_json(indent=1))
+    temporary = run_dir / ".run.json"  # nodes look for the file: it appears whole
+    temporary.write_text(run_file.model_dump_json(indent=1))
+    temporary.rename(run_file_path(run_file))
     return run_file
 
 
@@ -55,17 +65,30 @@ def run_file_path(run_file: RunFile) -> Path:
 
 def _device(settings: Settings, spec: TrainSpec, gpus: Sequence[int]) -> str:
     device = spec.device if spec.device != "auto" else "cuda" if gpus else "cpu"
-    if device == "cuda" and spec.num_ranks > len(gpus):
+    if device == "cuda" and spec.ranks_per_node > len(gpus):
         raise InvalidInput(
-            f"the job wants {spec.num_ranks} ranks, one GPU each, and this worker has {len(gpus)} GPUs; "
+            f"the job wants {spec.ranks_per_node} ranks a node, one GPU each, and this worker has {len(gpus)} GPUs; "
             "ask for fewer ranks or another queue"
         )
-    if device == "cpu" and spec.num_ranks > settings.max_cpu_ranks:
+    if device == "cpu" and spec.ranks_per_node > settings.max_cpu_ranks:
         raise InvalidInput(
-            f"the job wants {spec.num_ranks} ranks on CPU, where this worker allows {settings.max_cpu_ranks}; "
+            f"the job wants {spec.ranks_per_node} ranks on CPU, where this worker allows {settings.max_cpu_ranks}; "
             "ask for fewer ranks, or raise APT_JOBS_MAX_CPU_RANKS"
         )
     return device
+
+
+def _require_nodes(settings: Settings, database: Database, spec: TrainSpec, head: str, num_nodes: int) -> None:
+    if spec.num_nodes > num_nodes:
+        raise InvalidInput(
+            f"the job wants {spec.num_nodes} nodes, and this worker has {num_nodes}; ask for another queue, or start "
+            "the worker with --num-nodes and a worker node on each further machine"
+        )
+    with database.read() as session:
+        alive = {row.name for row in list_workers(session, alive_within_s=3 * settings.heartbeat_s)}
+    missing = [rank for rank in range(1, spec.num_nodes) if node_name(head, rank) not in alive]
+    if missing:
+        raise Unavailable(f"node {missing[0]} of worker {head} is not up: apt-jobs worker node --head {head}")
 
 
 def _entry_point(settings: Settings, spec: TrainSpec) -> str | None:

@@ -13,14 +13,14 @@ MAX_LINES = 20_000  # of one attempt; the files keep all
 MAX_LINES_PER_S = 200
 READ_BYTES = 1 << 18
 TAIL_LINES = 20
-_RANK_FILE = re.compile(r"/(\d+)/(stdout|stderr)\.log$")
+_RANK_FILE = re.compile(r"/node-(\d+)/.*/(\d+)/(stdout|stderr)\.log$")
 
 
 class RankLogs:
-    """Follows torchrun's log folder of one attempt."""
+    """Follows what torchrun and the ranks of all nodes of one attempt print."""
 
-    def __init__(self, folder: Path, torchrun_log: Path) -> None:
-        self._folder, self._torchrun_log = folder, torchrun_log
+    def __init__(self, run_dir: Path, ranks_per_node: int) -> None:
+        self._folder, self._run_dir, self._ranks_per_node = run_dir / "torchrun", run_dir, ranks_per_node
         self._offsets: dict[Path, int] = {}
         self._waiting: deque[tuple[datetime, Event]] = deque()
         self._num_lines = 0
@@ -40,18 +40,26 @@ class RankLogs:
         """The last lines that any rank wrote to stderr: what a process that was killed can still say."""
         lines: list[str] = []
         for path in sorted(self._folder.glob("**/stderr.log")):
-            found = _RANK_FILE.search(str(path))
-            rank = found[1] if found else "?"
-            lines += [f"[rank {rank}] {line}" for line in _last_lines(path)]
-        return "\n".join(lines or _last_lines(self._torchrun_log))
+            rank, _ = self._origin(path)
+            lines += [f"[{rank}] {line}" for line in _last_lines(path)]
+        return "\n".join(lines or [line for path in self._torchrun_logs() for line in _last_lines(path)])
 
     def _look(self) -> None:
-        for path in [*self._folder.glob("**/std*.log"), self._torchrun_log]:
-            found = _RANK_FILE.search(str(path))
-            source = f"rank {found[1]}" if found else "torchrun"
-            level = "warning" if found and found[2] == "stderr" else "info"
+        for path in [*self._folder.glob("**/std*.log"), *self._torchrun_logs()]:
+            source, level = self._origin(path)
             for line in self._new_lines(path):
                 self._take(source, level, line)
+
+    def _torchrun_logs(self) -> list[Path]:
+        return sorted(self._run_dir.glob("torchrun-*.log"))
+
+    def _origin(self, path: Path) -> tuple[str, str]:
+        """Who writes to a file, and the level of its lines."""
+        found = _RANK_FILE.search(str(path))
+        if found is None:
+            return "torchrun", "info"
+        rank = int(found[1]) * self._ranks_per_node + int(found[2])
+        return f"rank {rank}", "warning" if found[3] == "stderr" else "info"
 
     def _new_lines(self, path: Path) -> list[str]:
         offset = self._offsets.get(path, 0)

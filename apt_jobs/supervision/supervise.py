@@ -27,8 +27,9 @@ from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.states import JobState
 from apt_jobs.logs import configure_logging
 from apt_jobs.settings import Settings
+from apt_jobs.supervision.launch import rendezvous_address, start_node
 from apt_jobs.supervision.lease import LeaseKeeper
-from apt_jobs.supervision.plan import plan_attempt, run_file_path
+from apt_jobs.supervision.plan import plan_attempt
 from apt_jobs.supervision.process_tree import MARKER, ProcessTree, adopt_orphans
 from apt_jobs.supervision.rank_logs import RankLogs
 from apt_jobs.supervision.relay import Relay, first_cause
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 ACTIVE_PAUSE_S = 0.02  # between two looks at the spools while events flow
 QUIET_PAUSE_S = 0.1
 QUIET_AFTER_S = 2.0
+NODE_RETRY_S = 30.0  # before a job is tried again that a node was missing for
 LAST_EVENTS_TIMEOUT_S = 30.0  # to store what the ranks left behind
 MAX_TRACEBACK_CHARS = 20_000
 
@@ -55,9 +57,19 @@ class Ending(enum.Enum):
 class Supervisor:
     """One attempt, from plan to outcome."""
 
-    def __init__(self, settings: Settings, database: Database, job_id: str, attempt: int, gpus: Sequence[int]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        job_id: str,
+        attempt: int,
+        *,
+        gpus: Sequence[int] = (),
+        num_nodes: int = 1,
+    ) -> None:
         self._settings, self._database = settings, database
-        self._job_id, self._attempt, self._gpus = job_id, attempt, gpus
+        self._job_id, self._attempt = job_id, attempt
+        self._gpus, self._num_nodes = gpus, num_nodes
         self._publisher = LivePublisher(settings.redis)
         self._drain = threading.Event()
         self._worker_gone = threading.Event()
@@ -72,8 +84,11 @@ class Supervisor:
         except (InvalidInput, OutOfSpace) as exc:
             self._finish(JobState.FAILED, str(exc), error={"message": str(exc), "error": type(exc).__name__})
             return
-        tree = self._start(run_file)  # before any thread but `stdin`, and by the main thread: see ProcessTree
-        logs = RankLogs(run_file.run_dir / "torchrun", run_file.run_dir / "torchrun.log")
+        except Unavailable as exc:
+            self._finish(JobState.QUEUED, str(exc), retry_in_s=NODE_RETRY_S)
+            return
+        tree = start_node(self._settings, run_file, 0, self._gpus)
+        logs = RankLogs(run_file.run_dir, run_file.spec.ranks_per_node)
         relay = Relay(self._database, self._publisher, run_file, logs, lease_s)
         try:
             with lease:
@@ -89,37 +104,8 @@ class Supervisor:
     def _plan(self) -> RunFile:
         with self._database.write() as session:
             job = fence(session, self._job_id, self._attempt, self._settings.lease_s)
-        return plan_attempt(self._settings, self._database, job, self._gpus)
-
-    def _start(self, run_file: RunFile) -> ProcessTree:
-        command = [
-            *(sys.executable, "-m", "torch.distributed.run"),
-            f"--nproc-per-node={run_file.spec.num_ranks}",
-            "--nnodes=1",
-            "--rdzv-backend=c10d",
-            "--rdzv-endpoint=127.0.0.1:0",
-            "--local-addr=127.0.0.1",
-            "--max-restarts=0",
-            f"--log-dir={run_file.run_dir / 'torchrun'}",
-            "--redirects=3",
-            *("-m", "apt_jobs.training.run", "--run-file", str(run_file_path(run_file))),
-        ]
-        marker = f"{self._job_id}:{self._attempt}"
-        return ProcessTree(command, self._environment(run_file), marker, run_file.run_dir / "torchrun.log")
-
-    def _environment(self, run_file: RunFile) -> dict[str, str]:
-        """What the ranks see: no setting of the service, so no password of the database or the broker."""
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("APT_JOBS_")}
-        threads = max(1, (os.cpu_count() or 1) // run_file.spec.num_ranks)
-        environment |= {
-            "OMP_NUM_THREADS": str(threads),
-            "TOKENIZERS_PARALLELISM": "false",
-            "PYTHONUNBUFFERED": "1",
-            "HF_HUB_OFFLINE": "1",
-            "GLOO_SOCKET_IFNAME": "lo",
-            "CUDA_VISIBLE_DEVICES": ",".join(map(str, self._gpus)) if run_file.spec.device == "cuda" else "",
-        }
-        return environment
+        rendezvous = rendezvous_address(self._settings)
+        return plan_attempt(self._settings, self._database, job, self._gpus, self._num_nodes, rendezvous)
 
     def _follow(self, tree: ProcessTree, lease: LeaseKeeper, relay: Relay, run_file: RunFile) -> Ending | None:
         """Relay until the tree has ended; end it when there is a reason to."""
@@ -229,6 +215,7 @@ def main() -> None:
     parser.add_argument("--job-id", required=True)
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--gpus", default="", help="indexes of the GPUs to use, separated by commas")
+    parser.add_argument("--num-nodes", type=int, default=1, help="nodes of this worker, its own included")
     arguments = parser.parse_args()
     settings = Settings()
     configure_logging(settings.log_level)
@@ -239,7 +226,8 @@ def main() -> None:
     database = Database(settings.database)
     gpus = [int(index) for index in arguments.gpus.split(",") if index]
     try:
-        Supervisor(settings, database, arguments.job_id, arguments.attempt, gpus).run()
+        job_id, attempt = arguments.job_id, arguments.attempt
+        Supervisor(settings, database, job_id, attempt, gpus=gpus, num_nodes=arguments.num_nodes).run()
     except AptJobsError:
         logger.exception("the supervisor gave up", extra={"job_id": arguments.job_id, "attempt": arguments.attempt})
         sys.exit(1)

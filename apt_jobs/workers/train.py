@@ -20,7 +20,10 @@ logger = logging.getLogger(__name__)
 class TrainWorker:
     """Runs supervisors, each in a session of its own with a pipe to its stdin that ends when this process does."""
 
-    def __init__(self, settings: Settings, *, name: str, queues: Sequence[str], gpus: Sequence[int] | None) -> None:
+    def __init__(
+        self, settings: Settings, *, name: str, queues: Sequence[str], gpus: Sequence[int] | None, num_nodes: int
+    ) -> None:
+        self._num_nodes = num_nodes
         self._gpus = list_gpus() if gpus is None else list(gpus)
         self._lock = threading.Lock()
         self._supervisor: subprocess.Popen[str] | None = None
@@ -46,6 +49,7 @@ class TrainWorker:
             f"--job-id={job.id}",
             f"--attempt={job.attempt}",
             f"--gpus={','.join(map(str, self._gpus))}",
+            f"--num-nodes={self._num_nodes}",
         ]
         with self._lock:
             self._supervisor = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
@@ -83,6 +87,8 @@ class TrainWorker:
                 logger.warning("the supervisor ended while it was drained")
 
 
-def run_train_worker(settings: Settings, *, name: str, queues: Sequence[str], gpus: Sequence[int] | None) -> None:
-    """Entry of the process. `gpus=None`: all of this machine."""
-    TrainWorker(settings, name=name, queues=queues, gpus=gpus).run()
+def run_train_worker(
+    settings: Settings, *, name: str, queues: Sequence[str], gpus: Sequence[int] | None, num_nodes: int
+) -> None:
+    """Entry of the process. `gpus=None`: all of this machine. `num_nodes`: with those of `apt-jobs worker node`."""
+    TrainWorker(settings, name=name, queues=queues, gpus=gpus, num_nodes=num_nodes).run()

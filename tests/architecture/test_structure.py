@@ -22,6 +22,7 @@ SERVICE = {"redis", "celery", "sqlalchemy", "starlette"}
         (["apt_jobs.cli"], HEAVY),
         (["apt_jobs.web.serve"], HEAVY),
         (["apt_jobs.workers.train"], HEAVY | {"starlette"}),
+        (["apt_jobs.workers.node"], HEAVY | {"starlette", "celery"}),
         (["apt_jobs.workers.embedded"], HEAVY | {"starlette"}),
         (["apt_jobs.supervision.supervise"], HEAVY | {"starlette", "celery"}),
         (["apt_jobs.training.run"], SERVICE),

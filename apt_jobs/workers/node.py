@@ -1,0 +1,127 @@
+"""A further node of a training worker: `apt-jobs worker node --head NAME --node-rank 1`, on another machine.
+
+The head claims jobs. A node looks into the database for an attempt of its head that wants several nodes, and runs its
+share of the ranks for as long as the attempt owns the job. It decides nothing: when it fails, the attempt breaks, and
+the head's supervisor tries again.
+"""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Sequence
+
+from apt_jobs import __version__
+from apt_jobs.db.engine import Database
+from apt_jobs.db.jobs import attempt_of_owner, owns
+from apt_jobs.db.workers import node_name, record_worker, remove_worker
+from apt_jobs.errors import OutOfSpace, Unavailable
+from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.settings import Settings
+from apt_jobs.supervision.launch import start_node
+from apt_jobs.supervision.lease import STOP_FRACTION, boot_clock_s
+from apt_jobs.supervision.process_tree import adopt_orphans
+from apt_jobs.workers.gpus import describe_gpus, list_gpus
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+
+
+class Node:
+    """One node process. All of it runs in the main thread, which torchrun's death signal is bound to."""
+
+    def __init__(self, settings: Settings, *, head: str, node_rank: int, gpus: Sequence[int] | None) -> None:
+        self._settings, self._head, self._node_rank = settings, head, node_rank
+        self._gpus = list_gpus() if gpus is None else list(gpus)
+        self._name = node_name(head, node_rank)
+        self._database = Database(settings.database)
+        self._stopping = threading.Event()
+        self._served: tuple[str, int] | None = None  # the last attempt whose ranks were started here
+        self._recorded_s = -settings.heartbeat_s
+
+    def run(self) -> None:
+        """Work until SIGTERM or Ctrl-C; running ranks are ended, and the head's attempt with them."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: self._stopping.set())
+        adopt_orphans()
+        try:
+            while not self._stopping.wait(LOOK_EVERY_S):
+                self._record(None)
+                if (run_file := self._look()) is not None:
+                    self._serve(run_file)
+        finally:
+            self._forget()
+            self._database.dispose()
+
+    def _look(self) -> RunFile | None:
+        """An attempt of the head that waits for this node."""
+        try:
+            with self._database.read() as session:
+                found = attempt_of_owner(session, self._head)
+        except Unavailable as exc:
+            logger.warning("cannot look for work", extra={"why": str(exc)})
+            return None
+        if found is None or found == self._served:
+            return None
+        file = self._settings.runs_dir / found[0] / f"attempt-{found[1]}" / "run.json"
+        if not file.is_file():
+            return None  # not planned yet
+        run_file = RunFile.model_validate_json(file.read_text())
+        return run_file if self._node_rank < run_file.spec.num_nodes else None
+
+    def _serve(self, run_file: RunFile) -> None:
+        job_id, attempt = self._served = run_file.job_id, run_file.attempt
+        logger.info("joining", extra={"job_id": job_id, "attempt": attempt, "node_rank": self._node_rank})
+        tree = start_node(self._settings, run_file, self._node_rank, self._gpus)
+        known_s = boot_clock_s()  # when the attempt was last known to own the job
+        try:
+            while tree.poll() is None and not self._stopping.wait(LOOK_EVERY_S):
+                self._record(job_id)
+                asked_s = boot_clock_s()
+                try:
+                    with self._database.read() as session:
+                        if not owns(session, job_id, attempt):
+                            return
+                    known_s = asked_s
+                except Unavailable as exc:
+                    logger.warning("cannot ask for the lease", extra={"job_id": job_id, "why": str(exc)})
+                if boot_clock_s() - known_s > STOP_FRACTION * self._settings.lease_s:
+                    return
+        finally:
+            tree.terminate(self._settings.stop_timeout_s)
+            logger.info("left", extra={"job_id": job_id, "attempt": attempt, "status": tree.poll()})
+
+    def _record(self, job_id: str | None) -> None:
+        if time.monotonic() - self._recorded_s < self._settings.heartbeat_s:
+            return
+        try:
+            with self._database.write() as session:
+                record_worker(
+                    session,
+                    name=self._name,
+                    kind="node",
+                    queues=[],
+                    hostname=socket.gethostname(),
+                    pid=os.getpid(),
+                    version=__version__,
+                    gpus=describe_gpus(self._gpus),
+                    current_job_id=job_id,
+                )
+            self._recorded_s = time.monotonic()
+        except (Unavailable, OutOfSpace) as exc:
+            logger.warning("cannot record this node", extra={"why": str(exc)})
+
+    def _forget(self) -> None:
+        try:
+            with self._database.write() as session:
+                remove_worker(session, self._name)
+        except (Unavailable, OutOfSpace) as exc:
+            logger.warning("cannot remove this node", extra={"why": str(exc)})
+
+
+def run_node(settings: Settings, *, head: str, node_rank: int, gpus: Sequence[int] | None) -> None:
+    """Entry of the process. `gpus=None`: all of this machine."""
+    Node(settings, head=head, node_rank=node_rank, gpus=gpus).run()

@@ -1,0 +1,28 @@
+"""One stack for all acceptance tests of a run."""
+
+import signal
+from collections.abc import Iterator
+
+import pytest
+
+from apt_jobs.client.client import Client
+from tests.acceptance.stack import DEADLINE_S, Stack, has_both_workers, until
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    stack = Stack(tmp_path_factory.mktemp("stack"))
+    until(lambda: (stack.data_dir / "local.json").exists() or stack.process.poll() is not None)
+    assert stack.process.poll() is None, stack.process.communicate()
+    with stack.client() as client:
+        until(lambda: has_both_workers(client))
+    yield stack
+    stack.process.send_signal(signal.SIGINT)
+    stack.process.communicate(timeout=DEADLINE_S)
+    assert stack.pids() == []
+
+
+@pytest.fixture
+def client(stack: Stack) -> Iterator[Client]:
+    with stack.client() as client:
+        yield client

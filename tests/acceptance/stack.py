@@ -1,0 +1,110 @@
+"""A running stack for acceptance tests: `apt-jobs up` in a folder of its own, and how to look at it from outside."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from apt_jobs.client.client import Client
+from apt_jobs.errors import Unavailable
+from apt_jobs.supervision.process_tree import MARKER
+from apt_jobs.workers.embedded import free_port
+
+DEADLINE_S = 120.0
+TINY: dict[str, Any] = {
+    "kind": "train",
+    "num_ranks": 2,
+    "model": {"d_model": 16, "num_layers": 1, "num_attention_heads": 2, "vocab_size": 300, "max_seq_len": 32},
+    "training": {
+        "max_steps": 12,
+        "batch_size": 2,
+        "learning_rate": 0.01,
+        "warmup_steps": 2,
+        "validation_fraction": 0.001,
+        "validate_every_steps": 6,
+        "checkpoint_every_steps": 6,
+    },
+}
+LONG: dict[str, Any] = {**TINY, "training": {**TINY["training"], "max_steps": 5_000, "checkpoint_every_steps": 20}}
+
+
+class Stack:
+    """One `apt-jobs up` in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.data_dir = folder
+        self.port = free_port("127.0.0.1", 18_000)
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("APT_JOBS_")},
+            "APT_JOBS_DATA_DIR": str(folder),
+            "APT_JOBS_PORT": str(self.port),
+            "APT_JOBS_LEASE_S": "6",
+            "APT_JOBS_HEARTBEAT_S": "1",
+            "APT_JOBS_STOP_TIMEOUT_S": "3",
+        }
+        self.process = self.command("up")
+
+    def command(self, *arguments: str) -> "subprocess.Popen[str]":
+        """`apt-jobs ARGUMENTS` with this stack's settings."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "apt_jobs", *arguments],
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def client(self) -> Client:
+        return Client(data_dir=self.data_dir)
+
+    def pids(self, *words: str) -> list[int]:
+        """Living processes of this stack whose command line has all the words."""
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                environment = (entry / "environ").read_bytes()
+                line = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            except (OSError, ValueError):
+                continue
+            belongs = str(self.data_dir).encode() in environment or str(self.data_dir) in line
+            if entry.name.isdigit() and belongs and line and all(word in line for word in words):
+                found.append(int(entry.name))
+        return found
+
+
+def until(what: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
+    """Poll until `what` is true; its value."""
+    deadline = time.monotonic() + deadline_s
+    while not (value := what()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.1)
+    return value
+
+
+def has_both_workers(client: Client) -> bool:
+    """Whether the training and the generation worker of `apt-jobs up` are alive."""
+    try:
+        return {row["kind"] for row in client.workers() if row["alive"]} >= {"train", "generate"}
+    except Unavailable:
+        return False
+
+
+def attempts_of(client: Client, job_id: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = client.get(job_id)["attempts"]
+    return rows
+
+
+def marked(job_id: str) -> list[int]:
+    """Processes that carry the marker of an attempt of this job."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if f"{MARKER}={job_id}:".encode() in (entry / "environ").read_bytes():
+                found.append(int(entry.name))
+        except (OSError, ValueError):
+            continue
+    return found

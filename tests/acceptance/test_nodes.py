@@ -1,0 +1,76 @@
+"""One training over two nodes, each with a torchrun of its own, which meet over TCP."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from apt_jobs.client.client import Client
+from tests.acceptance.stack import DEADLINE_S, LONG, TINY, Stack, attempts_of, until
+
+CLUSTER = {"queue": "cluster", "num_nodes": 2}
+
+
+def stop(process: "subprocess.Popen[str]") -> None:
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, errors
+
+
+@pytest.fixture(scope="module")
+def head(stack: Stack) -> Iterator[None]:
+    """A worker that has two nodes, of which only its own is up."""
+    process = stack.command("worker", "train", "--queue=cluster", "--name=cluster", "--num-nodes=2")
+    yield
+    stop(process)
+
+
+@pytest.fixture
+def node(stack: Stack, client: Client, head: None) -> Iterator[None]:
+    """The second node."""
+    process = stack.command("worker", "node", "--head=cluster")
+    until(lambda: any(row["name"] == "cluster/node-1" and row["alive"] for row in client.workers()))
+    yield
+    stop(process)
+
+
+def ranks(stack: Stack, node_rank: int) -> list[int]:
+    """Rank processes that a node's torchrun started."""
+    found = []
+    for pid in stack.pids("apt_jobs.training.run", "--run-file"):
+        try:
+            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if b"GROUP_RANK=%d" % node_rank in environment:
+            found.append(pid)
+    return found
+
+
+def test_a_job_waits_for_the_node_that_is_missing(client: Client, head: None) -> None:
+    job = client.submit({**TINY, **CLUSTER})
+    until(lambda: "node 1 of worker cluster is not up" in (client.get(job["id"])["reason"] or ""))
+    assert client.cancel(job["id"])["state"] == "cancelled"
+
+
+def test_a_training_runs_over_two_nodes(client: Client, node: None) -> None:
+    job = client.wait(client.submit({**TINY, **CLUSTER})["id"])
+    assert job["state"] == "succeeded", job
+    started = next(event for event in client.events(job["id"]) if event["kind"] == "started")
+    assert started["world_size"] == 2
+
+
+def test_a_lost_node_breaks_the_attempt_and_the_next_one_resumes(stack: Stack, client: Client, node: None) -> None:
+    more: dict[str, Any] = {**LONG["training"], "max_steps": 200}
+    job = client.submit({**LONG, **CLUSTER, "training": more})
+    until(lambda: client.checkpoints(job["id"]))
+    os.kill(until(lambda: ranks(stack, 1))[0], signal.SIGKILL)
+    ended = client.wait(job["id"])
+    first, second = attempts_of(client, job["id"])
+    assert (first["outcome"], second["outcome"], ended["step"]) == ("queued", "succeeded", 200)
+    assert second["resumed_from_step"] >= 20
+    assert ranks(stack, 0) == ranks(stack, 1) == []
