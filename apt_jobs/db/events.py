@@ -12,7 +12,7 @@ from typing import Any
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
-from apt_jobs.db.jobs import fence
+from apt_jobs.db.jobs import Orders, fence, orders_of
 from apt_jobs.db.models import Attempt, Checkpoint, EventRow, Job
 from apt_jobs.errors import NotFound
 from apt_jobs.events.codec import encode_payload, finite_or_name
@@ -32,7 +32,7 @@ class Appended:
     """What `append_events` did. `stored` is contiguous in `seq`."""
 
     stored: list[StoredEvent]
-    cancel_requested: bool
+    orders: Orders
 
 
 def append_events(
@@ -44,16 +44,16 @@ def append_events(
         Fenced: the attempt no longer owns the job; nothing was stored.
     """
     job = fence(session, job_id, attempt, lease_s)
-    cancel_requested = job.cancel_requested_at is not None
+    orders = orders_of(job)
     if not events:
-        return Appended([], cancel_requested)
+        return Appended([], orders)
     stored = [
         StoredEvent(job_id, job.last_seq + number, attempt, at, event)
         for number, (at, event) in enumerate(events, start=1)
     ]
     _insert(session, stored)
     _apply(session, job, [event for _, event in events])
-    return Appended(stored, cancel_requested)
+    return Appended(stored, orders)
 
 
 def append_service_event(session: Session, job_id: str, event: Event) -> StoredEvent:

@@ -1,4 +1,4 @@
-"""The life cycle of a job as compare-and-set on its row: insert, claim, heartbeat, cancel, finish, reap, dispatch.
+"""The life cycle of a job as compare-and-set on its row: insert, claim, heartbeat, finish, reap.
 
 Whoever owns an attempt proves it with every write: `fence` updates the row only while the attempt is current and its
 lease runs, by the database's clock. A state and its `state` event change in one transaction.
@@ -8,21 +8,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, case, delete, func, or_, select, update
+from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
 from apt_jobs.db.models import Attempt, Job
-from apt_jobs.db.transitions import back_in_queue, change_state, end_broken, locked_job, owned_job, record_state
-from apt_jobs.errors import Conflict, IdempotencyMismatch, NotFound, Unavailable
+from apt_jobs.db.queues import may_claim
+from apt_jobs.db.transitions import (
+    back_in_queue,
+    change_state,
+    end_broken,
+    owned_job,
+    record_state,
+)
+from apt_jobs.errors import IdempotencyMismatch, NotFound, Unavailable
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.jobs.ids import new_job_id
 from apt_jobs.jobs.spec import GenerateSpec, TrainSpec, queue_of
-from apt_jobs.jobs.states import OWNED_STATES, TERMINAL_STATES, JobState, sources_of
-
-DISPATCH_PAUSE_S = 30.0  # before a hint is sent again; doubles
-DISPATCH_PAUSE_MAX_S = 600.0
+from apt_jobs.jobs.states import OWNED_STATES, JobState, sources_of
 
 
 def insert_job(
@@ -32,6 +36,7 @@ def insert_job(
     idempotency_key: str | None = None,
     request_sha256: str | None = None,
     max_queued_jobs: int | None = None,
+    schedule_id: str | None = None,
 ) -> Job:
     """Add a queued job and its first event; with a known key return the job that the key made.
 
@@ -58,6 +63,7 @@ def insert_job(
         max_attempts=spec.max_attempts,
         idempotency_key=idempotency_key,
         request_sha256=request_sha256,
+        schedule_id=schedule_id,
     )
     if idempotency_key is None:
         session.add(job)
@@ -115,6 +121,18 @@ def list_jobs(
 
 
 @dataclass(frozen=True, slots=True)
+class Orders:
+    """What users want of a running attempt."""
+
+    cancel: bool
+    pause: bool
+
+
+def orders_of(job: Job) -> Orders:
+    return Orders(cancel=job.cancel_requested_at is not None, pause=job.state == JobState.PAUSING)
+
+
+@dataclass(frozen=True, slots=True)
 class Claimed:
     """A job that now belongs to the claimer's attempt, and the event that says so."""
 
@@ -123,7 +141,12 @@ class Claimed:
 
 
 def claim_next(session: Session, queue: str, worker: str, lease_s: float) -> Claimed | None:
-    """Claim the first waiting job of the queue: highest priority, then oldest. None: nothing is due."""
+    """Claim the first waiting job of the queue: highest priority, then oldest.
+
+    None: nothing is due, or the queue is paused or has as many running jobs as it may.
+    """
+    if not may_claim(session, queue):
+        return None
     candidates = (
         select(Job.id)
         .where(Job.queue == queue, Job.state == JobState.QUEUED, Job.not_before_at <= now_plus(0))
@@ -162,33 +185,13 @@ def claim(session: Session, job_id: str, worker: str, lease_s: float) -> Claimed
     return Claimed(job, record_state(session, job, JobState.QUEUED, f"attempt {job.attempt} on {worker}"))
 
 
-def heartbeat(session: Session, job_id: str, attempt: int, lease_s: float) -> bool:
-    """Extend the lease. True: someone asked to cancel the job.
+def heartbeat(session: Session, job_id: str, attempt: int, lease_s: float) -> Orders:
+    """Extend the lease, and learn what users want of the attempt.
 
     Raises:
         Fenced: the attempt no longer owns the job.
     """
-    return fence(session, job_id, attempt, lease_s).cancel_requested_at is not None
-
-
-def request_cancel(session: Session, job_id: str, reason: str = "cancelled by a user") -> tuple[Job, list[StoredEvent]]:
-    """Cancel at once what no attempt owns; flag what one does. Idempotent.
-
-    Raises:
-        NotFound: there is no such job.
-        Conflict: it has already ended otherwise.
-    """
-    job = locked_job(session, job_id)
-    if job.state == JobState.CANCELLED:
-        return job, []
-    if job.state in TERMINAL_STATES:
-        raise Conflict(f"job {job_id} is {job.state} already and cannot be cancelled")
-    if job.state in OWNED_STATES:
-        if job.cancel_requested_at is None:
-            flag = update(Job).where(Job.id == job_id).values(cancel_requested_at=now_plus(0), reason=reason)
-            session.execute(flag.execution_options(synchronize_session=False))
-        return get_job(session, job_id), []
-    return change_state(session, job, JobState.CANCELLED, reason, cancel_requested_at=now_plus(0))
+    return orders_of(fence(session, job_id, attempt, lease_s))
 
 
 def finish(
@@ -204,8 +207,8 @@ def finish(
 ) -> list[StoredEvent]:
     """End an attempt: the job becomes `outcome`. QUEUED hands it back, to be claimed after `retry_in_s` seconds.
 
-    A job that somebody asked to cancel never waits again: handed back or paused, it becomes cancelled. It keeps the
-    reason of who asked.
+    A job that somebody asked to cancel never waits again: handed back or paused, it becomes cancelled, and keeps the
+    reason of who asked. One that somebody asked to pause becomes paused when it is handed back.
 
     Raises:
         Fenced: the attempt no longer owns the job; nothing was changed.
@@ -214,6 +217,8 @@ def finish(
     job = owned_job(session, job_id, attempt)
     if job.cancel_requested_at is not None and outcome in (JobState.QUEUED, JobState.PAUSED, JobState.CANCELLED):
         outcome, reason = JobState.CANCELLED, job.reason or reason
+    elif job.state == JobState.PAUSING and outcome is JobState.QUEUED:
+        outcome = JobState.PAUSED
     values: dict[str, Any] = {"error": error, "result": result}
     if outcome is JobState.QUEUED:
         values |= back_in_queue(retry_in_s)
@@ -248,36 +253,6 @@ def has_expired(session: Session) -> bool:
     """Whether any lease is over: a cheap look before `reap_expired`."""
     query = select(Job.id).where(Job.state.in_(OWNED_STATES), Job.lease_until < now_plus(0)).limit(1)
     return session.scalar(query) is not None
-
-
-def jobs_to_dispatch(session: Session, limit: int = 100) -> list[tuple[str, str]]:
-    """`(job_id, queue)` of waiting jobs whose hint was never sent, or so long ago that it must be lost."""
-    oldest_allowed = case(
-        *[
-            (Job.num_dispatches == sent, now_plus(-min(DISPATCH_PAUSE_S * 2 ** (sent - 1), DISPATCH_PAUSE_MAX_S)))
-            for sent in range(1, 6)
-        ],
-        else_=now_plus(-DISPATCH_PAUSE_MAX_S),
-    )
-    due = (
-        select(Job.id, Job.queue)
-        .where(Job.state == JobState.QUEUED, Job.not_before_at <= now_plus(0))
-        .where(or_(Job.dispatched_at.is_(None), Job.dispatched_at < oldest_allowed))
-        .order_by(Job.priority.desc(), Job.created_at, Job.id)
-        .limit(limit)
-    )
-    return [(job_id, queue) for job_id, queue in session.execute(due)]
-
-
-def mark_dispatched(session: Session, job_ids: Sequence[str]) -> None:
-    """Note that hints for these jobs were sent now."""
-    in_one_order = select(Job.id).where(Job.id.in_(job_ids)).order_by(Job.id).with_for_update()  # else two may deadlock
-    session.execute(
-        update(Job)
-        .where(Job.id.in_(in_one_order))
-        .values(dispatched_at=now_plus(0), num_dispatches=Job.num_dispatches + 1)
-        .execution_options(synchronize_session=False)
-    )
 
 
 def attempt_of_owner(session: Session, owner: str) -> tuple[str, int] | None:
@@ -317,29 +292,6 @@ def count_by_state(session: Session) -> dict[str, int]:
         (state, count) for state, count in session.execute(select(Job.state, func.count()).group_by(Job.state))
     )
     return counts
-
-
-def queue_depths(session: Session) -> dict[str, dict[str, int]]:
-    """Per queue: `queued` and `running` jobs."""
-    running = case((Job.state.in_(OWNED_STATES), 1), else_=0)
-    queued = case((Job.state == JobState.QUEUED, 1), else_=0)
-    rows = session.execute(
-        select(Job.queue, func.sum(queued), func.sum(running)).group_by(Job.queue).order_by(Job.queue)
-    )
-    return {queue: {"queued": int(waiting), "running": int(owned)} for queue, waiting, owned in rows}
-
-
-def delete_job(session: Session, job_id: str) -> None:
-    """Remove an ended job with its events, attempts and checkpoint rows. Its files are the caller's.
-
-    Raises:
-        NotFound: there is no such job.
-        Conflict: it has not ended.
-    """
-    job = locked_job(session, job_id)
-    if job.state not in TERMINAL_STATES:
-        raise Conflict(f"job {job_id} is {job.state}; cancel it first, then delete it")
-    session.execute(delete(Job).where(Job.id == job_id).execution_options(synchronize_session=False))
 
 
 def fence(session: Session, job_id: str, attempt: int, lease_s: float) -> Job:

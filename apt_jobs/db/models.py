@@ -18,6 +18,9 @@ NAMING_CONVENTION = {
     "pk": "pk_%(table_name)s",
 }
 ROLES = ("viewer", "submitter", "admin")
+OVERLAPS = ("skip", "queue", "cancel")
+CATCH_UPS = ("skip", "latest", "all")
+RUN_OUTCOMES = ("submitted", "skipped", "missed", "refused")
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> str:
@@ -37,6 +40,7 @@ class Job(Base):
         CheckConstraint("attempt >= 0 AND last_seq >= 0", name="counts"),
         Index("ix_jobs_waiting", "queue", "state", desc("priority"), "created_at", "id"),  # the order of claims
         Index("ix_jobs_state", "state"),
+        Index("ix_jobs_schedule_id", "schedule_id", "state"),
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
@@ -69,6 +73,7 @@ class Job(Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT)
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
     request_sha256: Mapped[str | None] = mapped_column(String(64))
+    schedule_id: Mapped[str | None] = mapped_column(String(40))  # who made it; that schedule may be gone
 
 
 class Attempt(Base):
@@ -131,6 +136,52 @@ class WorkerRow(Base):
     started_at: Mapped[datetime] = mapped_column(default=now_plus(0))
     heartbeat_at: Mapped[datetime] = mapped_column(default=now_plus(0))
     current_job_id: Mapped[str | None] = mapped_column(String(40))
+    drain_requested_at: Mapped[datetime | None]
+
+
+class QueueRow(Base):
+    """A queue that somebody configured; others have no row."""
+
+    __tablename__ = "queues"
+    __table_args__ = (CheckConstraint("max_running > 0", name="max_running"),)
+
+    name: Mapped[str] = mapped_column(String(100), primary_key=True)
+    max_running: Mapped[int | None]
+    paused_at: Mapped[datetime | None]
+
+
+class Schedule(Base):
+    __tablename__ = "schedules"
+    __table_args__ = (
+        CheckConstraint(_one_of("overlap", OVERLAPS), name="overlap"),
+        CheckConstraint(_one_of("catch_up", CATCH_UPS), name="catch_up"),
+        Index("ix_schedules_next_due_at", "next_due_at"),
+    )
+
+    id: Mapped[str] = mapped_column(String(40), primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    cron: Mapped[str] = mapped_column(String(200))
+    time_zone: Mapped[str] = mapped_column(String(100))
+    spec: Mapped[dict[str, Any]]
+    overlap: Mapped[str] = mapped_column(String(20))
+    catch_up: Mapped[str] = mapped_column(String(20))
+    paused_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(default=now_plus(0))
+    next_due_at: Mapped[datetime | None]  # None: never again
+
+
+class ScheduleRun(Base):
+    """What became of one due time. The primary key is the promise that none fires twice."""
+
+    __tablename__ = "schedule_runs"
+    __table_args__ = (CheckConstraint(_one_of("outcome", RUN_OUTCOMES), name="outcome"),)
+
+    schedule_id: Mapped[str] = mapped_column(ForeignKey("schedules.id", ondelete="CASCADE"), primary_key=True)
+    due_at: Mapped[datetime] = mapped_column(primary_key=True)
+    fired_at: Mapped[datetime] = mapped_column(default=now_plus(0))
+    outcome: Mapped[str] = mapped_column(String(20))
+    job_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"))
+    reason: Mapped[str | None] = mapped_column(Words)
 
 
 class ApiKey(Base):

@@ -86,9 +86,22 @@ def change_state(
     return changed, [record_state(session, changed, previous, reason)]
 
 
+def begin_pausing(session: Session, job: Job, reason: str) -> tuple[Job, list[StoredEvent]]:
+    """Tell the attempt of a locked, running row to save and stop. It keeps its lease until it has."""
+    require_transition(JobState(job.state), JobState.PAUSING)
+    changed = session.scalars(
+        update(Job)
+        .where(Job.id == job.id, Job.attempt == job.attempt, Job.state == JobState.RUNNING)
+        .values(state=JobState.PAUSING, reason=storable_text(reason), last_seq=Job.last_seq + 1)
+        .returning(Job)
+        .execution_options(synchronize_session=False, populate_existing=True)
+    ).one()
+    return changed, [record_state(session, changed, JobState.RUNNING, reason)]
+
+
 def end_broken(session: Session, job: Job, why: str, error: dict[str, Any] | None = None) -> list[StoredEvent]:
     """End the attempt of a locked row that broke through no fault of the job: cancelled if that was asked for, dead
-    when its attempts are used up, else queued after a pause that doubles.
+    when its attempts are used up, paused if that was asked for, else queued after a pause that doubles.
     """
     if job.cancel_requested_at is not None:
         return change_state(session, job, JobState.CANCELLED, job.reason)[1]
@@ -101,6 +114,9 @@ def end_broken(session: Session, job: Job, why: str, error: dict[str, Any] | Non
     if broken >= job.max_attempts or fruitless >= MAX_FRUITLESS_ATTEMPTS:
         reason = f"{why}; given up after attempt {job.attempt}, {fruitless} in a row without a new checkpoint"
         return change_state(session, job, JobState.DEAD, reason, **values)[1]
+    if job.state == JobState.PAUSING:
+        reason = f"{why}; paused, and resumed from its last checkpoint"
+        return change_state(session, job, JobState.PAUSED, reason, **values)[1]
     pause_s = retry_pause_s(fruitless)
     reason = f"{why}; trying again in {pause_s:.0f} s"
     return change_state(session, job, JobState.QUEUED, reason, **values, **back_in_queue(pause_s))[1]

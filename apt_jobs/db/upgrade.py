@@ -9,6 +9,8 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
@@ -39,6 +41,24 @@ def downgrade_database(database: Database, revision: str) -> None:
     """
     with _known_revisions(), migration_config(database) as config:
         command.downgrade(config, revision)
+
+
+def require_current_schema(database: Database) -> None:
+    """Return if the schema is the one of this version.
+
+    Raises:
+        Unavailable: it is older, newer or not there; the message says what to do.
+    """
+    config = Config()
+    config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
+    wanted = ScriptDirectory.from_config(config).get_current_head()
+    with named_errors(), database.engine.connect() as connection:
+        found = MigrationContext.configure(connection).get_current_revision()
+    if found != wanted:
+        raise Unavailable(
+            f"the database has schema {found or 'none'}, and this version of apt-jobs needs {wanted}: run "
+            "`apt-jobs migrate` with the newer of the two versions, and install it everywhere"
+        )
 
 
 @contextmanager

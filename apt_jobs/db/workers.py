@@ -1,5 +1,6 @@
 """The workers that are alive: each records itself every few seconds."""
 
+import os
 from typing import Any
 
 from sqlalchemy import case, delete, select, update
@@ -8,6 +9,7 @@ from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
 from apt_jobs.db.models import WorkerRow
+from apt_jobs.errors import AlreadyRunning, NotFound
 
 
 def record_worker(
@@ -21,8 +23,11 @@ def record_worker(
     version: str,
     gpus: list[dict[str, Any]],
     current_job_id: str | None,
-) -> None:
-    """Insert or refresh a worker's row; its heartbeat is now. Another pid is a new start."""
+) -> bool:
+    """Insert or refresh a worker's row; its heartbeat is now. True: somebody asked to drain it.
+
+    Another pid is a new start, which nobody has asked to drain.
+    """
     values: dict[str, Any] = {
         "kind": kind,
         "queues": queues,
@@ -33,13 +38,47 @@ def record_worker(
         "current_job_id": current_job_id,
         "heartbeat_at": now_plus(0),
     }
-    if _update(session, name, values):
-        return
+    known = _update(session, name, values)
+    if known is not None:
+        return known.drain_requested_at is not None
     try:
         with session.begin_nested():
             session.add(WorkerRow(name=name, **values))
     except IntegrityError:  # another process of the same name was quicker
         _update(session, name, values)
+    return False
+
+
+def require_free_name(session: Session, name: str, hostname: str, alive_within_s: float) -> None:
+    """Return if no other living process has this name. One that died on this machine does not count.
+
+    Raises:
+        AlreadyRunning: another worker has it.
+    """
+    for row in list_workers(session, alive_within_s):
+        if row.name == name and not (row.hostname == hostname and _has_ended(row.pid)):
+            raise AlreadyRunning(
+                f"a worker named {name!r} runs on {row.hostname} (process {row.pid}); choose another --name, or wait "
+                f"{alive_within_s:.0f} s if it is gone"
+            )
+
+
+def set_drained(session: Session, name: str, *, drained: bool) -> WorkerRow:
+    """Ask a worker to hand back its job and to claim no other, or to claim again. It hears of it with its heartbeat.
+
+    Raises:
+        NotFound: no worker has this name.
+    """
+    row = session.get(WorkerRow, name, with_for_update=True)
+    if row is None:
+        raise NotFound(f"no worker {name!r}")
+    if not drained:
+        row.drain_requested_at = None
+    elif row.drain_requested_at is None:
+        row.drain_requested_at = now_plus(0)
+    session.flush()
+    session.refresh(row)
+    return row
 
 
 def list_workers(session: Session, alive_within_s: float | None = None) -> list[WorkerRow]:
@@ -60,12 +99,26 @@ def remove_worker(session: Session, name: str) -> None:
     session.execute(delete(WorkerRow).where(WorkerRow.name == name).execution_options(synchronize_session=False))
 
 
-def _update(session: Session, name: str, values: dict[str, Any]) -> bool:
-    known = session.execute(
+def _update(session: Session, name: str, values: dict[str, Any]) -> WorkerRow | None:
+    is_same = WorkerRow.pid == values["pid"]
+    return session.scalars(
         update(WorkerRow)
         .where(WorkerRow.name == name)
-        .values(**values, started_at=case((WorkerRow.pid == values["pid"], WorkerRow.started_at), else_=now_plus(0)))
-        .returning(WorkerRow.name)
-        .execution_options(synchronize_session=False)
-    )
-    return known.scalar() is not None
+        .values(
+            **values,
+            started_at=case((is_same, WorkerRow.started_at), else_=now_plus(0)),
+            drain_requested_at=case((is_same, WorkerRow.drain_requested_at), else_=None),
+        )
+        .returning(WorkerRow)
+        .execution_options(synchronize_session=False, populate_existing=True)
+    ).one_or_none()
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return pid == os.getpid()  # a container started again: the same pid, this very process

@@ -16,6 +16,10 @@ def new_checkpoint_id() -> str:
     return _new_id("ckpt")
 
 
+def new_schedule_id() -> str:
+    return _new_id("sched")
+
+
 def _new_id(prefix: str) -> str:
     moment = _base32(time.time_ns() // 1_000_000, _TIME_CHARS)
     return f"{prefix}_{moment}{_base32(secrets.randbits(5 * _RANDOM_CHARS), _RANDOM_CHARS)}"

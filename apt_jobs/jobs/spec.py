@@ -120,6 +120,9 @@ class JobSpec(Strict):
     priority: int = Field(0, ge=-100, le=100, description="Higher runs first.")
     labels: dict[Name, LabelValue] = Field(default_factory=dict, max_length=32, description="Free key/value pairs.")
     max_attempts: int = Field(3, ge=1, le=100, description="Attempts before the job is given up.")
+    time_limit_s: float | None = Field(
+        None, gt=0, le=366 * 86_400, description="Longest time of one attempt, in seconds; then it saves and fails."
+    )
 
 
 class TrainSpec(JobSpec):
@@ -175,5 +178,6 @@ def queue_of(spec: TrainSpec | GenerateSpec) -> str:
     return spec.queue or spec.kind
 
 
+QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")  # as `Name`
 JOB_ID_PATTERN = re.compile(r"^job_[0-9a-z]{20}$")
 CHECKPOINT_ID_PATTERN = re.compile(r"^ckpt_[0-9a-z]{20}$")

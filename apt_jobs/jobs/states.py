@@ -1,7 +1,8 @@
 """The states of a job and the one table of transitions between them.
 
 queued -> running -> succeeded | failed | cancelled | dead
-running -> queued (worker lost, drained, or retry); running -> pausing -> paused -> queued; queued -> cancelled
+running -> queued (worker lost, drained, or retry); running -> pausing -> paused -> queued; queued -> paused | cancelled
+failed | cancelled | dead -> queued (a user retries it)
 """
 
 from enum import StrEnum
@@ -21,7 +22,7 @@ class JobState(StrEnum):
 
 
 TRANSITIONS: dict[JobState, frozenset[JobState]] = {
-    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED}),
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.PAUSED, JobState.CANCELLED}),
     JobState.RUNNING: frozenset(
         {
             JobState.SUCCEEDED,

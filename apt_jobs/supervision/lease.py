@@ -36,6 +36,7 @@ class LeaseKeeper:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"lease of {job_id}", daemon=True)
         self.cancelled = threading.Event()  # someone asked to cancel the job
+        self.pausing = threading.Event()  # someone asked to pause it
         self.fenced = threading.Event()  # the attempt owns nothing any more: write nothing
 
     @property
@@ -58,7 +59,7 @@ class LeaseKeeper:
         asked_at_s = boot_clock_s()
         try:
             with self._database.write() as session:
-                cancelled = heartbeat(session, self._job_id, self._attempt, self._lease_s)
+                orders = heartbeat(session, self._job_id, self._attempt, self._lease_s)
         except Fenced:
             self.fenced.set()
             return
@@ -66,8 +67,10 @@ class LeaseKeeper:
             logger.warning("heartbeat failed", extra={"job_id": self._job_id, "why": str(exc)})
             return
         self._last_beat_s = asked_at_s
-        if cancelled:
+        if orders.cancel:
             self.cancelled.set()
+        if orders.pause:
+            self.pausing.set()
 
     def close(self) -> None:
         """Stop beating; the lease then runs out by itself unless the job was finished."""

@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import append_events
+from apt_jobs.db.jobs import Orders
 from apt_jobs.errors import InvalidInput, OutOfSpace, Unavailable
-from apt_jobs.events.kinds import Event, LineLogged, RankFailed, TrainingFinished
+from apt_jobs.events.kinds import CheckpointSaved, Event, LineLogged, RankFailed, TrainingFinished
 from apt_jobs.events.live import LivePublisher
 from apt_jobs.events.spool import SpoolReader
 from apt_jobs.jobs.run_file import RunFile
@@ -40,7 +41,8 @@ class Relay:
         self._retry_s = RETRY_MIN_S
         self.failures: list[RankFailed] = []  # in the order in which they were read
         self.finished: TrainingFinished | None = None
-        self.cancel_requested = False
+        self.saved_step: int | None = None  # of the last checkpoint of this attempt
+        self.orders = Orders(cancel=False, pause=False)
         self.last_event_s = time.monotonic()  # for the watchdog
 
     def pump(self) -> int:
@@ -65,7 +67,7 @@ class Relay:
             return 0
         self._retry_s = RETRY_MIN_S
         self._batch = []
-        self.cancel_requested |= appended.cancel_requested
+        self.orders = appended.orders
         self._publisher.publish(self._job_id, appended.stored)
         return len(appended.stored)
 
@@ -110,6 +112,8 @@ class Relay:
             self.failures.append(event)
         elif isinstance(event, TrainingFinished):
             self.finished = event
+        elif isinstance(event, CheckpointSaved):
+            self.saved_step = event.step
 
 
 def first_cause(failures: Sequence[RankFailed]) -> RankFailed | None:

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from apt_jobs.db.checkpoints import newest_of_job
 from apt_jobs.db.engine import Database
-from apt_jobs.db.jobs import fence, finish, finish_broken
+from apt_jobs.db.jobs import fence, finish, finish_broken, get_job, orders_of
 from apt_jobs.errors import AptJobsError, Fenced, InvalidInput, OutOfSpace, Unavailable
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.events.live import LivePublisher
@@ -28,7 +28,7 @@ from apt_jobs.jobs.states import JobState
 from apt_jobs.logs import configure_logging
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.launch import rendezvous_address, start_node
-from apt_jobs.supervision.lease import LeaseKeeper
+from apt_jobs.supervision.lease import KILL_FRACTION, STOP_FRACTION, LeaseKeeper
 from apt_jobs.supervision.plan import plan_attempt
 from apt_jobs.supervision.process_tree import MARKER, ProcessTree, adopt_orphans
 from apt_jobs.supervision.rank_logs import RankLogs
@@ -36,6 +36,8 @@ from apt_jobs.supervision.relay import Relay, first_cause
 
 logger = logging.getLogger(__name__)
 
+ORDERS_EVERY_S = 2.0  # between two looks for a cancel or a pause while no events flow
+GUARD_EVERY_S = 0.5
 ACTIVE_PAUSE_S = 0.02  # between two looks at the spools while events flow
 QUIET_PAUSE_S = 0.1
 QUIET_AFTER_S = 2.0
@@ -45,10 +47,12 @@ MAX_TRACEBACK_CHARS = 20_000
 
 
 class Ending(enum.Enum):
-    """Why the supervisor ended the tree; None of them: it ended by itself."""
+    """Why the supervisor ended the tree, or asked the ranks to; none of them: it ended by itself."""
 
     CANCELLED = "cancelled by a user"
-    DRAINED = "the worker was drained, but its grace ended before a checkpoint was saved"
+    PAUSED = "paused by a user"
+    DRAINED = "the worker was drained"
+    TIME_LIMIT = "the job's time limit was reached"
     WORKER_GONE = "the worker was lost"
     STALLED = "no event came for too long; the ranks hang"
     FENCED = "the lease was lost"
@@ -72,6 +76,10 @@ class Supervisor:
         self._gpus, self._num_nodes = gpus, num_nodes
         self._publisher = LivePublisher(settings.redis)
         self._drain = threading.Event()
+        self._began_s = time.monotonic()
+        self._looked_s = time.monotonic()  # for orders
+        self._asked: Ending | None = None  # why the ranks were asked to save and stop
+        self._asked_s = 0.0
         self._worker_gone = threading.Event()
 
     def run(self) -> None:
@@ -90,6 +98,7 @@ class Supervisor:
         tree = start_node(self._settings, run_file, 0, self._gpus)
         logs = RankLogs(run_file.run_dir, run_file.spec.ranks_per_node)
         relay = Relay(self._database, self._publisher, run_file, logs, lease_s)
+        threading.Thread(target=self._guard, args=(lease, tree), name="guard", daemon=True).start()
         try:
             with lease:
                 ending = self._follow(tree, lease, relay, run_file)
@@ -109,30 +118,64 @@ class Supervisor:
 
     def _follow(self, tree: ProcessTree, lease: LeaseKeeper, relay: Relay, run_file: RunFile) -> Ending | None:
         """Relay until the tree has ended; end it when there is a reason to."""
-        drain_deadline: float | None = None
         while tree.poll() is None:
             moved = relay.pump()
-            if relay.cancel_requested or lease.cancelled.is_set():
-                return self._end(tree, Ending.CANCELLED)
-            if lease.must_stop:
-                return self._end(tree, Ending.FENCED)
-            if self._worker_gone.is_set():
-                return self._end(tree, Ending.WORKER_GONE)
-            if time.monotonic() - relay.last_event_s > self._settings.stall_timeout_s:
-                return self._end(tree, Ending.STALLED)
-            if self._drain.is_set():
-                if drain_deadline is None:
-                    run_file.stop_path.touch()
-                    drain_deadline = time.monotonic() + self._settings.drain_timeout_s
-                elif time.monotonic() > drain_deadline:
-                    return self._end(tree, Ending.DRAINED)
+            if (reason := self._reason_to_end(lease, relay)) is not None:
+                return self._end(tree, reason)
+            if self._asked is None and (reason := self._reason_to_stop(lease, relay, run_file)) is not None:
+                self._asked, self._asked_s = reason, time.monotonic()
+                run_file.stop_path.touch()
+            if self._asked is not None and time.monotonic() - self._asked_s > self._settings.drain_timeout_s:
+                return self._end(tree, self._asked)
             quiet = not moved and time.monotonic() - relay.last_event_s > QUIET_AFTER_S
             time.sleep(QUIET_PAUSE_S if quiet else ACTIVE_PAUSE_S)
         return None
 
+    def _reason_to_end(self, lease: LeaseKeeper, relay: Relay) -> Ending | None:
+        """Why the tree has to end now, saved or not."""
+        if relay.orders.cancel or lease.cancelled.is_set():
+            return Ending.CANCELLED
+        if lease.must_stop:
+            return Ending.FENCED
+        if self._worker_gone.is_set():
+            return Ending.WORKER_GONE
+        if time.monotonic() - relay.last_event_s > self._settings.stall_timeout_s:
+            return Ending.STALLED
+        return None
+
+    def _reason_to_stop(self, lease: LeaseKeeper, relay: Relay, run_file: RunFile) -> Ending | None:
+        """Why the ranks should save after this step and stop."""
+        if time.monotonic() - self._looked_s > ORDERS_EVERY_S:
+            self._looked_s = time.monotonic()
+            self._look_for_orders(relay)
+        if relay.orders.pause or lease.pausing.is_set():
+            return Ending.PAUSED
+        if self._drain.is_set():
+            return Ending.DRAINED
+        limit_s = run_file.spec.time_limit_s
+        if limit_s is not None and time.monotonic() - self._began_s > limit_s:
+            return Ending.TIME_LIMIT
+        return None
+
+    def _look_for_orders(self, relay: Relay) -> None:
+        """Read the row: a training that is silent, in its setup or in a long step, is cancelled soon as well."""
+        try:
+            with self._database.read() as session:
+                relay.orders = orders_of(get_job(session, self._job_id))
+        except Unavailable as exc:
+            logger.warning("cannot look for orders", extra={**self._labels(), "why": str(exc)})
+
+    def _guard(self, lease: LeaseKeeper, tree: ProcessTree) -> None:
+        """Kill the ranks before others may take the job, even when the database holds up the other threads."""
+        while not lease.must_kill:
+            time.sleep(GUARD_EVERY_S)
+        logger.error("the lease is about to end; killing the ranks", extra=self._labels())
+        tree.kill()
+
     def _end(self, tree: ProcessTree, ending: Ending) -> Ending:
         logger.info("ending the process tree", extra={**self._labels(), "why": ending.value})
-        tree.terminate(self._settings.stop_timeout_s)
+        grace_s = (KILL_FRACTION - STOP_FRACTION) * self._settings.lease_s  # what a lost lease leaves at least
+        tree.terminate(min(self._settings.stop_timeout_s, grace_s))
         return ending
 
     def _report(
@@ -144,21 +187,29 @@ class Supervisor:
             self._finish(JobState.CANCELLED, ending.value)
         elif tree.poll() == 0 and outcome == "finished":
             self._finish(JobState.SUCCEEDED, None, result=self._result(relay))
-        elif outcome == "stopped" or ending in (Ending.DRAINED, Ending.WORKER_GONE):
-            why = (
-                "the worker was drained; the checkpoint is saved"
-                if outcome == "stopped"
-                else str(ending and ending.value)
-            )
-            self._finish(JobState.QUEUED, why)
-        elif cause := first_cause(relay.failures):
+        elif outcome == "stopped" or (ending is not None and ending is self._asked):
+            self._report_stopped(relay, saved=outcome == "stopped")
+        elif ending is Ending.WORKER_GONE:
+            self._finish(JobState.QUEUED, ending.value)
+        elif (cause := first_cause(relay.failures)) and cause.error != OutOfSpace.__name__:
             message = f"rank {cause.rank}: {cause.error}: {cause.message}"
             error = {"message": message, "error": cause.error, "rank": cause.rank}
             self._finish(JobState.FAILED, message, error={**error, "traceback": cause.traceback[-MAX_TRACEBACK_CHARS:]})
         else:
-            why = ending.value if ending else _exit_in_words(tree.poll())
+            why = cause.message if cause else ending.value if ending else _exit_in_words(tree.poll())
             error = {"message": why, "traceback": logs.tail()[-MAX_TRACEBACK_CHARS:]}
             self._stored(lambda session: finish_broken(session, self._job_id, self._attempt, why, error))
+
+    def _report_stopped(self, relay: Relay, *, saved: bool) -> None:
+        """The ranks were asked to save and stop, and did, or were ended when they did not in time."""
+        assert self._asked is not None  # only this process makes the file that stops them
+        unsaved = "it did not save in time: an earlier checkpoint counts"
+        where = f"saved at step {relay.saved_step}" if saved else unsaved
+        reason = f"{self._asked.value}; {where}"
+        if self._asked is Ending.TIME_LIMIT:
+            self._finish(JobState.FAILED, reason, error={"message": reason, "error": "TimeLimit", "traceback": None})
+        else:
+            self._finish(JobState.PAUSED if self._asked is Ending.PAUSED else JobState.QUEUED, reason)
 
     def _result(self, relay: Relay) -> dict[str, Any]:
         with self._database.read() as session:

@@ -12,6 +12,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 
 from apt_jobs.db.engine import Database
 from apt_jobs.errors import AptJobsError
+from apt_jobs.events.live import LivePublisher
 from apt_jobs.job_queue import HintPublisher, make_celery
 from apt_jobs.settings import Settings
 from apt_jobs.web import (
@@ -20,6 +21,7 @@ from apt_jobs.web import (
     generate_api,
     jobs_api,
     pages,
+    schedules_api,
     service_api,
     training_api,
 )
@@ -27,7 +29,7 @@ from apt_jobs.web.endpoint import openapi_document, spec
 from apt_jobs.web.guard import Guard
 from apt_jobs.web.live_socket import watch_job
 from apt_jobs.web.live_streams import LiveStreams
-from apt_jobs.web.loops import dispatch_for_ever, reap_for_ever
+from apt_jobs.web.loops import dispatch_for_ever, fire_for_ever, reap_for_ever
 from apt_jobs.web.problems import ProblemError, on_apt_jobs_error, on_http_exception, on_problem, on_unexpected
 from apt_jobs.web.service import Service
 
@@ -41,6 +43,9 @@ ROUTES: list[BaseRoute] = [
     Route("/api/jobs/{job_id}", jobs_api.get_one_job, methods=["GET"]),
     Route("/api/jobs/{job_id}", jobs_api.remove_job, methods=["DELETE"]),
     Route("/api/jobs/{job_id}/cancel", jobs_api.cancel_job, methods=["POST"]),
+    Route("/api/jobs/{job_id}/pause", jobs_api.pause_job, methods=["POST"]),
+    Route("/api/jobs/{job_id}/resume", jobs_api.resume_job, methods=["POST"]),
+    Route("/api/jobs/{job_id}/retry", jobs_api.retry_job, methods=["POST"]),
     Route("/api/jobs/{job_id}/events", jobs_api.get_events, methods=["GET"]),
     Route("/api/jobs/{job_id}/logs", jobs_api.get_logs, methods=["GET"]),
     Route("/api/jobs/{job_id}/metrics", jobs_api.get_metrics, methods=["GET"]),
@@ -59,8 +64,20 @@ ROUTES: list[BaseRoute] = [
     Route("/api/datasets", datasets_api.get_datasets, methods=["GET"]),
     Route("/api/datasets", datasets_api.upload_dataset, methods=["POST"]),
     Route("/api/datasets/{name}", datasets_api.remove_dataset, methods=["DELETE"]),
+    Route("/api/schedules", schedules_api.get_schedules, methods=["GET"]),
+    Route("/api/schedules", schedules_api.add_schedule, methods=["POST"]),
+    Route("/api/schedules/preview", schedules_api.preview_schedule, methods=["POST"]),
+    Route("/api/schedules/{schedule_id}", schedules_api.get_one_schedule, methods=["GET"]),
+    Route("/api/schedules/{schedule_id}", schedules_api.replace_schedule, methods=["PUT"]),
+    Route("/api/schedules/{schedule_id}", schedules_api.remove_schedule, methods=["DELETE"]),
+    Route("/api/schedules/{schedule_id}/pause", schedules_api.pause_one_schedule, methods=["POST"]),
+    Route("/api/schedules/{schedule_id}/resume", schedules_api.resume_schedule, methods=["POST"]),
+    Route("/api/schedules/{schedule_id}/run", schedules_api.run_schedule, methods=["POST"]),
     Route("/api/queues", service_api.get_queues, methods=["GET"]),
+    Route("/api/queues/{name}", service_api.set_queue, methods=["PUT"]),
     Route("/api/workers", service_api.get_workers, methods=["GET"]),
+    Route("/api/workers/{name:path}/drain", service_api.drain_worker, methods=["POST"]),
+    Route("/api/workers/{name:path}/resume", service_api.resume_worker, methods=["POST"]),
     Route("/api/keys", service_api.get_keys, methods=["GET"]),
     Route("/openapi.json", pages.get_openapi, methods=["GET"]),
     Route("/docs", pages.get_docs, methods=["GET"]),
@@ -68,6 +85,7 @@ ROUTES: list[BaseRoute] = [
     Route("/jobs/{job_id}", pages.get_page, methods=["GET"]),
     Route("/checkpoints", pages.get_page, methods=["GET"]),
     Route("/generate", pages.get_page, methods=["GET"]),
+    Route("/schedules", pages.get_page, methods=["GET"]),
     Route("/workers", pages.get_page, methods=["GET"]),
     Route("/favicon.svg", pages.get_favicon, methods=["GET"]),
     Route("/assets/{name}", pages.get_asset, methods=["GET"]),
@@ -85,9 +103,11 @@ def create_app(settings: Settings) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         database = Database(settings.database)
         streams = LiveStreams(database, settings.redis)
-        service = Service(settings, database, HintPublisher(make_celery(settings)), streams, asyncio.Event())
+        hints, publisher = HintPublisher(make_celery(settings)), LivePublisher(settings.redis)
+        service = Service(settings, database, hints, publisher, streams, asyncio.Event())
         app.state.service = service
-        loops = [streams.follow(), streams.check_heads(), dispatch_for_ever(service), reap_for_ever(service)]
+        loops = [streams.follow(), streams.check_heads()]
+        loops += [dispatch_for_ever(service), reap_for_ever(service), fire_for_ever(service)]
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             yield
@@ -96,6 +116,7 @@ def create_app(settings: Settings) -> Starlette:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.to_thread(service.hints.close)
+            await asyncio.to_thread(service.publisher.close)
             database.dispose()
 
     app = Starlette(

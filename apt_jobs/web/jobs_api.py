@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,22 +16,16 @@ from starlette.responses import JSONResponse, Response
 
 from apt_jobs.db.access import Role
 from apt_jobs.db.checkpoints import get_checkpoint
+from apt_jobs.db.dispatch import mark_dispatched
 from apt_jobs.db.events import events_after
 from apt_jobs.db.histories import gradient_export, training_history
-from apt_jobs.db.jobs import (
-    delete_job,
-    get_job,
-    insert_job,
-    list_attempts,
-    list_jobs,
-    mark_dispatched,
-    queue_position,
-    request_cancel,
-)
+from apt_jobs.db.jobs import get_job, insert_job, list_attempts, list_jobs, queue_position
 from apt_jobs.db.models import Job
+from apt_jobs.db.steering import delete_job, request_cancel, request_pause, request_resume, request_retry
 from apt_jobs.db.workers import list_workers
 from apt_jobs.errors import NotFound, Unavailable
 from apt_jobs.events.codec import finite_or_name, splice_stored
+from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.jobs.spec import BUILTIN_DATASET, CHECKPOINT_ID_PATTERN, AnyJobSpec, GenerateSpec, TrainSpec
 from apt_jobs.jobs.states import JobState
 from apt_jobs.settings import Settings
@@ -168,8 +162,25 @@ async def get_one_job(request: Request) -> Response:
 @endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer})
 async def cancel_job(request: Request) -> Response:
     """Cancel a job: at once if it waits, within seconds if it runs. Repeating it changes nothing."""
-    job, _ = await service_of(request).write(request_cancel, request.path_params["job_id"])
-    return JSONResponse(job_answer(job).model_dump(mode="json"))
+    return await _changed(request, request_cancel)
+
+
+@endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer})
+async def pause_job(request: Request) -> Response:
+    """Pause a job: at once if it waits; a training saves its step and frees its GPUs. Repeating changes nothing."""
+    return await _changed(request, request_pause)
+
+
+@endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer})
+async def resume_job(request: Request) -> Response:
+    """Let a paused job go on from its checkpoint when a worker is free."""
+    return await _changed(request, request_resume)
+
+
+@endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer})
+async def retry_job(request: Request) -> Response:
+    """Queue a failed, cancelled or dead job again; it goes on from its last checkpoint."""
+    return await _changed(request, request_retry)
 
 
 @endpoint(role=Role.ADMIN, tag="jobs", answers={204: None})
@@ -213,6 +224,16 @@ async def get_gradients(request: Request) -> Response:
     return JSONResponse(await service.read(gradient_export, job.id, request.state.query.points))
 
 
+async def _changed(request: Request, change: Callable[[Session, str], tuple[Job, list[StoredEvent]]]) -> Response:
+    """Change one job's state, and tell those who watch it at once."""
+    service = service_of(request)
+    job, events = await service.write(change, request.path_params["job_id"])
+    await service.publish(job.id, events)
+    if job.state == JobState.QUEUED:
+        service.dispatch_now.set()
+    return JSONResponse(job_answer(job).model_dump(mode="json"))
+
+
 async def submit(service: Service, spec: TrainSpec | GenerateSpec, key: str | None) -> Job:
     """Insert a job, then send its hint, waiting at most `PUBLISH_WAIT_S` for the broker."""
     digest = hashlib.sha256(orjson.dumps(spec.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)).hexdigest()
@@ -232,18 +253,18 @@ async def submit(service: Service, spec: TrainSpec | GenerateSpec, key: str | No
     return job
 
 
-async def require_references(service: Service, spec: TrainSpec | GenerateSpec) -> None:
-    """Refuse at once what no worker could do.
+async def require_references(service: Service, spec: TrainSpec | GenerateSpec, under: str = "#") -> None:
+    """Refuse at once what no worker could do. `under` is where the job is in the body.
 
     Raises:
         ProblemError: 422, with the field.
     """
     faults: list[Fault] = []
     if isinstance(spec, TrainSpec):
-        faults += await asyncio.to_thread(_dataset_faults, service.settings, spec)
-        model, pointer = spec.base_model, "#/base_model"
+        faults += await asyncio.to_thread(_dataset_faults, service.settings, spec, f"{under}/dataset")
+        model, pointer = spec.base_model, f"{under}/base_model"
     else:
-        model, pointer = spec.model, "#/model"
+        model, pointer = spec.model, f"{under}/model"
     if model is not None and not await model_exists(service, model):
         faults.append(Fault(pointer=pointer, seen=repr(model), detail="an id that GET /api/models lists"))
     if faults:
@@ -294,18 +315,18 @@ def dataset_file(settings: Settings, name: str) -> Path:
     return settings.datasets_dir / f"{name}.txt"
 
 
-def _dataset_faults(settings: Settings, spec: TrainSpec) -> list[Fault]:
+def _dataset_faults(settings: Settings, spec: TrainSpec, pointer: str) -> list[Fault]:
     if spec.dataset == BUILTIN_DATASET:
         return []
     file = dataset_file(settings, spec.dataset)
     try:
         size = file.stat().st_size
     except FileNotFoundError:
-        return [Fault(pointer="#/dataset", seen=repr(spec.dataset), detail="a name that GET /api/datasets lists")]
+        return [Fault(pointer=pointer, seen=repr(spec.dataset), detail="a name that GET /api/datasets lists")]
     least = spec.model.max_seq_len + 1  # a token is at least one byte
     if size < least:
         detail = f"a data set of at least one sequence: {least:,} bytes; this one has {size:,}"
-        return [Fault(pointer="#/dataset", seen=repr(spec.dataset), detail=detail)]
+        return [Fault(pointer=pointer, seen=repr(spec.dataset), detail=detail)]
     return []
 
 

@@ -1,4 +1,4 @@
-"""The small loops of every web process: send hints of waiting jobs, end the attempts of dead workers.
+"""The small loops of every web process: send hints of waiting jobs, end the attempts of dead workers, fire schedules.
 
 All of it is compare-and-set in the database, so any number of processes may run them and none is the leader.
 """
@@ -7,15 +7,17 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 
-from apt_jobs.db.jobs import has_expired, jobs_to_dispatch, mark_dispatched, reap_expired
+from apt_jobs.db.dispatch import jobs_to_dispatch, mark_dispatched
+from apt_jobs.db.jobs import has_expired, reap_expired
+from apt_jobs.db.schedules import fire_due, has_due
 from apt_jobs.errors import AptJobsError, Unavailable
-from apt_jobs.events.live import LivePublisher
 from apt_jobs.web.service import Service
 
 logger = logging.getLogger(__name__)
 
 DISPATCH_EVERY_S = 2.0
 REAP_EVERY_S = 5.0
+FIRE_EVERY_S = 1.0
 REAP_GRACE_OF_LEASE = 0.5  # an attempt is reaped when its lease has been over for half of its length
 BATCH = 100
 
@@ -34,13 +36,16 @@ async def dispatch_for_ever(service: Service) -> None:
 
 async def reap_for_ever(service: Service) -> None:
     """End the attempts whose lease is long over."""
-    publisher = LivePublisher(service.settings.redis)
-    try:
-        while True:
-            await _tried("reap", lambda: asyncio.to_thread(_reap, service, publisher))
-            await asyncio.sleep(REAP_EVERY_S)
-    finally:
-        publisher.close()
+    while True:
+        await _tried("reap", lambda: asyncio.to_thread(_reap, service))
+        await asyncio.sleep(REAP_EVERY_S)
+
+
+async def fire_for_ever(service: Service) -> None:
+    """Submit the jobs of schedules that are due."""
+    while True:
+        await _tried("fire", lambda: _fire(service))
+        await asyncio.sleep(FIRE_EVERY_S)
 
 
 def _dispatch(service: Service) -> None:
@@ -58,14 +63,24 @@ def _dispatch(service: Service) -> None:
             mark_dispatched(session, sent)
 
 
-def _reap(service: Service, publisher: LivePublisher) -> None:
+def _reap(service: Service) -> None:
     with service.database.read() as session:  # most looks find nothing: no write transaction for them
         if not has_expired(session):
             return
     with service.database.write() as session:
         events = reap_expired(session, REAP_GRACE_OF_LEASE * service.settings.lease_s)
     for event in events:
-        publisher.publish(event.job_id, [event])
+        service.publisher.publish(event.job_id, [event])
+
+
+async def _fire(service: Service) -> None:
+    if not await service.read(has_due):
+        return
+    fired = await service.write(fire_due, service.settings.max_queued_jobs)
+    for event in fired.events:
+        await service.publish(event.job_id, [event])
+    if fired.jobs:
+        service.dispatch_now.set()
 
 
 async def _tried(name: str, work: Callable[[], Awaitable[None]]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import datetime
+from itertools import zip_longest
 from typing import Any, Literal
 
 from pydantic import BaseModel, Field
@@ -19,6 +20,7 @@ class AttemptAnswer(BaseModel):
     reason: str | None
     resumed_from_step: int | None
     last_step: int | None
+    steps_lost: int | None = Field(None, description="Steps that the next attempt did again.")
 
 
 class JobAnswer(BaseModel):
@@ -44,6 +46,7 @@ class JobAnswer(BaseModel):
     result: dict[str, Any] | None
     error: dict[str, Any] | None
     spec: dict[str, Any]
+    schedule_id: str | None
     attempts: list[AttemptAnswer] | None = Field(None, description="Only in the view of one job.")
     queue_position: int | None = Field(None, description="1: next. Only in the view of one job.")
     waiting_for: str | None = Field(None, description="Why it waits. Only in the view of one job.")
@@ -73,6 +76,68 @@ class CheckpointList(BaseModel):
     object: Literal["list"] = "list"
     data: list[CheckpointAnswer]
     has_more: bool
+
+
+class ScheduleRunAnswer(BaseModel):
+    due_at: str
+    fired_at: str
+    outcome: str = Field(description="submitted, skipped, missed or refused.")
+    job_id: str | None
+    job_state: str | None
+    reason: str | None
+
+
+class ScheduleAnswer(BaseModel):
+    object: Literal["schedule"] = "schedule"
+    id: str
+    name: str
+    cron: str
+    time_zone: str
+    job: dict[str, Any]
+    overlap: str
+    catch_up: str
+    paused: bool
+    created_at: str
+    next_run_at: str | None
+    next_runs: list[str]
+    last_run: ScheduleRunAnswer | None
+    runs: list[ScheduleRunAnswer] | None = Field(None, description="Newest first. Only in the view of one schedule.")
+
+
+class ScheduleList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[ScheduleAnswer]
+    has_more: bool = False
+
+
+class WorkerAnswer(BaseModel):
+    name: str
+    kind: str
+    queues: list[str]
+    hostname: str
+    pid: int
+    version: str
+    gpus: list[dict[str, Any]]
+    started_at: str
+    heartbeat_at: str
+    current_job_id: str | None
+    alive: bool
+    drained: bool = Field(description="Somebody asked it to claim no jobs.")
+
+
+class QueueAnswer(BaseModel):
+    name: str
+    queued: int
+    running: int
+    num_workers: int
+    max_running: int | None = Field(description="Most jobs of the queue that run at once; null: no limit.")
+    paused: bool
+
+
+class QueueList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[QueueAnswer]
+    has_more: bool = False
 
 
 class Listing(BaseModel):
@@ -111,6 +176,7 @@ def job_answer(job: Job) -> JobAnswer:
         result=job.result,
         error=job.error,
         spec=job.spec,
+        schedule_id=job.schedule_id,
     )
 
 
@@ -129,9 +195,16 @@ def attempt_answers(attempts: Sequence[Attempt]) -> list[AttemptAnswer]:
             reason=row.reason,
             resumed_from_step=row.resumed_from_step,
             last_step=row.last_step,
+            steps_lost=_steps_lost(row, following),
         )
-        for row in attempts
+        for row, following in zip_longest(attempts, attempts[1:])
     ]
+
+
+def _steps_lost(attempt: Attempt, following: Attempt | None) -> int | None:
+    if attempt.last_step is None or following is None or following.resumed_from_step is None:
+        return None
+    return max(attempt.last_step - following.resumed_from_step, 0)
 
 
 def checkpoint_answer(row: Checkpoint) -> CheckpointAnswer:
@@ -163,4 +236,5 @@ def worker_json(row: WorkerRow, *, alive: bool) -> dict[str, Any]:
         "heartbeat_at": timestamp(row.heartbeat_at),
         "current_job_id": row.current_job_id,
         "alive": alive,
+        "drained": row.drain_requested_at is not None,
     }

@@ -1,7 +1,7 @@
 """What every request handler uses: settings, database, hint publisher, live streams. One instance a process."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Concatenate, ParamSpec, TypeVar
 
@@ -10,6 +10,8 @@ from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 
 from apt_jobs.db.engine import Database
+from apt_jobs.events.kinds import StoredEvent
+from apt_jobs.events.live import LivePublisher
 from apt_jobs.job_queue import HintPublisher
 from apt_jobs.settings import Settings
 from apt_jobs.web.live_streams import LiveStreams
@@ -25,6 +27,7 @@ class Service:
     settings: Settings
     database: Database
     hints: HintPublisher
+    publisher: LivePublisher
     streams: LiveStreams
     dispatch_now: asyncio.Event  # set after a submission: the dispatch loop looks at once
 
@@ -55,6 +58,11 @@ class Service:
                 return function(session, *args, **kwargs)
 
         return await asyncio.to_thread(call)
+
+    async def publish(self, job_id: str, events: Sequence[StoredEvent]) -> None:
+        """Send stored events to those who watch the job. They miss nothing if it fails: heads are checked."""
+        if events:
+            await asyncio.to_thread(self.publisher.publish, job_id, events)
 
 
 def service_of(connection: HTTPConnection) -> Service:

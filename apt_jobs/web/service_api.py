@@ -1,21 +1,30 @@
 """The service itself: health, queues, workers, API keys, login and logout."""
 
+from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from apt_jobs.db.access import Role, end_session, list_keys, redeem_login_token
-from apt_jobs.db.jobs import count_by_state, queue_depths
+from apt_jobs.db.jobs import count_by_state
 from apt_jobs.db.models import WorkerRow
-from apt_jobs.db.workers import list_workers
-from apt_jobs.errors import Denied
+from apt_jobs.db.queues import Queue, configure_queue, list_queues
+from apt_jobs.db.workers import list_workers, set_drained
+from apt_jobs.errors import Denied, InvalidInput
 from apt_jobs.events.codec import timestamp
+from apt_jobs.jobs.spec import QUEUE_NAME, Strict
+from apt_jobs.settings import Settings
 from apt_jobs.web.endpoint import endpoint
 from apt_jobs.web.guard import SESSION_COOKIE
-from apt_jobs.web.payloads import Listing, at, worker_json
+from apt_jobs.web.payloads import Listing, QueueAnswer, QueueList, WorkerAnswer, at, worker_json
 from apt_jobs.web.service import service_of
 
 MISSED_HEARTBEATS = 3  # after so many a worker counts as gone
+
+
+class QueueBody(Strict):
+    max_running: int | None = Field(None, ge=1, le=100_000, description="null: no limit.")
+    paused: bool = False
 
 
 async def get_health(_request: Request) -> Response:
@@ -29,25 +38,29 @@ async def get_readiness(request: Request) -> Response:
     return JSONResponse({"status": "ready"})
 
 
-@endpoint(role=Role.VIEWER, tag="service", answers={200: Listing})
+@endpoint(role=Role.VIEWER, tag="service", answers={200: QueueList})
 async def get_queues(request: Request) -> Response:
-    """Every queue with its waiting and running jobs and its living workers."""
+    """Every queue with its waiting and running jobs, its limits and its living workers."""
     service = service_of(request)
+    answer = QueueList(data=await service.read(_queue_answers, service.settings))
+    return JSONResponse(answer.model_dump(mode="json"))
 
-    def read(session: Session) -> list[dict[str, object]]:
-        depths = queue_depths(session)
-        workers = list_workers(session, alive_within_s=MISSED_HEARTBEATS * service.settings.heartbeat_s)
-        names = sorted({*depths, *(queue for worker in workers for queue in worker.queues)})
-        return [
-            {
-                "name": name,
-                **depths.get(name, {"queued": 0, "running": 0}),
-                "num_workers": sum(name in worker.queues for worker in workers),
-            }
-            for name in names
-        ]
 
-    return JSONResponse(Listing(data=await service.read(read)).model_dump(mode="json"))
+@endpoint(role=Role.ADMIN, tag="service", body=QueueBody, answers={200: QueueAnswer})
+async def set_queue(request: Request) -> Response:
+    """Limit how many jobs of a queue run at once, or pause it: what runs goes on, nothing new starts."""
+    service = service_of(request)
+    name, body = request.path_params["name"], request.state.body
+    if not QUEUE_NAME.match(name):
+        raise InvalidInput(f"{name[:100]!r} is no name of a queue: letters, digits, '.', '_' and '-', at most 100")
+
+    def write(session: Session) -> QueueAnswer:
+        configure_queue(session, name, max_running=body.max_running, paused=body.paused)
+        return next(answer for answer in _queue_answers(session, service.settings) if answer.name == name)
+
+    answer = await service.write(write)
+    service.dispatch_now.set()
+    return JSONResponse(answer.model_dump(mode="json"))
 
 
 @endpoint(role=Role.VIEWER, tag="service", answers={200: Listing})
@@ -62,6 +75,18 @@ async def get_workers(request: Request) -> Response:
     rows, alive = await service.read(read)
     data = [worker_json(row, alive=row.name in alive) for row in rows]
     return JSONResponse(Listing(data=data).model_dump(mode="json"))
+
+
+@endpoint(role=Role.ADMIN, tag="service", answers={200: WorkerAnswer})
+async def drain_worker(request: Request) -> Response:
+    """Have a worker hand back its job, with a checkpoint, and claim no other. Repeating it changes nothing."""
+    return await _drained(request, drained=True)
+
+
+@endpoint(role=Role.ADMIN, tag="service", answers={200: WorkerAnswer})
+async def resume_worker(request: Request) -> Response:
+    """Let a drained worker claim jobs again."""
+    return await _drained(request, drained=False)
 
 
 @endpoint(role=Role.ADMIN, tag="service", answers={200: Listing})
@@ -112,3 +137,33 @@ async def log_out(request: Request) -> Response:
     response = Response(status_code=204)
     response.delete_cookie(SESSION_COOKIE, path="/")
     return response
+
+
+async def _drained(request: Request, *, drained: bool) -> Response:
+    service = service_of(request)
+    name = request.path_params["name"]
+
+    def write(session: Session) -> dict[str, object]:
+        row = set_drained(session, name, drained=drained)
+        alive = list_workers(session, alive_within_s=MISSED_HEARTBEATS * service.settings.heartbeat_s)
+        return worker_json(row, alive=name in {worker.name for worker in alive})
+
+    return JSONResponse(await service.write(write))
+
+
+def _queue_answers(session: Session, settings: Settings) -> list[QueueAnswer]:
+    queues = {queue.name: queue for queue in list_queues(session)}
+    workers = list_workers(session, alive_within_s=MISSED_HEARTBEATS * settings.heartbeat_s)
+    names = sorted({*queues, *(queue for worker in workers for queue in worker.queues)})
+    found = [queues.get(name, Queue(name, 0, 0, None, is_paused=False)) for name in names]
+    return [
+        QueueAnswer(
+            name=queue.name,
+            queued=queue.queued,
+            running=queue.running,
+            num_workers=sum(queue.name in worker.queues for worker in workers),
+            max_running=queue.max_running,
+            paused=queue.is_paused,
+        )
+        for queue in found
+    ]

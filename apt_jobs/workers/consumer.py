@@ -14,9 +14,11 @@ from celery import signals
 from celery.worker import WorkController
 
 from apt_jobs import __version__
+from apt_jobs.db.dispatch import send_hints_again
 from apt_jobs.db.engine import Database
 from apt_jobs.db.jobs import Claimed, claim_next
-from apt_jobs.db.workers import record_worker, remove_worker
+from apt_jobs.db.upgrade import require_current_schema
+from apt_jobs.db.workers import record_worker, remove_worker, require_free_name
 from apt_jobs.errors import AptJobsError, OutOfSpace, Unavailable
 from apt_jobs.events.live import LivePublisher
 from apt_jobs.job_queue import make_celery, serve_hints
@@ -38,26 +40,30 @@ class Consumer:
         concurrency: int,
         serve: Callable[[Claimed], None],
         on_drain: Callable[[], None],
+        on_resume: Callable[[], None] = lambda: None,
         describe_gpus: Callable[[], list[dict[str, Any]]],
     ) -> None:
         self.settings, self.name, self.kind, self.queues = settings, name, kind, list(queues)
         self.database = Database(settings.database)
         self.publisher = LivePublisher(settings.redis)
         self.draining = threading.Event()
-        self._concurrency, self._serve, self._on_drain, self._describe_gpus = (
-            concurrency,
-            serve,
-            on_drain,
-            describe_gpus,
-        )
+        self._concurrency, self._serve, self._describe_gpus = concurrency, serve, describe_gpus
+        self._on_drain, self._on_resume = on_drain, on_resume
+        self._stopping = False  # this process ends: no way back from this draining
         self._current: set[str] = set()  # job ids
         self._closed = threading.Event()
 
     def run(self) -> None:
-        """Work until SIGTERM or Ctrl-C; running jobs are told to stop through `on_drain`."""
+        """Work until SIGTERM or Ctrl-C; running jobs are told to stop through `on_drain`.
+
+        Raises:
+            Unavailable: the database does not answer, or has the schema of another version.
+            AlreadyRunning: another worker has this name.
+        """
+        self._check()
         app = make_celery(self.settings)
         serve_hints(app, self._look)
-        signals.worker_shutting_down.connect(self._drain)
+        signals.worker_shutting_down.connect(self._stop)
         self._record()
         recorder = threading.Thread(target=self._keep_recording, name="recorder", daemon=True)
         recorder.start()
@@ -109,10 +115,30 @@ class Consumer:
                 return claimed
         return None
 
-    def _drain(self, **_: object) -> None:
+    def _stop(self, **_: object) -> None:
+        self._stopping = True
+        self._drain()
+
+    def _drain(self) -> None:
         if not self.draining.is_set():
             self.draining.set()
             self._on_drain()
+
+    def _resume(self) -> None:
+        """Claim again. Hints that came meanwhile are spent: have them sent again."""
+        logger.info("claiming jobs again")
+        self._on_resume()
+        self.draining.clear()
+        try:
+            with self.database.write() as session:
+                send_hints_again(session, self.queues)
+        except (Unavailable, OutOfSpace) as exc:
+            logger.warning("hints come later", extra={"why": str(exc)})
+
+    def _check(self) -> None:
+        require_current_schema(self.database)
+        with self.database.read() as session:
+            require_free_name(session, self.name, socket.gethostname(), 3 * self.settings.heartbeat_s)
 
     def _keep_recording(self) -> None:
         while not self._closed.wait(self.settings.heartbeat_s):
@@ -121,7 +147,7 @@ class Consumer:
     def _record(self) -> None:
         try:
             with self.database.write() as session:
-                record_worker(
+                drain = record_worker(
                     session,
                     name=self.name,
                     kind=self.kind,
@@ -134,6 +160,12 @@ class Consumer:
                 )
         except (Unavailable, OutOfSpace) as exc:
             logger.warning("cannot record this worker", extra={"why": str(exc)})
+            return
+        if drain and not self.draining.is_set():
+            logger.info("drained by a user")
+            self._drain()
+        elif not drain and self.draining.is_set() and not self._stopping:
+            self._resume()
 
     def _forget(self) -> None:
         try:

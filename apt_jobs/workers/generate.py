@@ -42,6 +42,7 @@ class _Why(Enum):
     CANCELLED = "cancelled"
     FENCED = "the lease was lost"
     DRAINED = "the worker was drained"
+    TIME_LIMIT = "the job's time limit was reached"
 
 
 class GenerateWorker:
@@ -60,6 +61,7 @@ class GenerateWorker:
             concurrency=settings.generate_concurrency,
             serve=self._serve,
             on_drain=self._drain,
+            on_resume=self._resume,
             describe_gpus=lambda: describe_gpus(gpus),
         )
 
@@ -72,6 +74,9 @@ class GenerateWorker:
 
     def _drain(self) -> None:
         self._drain_by_s = time.monotonic() + min(DRAIN_GRACE_S, self._settings.drain_timeout_s)
+
+    def _resume(self) -> None:
+        self._drain_by_s = None
 
     def _serve(self, claimed: Claimed) -> None:
         job = claimed.job
@@ -121,6 +126,9 @@ class GenerateWorker:
             return cancelled
         if why is _Why.DRAINED:
             return handed_back
+        if why is _Why.TIME_LIMIT:
+            error = {"message": why.value, "error": "TimeLimit", "traceback": None}
+            return ends(JobState.FAILED, reason=why.value, error=error)
         return ends(JobState.SUCCEEDED, result=result)
 
     def _generate(self, job: Job, lease: LeaseKeeper) -> tuple[dict[str, Any] | None, _Why | None]:
@@ -130,7 +138,7 @@ class GenerateWorker:
         model_id = choose_model(database, spec.model)
         started_s = time.perf_counter()
         request = self._engine.submit(find_model(self._settings, database, model_id), spec)
-        why = self._follow(request, lease)
+        why = self._follow(request, lease, None if spec.time_limit_s is None else time.monotonic() + spec.time_limit_s)
         try:
             generated = request.future.result()
         except Stopped:
@@ -143,7 +151,7 @@ class GenerateWorker:
             "truncated": generated.truncated,
         }, None
 
-    def _follow(self, request: Request, lease: LeaseKeeper) -> _Why | None:
+    def _follow(self, request: Request, lease: LeaseKeeper, end_by_s: float | None) -> _Why | None:
         """Wait until the request is answered; stop it when there is a reason to, which is returned."""
         why: _Why | None = None
         while True:
@@ -151,16 +159,18 @@ class GenerateWorker:
                 request.future.exception(timeout=_POLL_S)
                 return why
             except NotYet:
-                if why is None and (why := self._reason_to_stop(lease)) is not None:
+                if why is None and (why := self._reason_to_stop(lease, end_by_s)) is not None:
                     request.stop()
 
-    def _reason_to_stop(self, lease: LeaseKeeper) -> _Why | None:
+    def _reason_to_stop(self, lease: LeaseKeeper, end_by_s: float | None) -> _Why | None:
         if lease.cancelled.is_set():
             return _Why.CANCELLED
         if lease.must_stop:
             return _Why.FENCED
         if self._drain_by_s is not None and time.monotonic() > self._drain_by_s:
             return _Why.DRAINED
+        if end_by_s is not None and time.monotonic() > end_by_s:
+            return _Why.TIME_LIMIT
         return None
 
     def _store(self, job: Job, lease: LeaseKeeper, write: Callable[[Session], list[StoredEvent]]) -> None:

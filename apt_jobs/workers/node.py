@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from apt_jobs import __version__
 from apt_jobs.db.engine import Database
 from apt_jobs.db.jobs import attempt_of_owner, owns
-from apt_jobs.db.workers import node_name, record_worker, remove_worker
+from apt_jobs.db.upgrade import require_current_schema
+from apt_jobs.db.workers import node_name, record_worker, remove_worker, require_free_name
 from apt_jobs.errors import OutOfSpace, Unavailable
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.settings import Settings
@@ -47,6 +48,7 @@ class Node:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: self._stopping.set())
         adopt_orphans()
+        self._check()
         try:
             while not self._stopping.wait(LOOK_EVERY_S):
                 self._record(None)
@@ -55,6 +57,11 @@ class Node:
         finally:
             self._forget()
             self._database.dispose()
+
+    def _check(self) -> None:
+        require_current_schema(self._database)
+        with self._database.read() as session:
+            require_free_name(session, self._name, socket.gethostname(), 3 * self._settings.heartbeat_s)
 
     def _look(self) -> RunFile | None:
         """An attempt of the head that waits for this node."""

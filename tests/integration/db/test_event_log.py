@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sqlalchemy import event as engine_event
 
-from apt_jobs.db import checkpoints, jobs
+from apt_jobs.db import checkpoints, jobs, steering
 from apt_jobs.db import events as event_log
 from apt_jobs.db.engine import Database
 from apt_jobs.db.models import Attempt, Job
@@ -57,7 +57,7 @@ def test_a_batch_continues_the_jobs_numbering(database: Database) -> None:
 
 def test_an_empty_batch_is_a_heartbeat(database: Database) -> None:
     job = running(database)
-    assert store(database, job) == event_log.Appended([], cancel_requested=False)
+    assert store(database, job) == event_log.Appended([], jobs.Orders(cancel=False, pause=False))
     assert job_of(database, job.id).last_seq == 2
 
 
@@ -254,7 +254,7 @@ def test_deleting_a_job_takes_its_checkpoints_and_attempts_along(database: Datab
     store(database, job, saved("a", step=1))
     with database.write() as session:
         jobs.finish(session, job.id, 1, JobState.SUCCEEDED)
-        jobs.delete_job(session, job.id)
+        steering.delete_job(session, job.id)
     with database.read() as session:
         assert checkpoints.list_checkpoints(session) == ([], False)
         assert jobs.list_attempts(session, job.id) == []

@@ -12,11 +12,12 @@ import pytest
 from sqlalchemy import text, update
 from sqlalchemy.exc import IntegrityError
 
+from apt_jobs.db import dispatch, jobs, steering
 from apt_jobs.db import events as event_log
-from apt_jobs.db import jobs
 from apt_jobs.db.clock import now_plus
 from apt_jobs.db.engine import Database
 from apt_jobs.db.models import Job
+from apt_jobs.db.queues import Queue, list_queues
 from apt_jobs.db.transitions import change_state, locked_job
 from apt_jobs.errors import Conflict, Fenced, IdempotencyMismatch, NotFound, TransitionRefused, Unavailable
 from apt_jobs.jobs.spec import TrainSpec
@@ -49,7 +50,7 @@ def test_a_new_job_waits_and_its_first_event_says_so(database: Database) -> None
 def test_an_unknown_job_is_not_found(database: Database) -> None:
     with database.read() as session, pytest.raises(NotFound, match="job_nothing"):
         jobs.get_job(session, "job_nothing")
-    for act in (jobs.request_cancel, jobs.delete_job):
+    for act in (steering.request_cancel, steering.delete_job):
         with pytest.raises(NotFound, match="job_nothing"), database.write() as session:
             act(session, "job_nothing")
 
@@ -107,7 +108,7 @@ def test_only_the_current_attempt_may_write(database: Database) -> None:
         with pytest.raises(Fenced), database.write() as session:
             write(session)
     with database.write() as session:
-        assert jobs.heartbeat(session, job_id, new.attempt, LEASE_S) is False
+        assert jobs.heartbeat(session, job_id, new.attempt, LEASE_S) == jobs.Orders(cancel=False, pause=False)
 
 
 def test_an_attempt_whose_lease_ended_is_fenced_before_anyone_reaps(database: Database) -> None:
@@ -154,8 +155,8 @@ def test_the_database_refuses_rows_that_make_no_sense(database: Database, statem
 def test_cancel_of_a_waiting_job_is_immediate_and_idempotent(database: Database) -> None:
     job_id = submit(database)
     with database.write() as session:
-        job, events = jobs.request_cancel(session, job_id, "changed my mind")
-        again, none = jobs.request_cancel(session, job_id)
+        job, events = steering.request_cancel(session, job_id, "changed my mind")
+        again, none = steering.request_cancel(session, job_id)
     assert (job.state, again.state, len(events), none) == ("cancelled", "cancelled", 1, [])
     with database.write() as session:
         assert jobs.claim(session, job_id, "worker-a", LEASE_S) is None
@@ -165,18 +166,18 @@ def test_cancel_of_a_running_job_is_told_to_its_owner(database: Database) -> Non
     job_id = submit(database)
     job = claim(database)
     with database.write() as session:
-        running, events = jobs.request_cancel(session, job_id)
+        running, events = steering.request_cancel(session, job_id)
     assert (running.state, events) == ("running", [])
     with database.write() as session:
-        assert jobs.heartbeat(session, job_id, job.attempt, LEASE_S) is True
-        assert event_log.append_events(session, job_id, job.attempt, [], LEASE_S).cancel_requested is True
+        assert jobs.heartbeat(session, job_id, job.attempt, LEASE_S).cancel
+        assert event_log.append_events(session, job_id, job.attempt, [], LEASE_S).orders.cancel
 
 
 def test_a_cancelled_job_whose_worker_died_ends_as_cancelled(database: Database) -> None:
     job_id = submit(database)
     claim(database)
     with database.write() as session:
-        jobs.request_cancel(session, job_id)
+        steering.request_cancel(session, job_id)
     expire_lease(database, job_id)
     with database.write() as session:
         jobs.reap_expired(session, 0)
@@ -190,7 +191,7 @@ def test_what_ended_otherwise_cannot_be_cancelled(database: Database, outcome: J
     with database.write() as session:
         jobs.finish(session, job_id, job.attempt, outcome)
     with pytest.raises(Conflict, match=outcome), database.write() as session:
-        jobs.request_cancel(session, job_id)
+        steering.request_cancel(session, job_id)
 
 
 def test_the_reaper_leaves_the_living_alone(database: Database) -> None:
@@ -224,7 +225,7 @@ def test_a_requeued_job_waits_out_its_pause(database: Database) -> None:
         jobs.finish(session, job_id, job.attempt, JobState.QUEUED, reason="drained", retry_in_s=0.3)
     with database.write() as session:
         assert jobs.claim(session, job_id, "worker-b", LEASE_S) is None
-        assert jobs.jobs_to_dispatch(session) == []
+        assert dispatch.jobs_to_dispatch(session) == []
     deadline = time.monotonic() + 10
     again = None
     while again is None and time.monotonic() < deadline:
@@ -237,17 +238,17 @@ def test_a_requeued_job_waits_out_its_pause(database: Database) -> None:
 def test_a_hint_is_sent_once_and_again_only_after_a_pause(database: Database) -> None:
     job_id = submit(database)
     with database.write() as session:
-        assert jobs.jobs_to_dispatch(session) == [(job_id, "train")]
-        jobs.mark_dispatched(session, [job_id])
+        assert dispatch.jobs_to_dispatch(session) == [(job_id, "train")]
+        dispatch.mark_dispatched(session, [job_id])
     with database.write() as session:
-        assert jobs.jobs_to_dispatch(session) == []
+        assert dispatch.jobs_to_dispatch(session) == []
         session.execute(update(Job).values(dispatched_at=now_plus(-31)))
-        assert jobs.jobs_to_dispatch(session) == [(job_id, "train")]
-        jobs.mark_dispatched(session, [job_id])
+        assert dispatch.jobs_to_dispatch(session) == [(job_id, "train")]
+        dispatch.mark_dispatched(session, [job_id])
         session.execute(update(Job).values(dispatched_at=now_plus(-31)))
-        assert jobs.jobs_to_dispatch(session) == []
+        assert dispatch.jobs_to_dispatch(session) == []
         session.execute(update(Job).values(dispatched_at=now_plus(-61)))
-        assert jobs.jobs_to_dispatch(session) == [(job_id, "train")]
+        assert dispatch.jobs_to_dispatch(session) == [(job_id, "train")]
 
 
 def test_one_key_makes_one_job_however_often_and_at_once_it_is_sent(database: Database) -> None:
@@ -293,16 +294,16 @@ def test_lists_are_filtered_and_paged(database: Database) -> None:
         assert jobs.list_jobs(session, kinds=["generate"])[0] == []
         assert jobs.list_jobs(session, queue="other")[0] == []
         assert jobs.count_by_state(session)["queued"] == 5
-        assert jobs.queue_depths(session) == {"train": {"queued": 5, "running": 0}}
+        assert list_queues(session) == [Queue("train", queued=5, running=0, max_running=None, is_paused=False)]
 
 
 def test_only_an_ended_job_is_deleted_and_its_log_goes_with_it(database: Database) -> None:
     job_id = submit(database)
     with pytest.raises(Conflict, match="cancel it first"), database.write() as session:
-        jobs.delete_job(session, job_id)
+        steering.delete_job(session, job_id)
     with database.write() as session:
-        jobs.request_cancel(session, job_id)
-        jobs.delete_job(session, job_id)
+        steering.request_cancel(session, job_id)
+        steering.delete_job(session, job_id)
     with database.read() as session:
         assert event_log.events_after(session, job_id, 0, 10) == []
         assert jobs.list_jobs(session) == ([], False)
@@ -323,8 +324,8 @@ def test_a_heartbeat_moves_the_end_of_the_lease(database: Database) -> None:
 def test_a_cancelled_job_is_never_handed_back_and_keeps_the_users_reason(database: Database, outcome: JobState) -> None:
     job = running(database)
     with database.write() as session:
-        jobs.request_cancel(session, job.id, "wrong data set")
-        jobs.request_cancel(session, job.id, "once more")
+        steering.request_cancel(session, job.id, "wrong data set")
+        steering.request_cancel(session, job.id, "once more")
     with database.write() as session:
         jobs.finish(session, job.id, job.attempt, outcome, reason="the worker was drained")
     ended = job_of(database, job.id)
@@ -334,7 +335,7 @@ def test_a_cancelled_job_is_never_handed_back_and_keeps_the_users_reason(databas
 def test_a_job_that_succeeds_before_it_can_be_stopped_has_succeeded(database: Database) -> None:
     job = running(database)
     with database.write() as session:
-        jobs.request_cancel(session, job.id)
+        steering.request_cancel(session, job.id)
         jobs.finish(session, job.id, job.attempt, JobState.SUCCEEDED)
     ended = job_of(database, job.id)
     assert (ended.state, ended.reason) == ("succeeded", None)

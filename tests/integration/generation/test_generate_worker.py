@@ -15,8 +15,9 @@ import pytest
 
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import events_after
-from apt_jobs.db.jobs import get_job, insert_job, reap_expired, request_cancel
+from apt_jobs.db.jobs import get_job, insert_job, reap_expired
 from apt_jobs.db.models import Job
+from apt_jobs.db.steering import request_cancel
 from apt_jobs.db.workers import list_workers
 from apt_jobs.job_queue import HintPublisher, make_celery
 from apt_jobs.jobs.spec import MAX_NEW_TOKENS, GenerateSpec
