@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from apt_jobs.client.client import Client
+from apt_jobs.commands import schedules, workers
+from apt_jobs.commands.terminal import AsJson, console, load_settings, open_client, print_table
 from apt_jobs.errors import AptJobsError
 from apt_jobs.logs import configure_logging
-from apt_jobs.settings import Settings
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="A job queue with a live monitor for language models."
@@ -31,11 +30,11 @@ worker_app = typer.Typer(no_args_is_help=True, help="Start a worker.")
 keys_app = typer.Typer(no_args_is_help=True, help="API keys.")
 app.add_typer(worker_app, name="worker")
 app.add_typer(keys_app, name="keys")
-console = Console()
+app.add_typer(schedules.app, name="schedules")
+app.add_typer(workers.app, name="workers")
 
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where everything is kept.")]
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="TCP port of the web process.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Gpus = Annotated[str | None, typer.Option(help="Indexes of the GPUs to use, as 0,1; default: all.")]
 Queue = Annotated[list[str] | None, typer.Option("--queue", help="Queue to serve; may be repeated.")]
 Name = Annotated[str | None, typer.Option("--name", help="Unique name of this worker.")]
@@ -56,7 +55,7 @@ def up(port: Port = None, data_dir: DataDir = None) -> None:
     """Start everything on this machine: Valkey, web, a training and a generation worker."""
     from apt_jobs.workers.embedded import Stack, run_embedded
 
-    settings = _settings(port=port, data_dir=data_dir)
+    settings = load_settings(port=port, data_dir=data_dir)
     configure_logging(settings.log_level)
 
     def on_ready(stack: Stack) -> None:
@@ -73,7 +72,7 @@ def web() -> None:
     """Start a web process."""
     from apt_jobs.web.serve import run_web
 
-    settings = _settings()
+    settings = load_settings()
     configure_logging(settings.log_level)
     run_web(settings)
 
@@ -90,7 +89,7 @@ def worker_train(
     """Start a training worker: one job at a time."""
     from apt_jobs.workers.train import run_train_worker
 
-    settings = _settings()
+    settings = load_settings()
     configure_logging(settings.log_level)
     indexes = None if gpus is None else _gpu_indexes(gpus)
     run_train_worker(
@@ -111,7 +110,7 @@ def worker_node(
     """Start a further machine of a training worker."""
     from apt_jobs.workers.node import run_node
 
-    settings = _settings()
+    settings = load_settings()
     configure_logging(settings.log_level)
     run_node(settings, head=head, node_rank=node_rank, gpus=None if gpus is None else _gpu_indexes(gpus))
 
@@ -121,7 +120,7 @@ def worker_generate(queue: Queue = None, name: Name = None) -> None:
     """Start a generation worker, which keeps models warm."""
     from apt_jobs.workers.generate import run_generate_worker
 
-    settings = _settings()
+    settings = load_settings()
     configure_logging(settings.log_level)
     run_generate_worker(settings, name=name or _worker_name("generate"), queues=queue or ["generate"])
 
@@ -162,7 +161,9 @@ def list_all_keys() -> None:
 
     with _database() as database, database.read() as session:
         rows = list_keys(session)
-    _table(["id", "name", "role", "revoked"], [[row.id, row.name, row.role, str(row.revoked_at or "")] for row in rows])
+    print_table(
+        ["id", "name", "role", "revoked"], [[row.id, row.name, row.role, str(row.revoked_at or "")] for row in rows]
+    )
 
 
 @keys_app.command("revoke")
@@ -179,7 +180,7 @@ def login_link() -> None:
     """Print a link that logs one browser in, once, within an hour."""
     from apt_jobs.db.access import Role, create_login_token
 
-    settings = _settings()
+    settings = load_settings()
     with _database() as database, database.write() as session:
         token = create_login_token(session, Role.ADMIN, 3600.0)
     with Client(data_dir=settings.root) as client:
@@ -193,7 +194,7 @@ def submit(
 ) -> None:
     """Submit a job and follow it; the exit status is 0 if it succeeds. Ctrl-C only stops following."""
     text = sys.stdin.read() if str(file) == "-" else file.read_text()
-    with _client() as client:
+    with open_client() as client:
         job = client.submit(json.loads(text))
         console.print(f"{job['id']} is {job['state']}")
         if not detach and follow(client, job["id"])["state"] != "succeeded":
@@ -205,12 +206,12 @@ def ps(
     as_json: AsJson = False, state: Annotated[list[str] | None, typer.Option(help="Only in this state.")] = None
 ) -> None:
     """List jobs, newest first."""
-    with _client() as client:
+    with open_client() as client:
         rows = client.list_jobs(state=state or [])
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    _table(
+    print_table(
         ["id", "kind", "name", "state", "step", "created"],
         [[row["id"], row["kind"], row["name"] or "", row["state"], _steps(row), row["created_at"]] for row in rows],
     )
@@ -219,7 +220,7 @@ def ps(
 @app.command()
 def inspect(job_id: str) -> None:
     """Print all about one job, as JSON."""
-    with _client() as client:
+    with open_client() as client:
         print(json.dumps(client.get(job_id), indent=2, ensure_ascii=False))
 
 
@@ -228,7 +229,7 @@ def logs(
     job_id: str, follow_on: Annotated[bool, typer.Option("-f", "--follow", help="Go on until it ends.")] = False
 ) -> None:
     """Print what a job's ranks printed."""
-    with _client() as client:
+    with open_client() as client:
         head = client.get(job_id)["last_seq"]
         for event in client.events(job_id):
             if event["kind"] == "log":
@@ -240,34 +241,58 @@ def logs(
 @app.command()
 def watch(job_id: str) -> None:
     """Follow a job with a progress bar."""
-    with _client() as client:
+    with open_client() as client:
         follow(client, job_id)
 
 
 @app.command()
 def cancel(job_id: str) -> None:
     """Cancel a job."""
-    with _client() as client:
+    with open_client() as client:
         job = client.cancel(job_id)
     console.print(f"{job_id} is {job['state']}" + ("" if job["state"] == "cancelled" else ", and told to stop"))
 
 
 @app.command()
+def pause(job_id: str) -> None:
+    """Pause a job; a training saves first."""
+    with open_client() as client:
+        job = client.pause(job_id)
+    console.print(f"{job_id} is {job['state']}")
+
+
+@app.command()
+def resume(job_id: str) -> None:
+    """Let a paused job go on."""
+    with open_client() as client:
+        job = client.resume(job_id)
+    console.print(f"{job_id} is {job['state']}")
+
+
+@app.command()
+def retry(job_id: str) -> None:
+    """Queue a failed, cancelled or dead job again, from its last checkpoint."""
+    with open_client() as client:
+        job = client.retry(job_id)
+    console.print(f"{job_id} is {job['state']}")
+
+
+@app.command()
 def checkpoints(job_id: Annotated[str | None, typer.Argument()] = None, as_json: AsJson = False) -> None:
     """List checkpoints, newest first."""
-    with _client() as client:
+    with open_client() as client:
         rows = client.checkpoints(job_id)
     if as_json:
         print(json.dumps(rows, indent=2))
         return
     columns = ["id", "job_id", "global_step", "val_loss", "file_size_mb", "is_best"]
-    _table(columns, [[str(row[column]) for column in columns] for row in rows])
+    print_table(columns, [[str(row[column]) for column in columns] for row in rows])
 
 
 @app.command()
 def generate(text: str, max_length: int = 100, temperature: float = 0.0, model: str | None = None) -> None:
     """Continue a text with the newest checkpoint, or with `--model`."""
-    with _client() as client:
+    with open_client() as client:
         answer = client.generate(text, max_length=max_length, temperature=temperature, model=model)
     print(answer["input_text"] + answer["generated_text"])
 
@@ -277,7 +302,7 @@ def demo(port: Port = None) -> None:
     """Start everything, train a small model, show it live, generate from it. APT_JOBS_DEMO_EXIT=1 ends it then."""
     from apt_jobs.demo import run_demo
 
-    run_demo(_settings(port=port), console, follow)
+    run_demo(load_settings(port=port), console, follow)
 
 
 def follow(client: Client, job_id: str) -> dict[str, Any]:
@@ -296,7 +321,7 @@ def follow(client: Client, job_id: str) -> dict[str, Any]:
                 progress.console.print(f"[red]anomaly at step {event['step']}[/]: {len(event['layers'])} layers")
             elif event["kind"] == "state":
                 progress.update(bar, description=event["state"])
-                if event["state"] in ENDED:
+                if event["state"] in ENDED and client.get(job_id)["state"] in ENDED:  # else it was retried
                     break
     job = client.get(job_id)
     if job["state"] != "succeeded":
@@ -314,27 +339,15 @@ def _metric_words(event: dict[str, Any], total: float | None) -> str:
     )
 
 
-def _settings(port: int | None = None, data_dir: Path | None = None) -> Settings:
-    values: dict[str, Any] = {"port": port, "data_dir": data_dir}
-    try:
-        return Settings(**{name: value for name, value in values.items() if value is not None})
-    except ValueError as exc:
-        raise AptJobsError(f"the settings are wrong: {exc}") from exc
-
-
 @contextmanager
 def _database() -> Iterator[Any]:
     from apt_jobs.db.engine import Database
 
-    database = Database(_settings().database)
+    database = Database(load_settings().database)
     try:
         yield database
     finally:
         database.dispose()
-
-
-def _client() -> Client:
-    return Client(data_dir=_settings().root)
 
 
 def _worker_name(kind: str) -> str:
@@ -350,10 +363,3 @@ def _gpu_indexes(text: str) -> list[int]:
 
 def _steps(job: dict[str, Any]) -> str:
     return "" if job["step"] is None else f"{job['step']}/{job['num_steps']}"
-
-
-def _table(columns: list[str], rows: list[list[str]]) -> None:
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)

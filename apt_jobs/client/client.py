@@ -11,7 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
+from urllib.parse import quote
 
 import httpx
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
@@ -65,12 +66,27 @@ class Client:
         """Cancel a job."""
         return self._json("POST", f"/api/jobs/{job_id}/cancel")
 
+    def pause(self, job_id: str) -> dict[str, Any]:
+        """Pause a job; a running training saves first."""
+        return self._json("POST", f"/api/jobs/{job_id}/pause")
+
+    def resume(self, job_id: str) -> dict[str, Any]:
+        """Let a paused job go on."""
+        return self._json("POST", f"/api/jobs/{job_id}/resume")
+
+    def retry(self, job_id: str) -> dict[str, Any]:
+        """Queue a failed, cancelled or dead job again, from its last checkpoint."""
+        return self._json("POST", f"/api/jobs/{job_id}/retry")
+
     def wait(self, job_id: str) -> dict[str, Any]:
         """Follow a job to its end and return it."""
-        for event in self.events(job_id):
-            if event["kind"] == "state" and event["state"] in ENDED:
-                break
-        return self.get(job_id)
+        job = self.get(job_id)
+        while job["state"] not in ENDED:  # it may be retried as soon as it has ended
+            for event in self.events(job_id, after=job["last_seq"]):
+                if event["kind"] == "state" and event["state"] in ENDED:
+                    break
+            job = self.get(job_id)
+        return job
 
     def events(self, job_id: str, after: int = 0) -> Iterator[dict[str, Any]]:
         """Every event of a job after `after`, once and in order, then live ones, through restarts of the service."""
@@ -117,6 +133,40 @@ class Client:
         rows: list[dict[str, Any]] = self._json("GET", "/api/workers")["data"]
         return rows
 
+    def steer_worker(self, name: str, action: Literal["drain", "resume"]) -> dict[str, Any]:
+        """Drain a worker, or let it claim jobs again."""
+        return self._json("POST", f"/api/workers/{quote(name)}/{action}")
+
+    def queues(self) -> list[dict[str, Any]]:
+        """The queues with their depths and limits."""
+        rows: list[dict[str, Any]] = self._json("GET", "/api/queues")["data"]
+        return rows
+
+    def configure_queue(self, name: str, *, max_running: int | None = None, paused: bool = False) -> dict[str, Any]:
+        """Limit how many jobs of a queue run at once, or pause it."""
+        return self._json("PUT", f"/api/queues/{quote(name)}", json={"max_running": max_running, "paused": paused})
+
+    def schedules(self) -> list[dict[str, Any]]:
+        """All schedules, by name."""
+        rows: list[dict[str, Any]] = self._json("GET", "/api/schedules")["data"]
+        return rows
+
+    def schedule(self, schedule_id: str) -> dict[str, Any]:
+        """One schedule with its newest runs."""
+        return self._json("GET", f"/api/schedules/{schedule_id}")
+
+    def create_schedule(self, **values: Any) -> dict[str, Any]:
+        """Add a schedule; values are those of `POST /api/schedules`."""
+        return self._json("POST", "/api/schedules", json=values)
+
+    def steer_schedule(self, schedule_id: str, action: Literal["pause", "resume", "run"]) -> dict[str, Any]:
+        """Pause or resume a schedule, or run its job now (which returns the job)."""
+        return self._json("POST", f"/api/schedules/{schedule_id}/{action}")
+
+    def delete_schedule(self, schedule_id: str) -> None:
+        """Delete a schedule; its jobs stay."""
+        self._json("DELETE", f"/api/schedules/{schedule_id}")
+
     def close(self) -> None:
         self._http.close()
 
@@ -157,7 +207,7 @@ class Client:
             raise Unavailable(f"{self.url} cannot be reached: {exc}") from exc
         if response.is_error:
             raise _error(response)
-        answer: dict[str, Any] = response.json()
+        answer: dict[str, Any] = response.json() if response.content else {}
         return answer
 
 

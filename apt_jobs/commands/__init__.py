@@ -1,0 +1,1 @@
+"""Groups of commands that `apt-jobs` has besides those in cli.py, and what they print with."""

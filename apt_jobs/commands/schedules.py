@@ -1,0 +1,90 @@
+"""`apt-jobs schedules`: jobs that come due by themselves."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from apt_jobs.commands.terminal import AsJson, console, open_client, print_table
+
+app = typer.Typer(no_args_is_help=True, help="Jobs that come due by a cron expression.")
+ScheduleId = Annotated[str, typer.Argument(help="As `apt-jobs schedules list` shows it.")]
+
+
+@app.command("list")
+def list_all(as_json: AsJson = False) -> None:
+    """List the schedules by name."""
+    with open_client() as client:
+        rows = client.schedules()
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    columns, known = ["id", "name", "cron", "time zone", "next run", "last run"], ("id", "name", "cron", "time_zone")
+    print_table(columns, [[*(row[name] for name in known), _next(row), _last(row)] for row in rows])
+
+
+@app.command()
+def create(
+    name: str,
+    cron: Annotated[str, typer.Argument(help="Five fields in quotes, or @hourly, @daily, @nightly, @weekly, ...")],
+    file: Annotated[Path, typer.Argument(help="A job as JSON; - reads standard input.")],
+    time_zone: Annotated[str, typer.Option(help="IANA name, as Europe/Berlin.")] = "UTC",
+    overlap: Annotated[str, typer.Option(help="skip, queue or cancel")] = "skip",
+    catch_up: Annotated[str, typer.Option(help="skip, latest or all")] = "latest",
+) -> None:
+    """Add a schedule."""
+    job = json.loads(sys.stdin.read() if str(file) == "-" else file.read_text())
+    with open_client() as client:
+        row = client.create_schedule(
+            name=name, cron=cron, job=job, time_zone=time_zone, overlap=overlap, catch_up=catch_up
+        )
+    console.print(f"{row['id']} is due next at " + ", ".join(row["next_runs"]))
+
+
+@app.command()
+def inspect(schedule_id: ScheduleId) -> None:
+    """Print all about one schedule with its runs, as JSON."""
+    with open_client() as client:
+        print(json.dumps(client.schedule(schedule_id), indent=2, ensure_ascii=False))
+
+
+@app.command()
+def pause(schedule_id: ScheduleId) -> None:
+    """Stop firing."""
+    with open_client() as client:
+        client.steer_schedule(schedule_id, "pause")
+    console.print(f"{schedule_id} is paused")
+
+
+@app.command()
+def resume(schedule_id: ScheduleId) -> None:
+    """Fire again, from the next due time on."""
+    with open_client() as client:
+        row = client.steer_schedule(schedule_id, "resume")
+    console.print(f"{schedule_id} is due next at {row['next_run_at']}")
+
+
+@app.command()
+def run(schedule_id: ScheduleId) -> None:
+    """Submit the schedule's job now."""
+    with open_client() as client:
+        job = client.steer_schedule(schedule_id, "run")
+    console.print(f"{job['id']} is {job['state']}")
+
+
+@app.command()
+def delete(schedule_id: ScheduleId) -> None:
+    """Delete a schedule; its jobs stay."""
+    with open_client() as client:
+        client.delete_schedule(schedule_id)
+
+
+def _next(row: dict[str, Any]) -> str:
+    return "paused" if row["paused"] else row["next_run_at"] or "never"
+
+
+def _last(row: dict[str, Any]) -> str:
+    last = row["last_run"]
+    return "" if last is None else f"{last['outcome']} {last['job_state'] or ''}"

