@@ -149,7 +149,9 @@ def _postgres_engine(url: URL) -> Engine:
             "keepalives_interval": CONNECT_TIMEOUT_S,
             "keepalives_count": 2,
             "tcp_user_timeout": SILENT_SERVER_TIMEOUT_S * 1000,
-            "options": "-c statement_timeout=30000 -c lock_timeout=10000",
+            # A client that stands still within a transaction would keep its row from the reaper: the server ends it.
+            "options": "-c statement_timeout=30000 -c lock_timeout=10000"
+            f" -c idle_in_transaction_session_timeout={SILENT_SERVER_TIMEOUT_S * 1000}",
         },
     )
 

@@ -96,7 +96,9 @@ def _scripts() -> Path:
 def _only_one(database: Database) -> Iterator[None]:
     if database.dialect == "postgresql":
         with database.engine.connect() as connection:
-            connection.execute(text("SET lock_timeout = 0; SET statement_timeout = 0"))
+            connection.execute(
+                text("SET lock_timeout = 0; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0")
+            )
             connection.execute(text("SELECT pg_advisory_lock(:key)"), {"key": _LOCK_KEY})
             try:
                 yield

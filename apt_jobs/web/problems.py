@@ -153,6 +153,7 @@ def _allowed_methods(request: Request) -> set[str]:
 def _pointer(location: Sequence[int | str], in_body: bool) -> str:
     if not in_body:
         return ".".join(map(str, location))
-    kinds = get_args(JobKind)  # pydantic puts the chosen member of a union of job specs first
-    parts = location[1:] if location and location[0] in kinds else location
+    kinds = get_args(JobKind)  # pydantic puts the chosen member of a union of job specs where the job is
+    where = next((index for index in (0, 1) if location[index : index + 1] and location[index] in kinds), None)
+    parts = location if where is None else (*location[:where], *location[where + 1 :])
     return "#" + "".join(f"/{part}" for part in parts)

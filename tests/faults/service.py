@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -77,7 +78,22 @@ class Service:
             wait_for_valkey(self.redis_url)
 
     def freeze(self, name: str) -> None:
+        """SIGSTOP, as a machine that swaps or sleeps. Never within a SQLite transaction: that stops all others, too."""
         self.processes[name].send_signal(signal.SIGSTOP)
+        while self.database.dialect == "sqlite" and not self._can_write():
+            self.thaw(name)
+            time.sleep(0.02)
+            self.processes[name].send_signal(signal.SIGSTOP)
+
+    def _can_write(self) -> bool:
+        connection = sqlite3.connect(str(self.database.url.database), timeout=0.5, isolation_level=None)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            return False
+        finally:
+            connection.close()
+        return True
 
     def thaw(self, name: str) -> None:
         self.processes[name].send_signal(signal.SIGCONT)
