@@ -19,6 +19,7 @@ from apt_jobs.settings import Settings
 logger = logging.getLogger(__name__)
 
 TASK_NAME = "apt_jobs.run"
+_QUEUE_PREFIX = "jobs."  # users name queues, and kombu has keys of its own beside them, such as "unacked"
 PUBLISH_TIMEOUT_S = 2.0
 MAX_HINT_CHARS = 100  # a job id has 24; longer ones are forged
 
@@ -32,7 +33,7 @@ def make_celery(settings: Settings) -> Celery:
         result_backend=None,
         task_serializer="json",
         accept_content=["json"],
-        task_default_queue="train",
+        task_default_queue=broker_queue("train"),
         task_create_missing_queues=True,
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
@@ -64,6 +65,11 @@ def broker_url(redis_url: str) -> str:
     return f"redis+socket://{parts.path}?virtual_host={database}"
 
 
+def broker_queue(queue: str) -> str:
+    """What the broker calls the queue that jobs call `queue`."""
+    return _QUEUE_PREFIX + queue
+
+
 class HintPublisher:
     """Sends hints. Call from a thread: a frozen broker holds the caller for up to `PUBLISH_TIMEOUT_S` a try."""
 
@@ -92,7 +98,8 @@ class HintPublisher:
         self._app.close()
 
     def _send(self, job_id: str, queue: str) -> None:
-        self._app.send_task(TASK_NAME, kwargs={"job_id": job_id}, queue=queue, ignore_result=True, retry=False)
+        kwargs = {"job_id": job_id}
+        self._app.send_task(TASK_NAME, kwargs=kwargs, queue=broker_queue(queue), ignore_result=True, retry=False)
 
     def _forget_connections(self) -> None:
         self._app.pool.force_close_all()  # type: ignore[attr-defined]  # celery-types takes it for the producers' pool
