@@ -80,6 +80,8 @@ class Consumer:
                 quiet=True,
             )
             worker.start()
+            if worker.exitcode and not self.draining.is_set():
+                raise Unavailable("Celery's worker ended by itself; its log says why")
         finally:
             self._closed.set()
             recorder.join()
