@@ -80,7 +80,7 @@ class Consumer:
                 quiet=True,
             )
             worker.start()
-            if worker.exitcode and not self.draining.is_set():
+            if worker.exitcode and not self._stopping:
                 raise Unavailable("Celery's worker ended by itself; its log says why")
         finally:
             self._closed.set()

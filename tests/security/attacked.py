@@ -107,7 +107,7 @@ def routes() -> list[tuple[str, frozenset[str]]]:
     served: dict[str, frozenset[str]] = {}
     for route in ROUTES:
         if isinstance(route, Route):
-            path = re.sub(r"\{(\w+)\}", r"some_\1", route.path)
+            path = re.sub(r"\{(\w+)(:\w+)?\}", r"some_\1", route.path)
             served[path] = served.get(path, frozenset()) | frozenset(route.methods or ())
     return sorted(served.items())
 

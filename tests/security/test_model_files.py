@@ -200,7 +200,8 @@ def test_an_optimizer_state_that_is_no_safetensors_is_not_opened(tmp_path: Path,
     (tmp_path / "training_state.json").write_text("{}")
     (tmp_path / "optimizer.safetensors").write_bytes(content or pickle.dumps(Trap(canary)))
     (tmp_path / "optimizer.pt").write_bytes(pickle.dumps(Trap(canary)))
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))])
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.SGD(model.parameters())
     with pytest.raises((SafetensorError, InvalidCheckpoint)):
-        load_training_state(tmp_path, optimizer, Rank(0, 1, CPU, "gloo"))
+        load_training_state(tmp_path, model, optimizer, Rank(0, 1, CPU, "gloo"))
     assert not canary.exists()
