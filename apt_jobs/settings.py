@@ -16,7 +16,12 @@ LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
 class Settings(BaseSettings):
     """Everything that can be configured. Each field is an environment variable `APT_JOBS_<NAME>`."""
 
-    model_config = SettingsConfigDict(env_prefix="APT_JOBS_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="APT_JOBS_",
+        frozen=True,
+        extra="ignore",
+        hide_input_in_errors=True,  # the input has the passwords
+    )
 
     data_dir: Path = Field(Path(".apt_jobs"), description="Where the database, checkpoints, data sets and logs live.")
     database_url: SecretStr | None = Field(
@@ -34,7 +39,9 @@ class Settings(BaseSettings):
     session_hours: float = Field(168.0, gt=0, le=8760, description="How long a browser session lasts, in hours.")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest JSON body of a request, in bytes.")
     max_upload_bytes: int = Field(1 << 30, ge=1024, description="Largest data set that can be uploaded, in bytes.")
-    request_timeout_s: float = Field(30.0, gt=0, description="Longest time a request body may take to arrive.")
+    request_timeout_s: float = Field(
+        30.0, gt=0, description="Longest time for a request's head or JSON body to arrive, or a client to read on."
+    )
     generate_wait_s: float = Field(
         120.0, gt=0, le=600, description="Longest time that `POST /api/generate` waits for its job."
     )
@@ -83,7 +90,9 @@ class Settings(BaseSettings):
         if self.redis_url is None:
             return self
         parts = urlsplit(self.redis_url.get_secret_value())
-        if parts.scheme in ("redis", "rediss") and parts.hostname not in LOOPBACK_HOSTS and not parts.password:
+        if parts.scheme not in ("redis", "rediss", "unix"):
+            raise ValueError("APT_JOBS_REDIS_URL begins with neither redis://, rediss:// nor unix://")
+        if parts.scheme != "unix" and parts.hostname not in LOOPBACK_HOSTS and not parts.password:
             raise ValueError(
                 f"APT_JOBS_REDIS_URL names {parts.hostname!r} without a password: a Redis off loopback needs one"
             )

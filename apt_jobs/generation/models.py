@@ -23,6 +23,7 @@ from apt_jobs.db.service_values import DEFAULT_MODEL, get_value
 from apt_jobs.errors import AptJobsError, InvalidCheckpoint, InvalidInput, NotFound, Unavailable
 from apt_jobs.jobs.spec import CHECKPOINT_ID_PATTERN
 from apt_jobs.settings import Settings
+from apt_jobs.training.weight_files import require_safetensors
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
@@ -230,6 +231,7 @@ def _require_files(folder: Path) -> None:
             f"model {folder.name!r} lacks {', '.join(lacking)}; a model folder holds config.json, tokenizer.json and "
             "weights as safetensors (pickled weights are not read)"
         )
+    require_safetensors(folder)
 
 
 def _verify(folder: Path) -> None:

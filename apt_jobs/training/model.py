@@ -11,6 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from apt_jobs.errors import InvalidCheckpoint
 from apt_jobs.jobs.spec import APTConfig
+from apt_jobs.training.weight_files import require_safetensors
 
 
 def build_model(config: APTConfig, vocab_size: int, eos_token_id: int) -> LlamaForCausalLM:
@@ -39,6 +40,7 @@ def load_model(folder: Path) -> nn.Module:
     Raises:
         InvalidCheckpoint: the folder cannot be loaded.
     """
+    require_safetensors(folder)
     try:
         model: nn.Module = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32

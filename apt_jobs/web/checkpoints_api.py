@@ -109,15 +109,22 @@ async def remove_checkpoint(request: Request) -> Response:
         return row
 
     row = await service.write(remove)
-    await asyncio.to_thread(_delete_folder, service.settings.checkpoints_dir / row.filename)
+    if (folder := _inside(service.settings.checkpoints_dir, row.filename)) is not None:
+        await asyncio.to_thread(_delete_folder, folder)
     return Response(status_code=204)
 
 
 def _folder(service: Service, row: Checkpoint) -> Path:
-    folder = service.settings.checkpoints_dir / row.filename
-    if not folder.is_dir():
+    folder = _inside(service.settings.checkpoints_dir, row.filename)
+    if folder is None or not folder.is_dir():
         raise InvalidCheckpoint(f"the files of checkpoint {row.id} are not on this machine")
     return folder
+
+
+def _inside(root: Path, filename: str) -> Path | None:
+    """`root/filename`, unless it leads out of `root`: a training process chose the name."""
+    folder = (root.resolve() / filename).resolve()
+    return folder if root.resolve() in folder.parents else None
 
 
 def _delete_folder(folder: Path) -> None:
@@ -130,9 +137,13 @@ def _delete_folder(folder: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
+def _regular_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.is_symlink())
+
+
 async def _tar(folder: Path, name: str) -> AsyncIterator[bytes]:
     """The folder as a tar stream, read in pieces, without a temporary copy."""
-    for path in await asyncio.to_thread(lambda: sorted(folder.iterdir())):
+    for path in await asyncio.to_thread(_regular_files, folder):
         with path.open("rb") as file:
             info = tarfile.TarInfo(f"{name}/{path.name}")
             info.size = os.fstat(file.fileno()).st_size

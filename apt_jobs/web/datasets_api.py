@@ -4,6 +4,7 @@ import asyncio
 import codecs
 import os
 import secrets
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from apt_jobs.web.problems import ProblemError
 from apt_jobs.web.service import service_of
 
 IDLE_TIMEOUT_S = 30.0  # between two pieces of an upload
+MIN_BYTES_PER_S = 1_000  # of an upload as a whole, after the first `IDLE_TIMEOUT_S`
 
 
 class UploadQuery(Query):
@@ -72,6 +74,7 @@ async def _receive(request: Request, file: Path, settings: Settings) -> int:
     """Stream the body into a file, checking it on the way; returns its size in bytes."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     size = 0
+    began_s = time.monotonic()
     try:
         with file.open("wb") as opened:
             parts = aiter(request.stream())
@@ -81,6 +84,8 @@ async def _receive(request: Request, file: Path, settings: Settings) -> int:
                     raise ProblemError(413, f"the data set is larger than {settings.max_upload_bytes:,} bytes")
                 if b"\0" in part:
                     raise InvalidDataset("the data set is binary (it has a zero byte); upload UTF-8 text")
+                if time.monotonic() - began_s > IDLE_TIMEOUT_S + size / MIN_BYTES_PER_S:
+                    raise ProblemError(408, f"the data set comes with less than {MIN_BYTES_PER_S:,} bytes a second")
                 decoder.decode(part)
                 await asyncio.to_thread(opened.write, part)
             decoder.decode(b"", final=True)

@@ -6,6 +6,7 @@ one problem document, whatever part of it they are in.
 
 import asyncio
 import functools
+import re
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -24,6 +25,9 @@ from apt_jobs.web.problems import MEDIA_TYPE, Problem, ProblemError, faults_of
 from apt_jobs.web.service import service_of
 
 MAX_DEPTH = 32  # of brackets in a JSON body
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+_ROUND = bytes.maketrans(b"[{]}", b"(())")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 Handler = Callable[[Request], Awaitable[Response]]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -147,12 +151,12 @@ async def read_json(request: Request) -> bytes:
         raise ProblemError(415, f"the body is {kind or 'of no declared type'}; send application/json")
     settings: Settings = service_of(request).settings
     raw = await read_body(request, settings.max_body_bytes, settings.request_timeout_s)
-    if _depth(raw) > MAX_DEPTH:
-        raise ProblemError(400, f"the body nests deeper than {MAX_DEPTH} levels")
     try:
-        orjson.loads(raw)  # strict: no NaN, no Infinity, no half documents
+        orjson.loads(raw)  # strict: no NaN, no Infinity, no half documents, at most 1,024 levels
     except orjson.JSONDecodeError as exc:
         raise ProblemError(400, f"the body is not JSON: {exc}") from exc
+    if nests_deeper(raw, MAX_DEPTH):
+        raise ProblemError(400, f"the body nests deeper than {MAX_DEPTH} levels")
     return raw
 
 
@@ -182,28 +186,12 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
     return b"".join(parts)
 
 
-def _depth(raw: bytes) -> int:
-    """Deepest nesting of brackets outside strings."""
-    depth = deepest = 0
-    in_string = escaped = False
-    for byte in raw:
-        if in_string:
-            if escaped:
-                escaped = False
-            elif byte == 0x5C:
-                escaped = True
-            elif byte == 0x22:
-                in_string = False
-        elif byte == 0x22:
-            in_string = True
-        elif byte in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-            if deepest > MAX_DEPTH:
-                return deepest
-        elif byte in b"]}":
-            depth -= 1
-    return deepest
+def nests_deeper(document: bytes, levels: int) -> bool:
+    """Whether a JSON document nests deeper: each round takes the innermost brackets away, at the speed of C."""
+    brackets = _STRING.sub(b"", document).translate(_ROUND, _NO_BRACKETS)
+    for _ in range(levels):
+        brackets = brackets.replace(b"()", b"")
+    return bool(brackets)
 
 
 def _documented(body: Any) -> Any:

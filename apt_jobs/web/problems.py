@@ -28,6 +28,7 @@ logger = logging.getLogger(__name__)
 JobKind = Literal["train", "generate"]
 MEDIA_TYPE = "application/problem+json"
 MAX_SEEN_CHARS = 200  # of a wrong value that is shown back
+MAX_FAULTS = 100  # of a request that are named
 RETRY_AFTER_S = 5
 _STATUS_OF: tuple[tuple[type[AptJobsError], int], ...] = (
     (IdempotencyMismatch, 422),
@@ -102,11 +103,14 @@ def problem_response(
 
 
 def faults_of(error: ValidationError, *, in_body: bool) -> list[Fault]:
-    """All faults that pydantic found, as a reader can use them."""
-    return [
+    """The faults that pydantic found, as a reader can use them: the first `MAX_FAULTS`, and how many more there are."""
+    faults = [
         Fault(pointer=_pointer(fault["loc"], in_body), seen=_shown(fault), detail=fault["msg"])
-        for fault in error.errors(include_url=False)
+        for fault in error.errors(include_url=False)[:MAX_FAULTS]
     ]
+    if (num_more := error.error_count() - MAX_FAULTS) > 0:
+        faults.append(Fault(pointer=_pointer((), in_body), seen=None, detail=f"and {num_more:,} more"))
+    return faults
 
 
 async def on_problem(_request: Request, exc: Exception) -> Response:

@@ -1,8 +1,11 @@
 """`apt-jobs web`: uvicorn around the application, with access lines that carry no query (a login token is in one)."""
 
+import asyncio
+import functools
 import logging
 import socket
 import time
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from apt_jobs.errors import AlreadyRunning
 from apt_jobs.settings import Settings
 from apt_jobs.web.app import create_app
+from apt_jobs.web.bounded_protocol import BoundedProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,7 @@ def run_web(settings: Settings) -> None:
         listener.listen(BACKLOG)
         config = uvicorn.Config(
             AccessLog(create_app(settings)),
+            http=_protocol(settings),
             log_config=None,
             access_log=False,
             server_header=False,
@@ -44,9 +49,16 @@ def run_web(settings: Settings) -> None:
             ws_max_size=MAX_WEBSOCKET_BYTES,
             ws_per_message_deflate=False,
             timeout_graceful_shutdown=GRACEFUL_STOP_S,
-            h11_max_incomplete_event_size=1 << 16,
         )
         uvicorn.Server(config).run(sockets=[listener])
+
+
+def _protocol(settings: Settings) -> type[asyncio.Protocol]:
+    made: Any = functools.partial(  # Any: uvicorn calls what it says is a class
+        BoundedProtocol, max_connections=settings.max_connections, patience_s=settings.request_timeout_s
+    )
+    protocol: type[asyncio.Protocol] = made
+    return protocol
 
 
 class AccessLog:

@@ -17,6 +17,7 @@ from apt_jobs.settings import Settings
 from apt_jobs.web.endpoint import endpoint
 from apt_jobs.web.guard import SESSION_COOKIE
 from apt_jobs.web.payloads import Listing, QueueAnswer, QueueList, WorkerAnswer, at, worker_json
+from apt_jobs.web.problems import ProblemError
 from apt_jobs.web.service import service_of
 
 MISSED_HEARTBEATS = 3  # after so many a worker counts as gone
@@ -109,6 +110,8 @@ async def get_keys(request: Request) -> Response:
 
 async def log_in(request: Request) -> Response:
     """Redeem a one-time link for a browser session, and go to the page."""
+    if request.method != "GET":  # who previews a link asks with HEAD
+        raise ProblemError(405, "open the link in a browser", headers={"allow": "GET"})
     service = service_of(request)
     token = request.query_params.get("token", "")
     if not 1 <= len(token) <= 200:

@@ -21,7 +21,7 @@ from apt_jobs.db.upgrade import require_current_schema
 from apt_jobs.db.workers import record_worker, remove_worker, require_free_name
 from apt_jobs.errors import AptJobsError, OutOfSpace, Unavailable
 from apt_jobs.events.live import LivePublisher
-from apt_jobs.job_queue import make_celery, serve_hints
+from apt_jobs.job_queue import broker_queue, make_celery, serve_hints
 from apt_jobs.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Consumer:
                 hostname=f"{self.name}@{socket.gethostname()}",
                 pool_cls="threads",
                 concurrency=self._concurrency,
-                queues=self.queues,
+                queues=[broker_queue(queue) for queue in self.queues],
                 without_gossip=True,
                 without_mingle=True,
                 without_heartbeat=True,
@@ -80,6 +80,8 @@ class Consumer:
                 quiet=True,
             )
             worker.start()
+            if worker.exitcode and not self._stopping:
+                raise Unavailable("Celery's worker ended by itself; its log says why")
         finally:
             self._closed.set()
             recorder.join()

@@ -1,7 +1,6 @@
 """The REST interface against its own OpenAPI document, as schemathesis tries it; and bodies meant to hurt."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,7 +17,7 @@ from apt_jobs.db.access import Role, create_key
 from apt_jobs.db.engine import Database
 from apt_jobs.db.upgrade import upgrade_database
 from apt_jobs.settings import Settings
-from apt_jobs.web.app import ROUTES, document
+from apt_jobs.web.app import document
 from apt_jobs.workers.embedded import free_port
 
 START_DEADLINE_S = 60.0
@@ -80,47 +79,10 @@ def test_answers_are_those_of_the_document(case: "schemathesis.Case[Any]", web: 
     case.call_and_validate(
         base_url=str(client.base_url),
         headers={"authorization": client.headers["authorization"]},
-        # With a valid key beside it a wrong cookie does not matter; who may enter is tested below, for every route.
+        # With a valid key beside it a wrong cookie does not matter; tests/security asks who may enter, for every route.
         # And a schema cannot know which models and data sets exist: naming others is refused.
         excluded_checks=[ignored_auth, positive_data_acceptance],
     )
-
-
-def test_every_route_is_closed_to_strangers_and_open_ones_are_few(web: Callable[[Role], httpx.Client]) -> None:
-    client = web(Role.VIEWER)
-    del client.headers["authorization"]
-    opened = set()
-    for route in ROUTES:
-        for method in sorted(getattr(route, "methods", None) or ()):
-            path = getattr(route, "path", "").replace("{", "").replace("}", "")
-            if client.request(method, path).status_code != 401:
-                opened.add(path)
-    assert opened == {
-        *("/healthz", "/readyz", "/", "/jobs/job_id", "/checkpoints", "/generate", "/workers"),
-        *("/favicon.svg", "/assets/name"),
-    }
-
-
-def test_a_viewer_changes_nothing(web: Callable[[Role], httpx.Client]) -> None:
-    viewer = web(Role.VIEWER)
-    for route in ROUTES:
-        for method in sorted(getattr(route, "methods", None) or ()):
-            path = getattr(route, "path", "")
-            if method in ("POST", "DELETE") and path != "/api/logout":
-                answer = viewer.request(method, path.replace("{", "").replace("}", ""), json={})
-                assert answer.status_code == 403, (method, path, answer.text)
-
-
-@pytest.mark.parametrize(
-    "origin", ["null", "http://evil", "http://127.0.0.1", "https://127.0.0.1:19000", "http://127.0.0.1:1@evil", ""]
-)
-def test_other_origins_are_refused(web: Callable[[Role], httpx.Client], origin: str) -> None:
-    assert web(Role.ADMIN).get("/api/jobs", headers={"origin": origin}).status_code == 403
-
-
-@pytest.mark.parametrize("host", ["evil", "127.0.0.1", "127.0.0.1:1", "localhost.evil:19000", ""])
-def test_other_hosts_are_refused(web: Callable[[Role], httpx.Client], host: str) -> None:
-    assert web(Role.ADMIN).get("/api/jobs", headers={"host": host}).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -143,27 +105,6 @@ def test_a_bad_body_has_a_clear_answer(web: Callable[[Role], httpx.Client], cont
     answer = web(Role.ADMIN).post("/api/jobs", content=content, headers=headers)
     assert (answer.status_code, answer.headers["content-type"]) == (status, "application/problem+json")
     assert answer.json()["detail"]
-
-
-def test_a_body_that_never_ends_is_given_up(web: Callable[[Role], httpx.Client]) -> None:
-    client = web(Role.ADMIN)
-    address = (client.base_url.host, client.base_url.port or 80)
-    with socket.create_connection(address, timeout=20) as connection:
-        head = (
-            f"POST /api/jobs HTTP/1.1\r\nhost: {address[0]}:{address[1]}\r\ncontent-type: application/json\r\n"
-            f"authorization: {client.headers['authorization']}\r\ncontent-length: 100\r\n\r\n{{"
-        )
-        connection.sendall(head.encode())
-        assert b"408" in connection.recv(4096).split(b"\r\n")[0]
-
-
-@pytest.mark.parametrize("name", ["../../etc/passwd", "..%2f..%2fetc%2fpasswd", "%2e%2e", "a/b", ".hidden", "x" * 300])
-def test_no_path_comes_from_outside(web: Callable[[Role], httpx.Client], name: str) -> None:
-    client = web(Role.ADMIN)
-    for address in (f"/api/checkpoints/{name}/download", f"/api/datasets/{name}", f"/assets/{name}"):
-        for method in ("GET", "DELETE"):
-            assert client.request(method, address).status_code in (404, 405)
-    assert client.post("/api/datasets", params={"name": name}, content=b"text").status_code == 422
 
 
 def test_one_key_makes_one_job_and_another_body_is_refused(web: Callable[[Role], httpx.Client]) -> None:
