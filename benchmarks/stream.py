@@ -55,7 +55,7 @@ def rows() -> Iterator[Row]:
                 job_id = _new_job(settings)
                 peer.append(_rate(settings, job_id, f"ws://127.0.0.1:{port}/{job_id}", key))
         finally:
-            naive.terminate()
+            naive.kill()  # its sockets never see that their browsers left: it would not stop by itself
             naive.wait()
         name = "Starlette with one Redis subscription and one re-encode per browser"
         yield paired_row("stream/saturation-100/ws", ours, peer, name, "deliveries/s")
