@@ -106,7 +106,7 @@ def create_app(settings: Settings) -> Starlette:
         hints, publisher = HintPublisher(make_celery(settings)), LivePublisher(settings.redis)
         service = Service(settings, database, hints, publisher, streams, asyncio.Event())
         app.state.service = service
-        loops = [streams.follow(), streams.check_heads()]
+        loops = [streams.follow(), streams.check_heads(), streams.look_after()]
         loops += [dispatch_for_ever(service), reap_for_ever(service), fire_for_ever(service)]
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:

@@ -5,21 +5,23 @@ Subscribe, read the database up to the head, go on live: no gap and no double, w
 
 import asyncio
 import contextlib
+from typing import Any
 
 import orjson
-from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from apt_jobs.db.histories import layer_names
 from apt_jobs.db.jobs import get_job
 from apt_jobs.errors import NotFound
+from apt_jobs.web.live_blocks import View
+from apt_jobs.web.live_outlets import outlet_of, until_left
+from apt_jobs.web.live_ring import STALL_S, TOO_SLOW
 from apt_jobs.web.live_streams import JobStream
 from apt_jobs.web.payloads import job_json
 from apt_jobs.web.service import Service, service_of
 
-HEARTBEAT_S = 5.0  # of silence, then the head is told again
-SEND_TIMEOUT_S = 10.0  # a client that does not read for so long is closed
 MAX_AFTER = 2**53
-NO_SUCH_JOB, BAD_REQUEST, TOO_SLOW = 4404, 4400, 4408  # close codes
+NO_SUCH_JOB, BAD_REQUEST = 4404, 4400  # close codes
 
 
 async def watch_job(websocket: WebSocket) -> None:
@@ -34,7 +36,9 @@ async def watch_job(websocket: WebSocket) -> None:
     try:
         async with service.streams.watch(job_id) as stream:
             await _greet(websocket, service, stream)
-            await _serve(websocket, service, stream, int(after))
+            outlet = outlet_of(websocket)
+            with stream.cursor(View(), outlet, int(after)):
+                await until_left(websocket, outlet, _ignore)
     except NotFound as exc:
         await websocket.close(NO_SUCH_JOB, str(exc)[:120])
     except TimeoutError:
@@ -47,45 +51,10 @@ async def watch_job(websocket: WebSocket) -> None:
 async def _greet(websocket: WebSocket, service: Service, stream: JobStream) -> None:
     job = await service.read(get_job, stream.job_id)
     layers = await service.read(layer_names, stream.job_id)
-    await _send(websocket, orjson.dumps({"head": stream.head, "job": job_json(job), "layers": layers}))
+    hello = orjson.dumps({"head": stream.head, "job": job_json(job), "layers": layers})
+    async with asyncio.timeout(STALL_S):
+        await websocket.send_text(hello.decode())
 
 
-async def _serve(websocket: WebSocket, service: Service, stream: JobStream, cursor: int) -> None:
-    leaving = asyncio.create_task(_wait_for_leaving(websocket))
-    try:
-        while not leaving.done():
-            found = stream.after(cursor)
-            if found is None and cursor < stream.head:
-                found = await service.streams.read_after(stream.job_id, cursor)
-            if found is not None:
-                cursor, frame = found
-                await _send(websocket, frame)
-            elif not await _changed_or_left(stream, cursor, leaving):
-                await _send(websocket, orjson.dumps({"head": stream.head}))
-    finally:
-        leaving.cancel()
-        await asyncio.gather(leaving, return_exceptions=True)
-
-
-async def _changed_or_left(stream: JobStream, cursor: int, leaving: "asyncio.Task[None]") -> bool:
-    """Wait for news or for the client to leave; False: silence for `HEARTBEAT_S`."""
-    changed = asyncio.create_task(stream.changed(cursor, HEARTBEAT_S))
-    await asyncio.wait({changed, leaving}, return_when=asyncio.FIRST_COMPLETED)
-    if changed.done():
-        return changed.result()
-    changed.cancel()
-    await asyncio.gather(changed, return_exceptions=True)
-    return True
-
-
-async def _wait_for_leaving(websocket: WebSocket) -> None:
-    """Clients have nothing to say: whatever they send is dropped, at the pace of the protocol's own flow control."""
-    while websocket.client_state is WebSocketState.CONNECTED:
-        message = await websocket.receive()
-        if message["type"] == "websocket.disconnect":
-            return
-
-
-async def _send(websocket: WebSocket, frame: bytes) -> None:
-    async with asyncio.timeout(SEND_TIMEOUT_S):
-        await websocket.send_text(frame.decode())
+async def _ignore(message: Any) -> None:
+    """Clients have nothing to say: it is dropped, at the pace of the protocol's own flow control."""

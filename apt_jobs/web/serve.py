@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from apt_jobs.errors import AlreadyRunning
 from apt_jobs.settings import Settings
 from apt_jobs.web.app import create_app
+from apt_jobs.web.direct_socket import DirectWebSocketProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ def run_web(settings: Settings) -> None:
             server_header=False,
             date_header=True,
             proxy_headers=False,
+            ws=DirectWebSocketProtocol,
             ws_max_size=MAX_WEBSOCKET_BYTES,
             ws_per_message_deflate=False,
             timeout_graceful_shutdown=GRACEFUL_STOP_S,
