@@ -7,22 +7,41 @@ that all sockets share. Between the live wire and a block nothing is parsed, unl
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
 import orjson
 
+from apt_jobs.events.binary import encode_binary
 from apt_jobs.events.codec import FRAME_BYTES, frames_of, runs
+from apt_jobs.events.conflation import Conflation
 
 _TEXT, _BINARY = 0x81, 0x82  # final frame of a text or binary message
 _EVENTS = b'"events":['
+
+
+class Form(StrEnum):
+    """How events are written."""
+
+    JSON = "json"  # WebSocket text frames
+    BINARY = "binary"  # WebSocket binary frames, `events/binary.py`
+    SSE = "sse"  # lines of `text/event-stream`
 
 
 @dataclass(frozen=True, slots=True)
 class View:
     """How watchers want to see a job. Those who want the same share every block."""
 
+    form: Form = Form.JSON
+    kinds: frozenset[str] = frozenset()  # of events; none: all
+    max_rate: float | None = None  # most frames a second; what repeats meanwhile is folded
     names_job: bool = False  # the frames of a socket with several jobs say whose they are
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether frames of the live wire can go on as they came."""
+        return self.form is Form.JSON and not self.kinds and self.max_rate is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +109,47 @@ def framed(payload: bytes, *, is_text: bool = True) -> tuple[bytes, int]:
     return header + payload, len(header)
 
 
-def note(payload: dict[str, Any]) -> Block:
+def note(view: View, payload: dict[str, Any]) -> Block:
     """A message that is no event: it has no place in the sequence."""
-    return Block(0, 0, *framed(orjson.dumps(payload)))
+    text = orjson.dumps(payload)
+    if view.form is Form.SSE:
+        return Block(0, 0, b"event: note\ndata: %b\n\n" % text, 0)
+    return Block(0, 0, *framed(text))
+
+
+def block_of(view: View, job_id: str, first_seq: int, last_seq: int, events: list[dict[str, Any]]) -> Block:
+    """Events of a view, already chosen, as one block."""
+    if not events:
+        return Block(first_seq, last_seq, b"", 0)
+    if view.form is Form.SSE:
+        return Block(first_seq, last_seq, b"".join(map(_sse, events)), 0)
+    if view.form is Form.BINARY:
+        message = encode_binary(first_seq, last_seq, events, job_id if view.names_job else None)
+        return Block(first_seq, last_seq, *framed(message, is_text=False), is_text=False)
+    owner = {"job_id": job_id} if view.names_job else {}
+    frame = {**owner, "first_seq": first_seq, "count": last_seq - first_seq + 1, "events": events}
+    return Block(first_seq, last_seq, *framed(orjson.dumps(frame)))
+
+
+def chosen(view: View, batches: Sequence[Batch]) -> list[dict[str, Any]]:
+    """The events of a view, not yet folded."""
+    return [event for batch in batches for event in batch.events if not view.kinds or event["kind"] in view.kinds]
+
+
+def _sse(event: dict[str, Any]) -> bytes:
+    return b"id: %d\nevent: %b\ndata: %b\n\n" % (event["seq"], event["kind"].encode(), orjson.dumps(event))
 
 
 def _merged(view: View, job_id: str, batches: Sequence[Batch]) -> Block:
     first_seq, last_seq = batches[0].first_seq, batches[-1].last_seq
+    if not view.is_whole:
+        events = chosen(view, batches)
+        if view.max_rate is not None:
+            conflation = Conflation()
+            for event in events:
+                conflation.add(event)
+            events = conflation.take()
+        return block_of(view, job_id, first_seq, last_seq, events)
     if len(batches) == 1 and not view.names_job:
         return Block(first_seq, last_seq, *framed(batches[0].raw))
     owner = b'"job_id":%b,' % orjson.dumps(job_id) if view.names_job else b""

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from apt_jobs.events.codec import FRAME_BYTES
-from apt_jobs.web.live_blocks import Block, View, note
+from apt_jobs.events.conflation import FOLDED, Conflation
+from apt_jobs.web.live_blocks import Batch, Block, View, block_of, blocks_of, chosen, note
 from apt_jobs.web.live_outlets import Outlet
 
 RING_BYTES = 1 << 20  # kept in memory for each view of a watched job
@@ -41,6 +42,31 @@ class Ring:
         self._last_seqs: list[int] = []  # of the blocks, for bisection
         self._num_bytes = 0
         self._spoke_at = time.monotonic()
+        self._held = Conflation()  # for a view with a rate: what waits for its turn
+        self._held_to = head  # the last `seq` of it
+        self._turn: asyncio.TimerHandle | None = None
+
+    def take(self, batches: Sequence[Batch]) -> None:
+        """Hand out contiguous batches that follow the head: now, or when it is the view's turn."""
+        if self.view.max_rate is None:
+            for block in blocks_of(self.view, self.job_id, batches):
+                self.append(block)
+            return
+        is_urgent = False
+        for event in chosen(self.view, batches):
+            self._held.add(event)
+            is_urgent = is_urgent or event["kind"] not in FOLDED
+        self._held_to = batches[-1].last_seq
+        wait_s = self._spoke_at + 1.0 / self.view.max_rate - time.monotonic()
+        if is_urgent or wait_s <= 0:
+            self._hand_out()
+        elif self._turn is None:
+            self._turn = asyncio.get_running_loop().call_later(wait_s, self._hand_out)
+
+    def close(self) -> None:
+        """Nobody watches any more."""
+        if self._turn is not None:
+            self._turn.cancel()
 
     def append(self, block: Block) -> None:
         """Keep a block, and write it to everyone who is up to date and has nothing unsent."""
@@ -92,9 +118,15 @@ class Ring:
         if is_silent:
             self._spoke_at = time.monotonic()
 
+    def _hand_out(self) -> None:
+        if self._turn is not None:
+            self._turn.cancel()
+            self._turn = None
+        self.append(block_of(self.view, self.job_id, self.head + 1, self._held_to, self._held.take()))
+
     def _heartbeat(self) -> Block:
         owner = {"job_id": self.job_id} if self.view.names_job else {}
-        return note({**owner, "head": self.head})
+        return note(self.view, {**owner, "head": self.head})
 
     def _keep(self, block: Block) -> None:
         self._blocks.append(block)

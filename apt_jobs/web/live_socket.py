@@ -5,15 +5,18 @@ Subscribe, read the database up to the head, go on live: no gap and no double, w
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import Any, Literal
 
 import orjson
+from pydantic import BaseModel, Field, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from apt_jobs.db.histories import layer_names
 from apt_jobs.db.jobs import get_job
 from apt_jobs.errors import NotFound
-from apt_jobs.web.live_blocks import View
+from apt_jobs.events.binary import SUBPROTOCOL
+from apt_jobs.events.kinds import EVENT_TYPES
+from apt_jobs.web.live_blocks import Form, View
 from apt_jobs.web.live_outlets import outlet_of, until_left
 from apt_jobs.web.live_ring import STALL_S, TOO_SLOW
 from apt_jobs.web.live_streams import JobStream
@@ -21,26 +24,40 @@ from apt_jobs.web.payloads import job_json
 from apt_jobs.web.service import Service, service_of
 
 MAX_AFTER = 2**53
+MAX_REASON = 120  # bytes of a close frame
+MIN_RATE, MAX_RATE = 0.1, 60.0  # frames a second
 NO_SUCH_JOB, BAD_REQUEST = 4404, 4400  # close codes
+KINDS = tuple(cls.kind for cls in EVENT_TYPES)
+EventKind = Literal[KINDS]  # type: ignore[valid-type]  # the kinds are listed once, in events/kinds.py
+
+
+class WatchQuery(BaseModel):
+    """What a watcher may ask for; unknown parameters are dropped, as by any WebSocket before this one."""
+
+    after: int = Field(0, ge=0, le=MAX_AFTER)
+    kind: list[EventKind] = Field(default_factory=list, max_length=len(KINDS))
+    max_rate: float | None = Field(None, ge=MIN_RATE, le=MAX_RATE)
 
 
 async def watch_job(websocket: WebSocket) -> None:
     """Serve one socket until its client leaves."""
     service = service_of(websocket)
-    await websocket.accept()
-    after = websocket.query_params.get("after", "0")
-    if not after.isdecimal() or int(after) > MAX_AFTER:
-        await websocket.close(BAD_REQUEST, f"after={after[:40]!r} must be a whole number from 0 on")
+    form = await accept(websocket)
+    try:
+        query = WatchQuery.model_validate({**websocket.query_params, "kind": websocket.query_params.getlist("kind")})
+    except ValidationError as exc:
+        await websocket.close(BAD_REQUEST, fault_of(exc)[:MAX_REASON])
         return
     job_id = websocket.path_params["job_id"]
+    view = View(form, frozenset(query.kind), query.max_rate)
     try:
         async with service.streams.watch(job_id) as stream:
-            await _greet(websocket, service, stream)
+            await send(websocket, await greeting(service, stream))
             outlet = outlet_of(websocket)
-            with stream.cursor(View(), outlet, int(after)):
+            with stream.cursor(view, outlet, query.after):
                 await until_left(websocket, outlet, _ignore)
     except NotFound as exc:
-        await websocket.close(NO_SUCH_JOB, str(exc)[:120])
+        await websocket.close(NO_SUCH_JOB, str(exc)[:MAX_REASON])
     except TimeoutError:
         with contextlib.suppress(Exception):  # the peer does not read; whatever closing raises, it is gone
             await asyncio.wait_for(websocket.close(TOO_SLOW, "too slow: resume with ?after="), 1.0)
@@ -48,12 +65,39 @@ async def watch_job(websocket: WebSocket) -> None:
         return
 
 
-async def _greet(websocket: WebSocket, service: Service, stream: JobStream) -> None:
+async def accept(websocket: WebSocket) -> Form:
+    """Accept, in the binary form if the client offers it."""
+    is_binary = SUBPROTOCOL in websocket.scope.get("subprotocols", ())
+    await websocket.accept(SUBPROTOCOL if is_binary else None)
+    return Form.BINARY if is_binary else Form.JSON
+
+
+async def greeting(service: Service, stream: JobStream) -> dict[str, Any]:
+    """What a watcher must know before the first event.
+
+    Raises:
+        NotFound: there is no such job.
+    """
     job = await service.read(get_job, stream.job_id)
     layers = await service.read(layer_names, stream.job_id)
-    hello = orjson.dumps({"head": stream.head, "job": job_json(job), "layers": layers})
+    return {"head": stream.head, "job": job_json(job), "layers": layers}
+
+
+async def send(websocket: WebSocket, message: dict[str, Any]) -> None:
+    """Send one message through ASGI.
+
+    Raises:
+        TimeoutError: the client does not read.
+    """
     async with asyncio.timeout(STALL_S):
-        await websocket.send_text(hello.decode())
+        await websocket.send_text(orjson.dumps(message).decode())
+
+
+def fault_of(exc: ValidationError) -> str:
+    """The first fault in words: where, what was seen, what is expected."""
+    error = exc.errors(include_url=False)[0]
+    where = ".".join(map(str, error["loc"])) or "message"
+    return f"{where}={str(error['input'])[:40]!r}: {error['msg']}"
 
 
 async def _ignore(message: Any) -> None:

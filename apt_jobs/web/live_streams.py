@@ -13,7 +13,7 @@ from apt_jobs.db.engine import Database
 from apt_jobs.db.events import head_seqs
 from apt_jobs.errors import AptJobsError
 from apt_jobs.events.live import LiveSubscriber
-from apt_jobs.web.live_blocks import Batch, View, batch_of, blocks_of
+from apt_jobs.web.live_blocks import Batch, View, batch_of
 from apt_jobs.web.live_history import BlockHistory
 from apt_jobs.web.live_outlets import Outlet
 from apt_jobs.web.live_ring import Cursor, Ring
@@ -78,6 +78,7 @@ class JobStream:
             cursor.detach()
             if not ring.cursors and self.rings.get(view) is ring:
                 del self.rings[view]
+                ring.close()
 
     def look_after(self) -> None:
         for ring in list(self.rings.values()):
@@ -91,8 +92,7 @@ class JobStream:
         batches, self._pending = self._pending, []
         self._handed_out = batches[-1].last_seq
         for ring in list(self.rings.values()):
-            for block in blocks_of(ring.view, self.job_id, batches):
-                ring.append(block)
+            ring.take(batches)
 
 
 class LiveStreams:

@@ -8,7 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 import orjson
+import pytest
 import uvicorn
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from apt_jobs.db.access import Role, create_key
@@ -124,3 +126,10 @@ class Listener:
         assert [event["seq"] for event in frame["events"]] == list(range(self.seq + 1, self.seq + frame["count"] + 1))
         self.seq += frame["count"]
         self.messages += [event.get("message", event["kind"]) for event in frame["events"]]
+
+
+def closed_with(connection: ClientConnection) -> int | None:
+    """The close code, whatever else came before."""
+    with pytest.raises(ConnectionClosed) as caught:
+        Listener().hear(connection, 1 << 60)
+    return caught.value.rcvd.code if caught.value.rcvd else None

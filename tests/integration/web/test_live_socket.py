@@ -10,10 +10,9 @@ import orjson
 import pytest
 import redis
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import ClientConnection
 
 from tests.integration.faulty_valkey import Valkey
-from tests.integration.web.served import DEADLINE_S, Listener, Served, until
+from tests.integration.web.served import DEADLINE_S, Listener, Served, closed_with, until
 
 
 def test_stored_events_come_first_and_live_ones_follow(served: Served) -> None:
@@ -166,10 +165,3 @@ def speaking(served: Served, job_id: str) -> Iterator[list[int]]:
     finally:
         stop.set()
         thread.join()
-
-
-def closed_with(connection: ClientConnection) -> int | None:
-    """The close code, whatever else came before."""
-    with pytest.raises(ConnectionClosed) as caught:
-        Listener().hear(connection, 1 << 60)
-    return caught.value.rcvd.code if caught.value.rcvd else None
