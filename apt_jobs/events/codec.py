@@ -5,10 +5,10 @@ and "-Infinity" and come back as floats.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -16,8 +16,10 @@ from pydantic import TypeAdapter, ValidationError
 from apt_jobs.errors import InvalidInput
 from apt_jobs.events.kinds import EVENT_TYPES, Event, StoredEvent
 
+FRAME_BYTES = 64 << 10  # larger writes to sockets measured slower
 MAX_EVENT_BYTES = 1 << 20  # 10,000 layers fit; a longer line is refused, not stored
 
+Item = TypeVar("Item")
 _ADAPTERS: dict[str, TypeAdapter[Event]] = {cls.kind: TypeAdapter(cls) for cls in EVENT_TYPES}
 
 
@@ -68,6 +70,28 @@ def encode_frame(first_seq: int, encoded: Iterable[bytes]) -> bytes:
     """A run of contiguous events as one wire frame: `{"first_seq", "count", "events": [...]}`."""
     events = list(encoded)
     return b'{"first_seq":%d,"count":%d,"events":[%b]}' % (first_seq, len(events), b",".join(events))
+
+
+def frames_of(first_seq: int, encoded: Iterable[bytes]) -> Iterator[bytes]:
+    """Contiguous events as frames of at most `FRAME_BYTES` (or one event), so that nobody has to cut them later."""
+    for run in runs(encoded, len, FRAME_BYTES):
+        yield encode_frame(first_seq, run)
+        first_seq += len(run)
+
+
+def runs(items: Iterable[Item], size_of: Callable[[Item], int], max_size: int) -> Iterator[list[Item]]:
+    """Neighbours together, as long as their sizes sum up to at most `max_size`; a larger item stays alone."""
+    run: list[Item] = []
+    total = 0
+    for item in items:
+        size = size_of(item)
+        if run and total + size > max_size:
+            yield run
+            run, total = [], 0
+        run.append(item)
+        total += size
+    if run:
+        yield run
 
 
 def encode_spooled(at: datetime, event: Event) -> bytes:

@@ -13,7 +13,7 @@ import redis
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from apt_jobs.events.codec import encode_frame, encode_stored
+from apt_jobs.events.codec import encode_stored, frames_of
 from apt_jobs.events.kinds import StoredEvent
 
 logger = logging.getLogger(__name__)
@@ -45,12 +45,14 @@ class LivePublisher:
         self._silent_until = 0.0  # CLOCK_MONOTONIC seconds
 
     def publish(self, job_id: str, stored: Sequence[StoredEvent]) -> bool:
-        """Send one frame; False when it was dropped. `stored` is contiguous in `seq` and already committed."""
+        """Send frames; False when something was dropped. `stored` is contiguous in `seq` and already committed."""
         if not stored or time.monotonic() < self._silent_until:
             return False
-        frame = encode_frame(stored[0].seq, map(encode_stored, stored))
         try:
-            self._redis.publish(channel_of(job_id), frame)
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for frame in frames_of(stored[0].seq, map(encode_stored, stored)):
+                    pipeline.publish(channel_of(job_id), frame)
+                pipeline.execute()
         except (RedisError, OSError) as exc:
             self._silent_until = time.monotonic() + PUBLISH_PAUSE_S
             logger.warning("live wire is down, events stay in the database", extra={"job_id": job_id, "why": repr(exc)})

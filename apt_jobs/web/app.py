@@ -27,6 +27,7 @@ from apt_jobs.web import (
 )
 from apt_jobs.web.endpoint import openapi_document, spec
 from apt_jobs.web.guard import Guard
+from apt_jobs.web.live_jobs_socket import watch_jobs
 from apt_jobs.web.live_socket import watch_job
 from apt_jobs.web.live_streams import LiveStreams
 from apt_jobs.web.loops import dispatch_for_ever, fire_for_ever, reap_for_ever
@@ -90,6 +91,7 @@ ROUTES: list[BaseRoute] = [
     Route("/favicon.svg", pages.get_favicon, methods=["GET"]),
     Route("/assets/{name}", pages.get_asset, methods=["GET"]),
     Route("/{page}", pages.get_page, methods=["GET"]),  # it says itself that there is nothing at this address
+    WebSocketRoute("/ws/jobs", watch_jobs),
     WebSocketRoute("/ws/jobs/{job_id}", watch_job),
 ]
 
@@ -106,7 +108,7 @@ def create_app(settings: Settings) -> Starlette:
         hints, publisher = HintPublisher(make_celery(settings)), LivePublisher(settings.redis)
         service = Service(settings, database, hints, publisher, streams, asyncio.Event())
         app.state.service = service
-        loops = [streams.follow(), streams.check_heads()]
+        loops = [streams.follow(), streams.check_heads(), streams.look_after()]
         loops += [dispatch_for_ever(service), reap_for_ever(service), fire_for_ever(service)]
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:

@@ -30,6 +30,7 @@ from apt_jobs.jobs.spec import BUILTIN_DATASET, CHECKPOINT_ID_PATTERN, AnyJobSpe
 from apt_jobs.jobs.states import JobState
 from apt_jobs.settings import Settings
 from apt_jobs.web.endpoint import endpoint
+from apt_jobs.web.live_sse import event_stream, wants_event_stream
 from apt_jobs.web.payloads import JobAnswer, JobList, attempt_answers, job_answer
 from apt_jobs.web.problems import Fault, ProblemError
 from apt_jobs.web.service import Service, service_of
@@ -196,8 +197,10 @@ async def remove_job(request: Request) -> Response:
 
 @endpoint(role=Role.VIEWER, tag="jobs", query=EventsQuery, answers={200: EventList})
 async def get_events(request: Request) -> Response:
-    """The job's event log after a `seq`, in order."""
+    """The job's event log after a `seq`, in order; with `Accept: text/event-stream` followed live, for ever."""
     query: EventsQuery = request.state.query
+    if wants_event_stream(request):
+        return await event_stream(request, query.after, query.kind)
     return await _event_page(request, query.after, query.limit, query.kind)
 
 

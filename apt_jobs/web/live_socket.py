@@ -5,38 +5,59 @@ Subscribe, read the database up to the head, go on live: no gap and no double, w
 
 import asyncio
 import contextlib
+from typing import Any, Literal
 
 import orjson
-from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+from pydantic import BaseModel, Field, ValidationError
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from apt_jobs.db.histories import layer_names
 from apt_jobs.db.jobs import get_job
 from apt_jobs.errors import NotFound
+from apt_jobs.events.binary import SUBPROTOCOL
+from apt_jobs.events.kinds import EVENT_TYPES
+from apt_jobs.web.live_blocks import Form, View
+from apt_jobs.web.live_outlets import outlet_of, until_left
+from apt_jobs.web.live_ring import STALL_S, TOO_SLOW
 from apt_jobs.web.live_streams import JobStream
 from apt_jobs.web.payloads import job_json
 from apt_jobs.web.service import Service, service_of
 
-HEARTBEAT_S = 5.0  # of silence, then the head is told again
-SEND_TIMEOUT_S = 10.0  # a client that does not read for so long is closed
 MAX_AFTER = 2**53
-NO_SUCH_JOB, BAD_REQUEST, TOO_SLOW = 4404, 4400, 4408  # close codes
+MAX_REASON = 120  # bytes of a close frame
+MIN_RATE, MAX_RATE = 0.1, 60.0  # frames a second
+NO_SUCH_JOB, BAD_REQUEST = 4404, 4400  # close codes
+KINDS = tuple(cls.kind for cls in EVENT_TYPES)
+EventKind = Literal[KINDS]  # type: ignore[valid-type]  # the kinds are listed once, in events/kinds.py
+
+
+class WatchQuery(BaseModel):
+    """What a watcher may ask for; unknown parameters are dropped, as by any WebSocket before this one."""
+
+    after: int = Field(0, ge=0, le=MAX_AFTER)
+    kind: list[EventKind] = Field(default_factory=list, max_length=len(KINDS))
+    max_rate: float | None = Field(None, ge=MIN_RATE, le=MAX_RATE)
 
 
 async def watch_job(websocket: WebSocket) -> None:
     """Serve one socket until its client leaves."""
     service = service_of(websocket)
-    await websocket.accept()
-    after = websocket.query_params.get("after", "0")
-    if not after.isdecimal() or int(after) > MAX_AFTER:
-        await websocket.close(BAD_REQUEST, f"after={after[:40]!r} must be a whole number from 0 on")
+    form = await accept(websocket)
+    try:
+        query = WatchQuery.model_validate({**websocket.query_params, "kind": websocket.query_params.getlist("kind")})
+    except ValidationError as exc:
+        await websocket.close(BAD_REQUEST, fault_of(exc)[:MAX_REASON])
         return
     job_id = websocket.path_params["job_id"]
+    view = View(form, frozenset(query.kind), query.max_rate)
     try:
         async with service.streams.watch(job_id) as stream:
-            await _greet(websocket, service, stream)
-            await _serve(websocket, service, stream, int(after))
+            await send(websocket, await greeting(service, stream))
+            outlet = outlet_of(websocket)
+            with stream.cursor(view, outlet, query.after):
+                await until_left(websocket, outlet, _ignore)
     except NotFound as exc:
-        await websocket.close(NO_SUCH_JOB, str(exc)[:120])
+        await websocket.close(NO_SUCH_JOB, str(exc)[:MAX_REASON])
     except TimeoutError:
         with contextlib.suppress(Exception):  # the peer does not read; whatever closing raises, it is gone
             await asyncio.wait_for(websocket.close(TOO_SLOW, "too slow: resume with ?after="), 1.0)
@@ -44,48 +65,40 @@ async def watch_job(websocket: WebSocket) -> None:
         return
 
 
-async def _greet(websocket: WebSocket, service: Service, stream: JobStream) -> None:
+async def accept(websocket: WebSocket) -> Form:
+    """Accept, in the binary form if the client offers it."""
+    is_binary = SUBPROTOCOL in websocket.scope.get("subprotocols", ())
+    await websocket.accept(SUBPROTOCOL if is_binary else None)
+    return Form.BINARY if is_binary else Form.JSON
+
+
+async def greeting(service: Service, stream: JobStream) -> dict[str, Any]:
+    """What a watcher must know before the first event.
+
+    Raises:
+        NotFound: there is no such job.
+    """
     job = await service.read(get_job, stream.job_id)
     layers = await service.read(layer_names, stream.job_id)
-    await _send(websocket, orjson.dumps({"head": stream.head, "job": job_json(job), "layers": layers}))
+    return {"head": stream.head, "job": job_json(job), "layers": layers}
 
 
-async def _serve(websocket: WebSocket, service: Service, stream: JobStream, cursor: int) -> None:
-    leaving = asyncio.create_task(_wait_for_leaving(websocket))
-    try:
-        while not leaving.done():
-            found = stream.after(cursor)
-            if found is None and cursor < stream.head:
-                found = await service.streams.read_after(stream.job_id, cursor)
-            if found is not None:
-                cursor, frame = found
-                await _send(websocket, frame)
-            elif not await _changed_or_left(stream, cursor, leaving):
-                await _send(websocket, orjson.dumps({"head": stream.head}))
-    finally:
-        leaving.cancel()
-        await asyncio.gather(leaving, return_exceptions=True)
+async def send(websocket: WebSocket, message: dict[str, Any]) -> None:
+    """Send one message through ASGI.
+
+    Raises:
+        TimeoutError: the client does not read.
+    """
+    async with asyncio.timeout(STALL_S):
+        await websocket.send_text(orjson.dumps(message).decode())
 
 
-async def _changed_or_left(stream: JobStream, cursor: int, leaving: "asyncio.Task[None]") -> bool:
-    """Wait for news or for the client to leave; False: silence for `HEARTBEAT_S`."""
-    changed = asyncio.create_task(stream.changed(cursor, HEARTBEAT_S))
-    await asyncio.wait({changed, leaving}, return_when=asyncio.FIRST_COMPLETED)
-    if changed.done():
-        return changed.result()
-    changed.cancel()
-    await asyncio.gather(changed, return_exceptions=True)
-    return True
+def fault_of(exc: ValidationError) -> str:
+    """The first fault in words: where, what was seen, what is expected."""
+    error = exc.errors(include_url=False)[0]
+    where = ".".join(map(str, error["loc"])) or "message"
+    return f"{where}={str(error['input'])[:40]!r}: {error['msg']}"
 
 
-async def _wait_for_leaving(websocket: WebSocket) -> None:
-    """Clients have nothing to say: whatever they send is dropped, at the pace of the protocol's own flow control."""
-    while websocket.client_state is WebSocketState.CONNECTED:
-        message = await websocket.receive()
-        if message["type"] == "websocket.disconnect":
-            return
-
-
-async def _send(websocket: WebSocket, frame: bytes) -> None:
-    async with asyncio.timeout(SEND_TIMEOUT_S):
-        await websocket.send_text(frame.decode())
+async def _ignore(message: Any) -> None:
+    """Clients have nothing to say: it is dropped, at the pace of the protocol's own flow control."""

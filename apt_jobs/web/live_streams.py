@@ -1,97 +1,106 @@
-"""The live events of the jobs that browsers watch: one Redis connection a process, one bounded ring a job.
+"""The live events of the jobs that browsers watch: one Redis connection a process, one ring a view of a job.
 
-A watcher is a cursor (`seq`), not a queue: it reads the ring from its own place, and what has left the ring from the
-database. So a slow watcher costs nothing but its own delay. A hole in `seq` is filled before anyone sees it.
+What arrives while a fan-out runs becomes one block in the next. A hole in `seq` is filled from the database before
+anyone sees it, so every ring is contiguous.
 """
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
-import orjson
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from apt_jobs.db.engine import Database
-from apt_jobs.db.events import events_after, head_seqs
+from apt_jobs.db.events import head_seqs
 from apt_jobs.errors import AptJobsError
-from apt_jobs.events.codec import encode_frame, splice_stored
 from apt_jobs.events.live import LiveSubscriber
+from apt_jobs.web.live_blocks import Batch, View, batch_of
+from apt_jobs.web.live_history import BlockHistory
+from apt_jobs.web.live_outlets import Outlet
+from apt_jobs.web.live_ring import Cursor, Ring
 
 logger = logging.getLogger(__name__)
 
-RING_BYTES = 1 << 20  # kept in memory for each watched job
-FRAME_EVENTS = 500  # most events of one frame from the database
-FRAME_BYTES = 64 << 10  # live frames are merged up to this
 HEAD_CHECK_S = 5.0  # how often the database is asked for a lost last event
+LOOK_AFTER_S = 1.0
 
 
 class JobStream:
-    """The newest events of one job as encoded frames."""
+    """One job: its head, and a ring for each view that someone watches."""
 
-    def __init__(self, job_id: str) -> None:
+    def __init__(self, job_id: str, history: BlockHistory) -> None:
         self.job_id = job_id
-        self.head = 0  # last `seq` that watchers can get
+        self.head = 0  # last `seq` that is known
         self.num_watchers = 0
         self.ready = asyncio.Event()  # the head was read after Redis confirmed the subscription
         self.filling = asyncio.Lock()
-        self._frames: deque[tuple[int, int, bytes]] = deque()  # first seq, last seq, frame
-        self._num_bytes = 0
+        self.rings: dict[View, Ring] = {}
+        self._history = history
         self._changed = asyncio.Event()
-
-    def append(self, first_seq: int, last_seq: int, frame: bytes) -> None:
-        """Add the frame that follows the head."""
-        assert first_seq == self.head + 1
-        self.head = last_seq
-        self._frames.append((first_seq, last_seq, frame))
-        self._num_bytes += len(frame)
-        while self._num_bytes > RING_BYTES and len(self._frames) > 1:
-            self._num_bytes -= len(self._frames.popleft()[2])
-        self.wake()
+        self._pending: list[Batch] = []  # contiguous, up to the head
+        self._handed_out = 0  # the head of the rings
 
     def start_at(self, head: int) -> None:
-        """Begin with an empty ring: what came before is in the database."""
-        self._frames.clear()
-        self._num_bytes = 0
-        self.head = head
-        self.wake()
+        """Begin with nothing in memory: what came before is in the database."""
+        self.head = self._handed_out = head
+        self.ready.set()
+        self._wake()
 
-    def wake(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
+    def take(self, batch: Batch) -> None:
+        """Add what follows the head; it is handed out with all that comes until the loop gets to it."""
+        assert batch.first_seq == self.head + 1
+        self.head = batch.last_seq
+        if not self._pending:
+            asyncio.get_running_loop().call_soon(self._fan_out)
+        self._pending.append(batch)
+        self._wake()
 
-    async def changed(self, cursor: int, timeout_s: float) -> bool:
-        """Wait until there is something after `cursor`; False after `timeout_s` seconds without."""
-        if self.head > cursor:
+    async def changed(self, seq: int, timeout_s: float) -> bool:
+        """Wait until there is something after `seq`; False after `timeout_s` seconds without."""
+        if self.head > seq:
             return True
         try:
             await asyncio.wait_for(self._changed.wait(), timeout_s)
         except TimeoutError:
             return False
-        return self.head > cursor
+        return self.head > seq
 
-    def after(self, cursor: int) -> tuple[int, bytes] | None:
-        """The last `seq` and the frame of what follows `cursor`; None: it left the ring, or is not there yet."""
-        parts: list[bytes] = []
-        first, last, size = cursor + 1, cursor, 0
-        for first_seq, last_seq, frame in self._frames:
-            if last_seq <= cursor:
-                continue
-            if first_seq != last + 1 or (parts and size + len(frame) > FRAME_BYTES):
-                break
-            parts.append(frame)
-            last = last_seq
-            size += len(frame)
-        if not parts:
-            return None
-        return last, parts[0] if len(parts) == 1 else _merged(first, parts)
+    @contextmanager
+    def cursor(self, view: View, outlet: Outlet, after: int) -> Iterator[Cursor]:
+        """A watcher from `after` on."""
+        ring = self.rings.get(view)
+        if ring is None:
+            ring = self.rings[view] = Ring(self.job_id, view, self._handed_out, self._history)
+        cursor = Cursor(ring, outlet, after)
+        cursor.attach()
+        try:
+            yield cursor
+        finally:
+            cursor.detach()
+            if not ring.cursors and self.rings.get(view) is ring:
+                del self.rings[view]
+                ring.close()
+
+    def look_after(self) -> None:
+        for ring in list(self.rings.values()):
+            ring.look_after()
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _fan_out(self) -> None:
+        batches, self._pending = self._pending, []
+        self._handed_out = batches[-1].last_seq
+        for ring in list(self.rings.values()):
+            ring.take(batches)
 
 
 class LiveStreams:
-    """All streams of a process. Run `follow()` and `check_heads()` in one task each."""
+    """All streams of a process. Run `follow()`, `check_heads()` and `look_after()` in one task each."""
 
     def __init__(self, database: Database, redis_url: str) -> None:
         self._database = database
+        self._history = BlockHistory(database)
         self._subscriber = LiveSubscriber(redis_url)
         self._streams: dict[str, JobStream] = {}
 
@@ -99,14 +108,14 @@ class LiveStreams:
     async def watch(self, job_id: str) -> AsyncIterator[JobStream]:
         """The stream of a job, subscribed and with a head that was read after the subscription."""
         stream = self._streams.get(job_id)
+        is_new = stream is None
         if stream is None:
-            stream = self._streams[job_id] = JobStream(job_id)
-            stream.num_watchers += 1
-            await self._subscriber.subscribe(job_id)
-            await self._fill(stream)  # also without Redis: the database alone serves, with a delay
-        else:
-            stream.num_watchers += 1
+            stream = self._streams[job_id] = JobStream(job_id, self._history)
+        stream.num_watchers += 1
         try:
+            if is_new:
+                await self._subscriber.subscribe(job_id)
+                await self._fill(stream)  # also without Redis: the database alone serves, with a delay
             await stream.ready.wait()
             yield stream
         finally:
@@ -115,29 +124,16 @@ class LiveStreams:
                 del self._streams[job_id]
                 await self._subscriber.unsubscribe(job_id)
 
-    async def read_after(self, job_id: str, cursor: int) -> tuple[int, bytes] | None:
-        """At most `FRAME_EVENTS` stored events after `cursor` as one frame; None: there are none."""
-
-        def read() -> tuple[int, bytes] | None:
-            with self._database.read() as session:
-                rows = events_after(session, job_id, cursor, FRAME_EVENTS)
-            if not rows:
-                return None
-            encoded = [splice_stored(row.seq, row.kind, row.attempt, row.at, row.payload) for row in rows]
-            return rows[-1].seq, encode_frame(rows[0].seq, encoded)
-
-        return await asyncio.to_thread(read)
-
     async def follow(self) -> None:
         """Feed the streams from the live wire, for ever."""
-        async for job_id, frame in self._subscriber.messages():
+        async for job_id, raw in self._subscriber.messages():
             stream = self._streams.get(job_id)
             if stream is None:
                 continue
-            if frame is None:
+            if raw is None:
                 await self._fill(stream)
             else:
-                await self._take(stream, frame)
+                await self._take(stream, batch_of(raw))
 
     async def check_heads(self) -> None:
         """Find what the live wire lost without a trace, for ever."""
@@ -146,13 +142,18 @@ class LiveStreams:
             for stream in list(self._streams.values()):
                 await self._fill(stream)
 
-    async def _take(self, stream: JobStream, frame: bytes) -> None:
-        first_seq, count = _extent(frame)
-        last_seq = first_seq + count - 1
-        if not stream.ready.is_set() or last_seq <= stream.head:
+    async def look_after(self) -> None:
+        """Heartbeats, and the end of clients that do not read, for ever."""
+        while True:
+            await asyncio.sleep(LOOK_AFTER_S)
+            for stream in list(self._streams.values()):
+                stream.look_after()
+
+    async def _take(self, stream: JobStream, batch: Batch) -> None:
+        if not stream.ready.is_set() or batch.last_seq <= stream.head:
             return  # seen already, or the first look into the database will find it
-        if first_seq == stream.head + 1:
-            stream.append(first_seq, last_seq, frame)
+        if batch.first_seq == stream.head + 1:
+            stream.take(batch)
         else:
             await self._fill(stream)
 
@@ -162,10 +163,11 @@ class LiveStreams:
             try:
                 if not stream.ready.is_set():
                     stream.start_at(await self._head(stream.job_id))
-                    stream.ready.set()
                     return
-                while (found := await self.read_after(stream.job_id, stream.head)) is not None:
-                    stream.append(stream.head + 1, *found)
+                while found := await self._history.batches_after(stream.job_id, stream.head):
+                    for batch in found:
+                        if batch.first_seq == stream.head + 1:  # the live wire may have been faster meanwhile
+                            stream.take(batch)
             except AptJobsError as exc:
                 logger.warning("a stream could not be filled", extra={"job_id": stream.job_id, "why": str(exc)})
 
@@ -175,18 +177,3 @@ class LiveStreams:
                 return head_seqs(session, [job_id]).get(job_id, 0)
 
         return await asyncio.to_thread(read)
-
-
-def _extent(frame: bytes) -> tuple[int, int]:
-    """`first_seq` and `count`, which `encode_frame` writes first, so that the events need not be parsed."""
-    head = frame[: frame.index(b',"events"')] + b"}"
-    envelope = orjson.loads(head)
-    return int(envelope["first_seq"]), int(envelope["count"])
-
-
-def _merged(first_seq: int, frames: list[bytes]) -> bytes:
-    """Contiguous frames as one."""
-    marker = b'"events":['
-    bodies = [frame[frame.index(marker) + len(marker) : -2] for frame in frames]
-    count = sum(_extent(frame)[1] for frame in frames)
-    return b'{"first_seq":%d,"count":%d,"events":[%b]}' % (first_seq, count, b",".join(bodies))

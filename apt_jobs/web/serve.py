@@ -14,6 +14,7 @@ from apt_jobs.errors import AlreadyRunning
 from apt_jobs.settings import Settings
 from apt_jobs.web.app import create_app
 from apt_jobs.web.bounded_protocol import BoundedProtocol
+from apt_jobs.web.direct_socket import DirectWebSocketProtocol
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ def run_web(settings: Settings) -> None:
             server_header=False,
             date_header=True,
             proxy_headers=False,
+            ws=DirectWebSocketProtocol,
             ws_max_size=MAX_WEBSOCKET_BYTES,
             ws_per_message_deflate=False,
             timeout_graceful_shutdown=GRACEFUL_STOP_S,

@@ -150,6 +150,7 @@ export const TRAIN_FIELDS: Record<string, FieldRule> = {
   "queue": {"type": "string", "nullable": true, "description": "Queue to wait in; default: the job's kind.", "default": null},
   "priority": {"type": "integer", "nullable": false, "description": "Higher runs first.", "minimum": -100, "maximum": 100, "default": 0},
   "max_attempts": {"type": "integer", "nullable": false, "description": "Attempts before the job is given up.", "minimum": 1, "maximum": 100, "default": 3},
+  "time_limit_s": {"type": "number", "nullable": true, "description": "Longest time of one attempt, in seconds; then it saves and fails.", "exclusiveMinimum": 0, "maximum": 31622400, "default": null},
   "entry_point": {"type": "string", "nullable": false, "description": "Registered on the worker; never a command line.", "default": "language-model"},
   "dataset": {"type": "string", "nullable": false, "description": "A data set of `GET /api/datasets`.", "default": "pydoc-topics"},
   "base_model": {"type": "string", "nullable": true, "description": "Start from a local model or a checkpoint id (`GET /api/models`).", "default": null},

@@ -1,5 +1,6 @@
 // The browser's end of /ws/jobs/{id}?after=seq: every event once, in order, across restarts of anything.
 import type { StoredEvent } from "../generated/events.ts";
+import { decodeFrame, SUBPROTOCOL, type Frame } from "./frames.ts";
 import type { Job } from "./types.ts";
 
 export type LiveStatus = "connecting" | "live" | "reconnecting" | "offline" | "missing" | "login";
@@ -8,12 +9,6 @@ export interface Hello {
   head: number;
   job: Job;
   layers: string[];
-}
-
-interface Frame {
-  first_seq: number;
-  count: number;
-  events: StoredEvent[];
 }
 
 export interface LiveHandlers {
@@ -63,10 +58,11 @@ export class LiveConnection {
   private open(): void {
     const scheme = window.location.protocol === "https:" ? "wss" : "ws";
     const url = `${scheme}://${window.location.host}/ws/jobs/${encodeURIComponent(this.jobId)}?after=${this.seq}`;
-    const socket = new WebSocket(url);
+    const socket = new WebSocket(url, SUBPROTOCOL); // a server that does not know it answers in JSON
+    socket.binaryType = "arraybuffer";
     this.socket = socket;
     this.behind = false;
-    socket.onmessage = (message: MessageEvent<string>) => {
+    socket.onmessage = (message: MessageEvent<string | ArrayBuffer>) => {
       if (socket === this.socket) this.receive(message.data);
     };
     socket.onclose = (event) => {
@@ -83,9 +79,13 @@ export class LiveConnection {
     socket?.close();
   }
 
-  private receive(text: string): void {
+  private receive(data: string | ArrayBuffer): void {
     this.expectMessage();
-    const message = JSON.parse(text) as Partial<Hello> & Partial<Frame>;
+    if (typeof data !== "string") {
+      this.frame(decodeFrame(data));
+      return;
+    }
+    const message = JSON.parse(data) as Partial<Hello> & Partial<Frame>;
     if (message.events !== undefined) this.frame(message as Frame);
     else if (message.job !== undefined) this.hello(message as Hello);
     else if (message.head !== undefined) this.heartbeat(message.head);
@@ -102,9 +102,10 @@ export class LiveConnection {
       this.reopen(); // a hole: the server fills it from the database
       return;
     }
+    const lastSeq = frame.first_seq + frame.count - 1;
+    if (lastSeq <= this.seq) return;
     const fresh = frame.events.filter((event) => event.seq > this.seq);
-    if (fresh.length === 0) return;
-    this.seq = fresh[fresh.length - 1].seq;
+    this.seq = lastSeq;
     this.behind = false;
     this.handlers.events(fresh);
   }

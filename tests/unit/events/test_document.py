@@ -1,0 +1,17 @@
+"""docs/events.md says what the types say."""
+
+from dataclasses import fields
+
+from apt_jobs.events.document import GENERATED, document
+from apt_jobs.events.kinds import EVENT_TYPES
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert GENERATED.read_text() == document(), "run: python -m apt_jobs.events.document"
+
+
+def test_every_event_has_a_section_with_every_field() -> None:
+    page = document()
+    for cls in EVENT_TYPES:
+        section = page.partition(f"## `{cls.kind}`")[2].partition("\n## ")[0]
+        assert all(f"| `{field.name}` |" in section for field in fields(cls))
