@@ -10,6 +10,9 @@ from datetime import datetime
 from typing import ClassVar, Literal
 
 AnomalyKind = Literal["nan", "inf", "exploding", "vanishing"]
+IncidentKind = Literal[
+    "nan", "inf", "exploding", "vanishing", "spike", "vanished", "rank_outlier", "straggler", "desync", "update_spike"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,41 @@ class AnomaliesFound:
 
 
 @dataclass(frozen=True, slots=True)
+class RankGradientsRecorded:
+    """One rank's own gradients at one step, before the ranks were averaged. In the spool; stored now and then."""
+
+    kind: ClassVar[str] = "rank_gradient"
+    step: int
+    rank: int
+    norms: tuple[float, ...]  # L2, in the order of `layers`; empty: not seen (no DDP), or one rank has all
+    loss: float | None  # of this rank's own micro batches
+    step_time_ms: float | None  # from step to step: nearly the same on all ranks, as the fast ones wait
+    compute_time_ms: float | None  # from the last step to this rank's last gradient, before it waits for others
+    num_samples: int  # of this rank in this step; the unit of the gradient noise scale
+    num_dropped: int  # records lost so far as the GPU or the disk was too far behind
+
+
+@dataclass(frozen=True, slots=True)
+class BackwardOrderSeen:
+    """The order in which gradients become ready: indexes into `layers`. A NaN began in the first one that has it."""
+
+    kind: ClassVar[str] = "backward_order"
+    step: int
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatesMeasured:
+    """How large the weights of every layer are and how far one step moved them, in the order of `layers`."""
+
+    kind: ClassVar[str] = "update"
+    step: int  # whose update it is
+    rank: int
+    weight_norms: tuple[float, ...]  # L2, after the update; a hair's difference between ranks is a desync
+    update_ratios: tuple[float, ...]  # L2 of the update over L2 of the weights; of large layers, of a sample
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointSaved:
     """A checkpoint is complete on disk. Its row and this event are one transaction."""
 
@@ -165,6 +203,9 @@ Event = (
     | Validated
     | GradientsRecorded
     | AnomaliesFound
+    | RankGradientsRecorded
+    | BackwardOrderSeen
+    | UpdatesMeasured
     | CheckpointSaved
     | CheckpointRemoved
     | LineLogged
@@ -180,6 +221,9 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     Validated,
     GradientsRecorded,
     AnomaliesFound,
+    RankGradientsRecorded,
+    BackwardOrderSeen,
+    UpdatesMeasured,
     CheckpointSaved,
     CheckpointRemoved,
     LineLogged,

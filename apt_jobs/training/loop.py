@@ -89,10 +89,11 @@ class _Trainer:
         self._writing: Future[None] | None = None  # of the last checkpoint, on rank 0
         self._writer = ThreadPoolExecutor(1, "checkpoint") if rank.is_first else None
         self._monitor = GradientMonitor(
-            self._model,
-            spool if rank.is_first else None,
+            self._spread.module,
+            spool=spool,
             vanishing_below=run_file.spec.monitor.vanishing_below,
             exploding_above=run_file.spec.monitor.exploding_above,
+            every_steps=run_file.spec.monitor.every_steps,
         )
         if run_file.resume_dir is not None:
             self._resume()
@@ -122,7 +123,8 @@ class _Trainer:
             group["lr"] = learning_rate
         loss = self._backward(step)
         scale = self._scaler.get_scale() if self._scaler.is_enabled() else 1.0
-        norm = self._monitor.step(step, scale)
+        num_samples = self._options.batch_size * self._options.gradient_accumulation_steps
+        norm = self._monitor.step(step, scale, loss=loss, num_samples=num_samples)
         stop_flag = float(self._rank.is_first and self._run_file.stop_path.exists())
         shared = summed(torch.stack([loss, torch.tensor(stop_flag, device=loss.device)]))
         shared_loss, stop, grad_norm = torch.cat([shared, norm[None]]).tolist()  # the one wait for a GPU in a step

@@ -78,6 +78,35 @@ export interface AnomaliesFound {
   layers: LayerAnomaly[];
 }
 
+/** One rank's own gradients at one step, before the ranks were averaged. In the spool; stored now and then. */
+export interface RankGradientsRecorded {
+  kind: "rank_gradient";
+  step: number;
+  rank: number;
+  norms: Float[];
+  loss: Float | null;
+  step_time_ms: Float | null;
+  compute_time_ms: Float | null;
+  num_samples: number;
+  num_dropped: number;
+}
+
+/** The order in which gradients become ready: indexes into `layers`. A NaN began in the first one that has it. */
+export interface BackwardOrderSeen {
+  kind: "backward_order";
+  step: number;
+  order: number[];
+}
+
+/** How large the weights of every layer are and how far one step moved them, in the order of `layers`. */
+export interface UpdatesMeasured {
+  kind: "update";
+  step: number;
+  rank: number;
+  weight_norms: Float[];
+  update_ratios: Float[];
+}
+
 /** A checkpoint is complete on disk. Its row and this event are one transaction. */
 export interface CheckpointSaved {
   kind: "checkpoint";
@@ -126,7 +155,7 @@ export interface TrainingFinished {
   best_val_loss: Float | null;
 }
 
-export type Event = StateChanged | TrainingStarted | LayersNamed | StepTrained | Validated | GradientsRecorded | AnomaliesFound | CheckpointSaved | CheckpointRemoved | LineLogged | RankFailed | TrainingFinished;
+export type Event = StateChanged | TrainingStarted | LayersNamed | StepTrained | Validated | GradientsRecorded | AnomaliesFound | RankGradientsRecorded | BackwardOrderSeen | UpdatesMeasured | CheckpointSaved | CheckpointRemoved | LineLogged | RankFailed | TrainingFinished;
 
 /** An event as the log and the wire show it. */
 export type StoredEvent = { seq: number; attempt: number; at: string } & Event;
