@@ -114,6 +114,7 @@ class RankGradientsRecorded:
     step_time_ms: float | None  # from step to step: nearly the same on all ranks, as the fast ones wait
     compute_time_ms: float | None  # from the last step to this rank's last gradient, before it waits for others
     num_samples: int  # of this rank in this step; the unit of the gradient noise scale
+    is_scaled: bool  # AMP: an overflow is normal now and then, and its step is skipped
     num_dropped: int  # records lost so far as the GPU or the disk was too far behind
 
 
@@ -135,6 +136,41 @@ class UpdatesMeasured:
     rank: int
     weight_norms: tuple[float, ...]  # L2, after the update; a hair's difference between ranks is a desync
     update_ratios: tuple[float, ...]  # L2 of the update over L2 of the weights; of large layers, of a sample
+
+
+@dataclass(frozen=True, slots=True)
+class RanksJoined:
+    """One step as each rank saw it, joined by the supervisor; in the order of ranks. null: that rank said nothing."""
+
+    kind: ClassVar[str] = "ranks"
+    step: int
+    losses: tuple[float | None, ...]
+    grad_norms: tuple[float | None, ...]  # total, of the rank's own gradients
+    step_times_ms: tuple[float | None, ...]
+    compute_times_ms: tuple[float | None, ...]
+    noise_scale: float | None  # B_simple in samples (McCandlish et al. 2018, eq. 2.9); above it batches are wasteful
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentChanged:
+    """Something is wrong, still wrong, or over: one `begun`, at most one `updated` a second, one `ended`."""
+
+    kind: ClassVar[str] = "incident"
+    incident: int  # number within the attempt
+    phase: Literal["begun", "updated", "ended"]
+    anomaly: IncidentKind
+    group: str  # a block of the model, "all layers", or "rank N"
+    began_step: int
+    step: int  # the last one on which it was seen
+    num_steps: int  # on which it was seen
+    layers: tuple[str, ...]  # the worst ones, worst first
+    num_layers: int
+    ranks: tuple[int, ...]  # where it comes from; empty: all ranks alike
+    origin: str | None  # of a value that is not finite: the first layer of the backward pass that has it
+    value: float | None  # of the worst layer or rank
+    expected_low: float | None
+    expected_high: float | None
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +242,8 @@ Event = (
     | RankGradientsRecorded
     | BackwardOrderSeen
     | UpdatesMeasured
+    | RanksJoined
+    | IncidentChanged
     | CheckpointSaved
     | CheckpointRemoved
     | LineLogged
@@ -224,6 +262,8 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     RankGradientsRecorded,
     BackwardOrderSeen,
     UpdatesMeasured,
+    RanksJoined,
+    IncidentChanged,
     CheckpointSaved,
     CheckpointRemoved,
     LineLogged,

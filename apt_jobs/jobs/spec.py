@@ -102,12 +102,30 @@ class MonitorOptions(Strict):
     vanishing_below: float = Field(1e-7, ge=0.0, description="A norm below this is vanishing.")
     exploding_above: float = Field(1e3, gt=0.0, description="A norm above this is exploding.")
     every_steps: int = Field(1, ge=1, le=1_000_000, description="Optimizer steps between two records.")
+    rank_norms_every_steps: int = Field(
+        10, ge=1, le=1_000_000, description="Steps between two stored records of every rank's layers."
+    )
+    window_steps: int = Field(128, ge=8, le=4_096, description="Records that a layer is compared with.")
+    arm_after_steps: int = Field(32, ge=4, le=4_096, description="Records of a layer before it is judged by them.")
+    spike_ratio: float = Field(5.0, gt=1.0, description="A spike is at least so many times the median.")
+    spike_mads: float = Field(8.0, gt=0.0, description="And so many median absolute deviations above it, in logs.")
+    vanished_ratio: float = Field(100.0, gt=1.0, description="Vanished: less than the median divided by this.")
+    vanished_steps: int = Field(20, ge=1, description="For so many records in a row.")
+    rank_ratio: float = Field(8.0, gt=1.0, description="A rank is an outlier at so many times the other ranks.")
+    rank_mads: float = Field(10.0, gt=0.0, description="And so many deviations from where it usually is.")
+    straggler_ratio: float = Field(1.3, gt=1.0, description="A straggler computes so many times as long as others.")
+    straggler_steps: int = Field(50, ge=5, le=4_096, description="For nearly so many records in a row.")
+    quiet_steps: int = Field(20, ge=1, description="Records without it after which an incident is over.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.vanishing_below >= self.exploding_above:
             raise ValueError(
                 f"vanishing_below={self.vanishing_below} must be less than exploding_above={self.exploding_above}"
+            )
+        if self.arm_after_steps > self.window_steps:
+            raise ValueError(
+                f"arm_after_steps={self.arm_after_steps} must not be more than window_steps={self.window_steps}"
             )
         return self
 

@@ -65,6 +65,7 @@ class _Label:
     has_local: bool
     has_loss: bool
     num_samples: int
+    is_scaled: bool
     step_time_ms: float | None
     learning_rate: float | None
     begin: Any
@@ -286,6 +287,7 @@ class GradientMonitor:
             has_local=local is not None,
             has_loss=loss is not None,
             num_samples=num_samples,
+            is_scaled=scale is not None,
             step_time_ms=None if self._called_s is None else 1000.0 * (now_s - self._called_s),
             learning_rate=None if self._optimizer is None else float(self._optimizer.param_groups[0]["lr"]),
             begin=self._begin,
@@ -298,8 +300,8 @@ class GradientMonitor:
         noted = self._updates.note(step, self._layers.local_weights())
         if noted is not None:
             measured_step, values = noted
-            weights, ratios = values.split(len(self._layers.names))
-            self._update_ring.send(torch.cat([self._layers.whole(weights), ratios]), measured_step)
+            count = len(values) // 2
+            self._update_ring.send(torch.cat([self._layers.whole(values[:count]), values[count:]]), measured_step)
 
     def _collect(self, *, wait: bool = False) -> None:
         for label, values in self._ring.collect(wait=wait):
@@ -323,8 +325,19 @@ class GradientMonitor:
             return
         compute_ms = elapsed_ms(label.begin, label.ready)
         dropped = self.num_dropped + self._spool.num_dropped
-        times = (label.step_time_ms, compute_ms)
-        self._tell(RankGradientsRecorded(label.step, self._rank, local, loss, *times, label.num_samples, dropped))
+        self._tell(
+            RankGradientsRecorded(
+                step=label.step,
+                rank=self._rank,
+                norms=local,
+                loss=loss,
+                step_time_ms=label.step_time_ms,
+                compute_time_ms=compute_ms,
+                num_samples=label.num_samples,
+                is_scaled=label.is_scaled,
+                num_dropped=dropped,
+            )
+        )
         if label.learning_rate is not None and loss is not None:
             self._tell_first(_as_metric(label, loss, norms))
 
