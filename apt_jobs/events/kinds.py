@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar, Literal
 
+from apt_jobs.jobs.spec import IncidentKind, PolicyAction
+
 AnomalyKind = Literal["nan", "inf", "exploding", "vanishing"]
-IncidentKind = Literal[
-    "nan", "inf", "exploding", "vanishing", "spike", "vanished", "rank_outlier", "straggler", "desync", "update_spike"
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +81,7 @@ class GradientsRecorded:
     step: int
     norms: tuple[float, ...]
     anomalous: tuple[int, ...]  # indexes into `norms`
+    num_rollbacks: int = 0  # of this attempt before this step: steps after a roll-back are trained again
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,7 @@ class RankGradientsRecorded:
     num_samples: int  # of this rank in this step; the unit of the gradient noise scale
     is_scaled: bool  # AMP: an overflow is normal now and then, and its step is skipped
     num_dropped: int  # records lost so far as the GPU or the disk was too far behind
+    num_rollbacks: int = 0  # of this attempt before this step
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,18 @@ class IncidentChanged:
     expected_low: float | None
     expected_high: float | None
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ActionTaken:
+    """A policy of the job answered an incident: `ordered` by the supervisor, then `done` or `refused` by the ranks."""
+
+    kind: ClassVar[str] = "action"
+    step: int
+    phase: Literal["ordered", "done", "refused"]
+    action: PolicyAction
+    incident: int  # its number within the attempt
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +257,7 @@ Event = (
     | UpdatesMeasured
     | RanksJoined
     | IncidentChanged
+    | ActionTaken
     | CheckpointSaved
     | CheckpointRemoved
     | LineLogged
@@ -264,6 +278,7 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     UpdatesMeasured,
     RanksJoined,
     IncidentChanged,
+    ActionTaken,
     CheckpointSaved,
     CheckpointRemoved,
     LineLogged,

@@ -20,6 +20,12 @@ LabelValue = Title
 ArgumentValue = bool | int | float | Annotated[str, StringConstraints(max_length=1_000)]
 
 
+IncidentKind = Literal[
+    "nan", "inf", "exploding", "vanishing", "spike", "vanished", "rank_outlier", "straggler", "desync", "update_spike"
+]
+PolicyAction = Literal["warn", "checkpoint", "pause", "rollback", "skip_batches", "cut_lr", "cancel"]
+
+
 class Strict(BaseModel):
     """No unknown fields, no silent conversion, no change after validation, no NaN or Infinity."""
 
@@ -96,6 +102,24 @@ class TrainingOptions(Strict):
     sharding: Literal["ddp", "fsdp2"] = Field("ddp", description="fsdp2 shards models that outgrow one GPU.")
 
 
+class AnomalyPolicy(Strict):
+    """What to do by itself when an incident of one of these kinds is open."""
+
+    kinds: list[IncidentKind] = Field(min_length=1, max_length=16, description="Kinds of incident that it answers.")
+    action: PolicyAction = Field(
+        description="checkpoint: save; pause: save and wait for a user; rollback: go back to the checkpoint before the "
+        "incident and skip the batches since; skip_batches: go on with later batches; cut_lr: multiply the learning "
+        "rate by `factor`; cancel: end the job; warn: only say so."
+    )
+    layers: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
+        None, description="Only for layers like this pattern, as `model.layers.*`."
+    )
+    patience_steps: int = Field(1, ge=1, le=1_000_000, description="Steps on which the incident has to be seen.")
+    max_times: int = Field(1, ge=1, le=1_000, description="At most so often in an attempt.")
+    skip_steps: int = Field(50, ge=1, le=1_000_000, description="Further steps whose batches are skipped.")
+    factor: float = Field(0.5, gt=0.0, lt=1.0, description="Of the learning rate, for `cut_lr`.")
+
+
 class MonitorOptions(Strict):
     """The gradient monitor. Thresholds are norms of one layer's gradient."""
 
@@ -116,6 +140,9 @@ class MonitorOptions(Strict):
     straggler_ratio: float = Field(1.3, gt=1.0, description="A straggler computes so many times as long as others.")
     straggler_steps: int = Field(50, ge=5, le=4_096, description="For nearly so many records in a row.")
     quiet_steps: int = Field(20, ge=1, description="Records without it after which an incident is over.")
+    on_anomaly: list[AnomalyPolicy] = Field(
+        default_factory=list, max_length=16, description="What the job does by itself about incidents."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

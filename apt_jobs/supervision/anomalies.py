@@ -8,8 +8,8 @@ fault in one layer hardly shows in the norm over all of them.
 import math
 from collections.abc import Iterable, Sequence
 
-from apt_jobs.events.kinds import IncidentKind, UpdatesMeasured
-from apt_jobs.jobs.spec import MonitorOptions
+from apt_jobs.events.kinds import UpdatesMeasured
+from apt_jobs.jobs.spec import IncidentKind, MonitorOptions
 from apt_jobs.supervision.baselines import Baseline
 from apt_jobs.supervision.incidents import Finding
 from apt_jobs.supervision.joined_steps import JoinedStep

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from apt_jobs.events.kinds import IncidentChanged, IncidentKind
+from apt_jobs.events.kinds import IncidentChanged
+from apt_jobs.jobs.spec import IncidentKind
 
 GLOBAL_SHARE = 0.25  # of the layers: more at once are one global incident
 MAX_LAYERS_NAMED = 16
@@ -68,8 +69,12 @@ class IncidentLog:
         if closes:
             yield from self._close(step)
 
+    def open(self) -> list[IncidentChanged]:
+        """What is wrong now."""
+        return [_event(incident, "updated") for incident in self._open.values()]
+
     def end(self) -> Iterator[IncidentChanged]:
-        """The attempt is over, and so is everything that was wrong with it."""
+        """The attempt is over or rolled back, and so is everything that was wrong with it."""
         for incident in self._open.values():
             yield _event(incident, "ended")
         self._open.clear()

@@ -21,6 +21,7 @@ class JoinedStep:
     step: int
     gradients: GradientsRecorded | None = None  # the global norms; None: rank 0 did not say
     ranks: dict[int, RankGradientsRecorded] = field(default_factory=dict)
+    num_rollbacks: int = 0
 
 
 class StepJoiner:
@@ -28,18 +29,19 @@ class StepJoiner:
 
     def __init__(self, num_ranks: int) -> None:
         self._num_ranks = num_ranks
-        self._open: dict[int, JoinedStep] = {}
-        self._last_step = 0
+        self._open: dict[tuple[int, int], JoinedStep] = {}  # by number of roll-backs, then step
+        self._last = 0, 0
 
     def add(self, event: GradientsRecorded | RankGradientsRecorded) -> Iterator[JoinedStep]:
         """Steps that are complete now, or for which nobody waits any longer."""
-        joined = self._open.setdefault(event.step, JoinedStep(event.step))
+        key = event.num_rollbacks, event.step
+        joined = self._open.setdefault(key, JoinedStep(event.step, num_rollbacks=event.num_rollbacks))
         if isinstance(event, RankGradientsRecorded):
             joined.ranks[event.rank] = event
         else:
             joined.gradients = event
         if joined.gradients is not None and len(joined.ranks) == self._num_ranks:
-            yield from self._give(event.step)
+            yield from self._give(key)
         elif len(self._open) > MAX_OPEN_STEPS:
             yield from self._give(min(self._open))
 
@@ -48,12 +50,12 @@ class StepJoiner:
         if self._open:
             yield from self._give(max(self._open))
 
-    def _give(self, up_to: int) -> Iterator[JoinedStep]:
+    def _give(self, up_to: tuple[int, int]) -> Iterator[JoinedStep]:
         """A step that is complete also ends the wait for those before it: ranks write in order."""
-        for step in sorted(step for step in self._open if step <= up_to):
-            joined = self._open.pop(step)
-            if step > self._last_step:  # else a late record of a step that was given already
-                self._last_step = step
+        for key in sorted(key for key in self._open if key <= up_to):
+            joined = self._open.pop(key)
+            if key > self._last:  # else a late record of a step that was given already
+                self._last = key
                 yield joined
 
 

@@ -20,6 +20,7 @@ from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.supervision.anomalies import AnomalyDetector
 from apt_jobs.supervision.incidents import IncidentLog
 from apt_jobs.supervision.joined_steps import JoinedStep, NoiseScale, StepJoiner, summary
+from apt_jobs.supervision.policies import Policies
 
 MAX_OPEN_UPDATES = 32
 Timed = tuple[datetime, Event]
@@ -35,7 +36,9 @@ class RankWatch:
         self._noise = NoiseScale()
         self._detector = AnomalyDetector(options, self._num_ranks)
         self._incidents = IncidentLog(options.quiet_steps)
+        self._policies = Policies(options.on_anomaly, run_file.orders_path)
         self._updates: dict[int, list[UpdatesMeasured]] = {}
+        self._num_rollbacks = 0
 
     def take(self, at: datetime, event: Event) -> Iterator[Timed]:
         """What is to be stored because of `event`, itself included."""
@@ -66,6 +69,9 @@ class RankWatch:
 
     def _joined(self, at: datetime, steps: Iterator[JoinedStep]) -> Iterator[Timed]:
         for joined in steps:
+            if joined.num_rollbacks > self._num_rollbacks:
+                self._num_rollbacks = joined.num_rollbacks
+                yield from ((at, event) for event in self._incidents.end())
             noise_scale = self._noise.add(joined)
             findings = self._detector.look(joined)
             events = list(self._incidents.step(joined.step, at, findings, self._detector.num_layers))
@@ -74,6 +80,7 @@ class RankWatch:
                 if joined.step % self._store_every == 0 or _begins(events):
                     yield from ((at, record) for _, record in sorted(joined.ranks.items()))
             yield from ((at, event) for event in events)
+            yield from self._answers(at, joined.step)
 
     def _update(self, at: datetime, event: UpdatesMeasured) -> Iterator[Timed]:
         of_step = self._updates.setdefault(event.step, [])
@@ -86,6 +93,11 @@ class RankWatch:
         findings = self._detector.look_at_updates(of_step)
         events = self._incidents.step(event.step, at, findings, self._detector.num_layers, closes=False)
         yield from ((at, change) for change in events)
+        yield from self._answers(at, event.step)
+
+    def _answers(self, at: datetime, step: int) -> Iterator[Timed]:
+        for action in self._policies.answer(step, self._incidents.open()):
+            yield at, action
 
 
 def _begins(events: Sequence[IncidentChanged]) -> bool:

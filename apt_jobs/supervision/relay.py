@@ -10,11 +10,22 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 
+from sqlalchemy.orm import Session
+
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import append_events
 from apt_jobs.db.jobs import Orders
-from apt_jobs.errors import InvalidInput, OutOfSpace, Unavailable
-from apt_jobs.events.kinds import CheckpointSaved, Event, LineLogged, RankFailed, TrainingFinished
+from apt_jobs.db.steering import request_cancel, request_pause
+from apt_jobs.errors import Conflict, InvalidInput, OutOfSpace, Unavailable
+from apt_jobs.events.kinds import (
+    ActionTaken,
+    CheckpointSaved,
+    Event,
+    LineLogged,
+    RankFailed,
+    StoredEvent,
+    TrainingFinished,
+)
 from apt_jobs.events.live import LivePublisher
 from apt_jobs.events.spool import SpoolReader
 from apt_jobs.jobs.run_file import RunFile
@@ -46,6 +57,7 @@ class Relay:
         self._retry_s = RETRY_MIN_S
         self.failures: list[RankFailed] = []  # in the order in which they were read
         self.finished: TrainingFinished | None = None
+        self.decided: str | None = None  # why a policy of the job paused or cancelled it
         self.saved_step: int | None = None  # of the last checkpoint of this attempt
         self.orders = Orders(cancel=False, pause=False)
         self.last_event_s = time.monotonic()  # for the watchdog
@@ -65,6 +77,7 @@ class Relay:
         try:
             with self._database.write() as session:
                 appended = append_events(session, self._job_id, self._attempt, self._batch, self._lease_s)
+                stored = appended.stored + self._carry_out(session)
         except (Unavailable, OutOfSpace) as exc:
             logger.warning("events wait in the spool", extra={"job_id": self._job_id, "why": str(exc)})
             self._retry_at_s = time.monotonic() + self._retry_s
@@ -73,8 +86,8 @@ class Relay:
         self._retry_s = RETRY_MIN_S
         self._batch = []
         self.orders = appended.orders
-        self._publisher.publish(self._job_id, appended.stored)
-        return len(appended.stored)
+        self._publisher.publish(self._job_id, stored)
+        return len(stored)
 
     def drain(self, timeout_s: float) -> None:
         """Store all that the ranks left behind; give up after `timeout_s` seconds (the spool files stay).
@@ -115,6 +128,19 @@ class Relay:
         except InvalidInput as exc:
             message = f"rank {rank} wrote a line that is no event: {exc}"
             yield datetime.now(UTC), LineLogged("warning", "supervisor", message[:2000])
+
+    def _carry_out(self, session: Session) -> list[StoredEvent]:
+        """What a policy of the job decided about the job itself; in the transaction of the event that says so."""
+        changed: list[StoredEvent] = []
+        for _, event in self._batch:
+            if isinstance(event, ActionTaken) and event.action in ("cancel", "pause"):
+                request = request_cancel if event.action == "cancel" else request_pause
+                self.decided = f"{'cancelled' if event.action == 'cancel' else 'paused'} by a policy: {event.reason}"
+                try:
+                    changed += request(session, self._job_id, self.decided)[1]
+                except Conflict:
+                    logger.info("the job is ending already", extra={"job_id": self._job_id, "action": event.action})
+        return changed
 
     def _notice(self, event: Event) -> None:
         if isinstance(event, RankFailed):

@@ -66,6 +66,7 @@ class _Label:
     has_loss: bool
     num_samples: int
     is_scaled: bool
+    num_rollbacks: int
     step_time_ms: float | None
     learning_rate: float | None
     begin: Any
@@ -125,6 +126,7 @@ class GradientMonitor:
         self._update_ring: PinnedRing[int] = PinnedRing(self._device)
         self._updates = UpdateNorms(self._device)
         self._local = self._hook(model)
+        self.num_rollbacks = 0  # told with every record, as steps after a roll-back have the numbers of earlier ones
         self._num_orders = 0
         self._begin: Any = None
         self._called_s: float | None = None
@@ -288,6 +290,7 @@ class GradientMonitor:
             has_loss=loss is not None,
             num_samples=num_samples,
             is_scaled=scale is not None,
+            num_rollbacks=self.num_rollbacks,
             step_time_ms=None if self._called_s is None else 1000.0 * (now_s - self._called_s),
             learning_rate=None if self._optimizer is None else float(self._optimizer.param_groups[0]["lr"]),
             begin=self._begin,
@@ -320,7 +323,7 @@ class GradientMonitor:
         self._statistics.add(norms, anomalous)
         self._timeline.append(_Record(label.step, label.at, norms, anomalous))
         self._total_steps += 1
-        self._tell_norms(label.step, norms, kinds)
+        self._tell_norms(label, norms, kinds)
         if self._spool is None:
             return
         compute_ms = elapsed_ms(label.begin, label.ready)
@@ -336,14 +339,15 @@ class GradientMonitor:
                 num_samples=label.num_samples,
                 is_scaled=label.is_scaled,
                 num_dropped=dropped,
+                num_rollbacks=label.num_rollbacks,
             )
         )
         if label.learning_rate is not None and loss is not None:
             self._tell_first(_as_metric(label, loss, norms))
 
-    def _tell_norms(self, step: int, norms: NDArray[np.float64], kinds: NDArray[np.int8]) -> None:
+    def _tell_norms(self, label: _Label, norms: NDArray[np.float64], kinds: NDArray[np.int8]) -> None:
         found = np.flatnonzero(kinds >= 0).tolist()
-        self._tell_first(GradientsRecorded(step, tuple(norms.tolist()), tuple(found)))
+        self._tell_first(GradientsRecorded(label.step, tuple(norms.tolist()), tuple(found), label.num_rollbacks))
         if not found:
             return
         names, named = self.names, [ANOMALY_KINDS[kinds[index]] for index in found]
@@ -351,7 +355,7 @@ class GradientMonitor:
             self._anomalies[kind] += 1
         layers = zip(found, named, strict=True)
         self._tell_first(
-            AnomaliesFound(step, tuple(LayerAnomaly(names[i], kind, float(norms[i])) for i, kind in layers))
+            AnomaliesFound(label.step, tuple(LayerAnomaly(names[i], kind, float(norms[i])) for i, kind in layers))
         )
 
     def _judge(self, norms: NDArray[np.float64], present: NDArray[np.bool_]) -> NDArray[np.int8]:

@@ -69,6 +69,7 @@ export interface GradientsRecorded {
   step: number;
   norms: Float[];
   anomalous: number[];
+  num_rollbacks: number;
 }
 
 /** All layers that were out of bounds at one step: at most one such event a step. */
@@ -90,6 +91,7 @@ export interface RankGradientsRecorded {
   num_samples: number;
   is_scaled: boolean;
   num_dropped: number;
+  num_rollbacks: number;
 }
 
 /** The order in which gradients become ready: indexes into `layers`. A NaN began in the first one that has it. */
@@ -137,6 +139,16 @@ export interface IncidentChanged {
   expected_low: Float | null;
   expected_high: Float | null;
   message: string;
+}
+
+/** A policy of the job answered an incident: `ordered` by the supervisor, then `done` or `refused` by the ranks. */
+export interface ActionTaken {
+  kind: "action";
+  step: number;
+  phase: "ordered" | "done" | "refused";
+  action: "warn" | "checkpoint" | "pause" | "rollback" | "skip_batches" | "cut_lr" | "cancel";
+  incident: number;
+  reason: string;
 }
 
 /** A checkpoint is complete on disk. Its row and this event are one transaction. */
@@ -187,7 +199,7 @@ export interface TrainingFinished {
   best_val_loss: Float | null;
 }
 
-export type Event = StateChanged | TrainingStarted | LayersNamed | StepTrained | Validated | GradientsRecorded | AnomaliesFound | RankGradientsRecorded | BackwardOrderSeen | UpdatesMeasured | RanksJoined | IncidentChanged | CheckpointSaved | CheckpointRemoved | LineLogged | RankFailed | TrainingFinished;
+export type Event = StateChanged | TrainingStarted | LayersNamed | StepTrained | Validated | GradientsRecorded | AnomaliesFound | RankGradientsRecorded | BackwardOrderSeen | UpdatesMeasured | RanksJoined | IncidentChanged | ActionTaken | CheckpointSaved | CheckpointRemoved | LineLogged | RankFailed | TrainingFinished;
 
 /** An event as the log and the wire show it. */
 export type StoredEvent = { seq: number; attempt: number; at: string } & Event;
@@ -211,6 +223,7 @@ export const TRAIN_FIELDS: Record<string, FieldRule> = {
   "queue": {"type": "string", "nullable": true, "description": "Queue to wait in; default: the job's kind.", "default": null},
   "priority": {"type": "integer", "nullable": false, "description": "Higher runs first.", "minimum": -100, "maximum": 100, "default": 0},
   "max_attempts": {"type": "integer", "nullable": false, "description": "Attempts before the job is given up.", "minimum": 1, "maximum": 100, "default": 3},
+  "time_limit_s": {"type": "number", "nullable": true, "description": "Longest time of one attempt, in seconds; then it saves and fails.", "exclusiveMinimum": 0, "maximum": 31622400, "default": null},
   "entry_point": {"type": "string", "nullable": false, "description": "Registered on the worker; never a command line.", "default": "language-model"},
   "dataset": {"type": "string", "nullable": false, "description": "A data set of `GET /api/datasets`.", "default": "pydoc-topics"},
   "base_model": {"type": "string", "nullable": true, "description": "Start from a local model or a checkpoint id (`GET /api/models`).", "default": null},
