@@ -190,19 +190,27 @@ def _anomaly_summary(session: Session, job_id: str) -> dict[str, int]:
 
 
 def _effective(session: Session, job_id: str, kind: str) -> Iterator[tuple[datetime, Event]]:
-    """Events of one kind that count, in order of step, read in pieces."""
+    """Events of one kind that count, one a step, in order of step, read in pieces.
+
+    A step that was trained again after a roll-back counts as it was the last time.
+    """
     query = (
-        select(EventRow.at, EventRow.payload)
+        select(EventRow.at, EventRow.payload, EventRow.step)
         .where(_counts(session, job_id), EventRow.kind == kind)
         .order_by(EventRow.step, EventRow.seq)
         .execution_options(yield_per=_READ_ROWS)
     )
-    for at, payload in session.execute(query):
-        yield at, decode_payload(kind, payload)
+    held: tuple[datetime, bytes, int | None] | None = None
+    for at, payload, step in session.execute(query):
+        if held is not None and (held[2] != step or step is None):
+            yield held[0], decode_payload(kind, held[1])
+        held = at, payload, step
+    if held is not None:
+        yield held[0], decode_payload(kind, held[1])
 
 
 def _count_effective(session: Session, job_id: str, kind: str) -> int:
-    query = select(func.count()).select_from(EventRow).where(_counts(session, job_id), EventRow.kind == kind)
+    query = select(func.count(EventRow.step.distinct())).where(_counts(session, job_id), EventRow.kind == kind)
     return session.scalar(query) or 0
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar, Literal
 
+from apt_jobs.jobs.spec import IncidentKind, PolicyAction
+
 AnomalyKind = Literal["nan", "inf", "exploding", "vanishing"]
 
 
@@ -79,6 +81,7 @@ class GradientsRecorded:
     step: int
     norms: tuple[float, ...]
     anomalous: tuple[int, ...]  # indexes into `norms`
+    num_rollbacks: int = 0  # of this attempt before this step: steps after a roll-back are trained again
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,90 @@ class AnomaliesFound:
     kind: ClassVar[str] = "anomaly"
     step: int
     layers: tuple[LayerAnomaly, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RankGradientsRecorded:
+    """One rank's own gradients at one step, before the ranks were averaged. In the spool; stored now and then."""
+
+    kind: ClassVar[str] = "rank_gradient"
+    step: int
+    rank: int
+    norms: tuple[float, ...]  # L2, in the order of `layers`; empty: not seen (no DDP), or one rank has all
+    loss: float | None  # of this rank's own micro batches
+    step_time_ms: float | None  # from step to step: nearly the same on all ranks, as the fast ones wait
+    compute_time_ms: float | None  # from the last step to this rank's last gradient, before it waits for others
+    num_samples: int  # of this rank in this step; the unit of the gradient noise scale
+    is_scaled: bool  # AMP: an overflow is normal now and then, and its step is skipped
+    num_dropped: int  # records lost so far as the GPU or the disk was too far behind
+    num_rollbacks: int = 0  # of this attempt before this step
+
+
+@dataclass(frozen=True, slots=True)
+class BackwardOrderSeen:
+    """The order in which gradients become ready: indexes into `layers`. A NaN began in the first one that has it."""
+
+    kind: ClassVar[str] = "backward_order"
+    step: int
+    order: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatesMeasured:
+    """How large the weights of every layer are and how far one step moved them, in the order of `layers`."""
+
+    kind: ClassVar[str] = "update"
+    step: int  # whose update it is
+    rank: int
+    weight_norms: tuple[float, ...]  # L2, after the update; a hair's difference between ranks is a desync
+    update_ratios: tuple[float, ...]  # L2 of the update over L2 of the weights; of large layers, of a sample
+
+
+@dataclass(frozen=True, slots=True)
+class RanksJoined:
+    """One step as each rank saw it, joined by the supervisor; in the order of ranks. null: that rank said nothing."""
+
+    kind: ClassVar[str] = "ranks"
+    step: int
+    losses: tuple[float | None, ...]
+    grad_norms: tuple[float | None, ...]  # total, of the rank's own gradients
+    step_times_ms: tuple[float | None, ...]
+    compute_times_ms: tuple[float | None, ...]
+    noise_scale: float | None  # B_simple in samples (McCandlish et al. 2018, eq. 2.9); above it batches are wasteful
+
+
+@dataclass(frozen=True, slots=True)
+class IncidentChanged:
+    """Something is wrong, still wrong, or over: one `begun`, at most one `updated` a second, one `ended`."""
+
+    kind: ClassVar[str] = "incident"
+    incident: int  # number within the attempt
+    phase: Literal["begun", "updated", "ended"]
+    anomaly: IncidentKind
+    group: str  # a block of the model, "all layers", or "rank N"
+    began_step: int
+    step: int  # the last one on which it was seen
+    num_steps: int  # on which it was seen
+    layers: tuple[str, ...]  # the worst ones, worst first
+    num_layers: int
+    ranks: tuple[int, ...]  # where it comes from; empty: all ranks alike
+    origin: str | None  # of a value that is not finite: the first layer of the backward pass that has it
+    value: float | None  # of the worst layer or rank
+    expected_low: float | None
+    expected_high: float | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class ActionTaken:
+    """A policy of the job answered an incident: `ordered` by the supervisor, then `done` or `refused` by the ranks."""
+
+    kind: ClassVar[str] = "action"
+    step: int
+    phase: Literal["ordered", "done", "refused"]
+    action: PolicyAction
+    incident: int  # its number within the attempt
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +252,12 @@ Event = (
     | Validated
     | GradientsRecorded
     | AnomaliesFound
+    | RankGradientsRecorded
+    | BackwardOrderSeen
+    | UpdatesMeasured
+    | RanksJoined
+    | IncidentChanged
+    | ActionTaken
     | CheckpointSaved
     | CheckpointRemoved
     | LineLogged
@@ -180,6 +273,12 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     Validated,
     GradientsRecorded,
     AnomaliesFound,
+    RankGradientsRecorded,
+    BackwardOrderSeen,
+    UpdatesMeasured,
+    RanksJoined,
+    IncidentChanged,
+    ActionTaken,
     CheckpointSaved,
     CheckpointRemoved,
     LineLogged,

@@ -93,7 +93,7 @@ def _leaves(schema: dict[str, Any], node: dict[str, Any], prefix: str) -> list[t
         target = schema["$defs"][field["$ref"].rsplit("/", 1)[1]] if "$ref" in field else field
         if "properties" in target:
             leaves.extend(_leaves(schema, target, f"{prefix}{name}."))
-        elif target.get("type") != "object" and name != "kind":
+        elif target.get("type") not in ("object", "array") and name != "kind":
             leaves.append((f"{prefix}{name}", target))
     return leaves
 

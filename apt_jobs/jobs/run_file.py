@@ -39,6 +39,11 @@ class RunFile(BaseModel):
         return self.run_dir / "stop"
 
     @property
+    def orders_path(self) -> Path:
+        """What the policies of the job order the ranks to do: all orders of the attempt so far, as a JSON list."""
+        return self.run_dir / "orders.json"
+
+    @property
     def outcome_path(self) -> Path:
         """Written by rank 0 as its last act: `finished` or `stopped`. Absent: the training broke."""
         return self.run_dir / "outcome"

@@ -6,22 +6,36 @@ stays in the spool, which the ranks go on filling without noticing.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import islice
+
+from sqlalchemy.orm import Session
 
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import append_events
 from apt_jobs.db.jobs import Orders
-from apt_jobs.errors import InvalidInput, OutOfSpace, Unavailable
-from apt_jobs.events.kinds import CheckpointSaved, Event, LineLogged, RankFailed, TrainingFinished
+from apt_jobs.db.steering import request_cancel, request_pause
+from apt_jobs.errors import Conflict, InvalidInput, OutOfSpace, Unavailable
+from apt_jobs.events.kinds import (
+    ActionTaken,
+    CheckpointSaved,
+    Event,
+    LineLogged,
+    RankFailed,
+    StoredEvent,
+    TrainingFinished,
+)
 from apt_jobs.events.live import LivePublisher
 from apt_jobs.events.spool import SpoolReader
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.supervision.rank_logs import RankLogs
+from apt_jobs.supervision.rank_watch import RankWatch
 
 logger = logging.getLogger(__name__)
 
-BATCH_EVENTS = 500  # most events of one transaction
+BATCH_EVENTS = 500  # read at once, of all ranks together; what is decided from them comes on top
+LEAST_RANK_EVENTS = 20  # read at once of one rank: they are read in turns, so that their steps meet
 RETRY_MIN_S = 0.2
 RETRY_MAX_S = 5.0
 
@@ -35,18 +49,21 @@ class Relay:
         self._database, self._publisher = database, publisher
         self._job_id, self._attempt, self._lease_s = run_file.job_id, run_file.attempt, lease_s
         self._spools = [SpoolReader(run_file.spool_path(rank)) for rank in range(run_file.spec.num_ranks)]
+        self._watch = RankWatch(run_file)
+        self._is_over = False  # the ranks have ended and all that they said was read
         self._logs = logs
         self._batch: list[tuple[datetime, Event]] = []  # read but not stored
         self._retry_at_s = 0.0
         self._retry_s = RETRY_MIN_S
         self.failures: list[RankFailed] = []  # in the order in which they were read
         self.finished: TrainingFinished | None = None
+        self.decided: str | None = None  # why a policy of the job paused or cancelled it
         self.saved_step: int | None = None  # of the last checkpoint of this attempt
         self.orders = Orders(cancel=False, pause=False)
         self.last_event_s = time.monotonic()  # for the watchdog
 
     def pump(self) -> int:
-        """Store and publish what is there, at most `BATCH_EVENTS`. Returns how many events moved.
+        """Store and publish what is there, about `BATCH_EVENTS` at most. Returns how many events moved.
 
         Raises:
             Fenced: the attempt no longer owns the job.
@@ -60,6 +77,7 @@ class Relay:
         try:
             with self._database.write() as session:
                 appended = append_events(session, self._job_id, self._attempt, self._batch, self._lease_s)
+                stored = appended.stored + self._carry_out(session)
         except (Unavailable, OutOfSpace) as exc:
             logger.warning("events wait in the spool", extra={"job_id": self._job_id, "why": str(exc)})
             self._retry_at_s = time.monotonic() + self._retry_s
@@ -68,8 +86,8 @@ class Relay:
         self._retry_s = RETRY_MIN_S
         self._batch = []
         self.orders = appended.orders
-        self._publisher.publish(self._job_id, appended.stored)
-        return len(appended.stored)
+        self._publisher.publish(self._job_id, stored)
+        return len(stored)
 
     def drain(self, timeout_s: float) -> None:
         """Store all that the ranks left behind; give up after `timeout_s` seconds (the spool files stay).
@@ -80,7 +98,9 @@ class Relay:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if self.pump() == 0 and not self._batch:
-                return
+                if self._is_over:
+                    return
+                self._is_over, self._batch = True, self._watch.end()
             if self._batch:
                 time.sleep(RETRY_MIN_S)
 
@@ -91,21 +111,36 @@ class Relay:
 
     def _read(self) -> list[tuple[datetime, Event]]:
         batch: list[tuple[datetime, Event]] = []
-        for rank, spool in enumerate(self._spools):
-            events = spool.read()
-            try:
-                for at, event in events:
-                    batch.append((at, event))
-                    self._notice(event)
-                    if len(batch) >= BATCH_EVENTS:
-                        return batch
-            except InvalidInput as exc:
-                message = f"rank {rank} wrote a line that is no event: {exc}"
-                batch.append((datetime.now(UTC), LineLogged("warning", "supervisor", message[:2000])))
+        for rank in range(len(self._spools)):
+            batch += self._read_rank(rank)
         if batch:
             self.last_event_s = time.monotonic()
-        batch.extend(self._logs.read(BATCH_EVENTS - len(batch)))
+        batch.extend(self._logs.read(max(BATCH_EVENTS - len(batch), 0)))
         return batch
+
+    def _read_rank(self, rank: int) -> Iterator[tuple[datetime, Event]]:
+        """What one rank said, and what the join with the other ranks adds to it."""
+        events = self._spools[rank].read()
+        try:
+            for at, event in islice(events, max(BATCH_EVENTS // len(self._spools), LEAST_RANK_EVENTS)):
+                self._notice(event)
+                yield from self._watch.take(at, event)
+        except InvalidInput as exc:
+            message = f"rank {rank} wrote a line that is no event: {exc}"
+            yield datetime.now(UTC), LineLogged("warning", "supervisor", message[:2000])
+
+    def _carry_out(self, session: Session) -> list[StoredEvent]:
+        """What a policy of the job decided about the job itself; in the transaction of the event that says so."""
+        changed: list[StoredEvent] = []
+        for _, event in self._batch:
+            if isinstance(event, ActionTaken) and event.action in ("cancel", "pause"):
+                request = request_cancel if event.action == "cancel" else request_pause
+                self.decided = f"{'cancelled' if event.action == 'cancel' else 'paused'} by a policy: {event.reason}"
+                try:
+                    changed += request(session, self._job_id, self.decided)[1]
+                except Conflict:
+                    logger.info("the job is ending already", extra={"job_id": self._job_id, "action": event.action})
+        return changed
 
     def _notice(self, event: Event) -> None:
         if isinstance(event, RankFailed):

@@ -184,7 +184,7 @@ class Supervisor:
         """Write how the attempt ended."""
         outcome = run_file.outcome_path.read_text().strip() if run_file.outcome_path.exists() else None
         if ending is Ending.CANCELLED:
-            self._finish(JobState.CANCELLED, ending.value)
+            self._finish(JobState.CANCELLED, relay.decided or ending.value)
         elif tree.poll() == 0 and outcome == "finished":
             self._finish(JobState.SUCCEEDED, None, result=self._result(relay))
         elif outcome == "stopped" or (ending is not None and ending is self._asked):
@@ -205,7 +205,8 @@ class Supervisor:
         assert self._asked is not None  # only this process makes the file that stops them
         unsaved = "it did not save in time: an earlier checkpoint counts"
         where = f"saved at step {relay.saved_step}" if saved else unsaved
-        reason = f"{self._asked.value}; {where}"
+        why = relay.decided if relay.decided and self._asked is Ending.PAUSED else self._asked.value
+        reason = f"{why}; {where}"
         if self._asked is Ending.TIME_LIMIT:
             self._finish(JobState.FAILED, reason, error={"message": reason, "error": "TimeLimit", "traceback": None})
         else:

@@ -1,156 +1,192 @@
-"""The gradient monitor: the norm of every layer's gradient at every step, what is wrong with it, and the history.
+"""The gradient monitor: the norm of every layer's gradient at every step, of all ranks and of each, and its history.
 
-In any PyTorch loop:
+In any PyTorch loop, on every rank:
 
-    monitor = GradientMonitor(model)
-    loss.backward(); total_norm = monitor.step(step)   # before clipping and before the optimizer
+    monitor = GradientMonitor(model, optimizer)  # `model`: the DDP module, if there is one
+    loss.backward(); monitor.step(loss=loss)     # before clipping and before the optimizer
     monitor.export_for_webui()
 
-One fused norm computation a step for all layers and no collective. After DDP's all-reduce the gradients, and so the
-norms, are the same on every rank, so nothing need be exchanged for the log: mismatched collectives in a logger hang
-trainings.
-`sync_gradients_distributed` and `aggregate_anomalies_distributed` are there for gradients that were not reduced.
-On a GPU the norms are copied to pinned memory asynchronously and read when they are there: the host never waits.
+No collective for the log: each rank appends to its own spool what it sees, its own gradients before DDP averages them
+included, and the supervisor joins the ranks by step. No wait for a GPU: numbers are copied to pinned memory and read
+when they are there. `sync_gradients_distributed` and `aggregate_anomalies_distributed` are the two calls that do talk
+to other ranks.
 """
 
-import hashlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from apt_jobs.errors import InvalidInput
 from apt_jobs.events.codec import finite_or_name
-from apt_jobs.events.kinds import AnomaliesFound, AnomalyKind, GradientsRecorded, LayerAnomaly, LayersNamed
+from apt_jobs.events.kinds import (
+    AnomaliesFound,
+    AnomalyKind,
+    BackwardOrderSeen,
+    Event,
+    GradientsRecorded,
+    LayerAnomaly,
+    LayersNamed,
+    LineLogged,
+    RankGradientsRecorded,
+    StepTrained,
+    UpdatesMeasured,
+)
 from apt_jobs.events.spool import SpoolWriter
-from apt_jobs.training.parallel import local_part
+from apt_jobs.training.current_job import current_spool
+from apt_jobs.training.layer_statistics import LayerStatistics
+from apt_jobs.training.local_norms import LocalNorms, elapsed_ms, moment
+from apt_jobs.training.pinned_ring import PinnedRing
+from apt_jobs.training.update_norms import UpdateNorms
+from apt_jobs.training.watched_layers import WatchedLayers, require_same_layers
 
-RING_SLOTS = 4  # steps whose norms may still be on their way from a GPU
 MAX_TIMELINE_STEPS = 1_000  # kept in memory for `export_for_webui`; the spool has all
+ORDER_SETTLED_AT = 2  # recorded steps of this process: DDP rebuilds its buckets after the first iteration
+LOOK_FOR_NEW_EVERY_STEPS = 10
 ANOMALY_KINDS: tuple[AnomalyKind, ...] = ("nan", "inf", "exploding", "vanishing")
 
 
 @dataclass(slots=True)
-class _Statistics:
-    """Running mean and variance of one layer's finite norms (Welford 1962)."""
+class _Label:
+    """What the host knows of a step while its numbers are on their way: local norms, norms, loss."""
 
-    num_finite: int = 0
-    mean: float = 0.0
-    sum_squares: float = 0.0
-    least: float = math.inf
-    most: float = -math.inf
-    total_steps: int = 0
-    anomaly_count: int = 0
-
-    def add(self, norm: float, *, is_anomaly: bool) -> None:
-        self.total_steps += 1
-        self.anomaly_count += is_anomaly
-        if math.isfinite(norm):
-            self.num_finite += 1
-            delta = norm - self.mean
-            self.mean += delta / self.num_finite
-            self.sum_squares += delta * (norm - self.mean)
-            self.least, self.most = min(self.least, norm), max(self.most, norm)
-
-    def export(self) -> dict[str, Any]:
-        known = self.num_finite > 0
-        return {
-            "mean": self.mean if known else None,
-            "std": math.sqrt(self.sum_squares / self.num_finite) if known else None,
-            "min": self.least if known else None,
-            "max": self.most if known else None,
-            "total_steps": self.total_steps,
-            "anomaly_count": self.anomaly_count,
-        }
-
-
-@dataclass(slots=True)
-class _Slot:
-    """Norms of one step on their way to the host."""
-
-    host: Tensor  # pinned float32 [layer]
-    event: Any  # torch.cuda.Event
-    step: int = 0
-    at: float = 0.0
-    busy: bool = False
+    step: int
+    at: float
+    present: NDArray[np.bool_]
+    has_local: bool
+    has_loss: bool
+    num_samples: int
+    is_scaled: bool
+    num_rollbacks: int
+    step_time_ms: float | None
+    learning_rate: float | None
+    begin: Any
+    ready: Any
 
 
 @dataclass(slots=True)
 class _Record:
     step: int
     timestamp: float
-    norms: list[float]
-    anomalous: list[int] = field(default_factory=list)
+    norms: NDArray[np.float64]
+    anomalous: NDArray[np.bool_]
 
 
 class GradientMonitor:
-    """Watches the gradients of `model`'s trainable parameters ("layers", by name).
+    """Watches the gradients of `model`'s trainable parameters ("layers", by name). Made and called on every rank.
 
     Args:
-        model: the module whose `named_parameters` are watched. Shared parameters count once, frozen ones not at all.
-        spool: where to write events; give it to rank 0 only. None: only memory.
+        model: whose `named_parameters` are watched. Shared parameters count once, frozen ones not until they are
+            trained. Given the `DistributedDataParallel` module, it also sees each rank's gradients before the
+            reduction; for that it needs to be the module's only communication hook.
+        optimizer: its learning rate and the loss are told as the job's curves. A trainer that tells them itself (as
+            the built-in one does) leaves it out.
+        spool: where this rank's events go. Default: the spool of the job that this process belongs to, if any.
         vanishing_below, exploding_above: norms outside are anomalies; NaN and Inf always are.
+        every_steps: optimizer steps between two records.
 
     Raises:
-        InvalidInput: the ranks disagree on the set of layers (raised on every rank).
+        InvalidInput: nothing to watch, or the ranks disagree on the set of layers (raised on every rank).
     """
 
     def __init__(
         self,
         model: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
         spool: SpoolWriter | None = None,
         *,
         vanishing_below: float = 1e-7,
         exploding_above: float = 1e3,
+        every_steps: int = 1,
     ) -> None:
-        named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-        self.names = tuple(name.removeprefix("module.") for name, _ in named)
-        self._parameters = [parameter for _, parameter in named]
-        if not self.names:
+        self._layers = WatchedLayers(model)
+        if not self._layers.names:
             raise InvalidInput("the model has no trainable parameter: there is no gradient to watch")
-        self._device = self._parameters[0].device
-        self._is_sharded = any(isinstance(parameter, DTensor) for parameter in self._parameters)
-        _require_same_layers(self.names, self._device)
-        self._spool = spool
+        self._device = self._layers.device
+        require_same_layers(tuple(self._layers.names), self._device)
+        self._rank = dist.get_rank() if dist.is_initialized() else 0
+        self._optimizer, self._spool = optimizer, spool if spool is not None else current_spool()
         self._vanishing_below, self._exploding_above = vanishing_below, exploding_above
+        self._every_steps = every_steps
         self._timeline: deque[_Record] = deque(maxlen=MAX_TIMELINE_STEPS)
-        self._statistics = [_Statistics() for _ in self.names]
+        self._statistics = LayerStatistics(len(self.names))
         self._anomalies = dict.fromkeys(ANOMALY_KINDS, 0)
-        self._total_steps = 0
+        self._total_steps, self._last_step = 0, 0
         self._norms: Tensor | None = None  # [layer], of the last step
-        self._ring = self._make_ring() if self._device.type == "cuda" else []
-        self.num_dropped = 0  # steps whose norms could not be kept, as the GPU was too far ahead
-        if spool is not None:
-            spool.append(LayersNamed(self.names))
+        self._ring: PinnedRing[_Label] = PinnedRing(self._device)
+        self._update_ring: PinnedRing[int] = PinnedRing(self._device)
+        self._updates = UpdateNorms(self._device)
+        self._local = self._hook(model)
+        self.num_rollbacks = 0  # told with every record, as steps after a roll-back have the numbers of earlier ones
+        self._num_orders = 0
+        self._begin: Any = None
+        self._called_s: float | None = None
+        self._tell_first(LayersNamed(self.names))
 
-    def step(self, step: int, scale: float = 1.0) -> Tensor:
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The layers, in the order of all norms. Layers that are trained later are added at the end."""
+        return tuple(self._layers.names)
+
+    @property
+    def num_dropped(self) -> int:
+        """Steps whose norms could not be kept, as the GPU was too far behind."""
+        return self._ring.num_dropped
+
+    @torch.no_grad()
+    def step(
+        self,
+        step: int | None = None,
+        scale: float | Tensor = 1.0,
+        *,
+        loss: Tensor | float | None = None,
+        num_samples: int = 1,
+    ) -> Tensor:
         """Record the gradients as they are now, and return their total L2 norm (scalar, on the device, unscaled).
 
-        Call it on every rank after `backward` and before clipping. `scale` is the AMP loss scale, by which gradients
-        are multiplied while they are recorded. A layer without a gradient counts as 0 and never as an anomaly.
+        Call it on every rank after `backward` and before clipping. `step` counts from 1 (default: one more than last
+        time). `scale` is the AMP loss scale, by which gradients are multiplied while they are recorded. `loss` is
+        this rank's own. `num_samples` is what this rank contributed. A layer without a gradient counts as 0 and never
+        as an anomaly.
         """
-        norms, has_gradient = self._measure(scale)
+        step = self._last_step + 1 if step is None else step
+        self._last_step = step
+        if step % LOOK_FOR_NEW_EVERY_STEPS == 0:
+            self._look_for_new()
+        norms, present = self._layers.norms()
+        is_scaled = isinstance(scale, Tensor) or scale != 1.0
+        norms = norms / scale if is_scaled else norms
         self._norms = norms
-        if self._ring:
-            self._collect()
-            self._send(step, norms)
-        else:
-            self._keep(step, time.time(), norms.tolist(), has_gradient)
+        if step % self._every_steps == 0:
+            self._record(step, norms, present, scale if is_scaled else None, loss, num_samples)
+        if self._local is not None:
+            self._local.wanted = (step + 1) % self._every_steps == 0
+        self._note_update(step)
+        self._collect()
+        self._begin = moment(is_cuda=self._device.type == "cuda")
         total: Tensor = torch.linalg.vector_norm(norms)
         return total
 
     def flush(self) -> None:
         """Wait for the norms that are still on their way: call it at the end, not in the loop."""
-        for slot in sorted((slot for slot in self._ring if slot.busy), key=lambda slot: slot.step):
-            slot.event.synchronize()
-        self._collect()
+        self._collect(wait=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.flush()
 
     @torch.no_grad()
     def sync_gradients_distributed(self) -> dict[str, float]:
@@ -181,15 +217,15 @@ class GradientMonitor:
                     "step": record.step,
                     "timestamp": record.timestamp,
                     "layers": {
-                        name: {"norm": finite_or_name(norm), "is_anomaly": index in record.anomalous}
-                        for index, (name, norm) in enumerate(zip(self.names, record.norms, strict=True))
+                        name: {"norm": finite_or_name(norm), "is_anomaly": is_anomaly}
+                        for name, norm, is_anomaly in zip(
+                            self.names, record.norms.tolist(), record.anomalous.tolist(), strict=False
+                        )
                     },
                 }
                 for record in self._timeline
             ],
-            "layer_statistics": {
-                name: statistics.export() for name, statistics in zip(self.names, self._statistics, strict=True)
-            },
+            "layer_statistics": self._statistics.export(self.names),
             "anomaly_summary": {kind: count for kind, count in self._anomalies.items() if count},
             "total_steps": self._total_steps,
             "timestamp": time.time(),
@@ -201,14 +237,7 @@ class GradientMonitor:
         return {
             "total_steps": self._total_steps,
             "anomalies": dict(self._anomalies),
-            "statistics": {
-                name: [
-                    *(entry.num_finite, entry.mean, entry.sum_squares),
-                    *(entry.least if entry.num_finite else None, entry.most if entry.num_finite else None),
-                    *(entry.total_steps, entry.anomaly_count),
-                ]
-                for name, entry in zip(self.names, self._statistics, strict=True)
-            },
+            "statistics": dict(zip(self.names, self._statistics.rows(), strict=True)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -217,97 +246,153 @@ class GradientMonitor:
         self._anomalies.update(state["anomalies"])
         for index, name in enumerate(self.names):
             if name in state["statistics"]:
-                finite, mean, squares, least, most, total, anomalies = state["statistics"][name]
-                least, most = math.inf if least is None else least, -math.inf if most is None else most
-                self._statistics[index] = _Statistics(finite, mean, squares, least, most, total, anomalies)
+                self._statistics.load_row(index, state["statistics"][name])
 
-    @torch.no_grad()
-    def _measure(self, scale: float) -> tuple[Tensor, list[bool]]:
-        """Float32 norm of each layer [layer] on the device, and which layers have a gradient."""
-        gradients = [parameter.grad for parameter in self._parameters]
-        present = [_dense(local_part(gradient)) for gradient in gradients if gradient is not None and gradient.numel()]
-        has_gradient = [gradient is not None and gradient.numel() > 0 for gradient in gradients]
-        norms = torch.zeros(len(gradients), device=self._device)
-        if present:
-            measured = torch.stack(torch._foreach_norm(present, 2, dtype=torch.float32))
-            if len(present) == len(gradients):
-                norms = measured
-            else:
-                norms[torch.tensor(has_gradient, device=self._device)] = measured
-        if self._is_sharded:  # each rank has a part of every layer: the one collective, of all layers at once
-            squares = norms.double().square()
-            dist.all_reduce(squares)
-            norms = squares.sqrt().float()
-        return norms if scale == 1.0 else norms / scale, has_gradient
+    def _look_for_new(self) -> None:
+        if self._layers.look_for_new():
+            self.flush()  # rare, so it may wait: what is on its way has the old number of layers
+            self._statistics.grow(len(self.names))
+            self._tell_first(LayersNamed(self.names))
 
-    def _keep(self, step: int, at: float, norms: list[float], has_gradient: Iterable[bool]) -> None:
-        found = [
-            (index, kind)
-            for index, (norm, present) in enumerate(zip(norms, has_gradient, strict=True))
-            if present and (kind := self._judge(norm)) is not None
-        ]
-        record = _Record(step, at, norms, [index for index, _ in found])
-        anomalous = set(record.anomalous)
-        for index, norm in enumerate(norms):
-            self._statistics[index].add(norm, is_anomaly=index in anomalous)
-        for _, kind in found:
-            self._anomalies[kind] += 1
-        self._timeline.append(record)
+    def _hook(self, model: nn.Module) -> LocalNorms | None:
+        if not isinstance(model, DistributedDataParallel) or dist.get_world_size(model.process_group) == 1:
+            return None
+        try:
+            return LocalNorms(model, self._device)
+        except RuntimeError as exc:
+            self._tell_first(LineLogged("warning", "rank 0", f"no norms of each rank before the reduction: {exc}"))
+            return None
+
+    def _record(
+        self,
+        step: int,
+        norms: Tensor,
+        present: NDArray[np.bool_],
+        scale: float | Tensor | None,
+        loss: Tensor | float | None,
+        num_samples: int,
+    ) -> None:
+        """Send one step's numbers to the host: norms, then what there is of local norms and loss."""
+        local, order, ready = self._local.take(self._layers.index_of, len(norms)) if self._local else (None, [], None)
+        parts = [norms]
+        if local is not None:
+            parts.append(local if scale is None else local / scale)
+            self._tell_order(step, order)
+        if loss is not None:
+            value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(loss, device=self._device)
+            parts.append(value.reshape(1).to(self._device, torch.float32))
+        now_s = time.perf_counter()
+        label = _Label(
+            step=step,
+            at=time.time(),
+            present=present,
+            has_local=local is not None,
+            has_loss=loss is not None,
+            num_samples=num_samples,
+            is_scaled=scale is not None,
+            num_rollbacks=self.num_rollbacks,
+            step_time_ms=None if self._called_s is None else 1000.0 * (now_s - self._called_s),
+            learning_rate=None if self._optimizer is None else float(self._optimizer.param_groups[0]["lr"]),
+            begin=self._begin,
+            ready=ready,
+        )
+        self._called_s = now_s
+        self._ring.send(torch.cat(parts) if len(parts) > 1 else norms, label)
+
+    def _note_update(self, step: int) -> None:
+        noted = self._updates.note(step, self._layers.local_weights())
+        if noted is not None:
+            measured_step, values = noted
+            count = len(values) // 2
+            self._update_ring.send(torch.cat([self._layers.whole(values[:count]), values[count:]]), measured_step)
+
+    def _collect(self, *, wait: bool = False) -> None:
+        for label, values in self._ring.collect(wait=wait):
+            self._keep(label, values)
+        for step, values in self._update_ring.collect(wait=wait):
+            whole, ratios = np.split(values.astype(np.float64), 2)
+            self._tell(UpdatesMeasured(step, self._rank, tuple(whole.tolist()), tuple(ratios.tolist())))
+
+    def _keep(self, label: _Label, values: NDArray[np.float32]) -> None:
+        count = len(label.present)
+        norms = values[:count].astype(np.float64)
+        local = tuple(values[count : 2 * count].tolist()) if label.has_local else ()
+        loss = float(values[-1]) if label.has_loss else None
+        kinds = self._judge(norms, label.present)
+        anomalous = kinds >= 0
+        self._statistics.add(norms, anomalous)
+        self._timeline.append(_Record(label.step, label.at, norms, anomalous))
         self._total_steps += 1
-        if self._spool is not None:
-            self._spool.append(GradientsRecorded(step, tuple(norms), tuple(record.anomalous)))
-            if found:
-                layers = tuple(LayerAnomaly(self.names[index], kind, norms[index]) for index, kind in found)
-                self._spool.append(AnomaliesFound(step, layers))
-
-    def _judge(self, norm: float) -> AnomalyKind | None:
-        if math.isnan(norm):
-            return "nan"
-        if math.isinf(norm):
-            return "inf"
-        if norm > self._exploding_above:
-            return "exploding"
-        return "vanishing" if norm < self._vanishing_below else None
-
-    def _make_ring(self) -> list[_Slot]:
-        size = len(self.names)
-        event: Callable[[], Any] = torch.cuda.Event  # torch leaves it untyped
-        return [_Slot(torch.empty(size, pin_memory=True), event()) for _ in range(RING_SLOTS)]
-
-    def _send(self, step: int, norms: Tensor) -> None:
-        slot = next((slot for slot in self._ring if not slot.busy), None)
-        if slot is None:
-            self.num_dropped += 1
+        self._tell_norms(label, norms, kinds)
+        if self._spool is None:
             return
-        slot.host.copy_(norms, non_blocking=True)
-        slot.event.record()
-        slot.step, slot.at, slot.busy = step, time.time(), True
+        compute_ms = elapsed_ms(label.begin, label.ready)
+        dropped = self.num_dropped + self._spool.num_dropped
+        self._tell(
+            RankGradientsRecorded(
+                step=label.step,
+                rank=self._rank,
+                norms=local,
+                loss=loss,
+                step_time_ms=label.step_time_ms,
+                compute_time_ms=compute_ms,
+                num_samples=label.num_samples,
+                is_scaled=label.is_scaled,
+                num_dropped=dropped,
+                num_rollbacks=label.num_rollbacks,
+            )
+        )
+        if label.learning_rate is not None and loss is not None:
+            self._tell_first(_as_metric(label, loss, norms))
 
-    def _collect(self) -> None:
-        for slot in sorted((slot for slot in self._ring if slot.busy), key=lambda slot: slot.step):
-            if not slot.event.query():
-                return
-            norms = slot.host.tolist()
-            has_gradient = [
-                parameter.grad is not None or norm != 0.0
-                for parameter, norm in zip(self._parameters, norms, strict=True)
-            ]
-            slot.busy = False
-            self._keep(slot.step, slot.at, norms, has_gradient)
+    def _tell_norms(self, label: _Label, norms: NDArray[np.float64], kinds: NDArray[np.int8]) -> None:
+        found = np.flatnonzero(kinds >= 0).tolist()
+        self._tell_first(GradientsRecorded(label.step, tuple(norms.tolist()), tuple(found), label.num_rollbacks))
+        if not found:
+            return
+        names, named = self.names, [ANOMALY_KINDS[kinds[index]] for index in found]
+        for kind in named:
+            self._anomalies[kind] += 1
+        layers = zip(found, named, strict=True)
+        self._tell_first(
+            AnomaliesFound(label.step, tuple(LayerAnomaly(names[i], kind, float(norms[i])) for i, kind in layers))
+        )
+
+    def _judge(self, norms: NDArray[np.float64], present: NDArray[np.bool_]) -> NDArray[np.int8]:
+        """Index into `ANOMALY_KINDS` for each layer; -1: fine."""
+        conditions = [
+            ~present,
+            np.isnan(norms),
+            np.isinf(norms),
+            norms > self._exploding_above,
+            norms < self._vanishing_below,
+        ]
+        return np.select(conditions, [-1, 0, 1, 2, 3], -1).astype(np.int8)
+
+    def _tell_order(self, step: int, order: list[int]) -> None:
+        self._num_orders += 1
+        if self._num_orders == ORDER_SETTLED_AT:
+            self._tell_first(BackwardOrderSeen(step, tuple(order)))
+
+    def _tell_first(self, event: Event) -> None:
+        if self._rank == 0:
+            self._tell(event)
+
+    def _tell(self, event: Event) -> None:
+        if self._spool is not None:
+            self._spool.append(event)
 
 
-def _dense(gradient: Tensor) -> Tensor:
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
-
-
-def _require_same_layers(names: tuple[str, ...], device: torch.device) -> None:
-    """Compare a hash of the names over the ranks, so that no rank waits for another's later collective."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    digest = int.from_bytes(hashlib.sha256("\n".join(names).encode()).digest()[:7], "big")
-    mine = torch.tensor([digest], dtype=torch.int64, device=device)
-    all_ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(all_ranks, mine)
-    different = [rank for rank, other in enumerate(all_ranks) if other.item() != all_ranks[0].item()]
-    if different:
-        raise InvalidInput(f"ranks {different} have other layers than rank 0; every rank must build the same model")
+def _as_metric(label: _Label, loss: float, norms: NDArray[np.float64]) -> StepTrained:
+    """The job's curves, for a loop that does not tell them itself: of rank 0's loss."""
+    assert label.learning_rate is not None
+    step_time_ms = label.step_time_ms or 0.0
+    return StepTrained(
+        step=label.step,
+        epoch=0,
+        train_loss=loss,
+        learning_rate=label.learning_rate,
+        grad_norm=math.sqrt(float(np.square(norms).sum())),
+        step_time_ms=step_time_ms,
+        tokens_per_s=0.0,
+    )

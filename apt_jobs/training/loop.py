@@ -8,15 +8,16 @@ import math
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from transformers import PreTrainedTokenizerFast
 
-from apt_jobs.errors import InvalidInput, OutOfSpace
+from apt_jobs.errors import OutOfSpace
 from apt_jobs.events.kinds import (
+    ActionTaken,
     CheckpointRemoved,
     CheckpointSaved,
     LineLogged,
@@ -27,7 +28,6 @@ from apt_jobs.events.kinds import (
 )
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.jobs.run_file import RunFile
-from apt_jobs.jobs.spec import TrainingOptions
 from apt_jobs.training.checkpoint import (
     Snapshot,
     delete_checkpoint,
@@ -40,24 +40,13 @@ from apt_jobs.training.data import Batches, open_batches, read_text, write_token
 from apt_jobs.training.ddp import Rank, barrier, process_group, summed
 from apt_jobs.training.gradient_monitor import GradientMonitor
 from apt_jobs.training.model import build_model, describe, load_model
+from apt_jobs.training.optimization import adamw, learning_rate_at, precision_of
+from apt_jobs.training.orders import Adjustments, Orders
 from apt_jobs.training.parallel import local_part, spread
+from apt_jobs.training.progress import CHECKPOINT_ENTRY, Progress
 from apt_jobs.training.tokenizer import encode, load_tokenizer, train_tokenizer
 
 CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
-
-
-# What `_Progress.kept` remembers of a checkpoint, and where its own training state has it.
-_ENTRY = {"id": "checkpoint_id", "name": "name", "is_best": "is_best", "step": "global_step"}
-
-
-@dataclass(slots=True)
-class _Progress:
-    """What a checkpoint keeps of the training itself; the same on every rank."""
-
-    step: int = 0
-    train_loss: float | None = None
-    best_val_loss: float | None = None  # of the checkpoints that were saved
-    kept: list[dict[str, Any]] = field(default_factory=list)  # entries of this job's checkpoints, oldest first
 
 
 def train(run_file: RunFile, spool: SpoolWriter) -> None:
@@ -82,17 +71,20 @@ class _Trainer:
         self._model = self._make_model().to(rank.device)
         self._batches = self._open_batches()
         self._spread = spread(self._model, options, rank)
-        self._optimizer = _adamw(self._model, options, rank.device)
-        self._precision = _precision(options.precision, rank.device)
+        self._optimizer = adamw(self._model, options, rank.device)
+        self._precision = precision_of(options.precision, rank.device)
         self._scaler = torch.amp.GradScaler(rank.device.type, enabled=self._precision is torch.float16)
-        self._progress = _Progress()
+        self._progress, self._adjustments = Progress(), Adjustments()
+        self._orders, self._num_orders = Orders(run_file.orders_path, rank), 0
+        self._saved_step = 0
         self._writing: Future[None] | None = None  # of the last checkpoint, on rank 0
         self._writer = ThreadPoolExecutor(1, "checkpoint") if rank.is_first else None
         self._monitor = GradientMonitor(
-            self._model,
-            spool if rank.is_first else None,
+            self._spread.module,
+            spool=spool,
             vanishing_below=run_file.spec.monitor.vanishing_below,
             exploding_above=run_file.spec.monitor.exploding_above,
+            every_steps=run_file.spec.monitor.every_steps,
         )
         if run_file.resume_dir is not None:
             self._resume()
@@ -111,6 +103,8 @@ class _Trainer:
             if stop and not is_last:
                 self._end("stopped")
                 return
+            if self._num_orders:
+                self._obey()
         self._end("finished")
 
     def _train_step(self) -> bool:
@@ -118,15 +112,21 @@ class _Trainer:
         began = time.perf_counter()
         step = self._progress.step + 1
         learning_rate = learning_rate_at(step, self._batches.num_steps, self._options)
+        learning_rate *= self._adjustments.learning_rate_factor
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         loss = self._backward(step)
         scale = self._scaler.get_scale() if self._scaler.is_enabled() else 1.0
-        norm = self._monitor.step(step, scale)
+        num_samples = self._options.batch_size * self._options.gradient_accumulation_steps
+        norm = self._monitor.step(step, scale, loss=loss, num_samples=num_samples)
         stop_flag = float(self._rank.is_first and self._run_file.stop_path.exists())
-        shared = summed(torch.stack([loss, torch.tensor(stop_flag, device=loss.device)]))
-        shared_loss, stop, grad_norm = torch.cat([shared, norm[None]]).tolist()  # the one wait for a GPU in a step
+        flags = torch.tensor([stop_flag, self._orders.num_waiting()], device=loss.device)
+        shared = summed(torch.cat([loss[None], flags]))
+        shared_loss, stop, num_orders, grad_norm = torch.cat(
+            [shared, norm[None]]
+        ).tolist()  # the one wait for a GPU in a step
         self._update(grad_norm)
+        self._num_orders = int(num_orders)
         self._progress.step = step
         self._progress.train_loss = shared_loss / self._rank.world_size
         if self._rank.is_first:
@@ -146,7 +146,7 @@ class _Trainer:
 
     def _backward(self, step: int) -> Tensor:
         """Accumulate this step's gradients; returns the mean loss of this rank's micro batches (scalar)."""
-        micro_batches = self._batches.micro_batches(step, self._rank.rank)
+        micro_batches = self._batches.micro_batches(step + self._adjustments.skipped_steps, self._rank.rank)
         total = torch.zeros((), device=self._rank.device)
         for number, batch in enumerate(micro_batches, start=1):
             ids = batch.to(self._rank.device, non_blocking=True)
@@ -205,6 +205,7 @@ class _Trainer:
         began = time.perf_counter()
         self._monitor.flush()
         self._settle()
+        self._saved_step = self._progress.step
         progress, best = self._progress, self._progress.best_val_loss
         is_best = val_loss is not None and (best is None or val_loss < best)
         if is_best:
@@ -220,6 +221,7 @@ class _Trainer:
             "name": f"step-{progress.step:08d}-a{self._run_file.attempt}",
             "scaler": self._scaler.state_dict(),
             "monitor": self._monitor.state_dict(),
+            "adjustments": self._adjustments.as_json(),
             "config": self._run_file.spec.model.model_dump(),
         }
         snapshot = take_snapshot(self._model, self._optimizer, self._rank)
@@ -271,22 +273,74 @@ class _Trainer:
         for entry in kept[: -self._options.keep_checkpoints]:
             if entry is best or (every is not None and entry["step"] % every == 0):
                 continue
-            kept.remove(entry)
-            folder = self._run_file.checkpoints_dir / entry["name"]
-            if folder.is_dir():
-                self._spool.append(CheckpointRemoved(entry["id"], "replaced by newer ones"))
-                delete_checkpoint(folder)
+            self._remove(entry, "replaced by newer ones")
+
+    def _remove(self, entry: dict[str, Any], reason: str) -> None:
+        self._progress.kept.remove(entry)
+        folder = self._run_file.checkpoints_dir / entry["name"]
+        if self._rank.is_first and folder.is_dir():
+            self._spool.append(CheckpointRemoved(entry["id"], reason))
+            delete_checkpoint(folder)
 
     def _resume(self) -> None:
         assert self._run_file.resume_dir is not None
         state = load_training_state(self._run_file.resume_dir, self._model, self._optimizer, self._rank)
-        this = {key: state[field] for key, field in _ENTRY.items()}
-        self._progress = _Progress(
+        this = {key: state[field] for key, field in CHECKPOINT_ENTRY.items()}
+        self._progress = Progress(
             state["global_step"], state["train_loss"], state["best_val_loss"], [*state["kept"], this]
         )
+        self._adjustments = Adjustments(**state.get("adjustments", {}))
         self._monitor.load_state_dict(state["monitor"])
         if self._scaler.is_enabled() and state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
+
+    def _obey(self) -> None:
+        """Do what policies of the job order. Called by every rank after the same step."""
+        self._settle()
+        for order in self._orders.take(self._num_orders, self._progress.kept):
+            phase, words = self._carry_out(order)
+            if self._rank.is_first:
+                taken = ActionTaken(self._progress.step, phase, order["action"], order["incident"], words)
+                self._spool.append(taken)
+
+    def _carry_out(self, order: dict[str, Any]) -> tuple[Literal["done", "refused"], str]:
+        adjustments, step = self._adjustments, self._progress.step
+        match order["action"]:
+            case "cut_lr":
+                adjustments.learning_rate_factor *= order["factor"]
+                return (
+                    "done",
+                    f"the learning rate is now {adjustments.learning_rate_factor:.3g} of its schedule",
+                )
+            case "skip_batches":
+                adjustments.skipped_steps += order["skip_steps"]
+                return "done", f"the batches of the next {order['skip_steps']} steps are skipped"
+            case "rollback":
+                return self._roll_back(order)
+        if self._saved_step < step:
+            self._save(self._validate(), wait=False)
+        return "done", f"a checkpoint of step {step} is saved"
+
+    def _roll_back(self, order: dict[str, Any]) -> tuple[Literal["done", "refused"], str]:
+        """Go on from before the incident, with batches after those of the incident. Called by every rank."""
+        if order["checkpoint"] is None:
+            self._adjustments.skipped_steps += order["skip_steps"]
+            return "refused", f"no checkpoint is older than step {order['began_step']}; only batches are skipped"
+        folder, progress = self._run_file.checkpoints_dir / order["checkpoint"], self._progress
+        whole = StateDictOptions(full_state_dict=True)
+        set_model_state_dict(self._model, load_model(folder).state_dict(), options=whole)
+        state = load_training_state(folder, self._model, self._optimizer, self._rank)
+        came_from, progress.step = progress.step, state["global_step"]
+        progress.train_loss, progress.best_val_loss = state["train_loss"], state["best_val_loss"]
+        for entry in [entry for entry in progress.kept if entry["step"] > progress.step]:
+            self._remove(entry, f"rolled back to step {progress.step}")
+        self._adjustments.num_rollbacks += 1
+        self._adjustments.skipped_steps += came_from - progress.step + order["skip_steps"]
+        self._monitor.num_rollbacks, self._saved_step = self._adjustments.num_rollbacks, progress.step
+        if self._scaler.is_enabled() and state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])
+        skipped = came_from - progress.step + order["skip_steps"]
+        return "done", f"went back from step {came_from} to {progress.step}; the batches of {skipped} steps are skipped"
 
     def _prepare_data(self) -> PreTrainedTokenizerFast:
         """Rank 0 makes the tokenizer and the tokens; the others wait and read them."""
@@ -343,35 +397,3 @@ class _Trainer:
             finished = TrainingFinished(step, epoch, self._progress.train_loss, self._progress.best_val_loss)
             self._spool.append(finished)
         self._run_file.outcome_path.write_text(outcome)
-
-
-def learning_rate_at(step: int, num_steps: int, options: TrainingOptions) -> float:
-    """Linear warm-up, then half a cosine down to `min_learning_rate_ratio` (Loshchilov and Hutter 2017, eq. 5)."""
-    if step <= options.warmup_steps:
-        return options.learning_rate * step / options.warmup_steps
-    done = (step - options.warmup_steps) / max(num_steps - options.warmup_steps, 1)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
-    ratio = options.min_learning_rate_ratio
-    return options.learning_rate * (ratio + (1.0 - ratio) * cosine)
-
-
-def _adamw(model: nn.Module, options: TrainingOptions, device: torch.device) -> torch.optim.AdamW:
-    """Decay on matrices only: not on norms and biases."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    betas = (options.beta1, options.beta2)
-    return torch.optim.AdamW(groups, lr=options.learning_rate, betas=betas, fused=device.type == "cuda")
-
-
-def _precision(wanted: str, device: torch.device) -> torch.dtype | None:
-    """The autocast type; None: float32 throughout."""
-    if wanted == "auto":
-        if device.type != "cuda":
-            return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    if wanted == "fp16" and device.type != "cuda":
-        raise InvalidInput("precision 'fp16' needs a GPU; use 'auto', 'bf16' or 'fp32'")
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]

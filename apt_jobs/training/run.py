@@ -16,6 +16,7 @@ from apt_jobs.errors import InvalidInput
 from apt_jobs.events.kinds import RankFailed
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.training.current_job import spool_of_job
 from apt_jobs.training.ddp import own_rank
 from apt_jobs.training.loop import train
 
@@ -31,7 +32,8 @@ def main() -> None:
     rank = own_rank()
     with SpoolWriter(run_file.spool_path(rank)) as spool:
         try:
-            _entry(run_file)(run_file, spool)
+            with spool_of_job(spool):
+                _entry(run_file)(run_file, spool)
         except BaseException as exc:  # the edge of the process: record, then fail
             spool.append(RankFailed(rank, type(exc).__name__, str(exc), traceback.format_exc()))
             traceback.print_exc()

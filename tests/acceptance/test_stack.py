@@ -38,6 +38,9 @@ def test_a_training_job_runs_to_its_end_and_says_everything(trained: dict[str, A
     assert [event["state"] for event in events if event["kind"] == "state"] == ["queued", "running", "succeeded"]
     losses = client.metrics(trained["id"])["train_loss"]
     assert losses[-1] < losses[0]
+    joined = [event for event in events if event["kind"] == "ranks"]
+    assert [(event["step"], len(event["losses"])) for event in joined] == [(step, 2) for step in range(1, 13)]
+    assert {event["rank"] for event in events if event["kind"] == "rank_gradient"} == {0, 1}
 
 
 def test_the_events_can_be_taken_up_anywhere(trained: dict[str, Any], client: Client) -> None:

@@ -69,6 +69,7 @@ export interface GradientsRecorded {
   step: number;
   norms: Float[];
   anomalous: number[];
+  num_rollbacks: number;
 }
 
 /** All layers that were out of bounds at one step: at most one such event a step. */
@@ -76,6 +77,78 @@ export interface AnomaliesFound {
   kind: "anomaly";
   step: number;
   layers: LayerAnomaly[];
+}
+
+/** One rank's own gradients at one step, before the ranks were averaged. In the spool; stored now and then. */
+export interface RankGradientsRecorded {
+  kind: "rank_gradient";
+  step: number;
+  rank: number;
+  norms: Float[];
+  loss: Float | null;
+  step_time_ms: Float | null;
+  compute_time_ms: Float | null;
+  num_samples: number;
+  is_scaled: boolean;
+  num_dropped: number;
+  num_rollbacks: number;
+}
+
+/** The order in which gradients become ready: indexes into `layers`. A NaN began in the first one that has it. */
+export interface BackwardOrderSeen {
+  kind: "backward_order";
+  step: number;
+  order: number[];
+}
+
+/** How large the weights of every layer are and how far one step moved them, in the order of `layers`. */
+export interface UpdatesMeasured {
+  kind: "update";
+  step: number;
+  rank: number;
+  weight_norms: Float[];
+  update_ratios: Float[];
+}
+
+/** One step as each rank saw it, joined by the supervisor; in the order of ranks. null: that rank said nothing. */
+export interface RanksJoined {
+  kind: "ranks";
+  step: number;
+  losses: (Float | null)[];
+  grad_norms: (Float | null)[];
+  step_times_ms: (Float | null)[];
+  compute_times_ms: (Float | null)[];
+  noise_scale: Float | null;
+}
+
+/** Something is wrong, still wrong, or over: one `begun`, at most one `updated` a second, one `ended`. */
+export interface IncidentChanged {
+  kind: "incident";
+  incident: number;
+  phase: "begun" | "updated" | "ended";
+  anomaly: "nan" | "inf" | "exploding" | "vanishing" | "spike" | "vanished" | "rank_outlier" | "straggler" | "desync" | "update_spike";
+  group: string;
+  began_step: number;
+  step: number;
+  num_steps: number;
+  layers: string[];
+  num_layers: number;
+  ranks: number[];
+  origin: string | null;
+  value: Float | null;
+  expected_low: Float | null;
+  expected_high: Float | null;
+  message: string;
+}
+
+/** A policy of the job answered an incident: `ordered` by the supervisor, then `done` or `refused` by the ranks. */
+export interface ActionTaken {
+  kind: "action";
+  step: number;
+  phase: "ordered" | "done" | "refused";
+  action: "warn" | "checkpoint" | "pause" | "rollback" | "skip_batches" | "cut_lr" | "cancel";
+  incident: number;
+  reason: string;
 }
 
 /** A checkpoint is complete on disk. Its row and this event are one transaction. */
@@ -126,7 +199,7 @@ export interface TrainingFinished {
   best_val_loss: Float | null;
 }
 
-export type Event = StateChanged | TrainingStarted | LayersNamed | StepTrained | Validated | GradientsRecorded | AnomaliesFound | CheckpointSaved | CheckpointRemoved | LineLogged | RankFailed | TrainingFinished;
+export type Event = StateChanged | TrainingStarted | LayersNamed | StepTrained | Validated | GradientsRecorded | AnomaliesFound | RankGradientsRecorded | BackwardOrderSeen | UpdatesMeasured | RanksJoined | IncidentChanged | ActionTaken | CheckpointSaved | CheckpointRemoved | LineLogged | RankFailed | TrainingFinished;
 
 /** An event as the log and the wire show it. */
 export type StoredEvent = { seq: number; attempt: number; at: string } & Event;
@@ -188,4 +261,16 @@ export const TRAIN_FIELDS: Record<string, FieldRule> = {
   "monitor.vanishing_below": {"type": "number", "nullable": false, "description": "A norm below this is vanishing.", "minimum": 0.0, "default": 1e-07},
   "monitor.exploding_above": {"type": "number", "nullable": false, "description": "A norm above this is exploding.", "exclusiveMinimum": 0.0, "default": 1000.0},
   "monitor.every_steps": {"type": "integer", "nullable": false, "description": "Optimizer steps between two records.", "minimum": 1, "maximum": 1000000, "default": 1},
+  "monitor.rank_norms_every_steps": {"type": "integer", "nullable": false, "description": "Steps between two stored records of every rank's layers.", "minimum": 1, "maximum": 1000000, "default": 10},
+  "monitor.window_steps": {"type": "integer", "nullable": false, "description": "Records that a layer is compared with.", "minimum": 8, "maximum": 4096, "default": 128},
+  "monitor.arm_after_steps": {"type": "integer", "nullable": false, "description": "Records of a layer before it is judged by them.", "minimum": 4, "maximum": 4096, "default": 32},
+  "monitor.spike_ratio": {"type": "number", "nullable": false, "description": "A spike is at least so many times the median.", "exclusiveMinimum": 1.0, "default": 5.0},
+  "monitor.spike_mads": {"type": "number", "nullable": false, "description": "And so many median absolute deviations above it, in logs.", "exclusiveMinimum": 0.0, "default": 8.0},
+  "monitor.vanished_ratio": {"type": "number", "nullable": false, "description": "Vanished: less than the median divided by this.", "exclusiveMinimum": 1.0, "default": 100.0},
+  "monitor.vanished_steps": {"type": "integer", "nullable": false, "description": "For so many records in a row.", "minimum": 1, "default": 20},
+  "monitor.rank_ratio": {"type": "number", "nullable": false, "description": "A rank is an outlier at so many times the other ranks.", "exclusiveMinimum": 1.0, "default": 8.0},
+  "monitor.rank_mads": {"type": "number", "nullable": false, "description": "And so many deviations from where it usually is.", "exclusiveMinimum": 0.0, "default": 10.0},
+  "monitor.straggler_ratio": {"type": "number", "nullable": false, "description": "A straggler computes so many times as long as others.", "exclusiveMinimum": 1.0, "default": 1.3},
+  "monitor.straggler_steps": {"type": "integer", "nullable": false, "description": "For nearly so many records in a row.", "minimum": 5, "maximum": 4096, "default": 50},
+  "monitor.quiet_steps": {"type": "integer", "nullable": false, "description": "Records without it after which an incident is over.", "minimum": 1, "default": 20},
 };

@@ -1,0 +1,146 @@
+"""Decides what is wrong with a step, outside the training process: fixed thresholds, and what is usual for each layer.
+
+Per layer: not finite; beyond SPEC's thresholds; a spike (its log norm is above the median of its recent past by more
+than the larger of some deviations and a factor); vanished (far below its median for many steps). Look per layer: a
+fault in one layer hardly shows in the norm over all of them.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+
+from apt_jobs.events.kinds import UpdatesMeasured
+from apt_jobs.jobs.spec import IncidentKind, MonitorOptions
+from apt_jobs.supervision.baselines import Baseline
+from apt_jobs.supervision.incidents import Finding
+from apt_jobs.supervision.joined_steps import JoinedStep
+from apt_jobs.supervision.rank_anomalies import RankDetector
+
+MAX_OVERFLOWS = 5  # steps in a row that a loss scaler may skip before it is an incident
+UPDATE_RATIO = 8.0  # an update ratio is a spike at so many times the largest of the last few
+UPDATES_COMPARED = 4
+
+
+class AnomalyDetector:
+    """Of one attempt. Steps come in order."""
+
+    def __init__(self, options: MonitorOptions, num_ranks: int) -> None:
+        self._options = options
+        self._names: tuple[str, ...] = ()
+        self._baselines: list[Baseline] = []
+        self._place: dict[int, int] = {}  # of each layer in the backward pass
+        self._ranks = RankDetector(options, num_ranks)
+        self._num_overflows = 0
+        self._ratios: list[list[float]] = []
+
+    @property
+    def num_layers(self) -> int:
+        return len(self._names)
+
+    def name_layers(self, names: tuple[str, ...]) -> None:
+        """The layers, in the order of all norms; further ones may be added at the end."""
+        options = self._options
+        for _ in names[len(self._names) :]:
+            baseline = (options.window_steps, options.arm_after_steps, options.spike_ratio, options.spike_mads)
+            self._baselines.append(Baseline(*baseline))
+            self._ratios.append([])
+        if len(self._place) < len(names):
+            self._place = {index: len(names) - index for index in range(len(names))}  # the usual order: backwards
+        self._names = names
+
+    def order_layers(self, order: Sequence[int]) -> None:
+        """The order in which the backward pass really goes."""
+        self._place = {index: place for place, index in enumerate(order)}
+
+    def look(self, joined: JoinedStep) -> list[Finding]:
+        """What is wrong with a step of all ranks."""
+        broken = self._not_finite(joined)
+        self._num_overflows = self._num_overflows + 1 if broken else 0
+        if broken:
+            is_scaled = any(record.is_scaled for record in joined.ranks.values())
+            return [] if is_scaled and self._num_overflows <= MAX_OVERFLOWS else broken
+        return [*self._layers(joined), *self._ranks.look(joined, self._names)]
+
+    def look_at_updates(self, updates: Sequence[UpdatesMeasured]) -> list[Finding]:
+        """What is wrong with an update that all ranks measured."""
+        return [*self._ranks.look_at_weights(updates, self._names), *self._update_spikes(updates)]
+
+    def _not_finite(self, joined: JoinedStep) -> list[Finding]:
+        found: dict[IncidentKind, tuple[list[int], list[int]]] = {}
+        for rank, record in sorted(joined.ranks.items()):
+            for index, norm in enumerate(record.norms):
+                if not math.isfinite(norm):
+                    layers, ranks = found.setdefault("nan" if math.isnan(norm) else "inf", ([], []))
+                    layers.append(index)
+                    ranks.append(rank)
+            if record.loss is not None and not math.isfinite(record.loss):
+                found.setdefault("nan" if math.isnan(record.loss) else "inf", ([], []))[1].append(rank)
+        is_known = bool(found)  # on which rank; what is left of it after the average is no news
+        for index, norm in enumerate(joined.gradients.norms if joined.gradients else ()):
+            if not math.isfinite(norm) and not is_known:
+                found.setdefault("nan" if math.isnan(norm) else "inf", ([], []))[0].append(index)
+        return [self._broken(kind, layers, ranks, joined) for kind, (layers, ranks) in found.items()]
+
+    def _broken(self, kind: IncidentKind, layers: list[int], ranks: list[int], joined: JoinedStep) -> Finding:
+        ordered = sorted(set(layers), key=lambda index: self._place.get(index, len(self._names)))
+        names = tuple(self._name(index) for index in ordered)
+        culprits = tuple(sorted(set(ranks)))
+        forward = [r for r in culprits if (loss := joined.ranks[r].loss) is not None and not math.isfinite(loss)]
+        where = f" on rank {', '.join(map(str, culprits))}" if culprits else ""
+        began = "in the forward pass: the loss is not finite" if forward else f"in the backward pass at {names[0]}"
+        value = math.nan if kind == "nan" else math.inf
+        origin = names[0] if names and not forward else None
+        return Finding(kind, names, culprits, origin, value, None, f"{len(names)} layers{where}; it began {began}")
+
+    def _layers(self, joined: JoinedStep) -> list[Finding]:
+        if joined.gradients is None:
+            return []
+        options, outside = self._options, set(joined.gradients.anomalous)
+        spikes: list[tuple[float, int]] = []
+        vanished: list[int] = []
+        exploding: list[int] = []
+        vanishing: list[int] = []
+        norms = joined.gradients.norms
+        for index, (norm, baseline) in enumerate(zip(norms, self._baselines, strict=False)):
+            if baseline.has_vanished(norm, options.vanished_ratio, options.vanished_steps):
+                vanished.append(index)
+            beyond = baseline.judge(norm)
+            if beyond > 0.0:
+                spikes.append((beyond, index))
+            if index in outside:
+                (exploding if norm > options.exploding_above else vanishing).append(index)
+        found = [
+            ("spike", [index for _, index in sorted(spikes, reverse=True)]),
+            ("exploding", sorted(exploding, key=lambda index: -norms[index])),
+            ("vanished", vanished),
+            ("vanishing", sorted(vanishing, key=lambda index: norms[index])),
+        ]
+        return [self._finding(kind, layers, norms) for kind, layers in found if layers]  # type: ignore[arg-type]  # literals
+
+    def _finding(self, kind: IncidentKind, layers: list[int], norms: Sequence[float]) -> Finding:
+        options, worst = self._options, layers[0]
+        usual = self._baselines[worst].expected()
+        expected = (options.vanishing_below, options.exploding_above) if kind in ("exploding", "vanishing") else usual
+        names = tuple(self._name(index) for index in layers)
+        usually = f", usually {usual[0]:.3g} to {usual[1]:.3g}" if usual else ""
+        return Finding(kind, names, (), None, norms[worst], expected, f"{names[0]}: {norms[worst]:.3g}{usually}")
+
+    def _update_spikes(self, updates: Iterable[UpdatesMeasured]) -> list[Finding]:
+        first = next((update for update in updates if update.rank == 0), None)
+        found: list[tuple[float, int, float]] = []
+        for index, ratio in enumerate(first.update_ratios if first else ()):
+            before = self._ratios[index]
+            if len(before) == UPDATES_COMPARED and 0.0 < max(before) * UPDATE_RATIO < ratio:
+                found.append((ratio / max(before), index, max(before)))
+            before.append(ratio)
+            del before[:-UPDATES_COMPARED]
+        if not found or first is None:
+            return []
+        found.sort(reverse=True)
+        times, worst, usual = found[0]
+        ratio = first.update_ratios[worst]
+        message = f"{self._name(worst)} moved by {ratio:.3g} of its size in one step, {times:.0f} times what was usual"
+        names = tuple(self._name(index) for _, index, _ in found)
+        return [Finding("update_spike", names, (), None, ratio, (0.0, usual * UPDATE_RATIO), message)]
+
+    def _name(self, index: int) -> str:
+        return self._names[index] if index < len(self._names) else f"layer {index}"

@@ -1,0 +1,67 @@
+"""The job's own answers to incidents (`monitor.on_anomaly`): decided here, carried out by the ranks or the job's row.
+
+Orders for the ranks are a file in the run folder that is replaced as a whole; rank 0 looks at it, and all ranks obey at
+the same step. A policy answers an incident once, and at most `max_times` in an attempt.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from apt_jobs.events.kinds import ActionTaken, IncidentChanged
+from apt_jobs.jobs.spec import AnomalyPolicy
+
+OF_RANKS = frozenset({"checkpoint", "rollback", "skip_batches", "cut_lr"})  # the others concern the job
+
+
+class Policies:
+    """Of one attempt."""
+
+    def __init__(self, policies: Sequence[AnomalyPolicy], orders_path: Path) -> None:
+        self._policies, self._path = policies, orders_path
+        self._answered: set[tuple[int, int]] = set()  # (policy, incident)
+        self._num_times = [0] * len(policies)
+        self._orders: list[dict[str, Any]] = []
+
+    def answer(self, step: int, incidents: Sequence[IncidentChanged]) -> Iterator[ActionTaken]:
+        """What is ordered about the incidents that are open after `step`."""
+        for number, policy in enumerate(self._policies):
+            for incident in incidents:
+                key = (number, incident.incident)
+                if key in self._answered or not _matches(policy, incident):
+                    continue
+                if self._num_times[number] >= policy.max_times:
+                    continue
+                self._answered.add(key)
+                self._num_times[number] += 1
+                if policy.action in OF_RANKS:
+                    self._order(policy, incident)
+                yield ActionTaken(step, "ordered", policy.action, incident.incident, _reason(incident))
+
+    def _order(self, policy: AnomalyPolicy, incident: IncidentChanged) -> None:
+        self._orders.append(
+            {
+                "action": policy.action,
+                "incident": incident.incident,
+                "began_step": incident.began_step,
+                "skip_steps": policy.skip_steps,
+                "factor": policy.factor,
+                "reason": _reason(incident),
+            }
+        )
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self._orders))
+        temporary.replace(self._path)
+
+
+def _matches(policy: AnomalyPolicy, incident: IncidentChanged) -> bool:
+    if incident.anomaly not in policy.kinds or incident.num_steps < policy.patience_steps:
+        return False
+    return policy.layers is None or any(fnmatchcase(layer, policy.layers) for layer in incident.layers)
+
+
+def _reason(incident: IncidentChanged) -> str:
+    where = f" on rank {', '.join(map(str, incident.ranks))}" if incident.ranks else ""
+    return f"{incident.anomaly} since step {incident.began_step} in {incident.group}{where}: {incident.message}"

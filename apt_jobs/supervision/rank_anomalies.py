@@ -1,0 +1,214 @@
+"""What sets one rank apart from the others: its gradients, its loss, its speed, its weights.
+
+After DDP has averaged, all ranks look alike; everything here is from before that, or from weights that should be equal.
+With two ranks "the other one" cannot tell who is wrong: then it is the rank that left its own past.
+"""
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from apt_jobs.events.kinds import RankGradientsRecorded, UpdatesMeasured
+from apt_jobs.jobs.spec import MonitorOptions
+from apt_jobs.supervision.baselines import Window
+from apt_jobs.supervision.incidents import Finding
+from apt_jobs.supervision.joined_steps import JoinedStep
+
+OUTLIER_STEPS = 3  # of the last OUTLIER_WINDOW
+OUTLIER_WINDOW = 10
+HABIT_STEPS = 6  # a layer of a rank that was apart so often half a window ago always is: no fault
+MANY_RANKS = 6
+STRAGGLER_SHARE = 0.9  # of `straggler_steps`
+LEAST_LOSS_GAP = 0.5  # nats: below it a rank's loss is never an outlier
+WEIGHT_TOLERANCE = 1e-6  # relative; float32 sums in one order differ by nothing at all
+
+
+@dataclass(slots=True)
+class _Past:
+    """What one rank was like."""
+
+    gap: Window  # median over layers of log(own norm / norm of the others)
+    loss_gap: Window
+    size: Window  # log of the total norm
+    weights: tuple[float, ...] = ()
+    apart: deque[bool] = field(default_factory=lambda: deque(maxlen=OUTLIER_WINDOW))
+    loss_apart: deque[bool] = field(default_factory=lambda: deque(maxlen=OUTLIER_WINDOW))
+    slow: deque[bool] = field(default_factory=deque)
+
+
+class RankDetector:
+    """Compares the ranks of one attempt. Needs two."""
+
+    def __init__(self, options: MonitorOptions, num_ranks: int) -> None:
+        self._options, self._num_ranks = options, num_ranks
+        self._past = [
+            _Past(Window(options.window_steps), Window(options.window_steps), Window(options.window_steps))
+            for _ in range(num_ranks)
+        ]
+        for past in self._past:
+            past.slow = deque(maxlen=options.straggler_steps)
+        self._habits: dict[tuple[int, int], deque[int]] = {}  # (rank, layer): numbers of steps on which it was apart
+        self._num_looks = 0
+
+    def look(self, joined: JoinedStep, names: Sequence[str]) -> list[Finding]:
+        """Outliers and stragglers at one step on which all values are finite."""
+        if self._num_ranks < 2 or len(joined.ranks) < self._num_ranks:
+            return []
+        self._num_looks += 1
+        records = [joined.ranks[rank] for rank in range(self._num_ranks)]
+        by_gradients = self._gradients(records, names) if all(record.norms for record in records) else []
+        by_loss = [] if by_gradients else self._losses(records)
+        return [*by_gradients, *by_loss, *self._stragglers(records)]
+
+    def look_at_weights(self, updates: Sequence[UpdatesMeasured], names: Sequence[str]) -> list[Finding]:
+        """Ranks whose weights are no longer the others'."""
+        if self._num_ranks < 2 or len(updates) < self._num_ranks:
+            return []
+        ordered = sorted(updates, key=lambda update: update.rank)
+        apart: dict[int, list[int]] = {}
+        for index, norms in enumerate(zip(*(update.weight_norms for update in ordered), strict=False)):
+            if max(norms) - min(norms) > WEIGHT_TOLERANCE * max(norms) or not all(map(math.isfinite, norms)):
+                apart.setdefault(self._who_left(index, norms), []).append(index)
+        for past, update in zip(self._past, ordered, strict=True):
+            past.weights = update.weight_norms
+        return [
+            Finding(
+                "desync",
+                tuple(names[index] for index in layers),
+                (rank,),
+                value=ordered[rank].weight_norms[layers[0]],
+                message=f"the weights of rank {rank} differ from the other ranks' in {len(layers)} layers",
+            )
+            for rank, layers in apart.items()
+        ]
+
+    def _who_left(self, index: int, norms: Sequence[float]) -> int:
+        middle = sorted(norms)[len(norms) // 2] if len(norms) > 2 else None
+
+        def distance(rank: int) -> float:
+            before = self._past[rank].weights
+            usual = middle if middle is not None else before[index] if index < len(before) else 0.0
+            gap = abs(norms[rank] - usual)
+            return gap if math.isfinite(gap) else math.inf
+
+        return max(range(len(norms)), key=distance)
+
+    def _gradients(self, records: list[RankGradientsRecorded], names: Sequence[str]) -> list[Finding]:
+        logs = [[math.log(norm) if norm > 0.0 else None for norm in record.norms] for record in records]
+        gaps: list[list[tuple[float, int]]] = [[] for _ in records]  # of each rank: (gap, layer)
+        for index, column in enumerate(zip(*logs, strict=False)):
+            known = [value for value in column if value is not None]
+            if len(known) == len(column):
+                for rank, gap in enumerate(_gaps(known)):
+                    gaps[rank].append((gap, index))
+        sizes = [math.log(total) if (total := math.hypot(*record.norms)) > 0.0 else None for record in records]
+        found = self._whole_ranks(gaps, sizes, names) or self._single_layers(gaps, sizes, names)
+        for past, size in zip(self._past, sizes, strict=True):
+            if size is not None:
+                past.size.add(size)
+        return found
+
+    def _whole_ranks(
+        self, gaps: list[list[tuple[float, int]]], sizes: list[float | None], names: Sequence[str]
+    ) -> list[Finding]:
+        options, far = self._options, []
+        for rank, (past, of_rank) in enumerate(zip(self._past, gaps, strict=True)):
+            gap = sorted(value for value, _ in of_rank)[len(of_rank) // 2] if of_rank else 0.0
+            is_far, kept = _beyond(past.gap, gap, math.log(options.rank_ratio), options.rank_mads, options)
+            past.gap.add(kept)
+            past.apart.append(is_far)
+            if is_far and sum(past.apart) >= OUTLIER_STEPS:
+                far.append((rank, gap))
+        if self._num_ranks == 2 and far:
+            far = [max(far, key=lambda entry: self._left_own_past(entry[0], sizes[entry[0]]))]
+        return [self._outlier(rank, gap, sorted(gaps[rank], key=lambda g: -abs(g[0])), names) for rank, gap in far]
+
+    def _single_layers(
+        self, gaps: list[list[tuple[float, int]]], sizes: list[float | None], names: Sequence[str]
+    ) -> list[Finding]:
+        least, found = math.log(self._options.rank_ratio), []
+        for rank, of_rank in enumerate(gaps):
+            apart = [(gap, index) for gap, index in of_rank if gap > least and self._is_new(rank, index)]
+            if apart:
+                found.append(self._outlier(rank, max(apart)[0], sorted(apart, reverse=True), names))
+        return found
+
+    def _is_new(self, rank: int, index: int) -> bool:
+        """Whether this layer of this rank is apart often enough now, and was not before."""
+        steps = self._habits.setdefault((rank, index), deque(maxlen=self._options.window_steps))
+        steps.append(self._num_looks)
+        long_ago = self._num_looks - self._options.window_steps // 2
+        now = sum(step > self._num_looks - OUTLIER_WINDOW for step in steps)
+        before = sum(step <= long_ago for step in steps)
+        return now >= OUTLIER_STEPS and before < HABIT_STEPS and long_ago > max(OUTLIER_WINDOW, HABIT_STEPS)
+
+    def _outlier(self, rank: int, gap: float, layers: list[tuple[float, int]], names: Sequence[str]) -> Finding:
+        limit = math.log(self._options.rank_ratio)
+        worst = tuple(names[index] for value, index in layers if abs(value) > limit or value == layers[0][0])
+        times = f"{math.exp(gap):.3g} times" if gap > 0 else f"1/{math.exp(-gap):.3g} of"
+        message = f"the gradients of rank {rank} are {times} those of the other ranks, before they are averaged"
+        expected = (1.0 / self._options.rank_ratio, self._options.rank_ratio)
+        return Finding("rank_outlier", worst, (rank,), None, math.exp(gap), expected, message)
+
+    def _losses(self, records: list[RankGradientsRecorded]) -> list[Finding]:
+        losses = [record.loss for record in records if record.loss is not None]
+        found: list[Finding] = []
+        if len(losses) < self._num_ranks:
+            return found
+        for rank, past in enumerate(self._past):
+            others = _median_of_others(losses, rank)
+            gap = losses[rank] - others
+            least = max(LEAST_LOSS_GAP, 0.1 * abs(others))
+            is_far, kept = _beyond(past.loss_gap, gap, least, self._options.rank_mads, self._options)
+            past.loss_gap.add(kept)
+            past.loss_apart.append(is_far and gap > 0.0)
+            if past.loss_apart[-1] and sum(past.loss_apart) >= OUTLIER_STEPS:
+                message = f"the loss of rank {rank} is {losses[rank]:.3g}, of the others {others:.3g}"
+                found.append(Finding("rank_outlier", (), (rank,), None, losses[rank], None, message))
+        return found
+
+    def _stragglers(self, records: list[RankGradientsRecorded]) -> list[Finding]:
+        times = [record.compute_time_ms for record in records if record.compute_time_ms is not None]
+        found: list[Finding] = []
+        if len(times) < self._num_ranks:
+            return found
+        for rank, past in enumerate(self._past):
+            others = _median_of_others(times, rank)
+            past.slow.append(times[rank] > self._options.straggler_ratio * others)
+            if past.slow[-1] and sum(past.slow) >= STRAGGLER_SHARE * self._options.straggler_steps:
+                message = (
+                    f"rank {rank} computes for {times[rank]:.0f} ms a step, the others {others:.0f}; they wait for it"
+                )
+                expected = (0.0, self._options.straggler_ratio * others)
+                found.append(Finding("straggler", (), (rank,), None, times[rank], expected, message))
+        return found
+
+    def _left_own_past(self, rank: int, size: float | None) -> float:
+        past = self._past[rank].size
+        return abs(size - past.median) if size is not None and len(past) else 0.0
+
+
+def _beyond(past: Window, value: float, least: float, mads: float, options: MonitorOptions) -> tuple[bool, float]:
+    """Whether `value` is outside its usual range, and what to remember of it (winsorised)."""
+    if len(past) < options.arm_after_steps:
+        return False, value
+    limit = max(mads * past.spread(), least)
+    gap = value - past.median
+    if abs(gap) <= limit:
+        return False, value
+    return True, past.median + math.copysign(limit, gap)
+
+
+def _gaps(values: Sequence[float]) -> list[float]:
+    """Of each rank its distance from the others' median; among many ranks its own share in the median is nothing."""
+    if len(values) < MANY_RANKS:
+        return [value - _median_of_others(values, rank) for rank, value in enumerate(values)]
+    median = sorted(values)[len(values) // 2]
+    return [value - median for value in values]
+
+
+def _median_of_others(values: Sequence[float], rank: int) -> float:
+    others = sorted(value for other, value in enumerate(values) if other != rank)
+    middle = len(others) // 2
+    return others[middle] if len(others) % 2 else 0.5 * (others[middle - 1] + others[middle])

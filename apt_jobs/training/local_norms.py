@@ -1,0 +1,129 @@
+"""Each rank's own gradient norms, taken in DDP's communication hook: the last place where ranks can be told apart.
+
+The hook sees the local, accumulated gradient once per optimizer step (not under `no_sync`), bucket by bucket in the
+order of the backward pass, multiplied by the AMP scale. It divides by the number of ranks by itself. Buckets are
+rebuilt after the first iteration, so nothing is keyed on their index.
+Shapes: L layers.
+"""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import GradBucket
+from torch.futures import Future
+from torch.nn.parallel import DistributedDataParallel
+
+
+class Placement:
+    """Puts norms that came in some order at their layers' places.
+
+    The index goes to the device once per order, not once per step: that copy would wait for the GPU.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._order: list[int] = []
+        self._index = torch.empty(0, dtype=torch.int64, device=device)
+
+    def place(self, norms: Sequence[Tensor], order: list[int], num_layers: int) -> Tensor:
+        """Float32 norms [L]; layers not in `order` are 0. Of a layer that is there twice the last counts."""
+        placed = torch.zeros(num_layers, device=self._device)
+        if not norms:
+            return placed
+        if order != self._order:
+            self._order, self._index = list(order), torch.tensor(order, device=self._device)
+        stacked = torch.stack(list(norms))
+        return placed.index_copy_(0, self._index, stacked.to(self._device, torch.float32))
+
+
+def norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """L2 norm of each tensor as a float32 scalar: one fused call for each type and device. Sparse ones are allowed."""
+    groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
+    for index, tensor in enumerate(dense):
+        groups.setdefault((tensor.dtype, tensor.device), []).append(index)
+    norms: list[Tensor] = [torch.empty(0)] * len(dense)
+    for indexes in groups.values():
+        measured = torch._foreach_norm([dense[index] for index in indexes], 2, dtype=torch.float32)
+        for index, norm in zip(indexes, measured, strict=True):
+            norms[index] = norm
+    return norms
+
+
+class LocalNorms:
+    """Registers the hook on `ddp` and keeps what it saw until `take`.
+
+    Raises:
+        RuntimeError: `ddp` has a communication hook already.
+    """
+
+    def __init__(self, ddp: DistributedDataParallel, device: torch.device) -> None:
+        self.wanted = True  # False: only average, as this step is not recorded
+        self.group: dist.ProcessGroup = ddp.process_group
+        self.world_size = self.group.size()
+        self.averages = dist.get_backend(self.group) == "nccl"
+        self._is_cuda = device.type == "cuda"
+        self._seen: list[tuple[list[Tensor], list[Tensor]]] = []
+        self._placement = Placement(device)
+        self._ready: Any = None
+        ddp.register_comm_hook(self, _measure_and_average)
+
+    def see(self, bucket: GradBucket) -> None:
+        """Measure one bucket's local gradients; no wait, no copy to the host."""
+        gradients = [bucket.buffer()] if bucket.buffer().is_sparse else bucket.gradients()
+        self._seen.append((bucket.parameters(), norms_of(gradients)))
+        if bucket.is_last():
+            self._ready = moment(is_cuda=self._is_cuda)
+
+    def take(self, index_of: dict[int, int], num_layers: int) -> tuple[Tensor | None, list[int], Any]:
+        """Norms [L] of the last backward pass (None: none was seen), layers in its order, and when it was done.
+
+        `index_of` maps `id(parameter)` to the layer's index.
+        """
+        seen, self._seen = self._seen, []
+        ready, self._ready = self._ready, None
+        if not seen:
+            return None, [], None
+        order = [index_of.get(id(parameter), -1) for parameters, _ in seen for parameter in parameters]
+        norms = [norm for _, measured in seen for norm in measured]
+        known = {index: place for place, index in enumerate(order) if index >= 0}  # the last of a layer counts
+        ordered = list(known)
+        placed = self._placement.place([norms[known[index]] for index in ordered], ordered, num_layers)
+        return placed, ordered, ready
+
+
+def moment(*, is_cuda: bool) -> Any:
+    """Now, on the device: a timing event, or seconds."""
+    if not is_cuda:
+        return time.perf_counter()
+    event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    event.record()
+    return event
+
+
+def elapsed_ms(begin: Any, end: Any) -> float | None:
+    """Milliseconds between two moments that both have passed; None if one of them is missing."""
+    if begin is None or end is None:
+        return None
+    if isinstance(begin, float):
+        return 1000.0 * float(end - begin)
+    return float(begin.elapsed_time(end))
+
+
+def _measure_and_average(state: LocalNorms, bucket: GradBucket) -> Future[Tensor]:
+    """The hook. DDP asks for an argument of the name `bucket`."""
+    if state.wanted:
+        state.see(bucket)
+    buffer = bucket.buffer()
+    options = dist.AllreduceOptions()
+    if state.averages:
+        options.reduceOp = dist.ReduceOp(dist.ReduceOp.AVG)
+    else:
+        buffer.div_(state.world_size)
+    work = state.group.allreduce([buffer], options)
+    future: Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+    return future

@@ -1,0 +1,194 @@
+"""One rank of the monitor's tests: trains small models in every way that matters and compares with the slow way.
+
+The slow way: the same model without DDP on this rank's data alone, its gradients as float64, averaged over the ranks
+with a plain all-reduce. Writes what was measured and what was expected as JSON.
+"""
+
+import copy
+import json
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from apt_jobs.events.kinds import GradientsRecorded, RankGradientsRecorded
+from apt_jobs.events.spool import SpoolReader, SpoolWriter
+from apt_jobs.training.ddp import process_group
+from apt_jobs.training.gradient_monitor import GradientMonitor
+
+NUM_STEPS = 3
+
+
+class Odd(nn.Module):
+    """Layers that are used, shared, frozen, empty, or used by rank 0 alone."""
+
+    def __init__(self, *, odd: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.last = nn.Linear(6, 3)
+        if odd:
+            self.again = self.first
+            self.frozen = nn.Linear(6, 6).requires_grad_(False)
+            self.empty = nn.Parameter(torch.empty(0))
+            self.sometimes = nn.Linear(6, 6)
+        self.odd = odd
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.first(x))
+        if self.odd:
+            y = torch.tanh(self.again(self.frozen(y))) + self.empty.sum()
+            y = self.sometimes(y) if dist.get_rank() == 0 else y
+        out: Tensor = self.last(y)
+        return out
+
+
+class Rows(nn.Module):
+    """An embedding with sparse gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Embedding(20, 5, sparse=True)
+        self.last = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.last(self.rows((x.abs() * 7).long() % 20))
+        return out
+
+
+@dataclass
+class Case:
+    """One way to train."""
+
+    model: Callable[[], nn.Module] = lambda: Odd(odd=False)
+    ddp: dict[str, Any] = field(default_factory=dict)
+    micro_steps: int = 1
+    scale: float = 1.0
+    autocast: bool = False
+    dtype: torch.dtype = torch.float32
+    compiled: bool = False
+    clip: float | None = None
+    poisoned_rank: int | None = None
+    other_hook: bool = False
+
+
+CASES = {
+    "plain": Case(),
+    "bucket_view": Case(ddp={"gradient_as_bucket_view": True}),
+    "small_buckets": Case(ddp={"bucket_cap_mb": 0.0001}),
+    "accumulated": Case(micro_steps=3),
+    "accumulated_bucket_view": Case(micro_steps=3, ddp={"gradient_as_bucket_view": True}),
+    "scaled": Case(scale=1024.0),
+    "clipped": Case(clip=1e-3),
+    "bf16_autocast": Case(autocast=True),
+    "bf16_weights": Case(dtype=torch.bfloat16),
+    "compiled": Case(compiled=True),
+    "odd_layers": Case(model=lambda: Odd(odd=True), ddp={"find_unused_parameters": True}),
+    "sparse": Case(model=Rows),
+    "poisoned": Case(poisoned_rank=1),
+    "other_hook": Case(other_hook=True),
+}
+
+
+def main(folder: Path) -> None:
+    """Run every case."""
+    with process_group("cpu") as rank:
+        results: dict[str, Any] = {
+            name: run(case, folder / f"{name}-{rank.rank}.spool", rank.rank) for name, case in CASES.items()
+        }
+        results["other_layers"] = _disagree(rank.rank)
+        (folder / f"results-{rank.rank}.json").write_text(json.dumps(results))
+
+
+def run(case: Case, path: Path, rank: int) -> dict[str, Any]:
+    """Names, measured and expected norms of each step, measured and expected local norms of each step."""
+    torch.manual_seed(11)
+    model = case.model().to(case.dtype)
+    ddp = DistributedDataParallel(model, **case.ddp)
+    if case.other_hook:
+        ddp.register_comm_hook(None, allreduce_hook)
+    forward = torch.compile(ddp, backend="aot_eager") if case.compiled else ddp
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    expected: list[list[float]] = []
+    expected_local: list[list[float]] = []
+    totals: list[float] = []
+    with SpoolWriter(path) as spool:
+        monitor = GradientMonitor(ddp, spool=spool)
+        for step in range(1, NUM_STEPS + 1):
+            batches = [_batch(case, step, micro, rank) for micro in range(case.micro_steps)]
+            local = _slow_gradients(case, model, batches)
+            expected_local.append([gradient.norm().item() for gradient in local])
+            for gradient in local:
+                dist.all_reduce(gradient)
+            expected.append([(gradient / 2).norm().item() for gradient in local])
+            for number, batch in enumerate(batches, start=1):
+                with nullcontext() if number == case.micro_steps else ddp.no_sync():
+                    torch.autograd.backward(_loss(case, forward, batch) * case.scale)
+            totals.append(monitor.step(step, case.scale).item())
+            for parameter in model.parameters():
+                if parameter.grad is not None and case.scale != 1.0:
+                    parameter.grad /= case.scale
+            if case.clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), case.clip)
+            if case.poisoned_rank is None:
+                optimizer.step()
+            optimizer.zero_grad()
+    events = [event for _, event in SpoolReader(path).read()]
+    return {
+        "names": monitor.names,
+        "norms": [event.norms for event in events if isinstance(event, GradientsRecorded)],
+        "expected": expected,
+        "local": [event.norms for event in events if isinstance(event, RankGradientsRecorded)],
+        "expected_local": expected_local,
+        "totals": totals,
+        "compute_ms": [event.compute_time_ms for event in events if isinstance(event, RankGradientsRecorded)],
+        "kinds": [event.kind for event in events],
+    }
+
+
+def _slow_gradients(case: Case, model: nn.Module, batches: list[Tensor]) -> list[Tensor]:
+    alone = copy.deepcopy(model)
+    for batch in batches:
+        torch.autograd.backward(_loss(case, alone, batch))
+    return [
+        torch.zeros_like(parameter, dtype=torch.float64)
+        if parameter.grad is None
+        else parameter.grad.to_dense().double()
+        for parameter in alone.parameters()
+        if parameter.requires_grad
+    ]
+
+
+def _loss(case: Case, model: Any, batch: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=case.autocast):
+        out = model(batch)
+    loss: Tensor = out.float().square().mean() / case.micro_steps
+    return loss
+
+
+def _batch(case: Case, step: int, micro: int, rank: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1000 * step + 10 * micro + rank)
+    batch = torch.randn(8, 6, generator=generator).to(case.dtype) * (1.0 + rank)
+    if case.poisoned_rank == rank and step == 2:
+        batch[0, 0] = float("nan")
+    return batch
+
+
+def _disagree(rank: int) -> str:
+    """What a rank says whose model has another layer than its peer's."""
+    try:
+        GradientMonitor(nn.Linear(3, 3, bias=rank == 0))
+    except Exception as exc:
+        return f"{type(exc).__name__}: {exc}"
+    return "nothing"
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
