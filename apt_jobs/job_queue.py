@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from celery import Celery, Task
+from kombu import Producer
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.redis import Channel, Transport
@@ -107,6 +108,7 @@ class HintPublisher:
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._lock = threading.Lock()
+        self._producer: Producer | None = None  # of one connection of our own: Celery's pools do not survive a fault
 
     def publish(self, job_id: str, queue: str) -> None:
         """Send one hint.
@@ -118,22 +120,33 @@ class HintPublisher:
             try:
                 self._send(job_id, queue)
             except (OperationalError, OSError):  # a broker that was restarted is known only by a broken connection
-                self._forget_connections()
+                self._disconnect()
                 try:
                     self._send(job_id, queue)
                 except (OperationalError, OSError) as exc:
-                    self._forget_connections()
+                    self._disconnect()
                     raise Unavailable(f"the broker does not take messages: {exc}") from exc
 
     def close(self) -> None:
+        self._disconnect()
         self._app.close()
 
     def _send(self, job_id: str, queue: str) -> None:
-        kwargs = {"job_id": job_id}
-        self._app.send_task(TASK_NAME, kwargs=kwargs, queue=broker_queue(queue), ignore_result=True, retry=False)
+        if self._producer is None:
+            self._producer = self._app.amqp.Producer(self._app.connection_for_write(), auto_declare=False)
+        self._app.send_task(
+            TASK_NAME,
+            kwargs={"job_id": job_id},
+            queue=broker_queue(queue),
+            ignore_result=True,
+            retry=False,
+            producer=self._producer,
+        )
 
-    def _forget_connections(self) -> None:
-        self._app.pool.force_close_all()  # type: ignore[attr-defined]  # celery-types takes it for the producers' pool
+    def _disconnect(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None and producer.connection is not None:
+            producer.connection.collect()  # closes without a word to the broker, which may be gone
 
 
 def serve_hints(app: Celery, on_hint: Callable[[], None]) -> None:

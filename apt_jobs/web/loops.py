@@ -88,3 +88,5 @@ async def _tried(name: str, work: Callable[[], Awaitable[None]]) -> None:
         await work()
     except AptJobsError as exc:
         logger.warning("a loop will try again", extra={"loop": name, "why": str(exc)})
+    except Exception:  # a loop that ended would end dispatch or reaping for good, unseen
+        logger.exception("a loop broke and will try again", extra={"loop": name})
