@@ -1,7 +1,7 @@
 """The binary form of a frame: gradient norms as float32 arrays that a browser draws without parsing. docs/streams.md
 has the layout.
 
-Little-endian; everything begins at a multiple of four bytes. A gradient event of 150 layers is 640 bytes instead of
+Little-endian; everything begins at a multiple of four bytes. A gradient event of 150 layers is 668 bytes instead of
 3,200. Norms are float32 where they are measured, so nothing is lost; NaN and the infinities are themselves.
 """
 
@@ -20,10 +20,10 @@ SUBPROTOCOL = "apt-jobs.binary.v1"
 VERSION = 1
 _HEADER = struct.Struct("<BxxxIQQ")  # version, number of records, first_seq, last_seq
 _RECORD = struct.Struct("<BxxxI")  # type, bytes of the body without padding
-_GRADIENT = struct.Struct("<QQdIHH")  # seq, step, at (Unix ms), attempt, number of norms, number of anomalous
+_GRADIENT = struct.Struct("<QQdIIHH")  # seq, step, at (Unix ms), attempt, num_rollbacks, norms, anomalous layers
 _JSON, _GRADIENTS, _JOB = 1, 2, 3  # types of records
 _MOST = 1 << 16  # norms of one event
-_GRADIENT_FIELDS = frozenset({"seq", "kind", "attempt", "at", "step", "norms", "anomalous"})
+_GRADIENT_FIELDS = frozenset({"seq", "kind", "attempt", "at", "step", "num_rollbacks", "norms", "anomalous"})
 
 
 def encode_binary(first_seq: int, last_seq: int, events: Iterable[dict[str, Any]], job_id: str | None) -> bytes:
@@ -63,7 +63,8 @@ def _encoded(event: dict[str, Any]) -> bytes:
         return _record(_JSON, orjson.dumps(event))
     norms, anomalous = event["norms"], event["anomalous"]
     at_ms = datetime.fromisoformat(event["at"]).timestamp() * 1000.0
-    fixed = _GRADIENT.pack(event["seq"], event["step"], at_ms, event["attempt"], len(norms), len(anomalous))
+    place = event["seq"], event["step"], at_ms, event["attempt"], event["num_rollbacks"]
+    fixed = _GRADIENT.pack(*place, len(norms), len(anomalous))
     return _record(_GRADIENTS, fixed + _floats(norms) + struct.pack(f"<{len(anomalous)}H", *anomalous))
 
 
@@ -90,7 +91,7 @@ def _records(message: bytes, num_records: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _gradient(body: bytes) -> dict[str, Any]:
-    seq, step, at_ms, attempt, num_norms, num_anomalous = _GRADIENT.unpack_from(body)
+    seq, step, at_ms, attempt, num_rollbacks, num_norms, num_anomalous = _GRADIENT.unpack_from(body)
     return {
         "seq": seq,
         "kind": "gradient",
@@ -98,5 +99,6 @@ def _gradient(body: bytes) -> dict[str, Any]:
         "at": timestamp(datetime.fromtimestamp(at_ms / 1000.0, UTC)),
         "step": step,
         "norms": [finite_or_name(norm) for norm in struct.unpack_from(f"<{num_norms}f", body, _GRADIENT.size)],
+        "num_rollbacks": num_rollbacks,
         "anomalous": list(struct.unpack_from(f"<{num_anomalous}H", body, _GRADIENT.size + 4 * num_norms)),
     }

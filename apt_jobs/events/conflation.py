@@ -7,7 +7,7 @@ from typing import Any
 
 FOLDED = frozenset({"metric", "gradient", "log"})
 _NAMES = frozenset({"NaN", "Infinity", "-Infinity"})  # of floats that JSON does not have
-_PLACE = frozenset({"seq", "attempt", "step", "epoch", "anomalous", "message"})  # have no extremes
+_PLACE = frozenset({"seq", "attempt", "step", "epoch", "num_rollbacks", "anomalous", "message"})  # have no extremes
 
 
 class Conflation:

@@ -14,7 +14,7 @@ export interface Frame {
 const VERSION = 1;
 const HEADER_BYTES = 24;
 const RECORD_BYTES = 8;
-const GRADIENT_BYTES = 32;
+const GRADIENT_BYTES = 36;
 const [JSON_EVENT, GRADIENT, JOB] = [1, 2, 3];
 
 const utf8 = new TextDecoder();
@@ -41,8 +41,8 @@ export function decodeFrame(buffer: ArrayBuffer): Frame {
 }
 
 function gradient(buffer: ArrayBuffer, view: DataView, at: number): StoredEvent {
-  const numNorms = view.getUint16(at + 28, true);
-  const numAnomalous = view.getUint16(at + 30, true);
+  const numNorms = view.getUint16(at + 32, true);
+  const numAnomalous = view.getUint16(at + 34, true);
   const anomalous = new Array<number>(numAnomalous);
   for (let index = 0; index < numAnomalous; index += 1) {
     anomalous[index] = view.getUint16(at + GRADIENT_BYTES + 4 * numNorms + 2 * index, true);
@@ -55,6 +55,7 @@ function gradient(buffer: ArrayBuffer, view: DataView, at: number): StoredEvent 
     step: integer(view, at + 8),
     norms: new Float32Array(buffer, at + GRADIENT_BYTES, numNorms) as unknown as number[],
     anomalous,
+    num_rollbacks: view.getUint32(at + 28, true),
   };
 }
 
