@@ -36,6 +36,11 @@ def test_a_process_loads_only_what_it_needs(modules: list[str], forbidden: set[s
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_hold_no_half_merged_part(document: Path) -> None:
+    assert re.findall(r"^(?:<{7}|={7}|>{7})( .*)?$", document.read_text(), re.MULTILINE) == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_documents_name_only_files_that_exist(document: Path) -> None:
     text = document.read_text()
     linked = set(re.findall(r"\]\(([^)#:]+)\)", text))
