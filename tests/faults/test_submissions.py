@@ -134,7 +134,7 @@ def test_a_due_time_fires_once_among_several_web_processes(tmp_path: Path, datab
         running.start_web("web-2", APT_JOBS_PORT=str(running.port + 1))
         with rest(running):
             spec = TrainSpec.model_validate(BODY)
-            values = ScheduleValues("often", "* * * * *", "UTC", spec, "queue", "all", paused=False)
+            values = ScheduleValues("nightly", "@daily", "UTC", spec, "queue", "all", paused=False)
             with running.database.write() as session:
                 ids = [create_schedule(session, values).id for _ in range(num_schedules)]
             for number in range(count(4, 100)):
