@@ -12,16 +12,24 @@ from collections.abc import Sequence
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.plan import run_file_path
-from apt_jobs.supervision.process_tree import ProcessTree
+from apt_jobs.supervision.process_tree import WORKER_MARKER, ProcessTree
 
 
-def start_node(settings: Settings, run_file: RunFile, node_rank: int, gpus: Sequence[int]) -> ProcessTree:
+def worker_marker(settings: Settings, worker_name: str) -> str:
+    """What the ranks of a worker carry, so that its next process can find them. Unique on this machine."""
+    return f"{settings.root}:{worker_name}"
+
+
+def start_node(
+    settings: Settings, run_file: RunFile, node_rank: int, gpus: Sequence[int], worker_name: str
+) -> ProcessTree:
     """Start torchrun with this node's ranks. Call it from the main thread, before there are others: see ProcessTree."""
     marker = f"{run_file.job_id}:{run_file.attempt}"
     if node_rank:
         marker += f":node-{node_rank}"
     log_file = run_file.run_dir / f"torchrun-{node_rank}.log"
-    return ProcessTree(_command(run_file, node_rank), _environment(settings, run_file, gpus), marker, log_file)
+    environment = _environment(settings, run_file, gpus) | {WORKER_MARKER: worker_marker(settings, worker_name)}
+    return ProcessTree(_command(run_file, node_rank), environment, marker, log_file)
 
 
 def rendezvous_address(settings: Settings) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 MARKER = "APT_JOBS_ATTEMPT"  # environment variable: "<job id>:<attempt>"
+WORKER_MARKER = "APT_JOBS_WORKER"  # environment variable: whose GPUs a process uses
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.02
@@ -86,9 +87,24 @@ class ProcessTree:
             pass
 
 
-def marked_processes(marker: str) -> list[int]:
+def clear_leftovers(worker: str, timeout_s: float) -> int:
+    """Wait for the ranks of an earlier process of this worker to end, SIGKILL them after `timeout_s` seconds.
+
+    Their supervisor ends them when it notices that its worker is gone; until then they hold the GPUs. Returns how many
+    there were.
+    """
+    found = marked_processes(worker, WORKER_MARKER)
+    deadline = time.monotonic() + timeout_s
+    while left := marked_processes(worker, WORKER_MARKER):
+        if time.monotonic() > deadline:
+            send(left, signal.SIGKILL)
+        time.sleep(_POLL_S)
+    return len(found)
+
+
+def marked_processes(marker: str, variable: str = MARKER) -> list[int]:
     """Living processes of this user whose environment carries `marker`, wherever they are in the tree."""
-    wanted = f"{MARKER}={marker}".encode()
+    wanted = f"{variable}={marker}".encode()
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():

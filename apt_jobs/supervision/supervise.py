@@ -70,10 +70,11 @@ class Supervisor:
         *,
         gpus: Sequence[int] = (),
         num_nodes: int = 1,
+        worker_name: str,
     ) -> None:
         self._settings, self._database = settings, database
         self._job_id, self._attempt = job_id, attempt
-        self._gpus, self._num_nodes = gpus, num_nodes
+        self._gpus, self._num_nodes, self._worker_name = gpus, num_nodes, worker_name
         self._publisher = LivePublisher(settings.redis)
         self._drain = threading.Event()
         self._began_s = time.monotonic()
@@ -95,7 +96,7 @@ class Supervisor:
         except Unavailable as exc:
             self._finish(JobState.QUEUED, str(exc), retry_in_s=NODE_RETRY_S)
             return
-        tree = start_node(self._settings, run_file, 0, self._gpus)
+        tree = start_node(self._settings, run_file, 0, self._gpus, self._worker_name)
         logs = RankLogs(run_file.run_dir, run_file.spec.ranks_per_node)
         relay = Relay(self._database, self._publisher, run_file, logs, lease_s)
         threading.Thread(target=self._guard, args=(lease, tree), name="guard", daemon=True).start()
@@ -268,6 +269,7 @@ def main() -> None:
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--gpus", default="", help="indexes of the GPUs to use, separated by commas")
     parser.add_argument("--num-nodes", type=int, default=1, help="nodes of this worker, its own included")
+    parser.add_argument("--worker-name", required=True)
     arguments = parser.parse_args()
     settings = Settings()
     configure_logging(settings.log_level)
@@ -278,8 +280,15 @@ def main() -> None:
     database = Database(settings.database)
     gpus = [int(index) for index in arguments.gpus.split(",") if index]
     try:
-        job_id, attempt = arguments.job_id, arguments.attempt
-        Supervisor(settings, database, job_id, attempt, gpus=gpus, num_nodes=arguments.num_nodes).run()
+        Supervisor(
+            settings,
+            database,
+            arguments.job_id,
+            arguments.attempt,
+            gpus=gpus,
+            num_nodes=arguments.num_nodes,
+            worker_name=arguments.worker_name,
+        ).run()
     except AptJobsError:
         logger.exception("the supervisor gave up", extra={"job_id": arguments.job_id, "attempt": arguments.attempt})
         sys.exit(1)

@@ -53,14 +53,16 @@ class Consumer:
         self._current: set[str] = set()  # job ids
         self._closed = threading.Event()
 
-    def run(self) -> None:
-        """Work until SIGTERM or Ctrl-C; running jobs are told to stop through `on_drain`.
+    def run(self, prepare: Callable[[], None] = lambda: None) -> None:
+        """Work until SIGTERM or Ctrl-C; running jobs are told to stop through `on_drain`. `prepare` is called once the
+        name is known to be free, before the first job.
 
         Raises:
             Unavailable: the database does not answer, or has the schema of another version.
             AlreadyRunning: another worker has this name.
         """
         self._check()
+        prepare()
         app = make_celery(self.settings)
         serve_hints(app, self._look)
         signals.worker_shutting_down.connect(self._stop)

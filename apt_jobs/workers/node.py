@@ -21,9 +21,9 @@ from apt_jobs.db.workers import node_name, record_worker, remove_worker, require
 from apt_jobs.errors import OutOfSpace, Unavailable
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.settings import Settings
-from apt_jobs.supervision.launch import start_node
+from apt_jobs.supervision.launch import start_node, worker_marker
 from apt_jobs.supervision.lease import STOP_FRACTION, boot_clock_s
-from apt_jobs.supervision.process_tree import adopt_orphans
+from apt_jobs.supervision.process_tree import adopt_orphans, clear_leftovers
 from apt_jobs.workers.gpus import describe_gpus, list_gpus
 
 logger = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ class Node:
         require_current_schema(self._database)
         with self._database.read() as session:
             require_free_name(session, self._name, socket.gethostname(), 3 * self._settings.heartbeat_s)
+        clear_leftovers(worker_marker(self._settings, self._name), self._settings.stop_timeout_s)
 
     def _look(self) -> RunFile | None:
         """An attempt of the head that waits for this node."""
@@ -82,7 +83,7 @@ class Node:
     def _serve(self, run_file: RunFile) -> None:
         job_id, attempt = self._served = run_file.job_id, run_file.attempt
         logger.info("joining", extra={"job_id": job_id, "attempt": attempt, "node_rank": self._node_rank})
-        tree = start_node(self._settings, run_file, self._node_rank, self._gpus)
+        tree = start_node(self._settings, run_file, self._node_rank, self._gpus, self._name)
         known_s = boot_clock_s()  # when the attempt was last known to own the job
         try:
             while tree.poll() is None and not self._stopping.wait(LOOK_EVERY_S):

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from apt_jobs.db.jobs import Claimed, finish_broken
 from apt_jobs.errors import Fenced
 from apt_jobs.settings import Settings
-from apt_jobs.supervision.process_tree import marked_processes, send
+from apt_jobs.supervision.launch import worker_marker
+from apt_jobs.supervision.process_tree import clear_leftovers, marked_processes, send
 from apt_jobs.workers.consumer import Consumer
 from apt_jobs.workers.gpus import describe_gpus, list_gpus
 
@@ -23,7 +24,7 @@ class TrainWorker:
     def __init__(
         self, settings: Settings, *, name: str, queues: Sequence[str], gpus: Sequence[int] | None, num_nodes: int
     ) -> None:
-        self._num_nodes = num_nodes
+        self._settings, self._name, self._num_nodes = settings, name, num_nodes
         self._gpus = list_gpus() if gpus is None else list(gpus)
         self._lock = threading.Lock()
         self._supervisor: subprocess.Popen[str] | None = None
@@ -39,8 +40,18 @@ class TrainWorker:
         )
 
     def run(self) -> None:
-        """Work until SIGTERM or Ctrl-C."""
-        self._consumer.run()
+        """Work until SIGTERM or Ctrl-C.
+
+        Raises:
+            Unavailable, AlreadyRunning: as `Consumer.run`.
+        """
+        self._consumer.run(self._clear_gpus)
+
+    def _clear_gpus(self) -> None:
+        """Ranks of a killed process of this worker would share the GPUs with the next job."""
+        marker = worker_marker(self._settings, self._name)
+        if num_left := clear_leftovers(marker, self._settings.stop_timeout_s):
+            logger.warning("ended ranks that an earlier process of this worker left", extra={"count": num_left})
 
     def _serve(self, claimed: Claimed) -> None:
         job = claimed.job
@@ -50,6 +61,7 @@ class TrainWorker:
             f"--attempt={job.attempt}",
             f"--gpus={','.join(map(str, self._gpus))}",
             f"--num-nodes={self._num_nodes}",
+            f"--worker-name={self._name}",
         ]
         with self._lock:
             self._supervisor = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)

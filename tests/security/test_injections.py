@@ -127,7 +127,8 @@ def test_what_is_taken_arrives_as_data(tmp_path: Path, sqlite_url: str, database
     assert seen["arguments"] == arguments
     assert not any("/evil" in value for value in seen["environment"].values())
     assert not any(text in part for text in texts for part in seen["command"] if len(text) > 2)
-    assert [name for name in seen["environment"] if name.startswith("APT_JOBS_")] == ["APT_JOBS_ATTEMPT"]
+    ours = {name for name in seen["environment"] if name.startswith("APT_JOBS_")}
+    assert ours == {"APT_JOBS_ATTEMPT", "APT_JOBS_WORKER"}  # whose process it is; no setting, no password
     assert not canary.exists()
 
 
@@ -151,7 +152,8 @@ def _supervise(database: Database, url: str, folder: Path, spec: TrainSpec) -> s
         "APT_JOBS_DATABASE_URL": url,
         "APT_JOBS_ENTRY_POINTS": json.dumps({"record": "tests.security.entry_point:record"}),
     }
-    command = [sys.executable, "-m", "apt_jobs.supervision.supervise", f"--job-id={job_id}", "--attempt=1", "--gpus="]
+    module = "apt_jobs.supervision.supervise"
+    command = [sys.executable, "-m", module, f"--job-id={job_id}", "--attempt=1", "--worker-name=a"]
     with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         log = process.stderr.read()
