@@ -34,7 +34,7 @@ LONG: dict[str, Any] = {**TINY, "training": {**TINY["training"], "max_steps": 5_
 class Stack:
     """One `apt-jobs up` in a folder of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **environment: str) -> None:
         self.data_dir = folder
         self.port = free_port("127.0.0.1", 18_000)
         self.environment = {
@@ -44,6 +44,7 @@ class Stack:
             "APT_JOBS_LEASE_S": "6",
             "APT_JOBS_HEARTBEAT_S": "1",
             "APT_JOBS_STOP_TIMEOUT_S": "3",
+            **environment,
         }
         self.process = self.command("up")
 

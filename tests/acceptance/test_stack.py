@@ -1,8 +1,6 @@
 """The whole stack as a user has it: `apt-jobs up`, jobs over REST, faults from outside, nothing left behind."""
 
 import json
-import os
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -13,7 +11,7 @@ import pytest
 
 from apt_jobs.client.client import Client
 from apt_jobs.errors import Conflict, InvalidInput, NotFound
-from tests.acceptance.stack import DEADLINE_S, LONG, TINY, Stack, attempts_of, marked, until
+from tests.acceptance.stack import DEADLINE_S, LONG, TINY, Stack, marked, until
 
 
 @pytest.fixture(scope="module")
@@ -163,26 +161,6 @@ def test_cancelling_a_running_job_ends_its_processes(client: Client) -> None:
 def test_an_ended_job_cannot_be_cancelled(trained: dict[str, Any], client: Client) -> None:
     with pytest.raises(Conflict, match="succeeded already"):
         client.cancel(trained["id"])
-
-
-@pytest.mark.parametrize("victim", ["rank", "supervisor", "worker"])
-def test_a_killed_part_costs_an_attempt_and_not_the_job(stack: Stack, client: Client, victim: str) -> None:
-    steps = {**TINY["training"], "max_steps": 150, "checkpoint_every_steps": 10}
-    job_id = client.submit({**TINY, "training": steps, "max_attempts": 5})["id"]
-    until(lambda: (client.get(job_id)["step"] or 0) >= 15)
-    words = {
-        "rank": ("apt_jobs.training.run", "-u", job_id),
-        "supervisor": ("apt_jobs.supervision.supervise", job_id),
-        "worker": ("apt_jobs worker train",),
-    }[victim]
-    pids = stack.pids(*words) or [pid for pid in marked(job_id) if pid not in stack.pids("torch.distributed.run")]
-    os.kill(max(pids), signal.SIGKILL)
-    job = client.wait(job_id)
-    assert job["state"] == "succeeded", job
-    assert job["attempt"] == 2, job
-    assert attempts_of(client, job_id)[1]["resumed_from_step"] >= 10
-    assert client.metrics(job_id)["steps"] == list(range(1, 151))
-    until(lambda: not marked(job_id))
 
 
 def test_strangers_are_kept_out(stack: Stack, client: Client) -> None:
