@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 SETUP_INPUTS := pyproject.toml constraints.txt hatch_build.py apt_jobs/web/ui/package-lock.json
 UI_SOURCES := $(shell find apt_jobs/web/ui/src apt_jobs/web/ui/index.html -type f 2>/dev/null)
 
-.PHONY: help setup setup-dev demo test check bench screenshots clean
+.PHONY: help setup setup-dev demo test check faults bench screenshots clean
 
 help:
 	@echo "make demo         set up, start everything, train a small model, show it live"
 	@echo "make test         set up, check and test everything"
 	@echo "make check        ruff, mypy, import contracts, svelte-check"
+	@echo "make faults       every promise under its full number of faults; takes hours"
 	@echo "make bench        benchmarks (ONLY=group for one of them)"
 	@echo "make screenshots  the pictures of docs/images"
 	@echo "make clean        remove .venv, build/ and caches"
@@ -50,6 +51,9 @@ check: setup-dev
 test: setup-dev check
 	$(BIN)/python -m pytest --ignore=tests/browser
 	$(BIN)/python -m pytest tests/browser  # a process of its own: the browser's driver keeps an event loop running
+
+faults: setup-dev
+	APT_JOBS_TEST_FAULTS=full $(BIN)/python -m pytest tests/faults --timeout 0
 
 bench: setup-dev
 	$(BIN)/python -m benchmarks $(ONLY)

@@ -192,7 +192,7 @@ def differences(trainings: Trainings, ended: dict[str, Any]) -> list[str]:
 def last_checkpoint(trainings: Trainings, row: dict[str, Any]) -> Path:
     newest = max(trainings.client.checkpoints(row["id"]), key=lambda one: one["global_step"])
     assert newest["global_step"] == NUM_STEPS
-    return trainings.stack.data_dir / "checkpoints" / newest["filename"]
+    return trainings.stack.data_dir / "checkpoints" / str(newest["filename"])
 
 
 def queued(trainings: Trainings) -> str:
@@ -242,7 +242,7 @@ def steer_train_worker(trainings: Trainings, action: Any) -> None:
 
 
 def step_of(client: Client, job_id: str) -> int:
-    return client.get(job_id)["step"] or 0
+    return int(client.get(job_id)["step"] or 0)
 
 
 def resumed(client: Client, job_id: str) -> bool:
@@ -259,4 +259,5 @@ def pid_of(stack: Stack, victim: str, job_id: str) -> int:
         "supervisor": ("apt_jobs.supervision.supervise", job_id),
         "worker": (WORKER,),
     }[victim]
-    return max(until(lambda: stack.pids(*words)))
+    pids: list[int] = until(lambda: stack.pids(*words))
+    return max(pids)
