@@ -1,6 +1,7 @@
 # apt_jobs: `make demo` shows it, `make test` proves it. Everything lives in .venv and build/.
 
 PYTHON ?= python3
+SHARE ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP_INPUTS := pyproject.toml constraints.txt hatch_build.py apt_jobs/web/ui/package-lock.json
@@ -12,7 +13,7 @@ help:
 	@echo "make demo         set up, start everything, train a small model, show it live"
 	@echo "make test         set up, check and test everything"
 	@echo "make check        ruff, mypy, import contracts, svelte-check"
-	@echo "make faults       every promise under its full number of faults; takes hours"
+	@echo "make faults       every promise under its full number of faults; takes hours (SHARE=0.1 for a tenth)"
 	@echo "make bench        benchmarks (ONLY=group for one of them)"
 	@echo "make screenshots  the pictures of docs/images"
 	@echo "make clean        remove .venv, build/ and caches"
@@ -53,7 +54,7 @@ test: setup-dev check
 	$(BIN)/python -m pytest tests/browser  # a process of its own: the browser's driver keeps an event loop running
 
 faults: setup-dev
-	APT_JOBS_TEST_FAULTS=full $(BIN)/python -m pytest tests/faults --timeout 0
+	APT_JOBS_TEST_FAULTS=$(SHARE) $(BIN)/python -m pytest tests/faults --timeout 0
 
 bench: setup-dev
 	$(BIN)/python -m benchmarks $(ONLY)

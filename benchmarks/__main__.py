@@ -8,12 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import idle, monitor, stream, submit
+from benchmarks import checkpoint, idle, monitor, stream, submit
 from benchmarks.rows import Row
 
 GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "monitor": monitor.rows,
     "submit": submit.rows,
+    "checkpoint": checkpoint.rows,
     "idle": idle.rows,
     "stream": stream.rows,
 }
