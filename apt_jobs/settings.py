@@ -71,7 +71,7 @@ class Settings(BaseSettings):
     )
     entry_points: dict[str, str] = Field(
         default_factory=dict,
-        description="Training entry points a worker may run: name to `module:function` (JSON object).",
+        description="Training code a worker may run by name: `module:function` or a `.py` script (JSON object).",
     )
     generate_concurrency: int = Field(8, ge=1, le=64, description="Generation jobs that one worker serves at once.")
     warm_models: int = Field(2, ge=1, le=16, description="Models that a generation worker keeps in memory.")

@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict
 
 from apt_jobs.jobs.spec import TrainSpec
 
+SCRIPT_SUFFIX = ".py"  # an entry point that ends so is a file to run, not a function to import
+
 
 class RunFile(BaseModel):
     """Everything that a rank needs. Paths are absolute."""
@@ -18,7 +20,7 @@ class RunFile(BaseModel):
     job_id: str
     attempt: int
     spec: TrainSpec
-    entry_point: str | None  # "module:function" of a registered entry point; None: the built-in trainer
+    entry_point: str | None  # registered: "module:function" or the path of a script; None: the built-in trainer
     dataset_file: Path | None  # UTF-8 text; None: the built-in data set
     base_model_dir: Path | None  # weights to start from; None: random weights
     resume_dir: Path | None  # checkpoint of an earlier attempt to continue; None: start at step 0

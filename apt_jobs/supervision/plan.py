@@ -11,7 +11,7 @@ from apt_jobs.db.engine import Database
 from apt_jobs.db.models import Job
 from apt_jobs.db.workers import list_workers, node_name
 from apt_jobs.errors import InvalidCheckpoint, InvalidDataset, InvalidInput, NotFound, OutOfSpace, Unavailable
-from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.jobs.run_file import SCRIPT_SUFFIX, RunFile
 from apt_jobs.jobs.spec import BUILTIN_DATASET, BUILTIN_ENTRY_POINT, CHECKPOINT_ID_PATTERN, TrainSpec
 from apt_jobs.settings import Settings
 
@@ -97,7 +97,13 @@ def _entry_point(settings: Settings, spec: TrainSpec) -> str | None:
     if spec.entry_point not in settings.entry_points:
         known = ", ".join([BUILTIN_ENTRY_POINT, *sorted(settings.entry_points)])
         raise InvalidInput(f"this worker has no entry point {spec.entry_point!r}; it has: {known}")
-    return settings.entry_points[spec.entry_point]
+    registered = settings.entry_points[spec.entry_point]
+    if not registered.endswith(SCRIPT_SUFFIX):
+        return registered
+    script = Path(registered).expanduser().resolve()
+    if not script.is_file():
+        raise InvalidInput(f"the entry point {spec.entry_point!r} of this worker is {script}, which is no file")
+    return str(script)
 
 
 def _dataset_file(settings: Settings, spec: TrainSpec) -> Path | None:

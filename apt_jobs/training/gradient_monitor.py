@@ -148,15 +148,16 @@ class GradientMonitor:
         step: int | None = None,
         scale: float | Tensor = 1.0,
         *,
+        is_unscaled: bool = False,
         loss: Tensor | float | None = None,
         num_samples: int = 1,
     ) -> Tensor:
         """Record the gradients as they are now, and return their total L2 norm (scalar, on the device, unscaled).
 
         Call it on every rank after `backward` and before clipping. `step` counts from 1 (default: one more than last
-        time). `scale` is the AMP loss scale, by which gradients are multiplied while they are recorded. `loss` is
-        this rank's own. `num_samples` is what this rank contributed. A layer without a gradient counts as 0 and never
-        as an anomaly.
+        time). `scale` is the AMP loss scale, by which gradients are multiplied while they are recorded; `is_unscaled`:
+        they no longer are (`scaler.unscale_`), but in the backward pass they were. `loss` is this rank's own.
+        `num_samples` is what this rank contributed. A layer without a gradient counts as 0 and never as an anomaly.
         """
         step = self._last_step + 1 if step is None else step
         self._last_step = step
@@ -164,7 +165,7 @@ class GradientMonitor:
             self._look_for_new()
         norms, present = self._layers.norms()
         is_scaled = isinstance(scale, Tensor) or scale != 1.0
-        norms = norms / scale if is_scaled else norms
+        norms = norms / scale if is_scaled and not is_unscaled else norms
         self._norms = norms
         if step % self._every_steps == 0:
             self._record(step, norms, present, scale if is_scaled else None, loss, num_samples)

@@ -6,16 +6,18 @@ Reads the run file, runs the built-in trainer or the registered entry point, and
 import argparse
 import ctypes
 import importlib
+import runpy
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-from apt_jobs.errors import InvalidInput
+from apt_jobs.errors import InvalidInput, TrainingFailed
 from apt_jobs.events.kinds import RankFailed
 from apt_jobs.events.spool import SpoolWriter
-from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.jobs.run_file import SCRIPT_SUFFIX, RunFile
+from apt_jobs.jobs.spec import ArgumentValue
 from apt_jobs.training.current_job import spool_of_job
 from apt_jobs.training.ddp import own_rank
 from apt_jobs.training.loop import train
@@ -44,11 +46,8 @@ def _entry(run_file: RunFile) -> Callable[[RunFile, SpoolWriter], None]:
     """The function to run; a registered one comes from the worker's settings, never from a message."""
     if run_file.entry_point is None:
         return train
-    module_name, _, function_name = run_file.entry_point.partition(":")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as exc:
-        raise InvalidInput(f"the entry point {run_file.entry_point!r} cannot be imported: {exc}") from exc
+    is_script = run_file.entry_point.endswith(SCRIPT_SUFFIX)
+    function = _run_script if is_script else _imported(run_file.entry_point)
 
     def run(run_file: RunFile, spool: SpoolWriter) -> None:
         function(run_file, spool)
@@ -56,6 +55,31 @@ def _entry(run_file: RunFile) -> Callable[[RunFile, SpoolWriter], None]:
             run_file.outcome_path.write_text("finished")
 
     return run
+
+
+def _run_script(run_file: RunFile, spool: SpoolWriter) -> None:
+    """As `python script.py --name=value ...` would, in this process. The monitor in it finds the spool by itself."""
+    assert run_file.entry_point is not None
+    sys.argv = [run_file.entry_point, *(f"--{name}={_word(value)}" for name, value in run_file.spec.arguments.items())]
+    sys.path.insert(0, str(Path(run_file.entry_point).parent))
+    try:
+        runpy.run_path(run_file.entry_point, run_name="__main__")
+    except SystemExit as exc:
+        if exc.code not in (None, 0):
+            raise TrainingFailed(f"the script exited with {exc.code}; its log says why") from exc
+
+
+def _word(value: ArgumentValue) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _imported(entry_point: str) -> Callable[[RunFile, SpoolWriter], None]:
+    module_name, _, function_name = entry_point.partition(":")
+    try:
+        function: Callable[[RunFile, SpoolWriter], None] = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as exc:
+        raise InvalidInput(f"the entry point {entry_point!r} cannot be imported: {exc}") from exc
+    return function
 
 
 def _die_with_torchrun() -> None:

@@ -1,5 +1,6 @@
 """A running stack for acceptance tests: `apt-jobs up` in a folder of its own, and how to look at it from outside."""
 
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,12 @@ from apt_jobs.supervision.process_tree import MARKER
 from apt_jobs.workers.embedded import free_port
 
 DEADLINE_S = 120.0
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+ENTRY_POINTS = {
+    "plain-loop": str(EXAMPLES / "plain_loop.py"),
+    "hugging-face": str(EXAMPLES / "hugging_face_trainer.py"),
+    "lightning": str(EXAMPLES / "lightning_trainer.py"),
+}
 TINY: dict[str, Any] = {
     "kind": "train",
     "num_ranks": 2,
@@ -44,6 +51,7 @@ class Stack:
             "APT_JOBS_LEASE_S": "6",
             "APT_JOBS_HEARTBEAT_S": "1",
             "APT_JOBS_STOP_TIMEOUT_S": "3",
+            "APT_JOBS_ENTRY_POINTS": json.dumps(ENTRY_POINTS),
             **environment,
         }
         self.process = self.command("up")

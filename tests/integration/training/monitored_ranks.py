@@ -71,6 +71,7 @@ class Case:
     ddp: dict[str, Any] = field(default_factory=dict)
     micro_steps: int = 1
     scale: float = 1.0
+    is_unscaled: bool = False  # as `scaler.unscale_` does it before clipping
     autocast: bool = False
     dtype: torch.dtype = torch.float32
     compiled: bool = False
@@ -86,6 +87,7 @@ CASES = {
     "accumulated": Case(micro_steps=3),
     "accumulated_bucket_view": Case(micro_steps=3, ddp={"gradient_as_bucket_view": True}),
     "scaled": Case(scale=1024.0),
+    "unscaled": Case(scale=1024.0, is_unscaled=True),
     "clipped": Case(clip=1e-3),
     "bf16_autocast": Case(autocast=True),
     "bf16_weights": Case(dtype=torch.bfloat16),
@@ -131,10 +133,11 @@ def run(case: Case, path: Path, rank: int) -> dict[str, Any]:
             for number, batch in enumerate(batches, start=1):
                 with nullcontext() if number == case.micro_steps else ddp.no_sync():
                     torch.autograd.backward(_loss(case, forward, batch) * case.scale)
-            totals.append(monitor.step(step, case.scale).item())
-            for parameter in model.parameters():
-                if parameter.grad is not None and case.scale != 1.0:
-                    parameter.grad /= case.scale
+            if case.is_unscaled:
+                _unscale(case, model)
+            totals.append(monitor.step(step, case.scale, is_unscaled=case.is_unscaled).item())
+            if not case.is_unscaled:
+                _unscale(case, model)
             if case.clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), case.clip)
             if case.poisoned_rank is None:
@@ -151,6 +154,12 @@ def run(case: Case, path: Path, rank: int) -> dict[str, Any]:
         "compute_ms": [event.compute_time_ms for event in events if isinstance(event, RankGradientsRecorded)],
         "kinds": [event.kind for event in events],
     }
+
+
+def _unscale(case: Case, model: nn.Module) -> None:
+    for parameter in model.parameters():
+        if parameter.grad is not None and case.scale != 1.0:
+            parameter.grad /= case.scale
 
 
 def _slow_gradients(case: Case, model: nn.Module, batches: list[Tensor]) -> list[Tensor]:

@@ -19,6 +19,7 @@ CASES = {
     "accumulated": 1e-5,
     "accumulated_bucket_view": 1e-5,
     "scaled": 1e-5,
+    "unscaled": 1e-5,
     "clipped": 1e-5,
     "bf16_autocast": 1e-5,
     "bf16_weights": 2e-2,  # the mean of two bf16 numbers is rounded to bf16

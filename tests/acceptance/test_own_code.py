@@ -1,0 +1,62 @@
+"""Training code of others, unchanged, as jobs: the examples, registered, through the whole stack."""
+
+from typing import Any
+
+import pytest
+
+from apt_jobs.client.client import Client
+from tests.acceptance.stack import until
+
+ENDED = ("succeeded", "failed", "cancelled", "dead")
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "arguments", "num_steps", "layer"),
+    [
+        ("plain-loop", {"steps": 25}, 25, "2.weight"),
+        ("hugging-face", {}, 30, "model.layers.1.self_attn.q_proj.weight"),
+        ("lightning", {}, 30, "layers.2.weight"),
+    ],
+)
+def test_an_example_is_watched_as_a_job(
+    client: Client, entry_point: str, arguments: dict[str, Any], num_steps: int, layer: str
+) -> None:
+    job = {"kind": "train", "entry_point": entry_point, "arguments": arguments, "num_ranks": 2}
+    job_id = client.submit(job)["id"]
+    until(lambda: client.get(job_id)["state"] in ENDED)
+    row = client.get(job_id)
+    assert row["state"] == "succeeded", row["error"]
+    events = events_of(client, row)
+    (names,) = (event["names"] for event in events["layers"])
+    assert layer in names
+    assert [event["step"] for event in events["gradient"]] == list(range(1, num_steps + 1))
+    assert all(len(event["norms"]) == len(names) for event in events["gradient"])
+    assert {event["rank"] for event in events["rank_gradient"]} == {0, 1}
+    first, second = (event for event in events["rank_gradient"] if event["step"] == 10)
+    assert len(first["norms"]) == len(second["norms"]) == len(names)
+    assert first["norms"] != second["norms"]
+    assert [event["step"] for event in events["metric"]] == list(range(1, num_steps + 1))
+    assert events["metric"][-1]["train_loss"] < events["metric"][0]["train_loss"]
+    assert row["step"] == num_steps
+
+
+def test_the_reason_of_own_code_is_the_reason_of_its_job(client: Client) -> None:
+    job = {"kind": "train", "entry_point": "plain-loop", "arguments": {"steps": "many"}}
+    job_id = client.submit(job)["id"]
+    until(lambda: client.get(job_id)["state"] in ENDED)
+    row = client.get(job_id)
+    assert (row["state"], row["reason"]) == (
+        "failed",
+        "rank 0: AptJobsError: the script exited with 2; its log says why",
+    )
+    assert any("invalid int value: 'many'" in event["message"] for event in events_of(client, row)["log"])
+
+
+def events_of(client: Client, row: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """All events of a job that has ended, by kind."""
+    events: dict[str, list[dict[str, Any]]] = {}
+    for event in client.events(row["id"]):
+        events.setdefault(event["kind"], []).append(event)
+        if event["seq"] == row["last_seq"]:
+            break
+    return events
