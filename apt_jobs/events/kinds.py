@@ -95,7 +95,7 @@ class LayerAnomaly:
 
 @dataclass(frozen=True, slots=True)
 class AnomaliesFound:
-    """All layers that were out of bounds at one step: at most one such event a step."""
+    """The layers that were out of bounds at one step, at most 1,000 of them: at most one such event a step."""
 
     kind: ClassVar[str] = "anomaly"
     step: int

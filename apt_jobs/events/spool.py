@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from apt_jobs.errors import InvalidInput
 from apt_jobs.events.codec import MAX_EVENT_BYTES, decode_spooled, encode_spooled
 from apt_jobs.events.kinds import Event
 
@@ -70,6 +71,9 @@ class SpoolReader:
         except FileNotFoundError:
             return
         start = 0
+        if len(chunk) == READ_CHUNK_BYTES + MAX_EVENT_BYTES and b"\n" not in chunk:
+            self.offset += len(chunk)  # its rest is refused as well, and then the next line is read
+            raise InvalidInput(f"a spool line has more than {len(chunk):,} bytes; at most {MAX_EVENT_BYTES:,}")
         while (end := chunk.find(b"\n", start)) >= 0:
             line = chunk[start:end]
             start = end + 1

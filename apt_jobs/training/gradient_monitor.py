@@ -52,6 +52,7 @@ from apt_jobs.training.watched_layers import WatchedLayers, require_same_layers
 MAX_TIMELINE_STEPS = 1_000  # kept in memory for `export_for_webui`; the spool has all
 ORDER_SETTLED_AT = 2  # recorded steps of this process: DDP rebuilds its buckets after the first iteration
 LOOK_FOR_NEW_EVERY_STEPS = 10
+MAX_NAMED_ANOMALIES = 1_000  # layers of one `anomaly` event; `gradient` has the indexes of all
 ANOMALY_KINDS: tuple[AnomalyKind, ...] = ("nan", "inf", "exploding", "vanishing")
 
 
@@ -109,10 +110,10 @@ class GradientMonitor:
         every_steps: int = 1,
     ) -> None:
         self._layers = WatchedLayers(model)
-        if not self._layers.names:
-            raise InvalidInput("the model has no trainable parameter: there is no gradient to watch")
         self._device = self._layers.device
         require_same_layers(tuple(self._layers.names), self._device)
+        if not self._layers.names:
+            raise InvalidInput("the model has no trainable parameter: there is no gradient to watch")
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._optimizer, self._spool = optimizer, spool if spool is not None else current_spool()
         self._vanishing_below, self._exploding_above = vanishing_below, exploding_above
@@ -354,7 +355,7 @@ class GradientMonitor:
         names, named = self.names, [ANOMALY_KINDS[kinds[index]] for index in found]
         for kind in named:
             self._anomalies[kind] += 1
-        layers = zip(found, named, strict=True)
+        layers = list(zip(found, named, strict=True))[:MAX_NAMED_ANOMALIES]
         self._tell_first(
             AnomaliesFound(label.step, tuple(LayerAnomaly(names[i], kind, float(norms[i])) for i, kind in layers))
         )

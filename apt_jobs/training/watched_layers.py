@@ -89,6 +89,8 @@ def require_same_layers(names: tuple[str, ...], device: torch.device) -> None:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
     digest = int.from_bytes(hashlib.sha256("\n".join(names).encode()).digest()[:7], "big")
+    if dist.get_backend() == "nccl":  # also on a rank without layers, whose device is not known from them
+        device = torch.device("cuda", torch.cuda.current_device())
     mine = torch.tensor([digest], dtype=torch.int64, device=device)
     all_ranks = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
     dist.all_gather(all_ranks, mine)

@@ -66,6 +66,20 @@ def test_a_bad_line_is_named_once_and_skipped(tmp_path: Path) -> None:
     assert messages(reader) == ["line 2"]
 
 
+def test_a_line_without_end_does_not_hold_up_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "rank-0.spool"
+    with SpoolWriter(path) as writer:
+        os.write(writer._fd, b"x" * (5 << 20) + b"\n")
+        writer.append(line(1))
+    reader, found = SpoolReader(path), []
+    for _ in range(4):
+        try:
+            found += messages(reader)
+        except InvalidInput:
+            continue
+    assert found == ["line 1"]
+
+
 def test_a_full_disk_drops_and_counts_but_never_raises(tmp_path: Path) -> None:
     writer = SpoolWriter(tmp_path / "rank-0.spool")
     full = os.open("/dev/full", os.O_WRONLY)

@@ -210,6 +210,24 @@ def test_sparse_empty_and_shared_layers_are_measured_like_any_other() -> None:
     assert monitor.export_for_webui()["anomaly_summary"] == {}
 
 
+def test_ten_thousand_broken_layers_with_long_names_fit_into_their_events(tmp_path: Path) -> None:
+    model = nn.Module()
+    for number in range(10_000):
+        parameter = nn.Parameter(torch.ones(1))
+        parameter.grad = torch.full((1,), math.nan)
+        model.register_parameter(f"transformer_blocks_{number}_feed_forward_expert_down_projection_weight", parameter)
+    with SpoolWriter(tmp_path / "rank-0.spool") as spool:
+        monitor = GradientMonitor(model, spool=spool)
+        monitor.step()
+    assert monitor.export_for_webui()["anomaly_summary"] == {"nan": 10_000}
+    reader, found = SpoolReader(tmp_path / "rank-0.spool"), []
+    while events := [event for _, event in reader.read()]:
+        found += events
+    assert [event.kind for event in found] == ["layers", "gradient", "anomaly", "rank_gradient"]
+    (gradients,) = (event for event in found if isinstance(event, GradientsRecorded))
+    assert len(gradients.anomalous) == 10_000
+
+
 def test_ten_thousand_layers_are_watched(tmp_path: Path) -> None:
     model = nn.ParameterList([nn.Parameter(torch.ones(2)) for _ in range(10_000)])
     sum(parameter.sum() for parameter in model).backward()

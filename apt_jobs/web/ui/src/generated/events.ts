@@ -72,7 +72,7 @@ export interface GradientsRecorded {
   num_rollbacks: number;
 }
 
-/** All layers that were out of bounds at one step: at most one such event a step. */
+/** The layers that were out of bounds at one step, at most 1,000 of them: at most one such event a step. */
 export interface AnomaliesFound {
   kind: "anomaly";
   step: number;
