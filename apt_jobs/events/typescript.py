@@ -11,7 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from apt_jobs.events.kinds import EVENT_TYPES, LayerAnomaly
 from apt_jobs.jobs.spec import TrainSpec
-from apt_jobs.jobs.states import TERMINAL_STATES, JobState
+from apt_jobs.jobs.states import TERMINAL_STATES, TRANSITIONS, JobState
 
 GENERATED = Path(__file__).parents[1] / "web" / "ui" / "src" / "generated" / "events.ts"
 _HEAD = """\
@@ -32,6 +32,7 @@ def typescript() -> str:
         _HEAD,
         f"export type JobState = {states};\n",
         f"export const TERMINAL_STATES: readonly JobState[] = [{terminal}];\n",
+        _transitions(),
         _interface(LayerAnomaly, kind=None),
         *(_interface(cls, kind=cls.kind) for cls in EVENT_TYPES),
         f"export type Event = {' | '.join(cls.__name__ for cls in EVENT_TYPES)};\n",
@@ -40,6 +41,17 @@ def typescript() -> str:
         _train_fields(),
     ]
     return "\n".join(parts)
+
+
+def _transitions() -> str:
+    rows = "".join(
+        f"  {source}: [{', '.join(json.dumps(state) for state in JobState if state in targets)}],\n"
+        for source, targets in TRANSITIONS.items()
+    )
+    return (
+        "/** The states that a job may enter from each state. */\n"
+        f"export const TRANSITIONS: Record<JobState, readonly JobState[]> = {{\n{rows}}};\n"
+    )
 
 
 def _interface(cls: type[Any], kind: str | None) -> str:

@@ -7,6 +7,18 @@ export type JobState = "queued" | "running" | "pausing" | "paused" | "succeeded"
 
 export const TERMINAL_STATES: readonly JobState[] = ["succeeded", "failed", "cancelled", "dead"];
 
+/** The states that a job may enter from each state. */
+export const TRANSITIONS: Record<JobState, readonly JobState[]> = {
+  queued: ["running", "paused", "cancelled"],
+  running: ["queued", "pausing", "succeeded", "failed", "cancelled", "dead"],
+  pausing: ["queued", "paused", "succeeded", "failed", "cancelled", "dead"],
+  paused: ["queued", "cancelled"],
+  succeeded: [],
+  failed: ["queued"],
+  cancelled: ["queued"],
+  dead: ["queued"],
+};
+
 /** One layer out of bounds. */
 export interface LayerAnomaly {
   layer: string;

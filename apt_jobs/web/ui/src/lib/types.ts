@@ -22,6 +22,7 @@ export interface AttemptRow {
   reason: string | null;
   resumed_from_step: number | null;
   last_step: number | null;
+  steps_lost: number | null; // the next attempt did them again
 }
 
 export interface JobError {
@@ -55,7 +56,8 @@ export interface Job {
   error: JobError | null;
   reason: string | null;
   spec: JsonObject;
-  attempts?: AttemptRow[];
+  schedule_id: string | null;
+  attempts?: AttemptRow[] | null;
   queue_position?: number | null;
   waiting_for?: string | null;
 }

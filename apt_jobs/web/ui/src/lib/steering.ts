@@ -1,0 +1,67 @@
+// What a user may ask of a job in each state: read off the table of transitions that the server obeys.
+import { TERMINAL_STATES, TRANSITIONS } from "../generated/events.ts";
+import { messageOf, post } from "./api.ts";
+import type { Job } from "./types.ts";
+
+export type Verb = "pause" | "resume" | "retry" | "cancel";
+
+export const VERBS: readonly Verb[] = ["pause", "resume", "retry", "cancel"];
+export const VERB_WORDS: Record<Verb, string> = { pause: "Pause", resume: "Resume", retry: "Retry", cancel: "Cancel" };
+const DONE_WORDS: Record<Verb, string> = {
+  pause: "paused or pausing",
+  resume: "resumed",
+  retry: "queued again",
+  cancel: "cancelled or being cancelled",
+};
+
+export type Steered = Pick<Job, "id" | "kind" | "state" | "cancel_requested_at">;
+
+/** What may be asked now, in a fixed order. */
+export function verbsOf(job: Steered): Verb[] {
+  return VERBS.filter((verb) => allows(job, verb));
+}
+
+function allows({ kind, state, cancel_requested_at }: Steered, verb: Verb): boolean {
+  const next = TRANSITIONS[state];
+  const isEnded = TERMINAL_STATES.includes(state);
+  const isBeingCancelled = cancel_requested_at !== null && !isEnded;
+  switch (verb) {
+    case "cancel":
+      return next.includes("cancelled") && !isBeingCancelled;
+    case "pause": // a generation that runs cannot stop in the middle
+      return !isBeingCancelled && ((state === "queued" && next.includes("paused")) || (kind === "train" && next.includes("pausing")));
+    case "resume":
+      return state === "paused" && next.includes("queued");
+    case "retry":
+      return isEnded && next.includes("queued");
+  }
+}
+
+/** Ask the service. All four verbs may be repeated.
+
+    Throws `ApiProblem` in the server's words when it refuses. */
+export async function steer(jobId: string, verb: Verb): Promise<Job> {
+  return post<Job>(`/api/jobs/${encodeURIComponent(jobId)}/${verb}`, {});
+}
+
+export interface Told {
+  good: boolean;
+  text: string;
+}
+
+/** Ask the same of several jobs, one after the other; what came of it in one sentence. */
+export async function steerAll(jobs: readonly Steered[], verb: Verb): Promise<Told> {
+  let refusal = "";
+  let numRefused = 0;
+  for (const job of jobs) {
+    try {
+      await steer(job.id, verb);
+    } catch (error) {
+      refusal ||= messageOf(error);
+      numRefused += 1;
+    }
+  }
+  const numDone = jobs.length - numRefused;
+  const done = `${numDone} ${numDone === 1 ? "job is" : "jobs are"} ${DONE_WORDS[verb]}.`;
+  return numRefused === 0 ? { good: true, text: done } : { good: false, text: `${done} ${numRefused} refused: ${refusal}` };
+}
