@@ -2,7 +2,10 @@
 import { mount } from "svelte";
 import "./app.css";
 import App from "./App.svelte";
+import { watchAnswers } from "./lib/api.ts";
+import { reachability } from "./lib/reachability.svelte.ts";
 
 const target = document.getElementById("app");
 if (target === null) throw new Error("index.html has no #app");
+watchAnswers(reachability.heard, reachability.suspect);
 mount(App, { target });

@@ -2,6 +2,7 @@
 import type { Json } from "./types.ts";
 
 const TIMEOUT_MS = 30_000;
+const GATEWAY_ERRORS = [502, 503, 504]; // a proxy's words, or a service without its database
 const GENERATE_TIMEOUT_MS = 650_000; // longer than the server's longest APT_JOBS_GENERATE_WAIT_S
 
 export interface FieldFault {
@@ -24,10 +25,18 @@ export class ApiProblem extends Error {
 }
 
 let onLoginNeeded: () => void = () => undefined;
+let onAnswer: () => void = () => undefined;
+let onSilence: () => void = () => undefined;
 
 /** Call `listener` whenever the server says that the browser has no session. */
 export function watchLogin(listener: () => void): void {
   onLoginNeeded = listener;
+}
+
+/** Call `answered` whenever the service answers, and `silent` when a request got no answer. */
+export function watchAnswers(answered: () => void, silent: () => void): void {
+  onAnswer = answered;
+  onSilence = silent;
 }
 
 export async function get<Answer>(path: string, signal?: AbortSignal): Promise<Answer> {
@@ -36,6 +45,10 @@ export async function get<Answer>(path: string, signal?: AbortSignal): Promise<A
 
 export async function post<Answer>(path: string, body: Json, headers: Record<string, string> = {}): Promise<Answer> {
   return request<Answer>("POST", path, JSON.stringify(body), { "Content-Type": "application/json", ...headers });
+}
+
+export async function put<Answer>(path: string, body: Json): Promise<Answer> {
+  return request<Answer>("PUT", path, JSON.stringify(body), { "Content-Type": "application/json" });
 }
 
 export async function upload<Answer>(path: string, file: Blob): Promise<Answer> {
@@ -66,8 +79,11 @@ async function request<Answer>(
     });
   } catch (error) {
     if (signal?.aborted) throw error;
+    onSilence();
     throw new ApiProblem(0, "No answer", `The service did not answer ${method} ${path}. Is it running?`);
   }
+  if (GATEWAY_ERRORS.includes(response.status)) onSilence();
+  else onAnswer();
   const text = await response.text();
   if (response.ok) return (text ? JSON.parse(text) : null) as Answer;
   if (response.status === 401) onLoginNeeded();

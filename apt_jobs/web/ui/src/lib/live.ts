@@ -1,6 +1,7 @@
 // The browser's end of /ws/jobs/{id}?after=seq: every event once, in order, across restarts of anything.
 import type { StoredEvent } from "../generated/events.ts";
 import { decodeFrame, SUBPROTOCOL, type Frame } from "./frames.ts";
+import { reachability } from "./reachability.svelte.ts";
 import type { Job } from "./types.ts";
 
 export type LiveStatus = "connecting" | "live" | "reconnecting" | "offline" | "missing" | "login";
@@ -32,6 +33,7 @@ export class LiveConnection {
   private silenceTimer: ReturnType<typeof setTimeout> | undefined;
   private stopped = false;
   private behind = false;
+  private forget: () => void = () => undefined;
   private readonly jobId: string;
   private readonly handlers: LiveHandlers;
 
@@ -44,6 +46,7 @@ export class LiveConnection {
   start(): void {
     window.addEventListener("online", this.retryNow);
     document.addEventListener("visibilitychange", this.retryNow);
+    this.forget = reachability.whenBack(this.retryNow);
     this.handlers.status("connecting");
     this.open();
   }
@@ -52,6 +55,7 @@ export class LiveConnection {
     this.stopped = true;
     window.removeEventListener("online", this.retryNow);
     document.removeEventListener("visibilitychange", this.retryNow);
+    this.forget();
     this.close();
   }
 
@@ -81,6 +85,7 @@ export class LiveConnection {
 
   private receive(data: string | ArrayBuffer): void {
     this.expectMessage();
+    reachability.heard();
     if (typeof data !== "string") {
       this.frame(decodeFrame(data));
       return;
@@ -132,6 +137,7 @@ export class LiveConnection {
 
   private retry(): void {
     if (this.stopped) return;
+    reachability.suspect();
     this.handlers.status(navigator.onLine ? "reconnecting" : "offline");
     const limit = Math.min(LONGEST_RETRY_MS, FIRST_RETRY_MS * 2 ** this.retries);
     this.retries += 1;

@@ -1,15 +1,17 @@
 // Polls while the page is visible: one request at a time, slower after failures, at once when the page is shown again.
-import { messageOf } from "./api.ts";
+import { ApiProblem, messageOf } from "./api.ts";
+import { reachability } from "./reachability.svelte.ts";
 
 const SLOWEST_MS = 30_000;
 
 export class Poll<Answer> {
   data = $state.raw<Answer | null>(null);
-  error = $state<string | null>(null);
+  private failure = $state.raw<unknown>(null);
   private timer: ReturnType<typeof setTimeout> | undefined;
   private abort: AbortController | undefined;
   private failures = 0;
   private stopped = true;
+  private forget: () => void = () => undefined;
   private readonly load: (signal: AbortSignal) => Promise<Answer>;
   private readonly everyMs: number;
 
@@ -18,10 +20,17 @@ export class Poll<Answer> {
     this.everyMs = everyMs;
   }
 
+  /** What is wrong, but for a lost service: the banner says that for the whole page. */
+  get error(): string | null {
+    if (this.failure === null || (reachability.lost && isSilence(this.failure))) return null;
+    return messageOf(this.failure);
+  }
+
   /** Start; returns the stop function, so that it can be the body of an effect. */
   start(): () => void {
     this.stopped = false;
     document.addEventListener("visibilitychange", this.refresh);
+    this.forget = reachability.whenBack(this.refresh);
     void this.run();
     return () => this.stop();
   }
@@ -29,6 +38,7 @@ export class Poll<Answer> {
   stop(): void {
     this.stopped = true;
     document.removeEventListener("visibilitychange", this.refresh);
+    this.forget();
     clearTimeout(this.timer);
     this.abort?.abort();
   }
@@ -48,15 +58,19 @@ export class Poll<Answer> {
       const data = await this.load(abort.signal);
       if (abort.signal.aborted) return;
       this.data = data;
-      this.error = null;
+      this.failure = null;
       this.failures = 0;
     } catch (error) {
       if (abort.signal.aborted) return;
-      this.error = messageOf(error);
+      this.failure = error;
       this.failures += 1;
     }
     if (!this.stopped) this.timer = setTimeout(this.refresh, Math.min(SLOWEST_MS, this.everyMs * 2 ** this.failures));
   }
+}
+
+function isSilence(failure: unknown): boolean {
+  return failure instanceof ApiProblem && failure.status === 0;
 }
 
 /** The time, as state, for "3 min ago" and running durations. */
