@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 SESSION_COOKIE = "apt_session"
 OPEN = re.compile(
     r"/(healthz|readyz|login)"
-    r"|/(favicon\.svg|jobs/[^/]+|checkpoints|generate|workers)?"  # the page, which holds no data
+    r"|/(favicon\.svg|jobs/[^/]+|checkpoints|generate|schedules|workers)?"  # the page, which holds no data
     r"|/assets/[^/]+"  # its scripts and styles, by exact name: see pages.py
 )
 ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104  # no name of a host: whoever binds there lists the names

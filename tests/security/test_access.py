@@ -8,7 +8,9 @@ from apt_jobs.db.access import Role
 from apt_jobs.web.guard import is_open
 from tests.security.attacked import METHODS, AttackedWeb, routes
 
-OPEN = frozenset({"/healthz", "/readyz", "/login", "/", "/favicon.svg", "/checkpoints", "/generate", "/workers"})
+OPEN = frozenset(
+    {"/healthz", "/readyz", "/login", "/", "/favicon.svg", "/checkpoints", "/generate", "/schedules", "/workers"}
+)
 OPEN_WITH_NAME = frozenset({"/jobs/some_job_id", "/assets/some_name"})
 ADMIN_ONLY = frozenset(
     {

@@ -1,4 +1,4 @@
-// Client-side routing by path: six pages do not need a library.
+// Client-side routing by path: seven pages do not need a library.
 
 export type Route =
   | { page: "jobs" }
@@ -6,6 +6,7 @@ export type Route =
   | { page: "job"; jobId: string; tab: string }
   | { page: "checkpoints" }
   | { page: "generate" }
+  | { page: "schedules" }
   | { page: "workers" }
   | { page: "missing" };
 
@@ -52,7 +53,7 @@ export function routeOf(path: string, hash: string): Route {
     return { page: "job", jobId: decodeURIComponent(parts[1]), tab: hash.replace("#", "") };
   }
   const [name] = parts;
-  if (parts.length === 1 && (name === "checkpoints" || name === "generate" || name === "workers")) return { page: name };
+  if (parts.length === 1 && (name === "checkpoints" || name === "generate" || name === "schedules" || name === "workers")) return { page: name };
   return { page: "missing" };
 }
 
