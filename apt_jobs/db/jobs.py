@@ -22,6 +22,7 @@ from apt_jobs.db.transitions import (
     owned_job,
     record_state,
 )
+from apt_jobs.db.workers import is_drained
 from apt_jobs.errors import IdempotencyMismatch, NotFound, Unavailable
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.jobs.ids import new_job_id
@@ -143,9 +144,10 @@ class Claimed:
 def claim_next(session: Session, queue: str, worker: str, lease_s: float) -> Claimed | None:
     """Claim the first waiting job of the queue: highest priority, then oldest.
 
-    None: nothing is due, or the queue is paused or has as many running jobs as it may.
+    None: nothing is due, or the queue is paused or has as many running jobs as it may, or the worker is drained (it
+    hears of that with its next heartbeat, but from the claim on nothing is given to it).
     """
-    if not may_claim(session, queue):
+    if not may_claim(session, queue) or is_drained(session, worker):
         return None
     candidates = (
         select(Job.id)

@@ -81,6 +81,12 @@ def set_drained(session: Session, name: str, *, drained: bool) -> WorkerRow:
     return row
 
 
+def is_drained(session: Session, name: str) -> bool:
+    """Whether somebody asked this worker to claim no jobs; an unknown one was not asked."""
+    query = select(WorkerRow.name).where(WorkerRow.name == name, WorkerRow.drain_requested_at.is_not(None))
+    return session.scalar(query) is not None
+
+
 def list_workers(session: Session, alive_within_s: float | None = None) -> list[WorkerRow]:
     """All workers by name, or only those that were heard of in the last `alive_within_s` seconds."""
     query = select(WorkerRow).order_by(WorkerRow.name)

@@ -81,6 +81,18 @@ def test_a_worker_hears_of_its_draining_until_somebody_ends_it(database: Databas
     assert not record(database)
 
 
+def test_a_drained_worker_is_given_nothing_before_it_has_heard_of_it(database: Database) -> None:
+    job_id = submit(database)
+    record(database)
+    record(database, name="b")
+    with database.write() as session:
+        set_drained(session, "a", drained=True)
+        assert jobs.claim_next(session, "train", "a", LEASE_S) is None
+        claimed = jobs.claim_next(session, "train", "b", LEASE_S)
+    assert claimed is not None
+    assert claimed.job.id == job_id
+
+
 def test_a_worker_that_was_started_again_is_not_drained(database: Database) -> None:
     record(database)
     with database.write() as session:
