@@ -5,8 +5,10 @@ import { ApiProblem, get, messageOf } from "./api.ts";
 import { formatDuration, toNumber } from "./format.ts";
 import { GradientHistory, type GradientExport } from "./gradients.ts";
 import { Curve } from "./history.ts";
+import { IncidentLog } from "./incidents.ts";
 import { LiveConnection, type Hello, type LiveStatus } from "./live.ts";
 import { lineOf, type LogLine } from "./log.ts";
+import { RankHistory } from "./ranks.ts";
 import type { CheckpointRow, Job, Page, Progress } from "./types.ts";
 
 const HISTORY_POINTS = 1500;
@@ -18,6 +20,8 @@ const LOG_KINDS: StoredEvent["kind"][] = [
   "started",
   "validation",
   "anomaly",
+  "incident",
+  "action",
   "checkpoint",
   "checkpoint_removed",
   "log",
@@ -25,6 +29,7 @@ const LOG_KINDS: StoredEvent["kind"][] = [
   "finished",
 ];
 const MAX_ANOMALIES = 300;
+const RANK_EVENTS = 6_000; // of all kinds before the newest: what the ranks did in them is shown
 const QUEUE_POLL_MS = 3_000;
 const REFRESH_MS = 300;
 const SLOW_MS = 250; // tables and heat maps: four times a second is all that eyes can follow
@@ -69,6 +74,8 @@ export class JobView {
   throughput = new Curve();
   validation = new Curve();
   gradients = new GradientHistory();
+  incidents = new IncidentLog();
+  ranks = new RankHistory();
 
   private connection: LiveConnection | null = null;
   private frame = 0;
@@ -167,6 +174,8 @@ export class JobView {
     this.throughput = new Curve();
     this.validation = new Curve();
     this.gradients = new GradientHistory();
+    this.incidents = new IncidentLog();
+    this.ranks = new RankHistory();
     this.pendingLog = [];
     this.pendingAnomalies = [];
     this.loggedSeq = 0;
@@ -181,6 +190,7 @@ export class JobView {
       get<MetricsAnswer>(this.path(`/metrics?points=${HISTORY_POINTS}`)),
       get<GradientExport>(this.path(`/gradients?points=${GRADIENT_POINTS}`)),
       this.refreshCheckpoints(),
+      this.loadRanks(),
     ]);
     const history = metrics.training_history;
     fill(this.loss, history.steps, history.train_loss);
@@ -191,6 +201,17 @@ export class JobView {
     if (gradients.gradient_timeline.length) this.gradients.load(gradients);
     this.anomalyCounts = { ...gradients.anomaly_summary };
     this.numAnomalies = Object.values(gradients.anomaly_summary).reduce((sum, count) => sum + count, 0);
+  }
+
+  private async loadRanks(): Promise<void> {
+    const newest = this.job?.last_seq ?? 0;
+    let after = Math.max(0, newest - RANK_EVENTS);
+    for (let hasMore = true; hasMore && after < newest; ) {
+      const events = await get<Page<StoredEvent>>(this.path(`/events?after=${after}&limit=1000&kind=ranks&kind=rank_gradient`));
+      for (const event of events.data) this.ranks.take(event);
+      after = events.data[events.data.length - 1]?.seq ?? newest;
+      hasMore = events.has_more;
+    }
   }
 
   /** Everything but steps and gradients, whose histories come thinned. Returns the anomalies. */
@@ -237,6 +258,7 @@ export class JobView {
         return;
       }
       this.take(event);
+      this.ranks.take(event);
       this.write(event);
     }
     this.schedule();
@@ -290,6 +312,7 @@ export class JobView {
   private write(event: StoredEvent): void {
     if (event.seq <= this.loggedSeq) return;
     this.loggedSeq = event.seq;
+    this.incidents.take(event);
     const line = lineOf(event);
     if (line === null) return;
     const before = this.pendingLog[this.pendingLog.length - 1];

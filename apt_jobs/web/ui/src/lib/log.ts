@@ -48,6 +48,12 @@ export function lineOf(event: StoredEvent): LogLine | null {
       const told = line("warning", "gradients", `step ${formatCount(event.step)}: ${what} (norm ${formatNumber(first?.norm)})${more}`);
       return { ...told, story: what, since: event.step };
     }
+    case "incident": {
+      const told = line("warning", "monitor", `step ${formatCount(event.step)}: ${event.phase === "ended" ? "over: " : ""}${event.message}`);
+      return event.phase === "updated" ? { ...told, story: `incident ${event.incident}`, since: event.began_step } : told;
+    }
+    case "action":
+      return line(event.phase === "refused" ? "warning" : "info", "policy", `step ${formatCount(event.step)}: ${event.action.replaceAll("_", " ")} ${event.phase}: ${event.reason}`);
     case "checkpoint":
       return line("info", "checkpoint", `step ${formatCount(event.step)} saved as ${event.filename}${event.is_best ? ", the best so far" : ""}`);
     case "checkpoint_removed":
