@@ -17,7 +17,7 @@ import httpx
 import orjson
 import psutil
 import pytest
-from playwright.sync_api import Browser, BrowserContext, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, expect, sync_playwright
 
 from apt_jobs.db.access import Role, create_login_token
 from apt_jobs.db.engine import Database
@@ -25,7 +25,8 @@ from apt_jobs.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 START_DEADLINE_S = 60.0
-STOP_DEADLINE_S = 30.0
+STOP_DEADLINE_S = 60.0
+EXPECT_DEADLINE_S = 20.0  # for what comes at once on an idle machine
 POLL_S = 0.1
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 CHROMIUM_OPTIONS = [
@@ -137,6 +138,7 @@ def chromium() -> Iterator[Browser]:
     path = next((found for name in CHROMIUM_NAMES if (found := shutil.which(name))), None)
     if path is None:
         pytest.fail(f"browser tests need Chromium (looked for {', '.join(CHROMIUM_NAMES)}): apt-get install chromium")
+    expect.set_options(timeout=EXPECT_DEADLINE_S * 1000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_OPTIONS)
         yield browser
