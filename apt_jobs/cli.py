@@ -143,6 +143,26 @@ def openapi() -> None:
     print(json.dumps(document(), indent=2))
 
 
+@app.command("import")
+def import_folder(
+    folder: Annotated[
+        Path, typer.Argument(help="What a training outside of any job wrote, as apt_jobs_runs/TIME-PID.")
+    ],
+    name: Annotated[str | None, typer.Option(help="Shown in lists; default: the folder's.")] = None,
+) -> None:
+    """Show a training that ran outside of any job. It becomes a job that has ended; doing it twice changes nothing."""
+    from apt_jobs.db.upgrade import upgrade_database
+    from apt_jobs.supervision.imported_run import import_run
+
+    settings = load_settings()
+    with _database() as database:
+        if settings.database_url is None:  # as `apt-jobs up` would, which may never have run here
+            settings.root.mkdir(parents=True, exist_ok=True)
+            upgrade_database(database)
+        job_id, is_new = import_run(database, folder, name)
+    console.print(f"{job_id} {'is imported' if is_new else 'was imported before'}")
+
+
 @keys_app.command("create")
 def create(name: str, role: Annotated[str, typer.Option(help="viewer, submitter or admin")] = "submitter") -> None:
     """Make an API key. It is shown once."""

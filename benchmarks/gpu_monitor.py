@@ -258,7 +258,7 @@ def _cells(
 def _error(trained: Trained, batch: Tensor) -> float:
     """The largest relative difference between a norm of the monitor and the same in float64."""
     model = trained.model.module if isinstance(trained.model, DistributedDataParallel) else trained.model
-    monitor = GradientMonitor(model)
+    monitor = GradientMonitor(model, runs_dir=None)
     torch.autograd.backward(model(batch))
     monitor.step()
     found = monitor.sync_gradients_distributed()

@@ -48,7 +48,7 @@ def measure(output: Path) -> None:
         model = build_model(CONFIG, CONFIG.vocab_size, 0)
         ddp = DistributedDataParallel(model)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-        monitor = GradientMonitor(model, spool=spool if rank.is_first else None)
+        monitor = GradientMonitor(model, spool=spool if rank.is_first else None, runs_dir=None)
         times: dict[str, list[float]] = {"none": [], "ours": [], "spec_way": []}
         for number in range(NUM_PAIRS + WARM_UP):
             for kind, measured in times.items():

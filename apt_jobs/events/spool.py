@@ -19,16 +19,22 @@ READ_CHUNK_BYTES = 1 << 20
 
 
 class SpoolWriter:
-    """Appends events to one file. One writer per file."""
+    """Appends events to one file, up to `max_bytes` of them. One writer per file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_bytes: int | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        self.num_dropped = 0  # events that the disk refused
+        self._bytes_left = max_bytes
+        self.num_dropped = 0  # events that the disk refused, or that are beyond `max_bytes`
 
     def append(self, event: Event) -> None:
         """Write one event in one system call. A full disk drops the event and counts it; it never raises."""
         line = encode_spooled(datetime.now(UTC), event)
+        if self._bytes_left is not None:
+            self._bytes_left = max(self._bytes_left - len(line), -1)
+            if self._bytes_left < 0:
+                self.num_dropped += 1
+                return
         try:
             written = os.write(self._fd, line)
             if written < len(line):  # a full disk can cut a line short: end it, so that the next one is whole

@@ -33,7 +33,7 @@ class RunFile(BaseModel):
 
     def spool_path(self, rank: int) -> Path:
         """Spool of one rank."""
-        return self.run_dir / f"rank-{rank}.spool"
+        return self.run_dir / spool_name(rank)
 
     @property
     def stop_path(self) -> Path:
@@ -49,3 +49,8 @@ class RunFile(BaseModel):
     def outcome_path(self) -> Path:
         """Written by rank 0 as its last act: `finished` or `stopped`. Absent: the training broke."""
         return self.run_dir / "outcome"
+
+
+def spool_name(rank: int) -> str:
+    """File name of one rank's spool, in a job's run folder and outside of jobs."""
+    return f"rank-{rank}.spool"

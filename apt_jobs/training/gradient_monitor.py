@@ -16,6 +16,7 @@ import math
 import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -45,6 +46,7 @@ from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.training.current_job import current_spool
 from apt_jobs.training.layer_statistics import LayerStatistics
 from apt_jobs.training.local_norms import LocalNorms, elapsed_ms, moment
+from apt_jobs.training.local_run import RUNS_DIR, open_local_spool, run_name
 from apt_jobs.training.pinned_ring import PinnedRing
 from apt_jobs.training.update_norms import UpdateNorms
 from apt_jobs.training.watched_layers import WatchedLayers, require_same_layers
@@ -91,7 +93,9 @@ class GradientMonitor:
             reduction; for that it needs to be the module's only communication hook.
         optimizer: its learning rate and the loss are told as the job's curves. A trainer that tells them itself (as
             the built-in one does) leaves it out.
-        spool: where this rank's events go. Default: the spool of the job that this process belongs to, if any.
+        spool: where this rank's events go. Default: the spool of the job that this process belongs to; outside of any
+            job a folder of its own in `runs_dir`, which `apt-jobs import` shows later.
+        runs_dir: None: outside of a job nothing is written.
         vanishing_below, exploding_above: norms outside are anomalies; NaN and Inf always are.
         every_steps: optimizer steps between two records.
 
@@ -108,6 +112,7 @@ class GradientMonitor:
         vanishing_below: float = 1e-7,
         exploding_above: float = 1e3,
         every_steps: int = 1,
+        runs_dir: Path | None = RUNS_DIR,
     ) -> None:
         self._layers = WatchedLayers(model)
         self._device = self._layers.device
@@ -116,6 +121,9 @@ class GradientMonitor:
             raise InvalidInput("the model has no trainable parameter: there is no gradient to watch")
         self._rank = dist.get_rank() if dist.is_initialized() else 0
         self._optimizer, self._spool = optimizer, spool if spool is not None else current_spool()
+        local_name = run_name(self._device)  # by all ranks, as it is a collective
+        if self._spool is None and runs_dir is not None:
+            self._spool = open_local_spool(runs_dir / local_name, self._rank)
         self._vanishing_below, self._exploding_above = vanishing_below, exploding_above
         self._every_steps = every_steps
         self._timeline: deque[_Record] = deque(maxlen=MAX_TIMELINE_STEPS)

@@ -80,6 +80,17 @@ def test_a_line_without_end_does_not_hold_up_the_next(tmp_path: Path) -> None:
     assert found == ["line 1"]
 
 
+def test_a_bounded_spool_ends_with_the_last_event_that_fits(tmp_path: Path) -> None:
+    path = tmp_path / "rank-0.spool"
+    with SpoolWriter(path, max_bytes=250) as writer:
+        writer.append(line(1))
+        writer.append(line(2))
+        writer.append(LineLogged("info", "rank 0", "x" * 300))
+        writer.append(line(3))
+    assert messages(SpoolReader(path)) == ["line 1", "line 2"]
+    assert writer.num_dropped == 2
+
+
 def test_a_full_disk_drops_and_counts_but_never_raises(tmp_path: Path) -> None:
     writer = SpoolWriter(tmp_path / "rank-0.spool")
     full = os.open("/dev/full", os.O_WRONLY)

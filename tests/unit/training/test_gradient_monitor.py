@@ -210,6 +210,23 @@ def test_sparse_empty_and_shared_layers_are_measured_like_any_other() -> None:
     assert monitor.export_for_webui()["anomaly_summary"] == {}
 
 
+def test_outside_of_a_job_a_folder_of_its_own_is_written(tmp_path: Path) -> None:
+    for _ in range(2):
+        GradientMonitor(model_with_gradients(), runs_dir=tmp_path / "runs").step()
+    GradientMonitor(model_with_gradients(), runs_dir=None).step()
+    spools = sorted(path.relative_to(tmp_path).parts for path in tmp_path.rglob("*.spool"))
+    assert [(parts[0], parts[2]) for parts in spools] == [("runs", "rank-0.spool")] * 2
+    assert spools[0][1] != spools[1][1]
+
+
+def test_a_run_that_cannot_be_written_trains_on(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.warns(RuntimeWarning, match="this run is not recorded in .*file"):
+        monitor = GradientMonitor(model_with_gradients(), runs_dir=tmp_path / "file")
+    assert monitor.step().item() > 0.0
+    assert monitor.export_for_webui()["total_steps"] == 1
+
+
 def test_ten_thousand_broken_layers_with_long_names_fit_into_their_events(tmp_path: Path) -> None:
     model = nn.Module()
     for number in range(10_000):
