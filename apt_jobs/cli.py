@@ -352,11 +352,11 @@ def follow(client: Client, job_id: str) -> dict[str, Any]:
 
 
 def _metric_words(event: dict[str, Any], total: float | None) -> str:
-    left_s = ((total or event["step"]) - event["step"]) * event["step_time_ms"] / 1000.0
-    return (
-        f"epoch {event['epoch'] + 1}  step {event['step']}/{int(total or 0)}  loss {event['train_loss']:.3f}  "
-        f"{event['tokens_per_s']:,.0f} tokens/s  ETA {time.strftime('%M:%S', time.gmtime(left_s))}"
-    )
+    words = f"epoch {event['epoch'] + 1}  step {_place(event['step'], total)}  loss {float(event['train_loss']):.3f}"
+    if total is None:
+        return words
+    left_s = (total - event["step"]) * event["step_time_ms"] / 1000.0
+    return f"{words}  {event['tokens_per_s']:,.0f} tokens/s  ETA {time.strftime('%M:%S', time.gmtime(left_s))}"
 
 
 @contextmanager
@@ -382,4 +382,11 @@ def _gpu_indexes(text: str) -> list[int]:
 
 
 def _steps(job: dict[str, Any]) -> str:
-    return "" if job["step"] is None else f"{job['step']}/{job['num_steps']}"
+    if job["step"] is None:
+        return ""
+    return _place(job["step"], job["num_steps"])
+
+
+def _place(step: int, num_steps: float | None) -> str:
+    """Own training code does not say how many steps it will take."""
+    return f"{step}" if num_steps is None else f"{step}/{int(num_steps)}"
