@@ -8,10 +8,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import checkpoint, idle, monitor, stream, submit
+from benchmarks import checkpoint, idle, insight, monitor, stream, submit
 from benchmarks.rows import Row
 
 GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
+    "insight": insight.rows,
     "monitor": monitor.rows,
     "submit": submit.rows,
     "checkpoint": checkpoint.rows,

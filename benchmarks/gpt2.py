@@ -42,8 +42,12 @@ class GPT2(nn.Module):
                 nn.init.normal_(parameter, std=INIT_STD)
 
     def forward(self, ids_BT: Tensor) -> Tensor:
+        logits = self.logits(ids_BT)
+        return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids_BT[:, 1:].flatten())
+
+    def logits(self, ids_BT: Tensor) -> Tensor:
+        """Of the token after each [B, T, vocabulary]."""
         x_BTD = self.tokens(ids_BT) + self.positions(torch.arange(ids_BT.shape[1], device=ids_BT.device))
         for block in self.blocks:
             x_BTD = block(x_BTD)
-        logits = functional.linear(self.norm(x_BTD), self.tokens.weight)
-        return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids_BT[:, 1:].flatten())
+        return functional.linear(self.norm(x_BTD), self.tokens.weight)

@@ -8,6 +8,8 @@ import math
 from bisect import bisect_left, insort
 from collections import deque
 
+FAR_RATIO = 1.6  # beyond the limit by so much it is an outlier at once; by less, when it is so again soon
+SOON_STEPS = 3
 ZERO_STEPS = 3  # exact zeros in a row of a layer that never had one: it is frozen or cut off
 
 
@@ -50,22 +52,25 @@ class Baseline:
         self.num_low = 0  # steps in a row below the limit of `vanished`
         self._num_zero = 0
         self._had_zeros = False
+        self._since_outside = SOON_STEPS  # records since the last one beyond the limit
 
     def judge(self, value: float) -> float:
         """How far `value` is beyond its usual range, in logs (0: within; negative: below); then remember it.
 
+        A single one that is barely beyond counts as within: among many layers and steps there always is one.
         Zeros are left to `has_vanished`: of a layer that is used now and then they say nothing about its size.
         """
         if not 0.0 < value < math.inf:
             return 0.0
         log = math.log(value)
         beyond = 0.0
+        self._since_outside += 1
         if len(self._window) >= self._arm_after:
             deviation = log - self._window.median
             if abs(deviation) > self._least:  # the spread is costly: only when it matters
                 limit = self._limit()
                 if abs(deviation) > limit:
-                    beyond = math.copysign(abs(deviation) - limit, deviation)
+                    beyond = self._outlier(abs(deviation) - limit) * math.copysign(1.0, deviation)
                     log = self._window.median + math.copysign(limit, deviation)
         self._window.add(log)
         return beyond
@@ -90,6 +95,11 @@ class Baseline:
             return None
         limit = self._limit()
         return math.exp(self._window.median - limit), math.exp(self._window.median + limit)
+
+    def _outlier(self, excess: float) -> float:
+        """`excess` over the limit in logs, or 0 if it is too small to count alone."""
+        is_again, self._since_outside = self._since_outside < SOON_STEPS, 0
+        return excess if is_again or excess > math.log(FAR_RATIO) else 0.0
 
     def _limit(self) -> float:
         return max(self._mads * self._window.spread(), self._least)

@@ -21,7 +21,8 @@ HABIT_STEPS = 6  # a layer of a rank that was apart so often half a window ago a
 MANY_RANKS = 6
 STRAGGLER_SHARE = 0.9  # of `straggler_steps`
 LEAST_LOSS_GAP = 0.5  # nats: below it a rank's loss is never an outlier
-WEIGHT_TOLERANCE = 1e-6  # relative; float32 sums in one order differ by nothing at all
+WEIGHT_TOLERANCE = 1e-6  # relative, while the ranks never agreed to the last bit: different GPUs add differently
+CLEARLY = 10.0  # of two ranks one left, if its weights moved by so many times what the other's did
 
 
 @dataclass(slots=True)
@@ -50,6 +51,7 @@ class RankDetector:
             past.slow = deque(maxlen=options.straggler_steps)
         self._habits: dict[tuple[int, int], deque[int]] = {}  # (rank, layer): numbers of steps on which it was apart
         self._num_looks = 0
+        self._add_alike = False  # once all layers had the same norms to the last bit on all ranks
 
     def look(self, joined: JoinedStep, names: Sequence[str]) -> list[Finding]:
         """Outliers and stragglers at one step on which all values are finite."""
@@ -66,24 +68,24 @@ class RankDetector:
         if self._num_ranks < 2 or len(updates) < self._num_ranks:
             return []
         ordered = sorted(updates, key=lambda update: update.rank)
-        apart: dict[int, list[int]] = {}
-        for index, norms in enumerate(zip(*(update.weight_norms for update in ordered), strict=False)):
-            if max(norms) - min(norms) > WEIGHT_TOLERANCE * max(norms) or not all(map(math.isfinite, norms)):
+        apart: dict[tuple[int, ...], list[int]] = {}
+        layers = list(zip(*(update.weight_norms for update in ordered), strict=False))
+        for index, norms in enumerate(layers):
+            if self._differ(norms):
                 apart.setdefault(self._who_left(index, norms), []).append(index)
         for past, update in zip(self._past, ordered, strict=True):
             past.weights = update.weight_norms
-        return [
-            Finding(
-                "desync",
-                tuple(names[index] for index in layers),
-                (rank,),
-                value=ordered[rank].weight_norms[layers[0]],
-                message=f"the weights of rank {rank} differ from the other ranks' in {len(layers)} layers",
-            )
-            for rank, layers in apart.items()
-        ]
+        self._add_alike |= all(len(set(norms)) == 1 for norms in layers)
+        return [self._desync(ranks, indexes, ordered, names) for ranks, indexes in apart.items()]
 
-    def _who_left(self, index: int, norms: Sequence[float]) -> int:
+    def _differ(self, norms: Sequence[float]) -> bool:
+        """Whether weights that should be equal are not: to the last bit, if the ranks' machines add alike."""
+        if self._add_alike:
+            return len(set(norms)) > 1
+        return max(norms) - min(norms) > WEIGHT_TOLERANCE * max(norms) or not all(map(math.isfinite, norms))
+
+    def _who_left(self, index: int, norms: Sequence[float]) -> tuple[int, ...]:
+        """The rank whose weights are not those of most; of two the one that clearly left its past, else both."""
         middle = sorted(norms)[len(norms) // 2] if len(norms) > 2 else None
 
         def distance(rank: int) -> float:
@@ -92,7 +94,22 @@ class RankDetector:
             gap = abs(norms[rank] - usual)
             return gap if math.isfinite(gap) else math.inf
 
-        return max(range(len(norms)), key=distance)
+        nearest, *_, farthest = sorted(range(len(norms)), key=distance)
+        if middle is None and distance(farthest) <= CLEARLY * distance(nearest):
+            return tuple(range(len(norms)))
+        return (farthest,)
+
+    def _desync(
+        self, ranks: tuple[int, ...], layers: list[int], updates: Sequence[UpdatesMeasured], names: Sequence[str]
+    ) -> Finding:
+        who = (
+            f"rank {ranks[0]} differ from the other ranks'"
+            if len(ranks) == 1
+            else "the ranks differ (whose is unknown)"
+        )
+        worst = tuple(names[index] for index in layers)
+        value = updates[ranks[-1]].weight_norms[layers[0]]
+        return Finding("desync", worst, ranks, value=value, message=f"the weights of {who} in {len(layers)} layers")
 
     def _gradients(self, records: list[RankGradientsRecorded], names: Sequence[str]) -> list[Finding]:
         logs = [[math.log(norm) if norm > 0.0 else None for norm in record.norms] for record in records]

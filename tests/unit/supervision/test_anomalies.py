@@ -42,6 +42,22 @@ def test_one_outlier_does_not_hide_the_next() -> None:
     assert all(len(findings) == 1 and findings[0].anomaly == "spike" for findings in found)
 
 
+def test_one_step_that_is_barely_unusual_is_no_spike_but_two_in_a_row_are() -> None:
+    training = Training()
+    training.healthy(60)
+
+    def barely(joined: JoinedStep) -> None:
+        assert joined.gradients is not None
+        norms = list(joined.gradients.norms)
+        norms[3] = math.exp(-3) * 7.0  # the limit is 5 times the median
+        joined.gradients = replace(joined.gradients, norms=tuple(norms))
+
+    assert training.step(barely) == []
+    assert training.healthy(5) == []
+    assert training.step(barely) == []
+    assert [found.layers for found in training.step(barely)] == [(LAYERS[3],)]
+
+
 def test_fixed_thresholds_stay() -> None:
     training = Training()
     (found,) = training.step(lambda joined: scaled(joined, 1e5, ALL, (0,)))
@@ -177,6 +193,31 @@ def test_weights_that_differ_are_traced_to_the_rank_that_left(num_ranks: int) ->
     broken = (1.0, 2.0, 90.0, 4.0, 5.0, 6.0)
     (found,) = detector.look_at_updates([update(rank, broken if rank == 1 else same) for rank in range(num_ranks)])
     assert (found.anomaly, found.ranks, found.layers) == ("desync", (1,), (LAYERS[2],))
+
+
+def test_weights_that_part_by_the_last_bit_are_a_desync() -> None:
+    detector = Training(4).detector
+    same, parted = (1.0,) * 6, (1.0, 1.0, 1.0 + 2**-23, 1.0, 1.0, 1.0)
+    assert detector.look_at_updates([update(rank, same) for rank in range(4)]) == []
+    for _ in range(2):
+        (found,) = detector.look_at_updates([update(rank, parted if rank == 3 else same) for rank in range(4)])
+        assert (found.anomaly, found.ranks, found.layers) == ("desync", (3,), (LAYERS[2],))
+    assert detector.look_at_updates([update(rank, same) for rank in range(4)]) == []
+
+
+def test_weights_that_never_agreed_to_the_last_bit_are_no_desync() -> None:
+    detector = Training(2).detector
+    for number in range(1, 5):
+        updates = [update(rank, tuple(number * (1 + rank * 2**-21) for _ in range(6))) for rank in range(2)]
+        assert detector.look_at_updates(updates) == []
+
+
+def test_of_two_ranks_that_moved_alike_both_are_named() -> None:
+    detector = Training(2).detector
+    assert detector.look_at_updates([update(rank, (1.0,) * 6) for rank in range(2)]) == []
+    moved = (1.01, 1.01001)
+    (found,) = detector.look_at_updates([update(rank, (1.01, moved[rank], *(1.01,) * 4)) for rank in range(2)])
+    assert (found.ranks, found.layers) == ((0, 1), (LAYERS[1],))
 
 
 def test_an_update_far_larger_than_the_last_ones_is_found() -> None:
