@@ -7,8 +7,8 @@ with a plain all-reduce. Writes what was measured and what was expected as JSON.
 import copy
 import json
 import sys
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from apt_jobs.events.kinds import GradientsRecorded, RankGradientsRecorded
+from apt_jobs.events.kinds import GradientsRecorded, RankGradientsRecorded, UpdatesMeasured
 from apt_jobs.events.spool import SpoolReader, SpoolWriter
 from apt_jobs.training.ddp import process_group
 from apt_jobs.training.gradient_monitor import GradientMonitor
+from apt_jobs.training.parallel import local_part
 
 NUM_STEPS = 3
 
@@ -78,6 +82,7 @@ class Case:
     clip: float | None = None
     poisoned_rank: int | None = None
     other_hook: bool = False
+    sharded: bool = False
 
 
 CASES = {
@@ -96,6 +101,8 @@ CASES = {
     "sparse": Case(model=Rows),
     "poisoned": Case(poisoned_rank=1),
     "other_hook": Case(other_hook=True),
+    "sharded": Case(sharded=True),
+    "sharded_accumulated": Case(sharded=True, micro_steps=3, scale=1024.0, clip=1e-3),
 }
 
 
@@ -113,25 +120,27 @@ def run(case: Case, path: Path, rank: int) -> dict[str, Any]:
     """Names, measured and expected norms of each step, measured and expected local norms of each step."""
     torch.manual_seed(11)
     model = case.model().to(case.dtype)
-    ddp = DistributedDataParallel(model, **case.ddp)
-    if case.other_hook:
-        ddp.register_comm_hook(None, allreduce_hook)
+    whole = copy.deepcopy(model)  # of the same weights, on this rank alone
+    ddp = _spread(case, model)
     forward = torch.compile(ddp, backend="aot_eager") if case.compiled else ddp
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     expected: list[list[float]] = []
     expected_local: list[list[float]] = []
     totals: list[float] = []
+    weights: list[Tensor] = []
+    moved: list[list[float]] = []
     with SpoolWriter(path) as spool:
         monitor = GradientMonitor(ddp, spool=spool)
         for step in range(1, NUM_STEPS + 1):
             batches = [_batch(case, step, micro, rank) for micro in range(case.micro_steps)]
-            local = _slow_gradients(case, model, batches)
+            _copy_weights(whole, model)
+            local = _slow_gradients(case, whole, batches)
             expected_local.append([gradient.norm().item() for gradient in local])
             for gradient in local:
                 dist.all_reduce(gradient)
             expected.append([(gradient / 2).norm().item() for gradient in local])
             for number, batch in enumerate(batches, start=1):
-                with nullcontext() if number == case.micro_steps else ddp.no_sync():
+                with nullcontext() if number == case.micro_steps else _not_reduced(ddp):
                     torch.autograd.backward(_loss(case, forward, batch) * case.scale)
             if case.is_unscaled:
                 _unscale(case, model)
@@ -140,9 +149,14 @@ def run(case: Case, path: Path, rank: int) -> dict[str, Any]:
                 _unscale(case, model)
             if case.clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), case.clip)
+            before = _own_weights(model)
             if case.poisoned_rank is None:
                 optimizer.step()
+            moved.append([_ratio(new, old) for new, old in zip(_own_weights(model), before, strict=True)])
             optimizer.zero_grad()
+            if step == 1:
+                _copy_weights(whole, model)
+                weights = [parameter.detach().double() for parameter in whole.parameters() if parameter.requires_grad]
     events = [event for _, event in SpoolReader(path).read()]
     return {
         "names": monitor.names,
@@ -152,6 +166,12 @@ def run(case: Case, path: Path, rank: int) -> dict[str, Any]:
         "expected_local": expected_local,
         "totals": totals,
         "compute_ms": [event.compute_time_ms for event in events if isinstance(event, RankGradientsRecorded)],
+        "updates": [
+            [event.step, event.weight_norms, event.update_ratios]
+            for event in events
+            if isinstance(event, UpdatesMeasured)
+        ],
+        "expected_updates": [1, [weight.norm().item() for weight in weights], moved[0]],
         "kinds": [event.kind for event in events],
     }
 
@@ -160,6 +180,42 @@ def _unscale(case: Case, model: nn.Module) -> None:
     for parameter in model.parameters():
         if parameter.grad is not None and case.scale != 1.0:
             parameter.grad /= case.scale
+
+
+def _spread(case: Case, model: nn.Module) -> Any:
+    if case.sharded:
+        return fully_shard(model, mesh=init_device_mesh("cpu", (dist.get_world_size(),)))
+    ddp = DistributedDataParallel(model, **case.ddp)
+    if case.other_hook:
+        ddp.register_comm_hook(None, allreduce_hook)
+    return ddp
+
+
+@contextmanager
+def _not_reduced(spread: Any) -> Iterator[None]:
+    if isinstance(spread, DistributedDataParallel):
+        with spread.no_sync():
+            yield
+        return
+    spread.set_requires_gradient_sync(False)
+    yield
+    spread.set_requires_gradient_sync(True)
+
+
+@torch.no_grad()
+def _copy_weights(whole: nn.Module, model: nn.Module) -> None:
+    for to, parameter in zip(whole.parameters(), model.parameters(), strict=True):
+        to.copy_(parameter.full_tensor() if isinstance(parameter, DTensor) else parameter)
+
+
+def _own_weights(model: nn.Module) -> list[Tensor]:
+    """What this rank holds of each weight, in float64."""
+    own = [local_part(parameter.detach()) for parameter in model.parameters() if parameter.requires_grad]
+    return [weight.to(torch.float64, copy=True) for weight in own]
+
+
+def _ratio(new: Tensor, old: Tensor) -> float:
+    return ((new - old).norm() / new.norm()).item() if new.numel() else 0.0
 
 
 def _slow_gradients(case: Case, model: nn.Module, batches: list[Tensor]) -> list[Tensor]:

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from apt_jobs.events.kinds import GradientsRecorded, RankGradientsRecorded
+from apt_jobs.supervision.joined_steps import JoinedStep, NoiseScale
+
 SCRIPT = Path(__file__).with_name("monitored_ranks.py")
 ROOT = Path(__file__).resolve().parents[3]
 CASES = {
@@ -54,6 +57,48 @@ def test_norms_agree_with_float64_on_every_rank(results: list[dict[str, Any]], c
         assert all(time > 0 for time in result["compute_ms"][1:])
     for found, expected in zip(results[0][case]["norms"], results[0][case]["expected"], strict=True):
         assert found == pytest.approx(expected, rel=tolerance, abs=1e-7)
+
+
+@pytest.mark.parametrize("case", ["sharded", "sharded_accumulated"])
+def test_norms_of_sharded_gradients_are_those_of_whole_ones(results: list[dict[str, Any]], case: str) -> None:
+    for result in (result[case] for result in results):
+        assert result["local"] == [[], [], []]  # no rank has a whole gradient
+        for total, expected in zip(result["totals"], result["expected"], strict=True):
+            assert total == pytest.approx(math.hypot(*expected), rel=1e-5)
+    for found, expected in zip(results[0][case]["norms"], results[0][case]["expected"], strict=True):
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("case", [*CASES, "sharded", "sharded_accumulated"])
+def test_weight_norms_and_update_ratios_agree_with_float64(results: list[dict[str, Any]], case: str) -> None:
+    for result in (result[case] for result in results):
+        ((step, weights, ratios),) = result["updates"]
+        expected_step, expected_weights, expected_ratios = result["expected_updates"]
+        assert step == expected_step
+        assert weights == pytest.approx(expected_weights, rel=1e-5)
+        assert any(expected_ratios)
+        # The update is a difference of float32 weights: what the weights lose in rounding, a small update lacks.
+        assert ratios == pytest.approx(expected_ratios, rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize("case", ["plain", "accumulated", "scaled", "clipped", "compiled"])
+def test_the_noise_scale_is_that_of_float64_gradients(results: list[dict[str, Any]], case: str) -> None:
+    """McCandlish et al. 2018, appendix A.1: from gradients of the small batches and of the big one, smoothed."""
+    first, second = (result[case] for result in results)
+    noise_scale, signal, noise = NoiseScale(), 0.0, 0.0
+    for index in range(3):
+        joined = JoinedStep(index + 1, GradientsRecorded(index + 1, tuple(first["norms"][index]), ()))
+        for rank, result in enumerate((first, second)):
+            joined.ranks[rank] = RankGradientsRecorded(
+                index + 1, rank, tuple(result["local"][index]), None, None, None, 8, False, 0
+            )
+        found = noise_scale.add(joined)
+        small = sum(math.hypot(*result["expected_local"][index]) ** 2 for result in (first, second)) / 2
+        big = math.hypot(*first["expected"][index]) ** 2
+        signal = 0.95 * signal + 0.05 * (16 * big - 8 * small) / (16 - 8)
+        noise = 0.95 * noise + 0.05 * (small - big) / (1 / 8 - 1 / 16)
+    assert signal > 0.0 < noise
+    assert found == pytest.approx(noise / signal, rel=1e-4)
 
 
 def test_ranks_tell_their_own_and_only_the_first_tells_what_all_share(results: list[dict[str, Any]]) -> None:
