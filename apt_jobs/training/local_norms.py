@@ -17,6 +17,8 @@ from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+CPU_PIECE_ELEMENTS = 1 << 16  # PyTorch adds a whole CPU tensor in float32: of 38 million elements 0.3 % get lost
+
 
 class Placement:
     """Puts norms that came in some order at their layers' places.
@@ -48,9 +50,23 @@ def norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
         groups.setdefault((tensor.dtype, tensor.device), []).append(index)
     norms: list[Tensor] = [torch.empty(0)] * len(dense)
     for indexes in groups.values():
-        measured = torch._foreach_norm([dense[index] for index in indexes], 2, dtype=torch.float32)
+        measured = _foreach_norm([dense[index] for index in indexes])
         for index, norm in zip(indexes, measured, strict=True):
             norms[index] = norm
+    return norms
+
+
+def _foreach_norm(tensors: list[Tensor]) -> Sequence[Tensor]:
+    """Norms of tensors of one type and device. Large ones on a CPU are added up in pieces, as GPUs do by themselves."""
+    if tensors[0].device.type != "cpu":
+        return torch._foreach_norm(tensors, 2, dtype=torch.float32)
+    pieces = [torch.split(tensor.reshape(-1), CPU_PIECE_ELEMENTS) for tensor in tensors]
+    measured = torch._foreach_norm([piece for of_tensor in pieces for piece in of_tensor], 2, dtype=torch.float32)
+    norms, start = list[Tensor](), 0
+    for of_tensor in pieces:
+        of_pieces = measured[start : start + len(of_tensor)]
+        norms.append(of_pieces[0] if len(of_pieces) == 1 else torch.linalg.vector_norm(torch.stack(of_pieces)))
+        start += len(of_tensor)
     return norms
 
 

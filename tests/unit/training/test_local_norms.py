@@ -1,0 +1,25 @@
+"""Norms against float64, for sizes at which a float32 sum forgets what is small."""
+
+import pytest
+import torch
+
+from apt_jobs.training.local_norms import CPU_PIECE_ELEMENTS, norms_of
+
+
+@pytest.mark.parametrize("size", [0, 1, CPU_PIECE_ELEMENTS, CPU_PIECE_ELEMENTS + 1, 4_000_000])
+def test_a_norm_agrees_with_float64_whatever_the_size(size: int) -> None:
+    values = torch.randn(size, generator=torch.Generator().manual_seed(1))
+    (norm,) = norms_of([values])
+    assert norm.dtype is torch.float32
+    assert norm.item() == pytest.approx(values.double().norm().item(), rel=1e-6)
+
+
+def test_types_and_sizes_are_told_in_the_order_in_which_they_came() -> None:
+    tensors = [torch.full((70_000,), 2.0), torch.ones(4, dtype=torch.bfloat16), torch.ones(9), torch.ones(3, 300).t()]
+    assert [norm.item() for norm in norms_of(tensors)] == pytest.approx([2 * 70_000**0.5, 2.0, 3.0, 30.0], rel=1e-5)
+
+
+def test_a_nan_in_a_late_piece_is_a_nan() -> None:
+    values = torch.ones(3 * CPU_PIECE_ELEMENTS)
+    values[-1] = torch.nan
+    assert norms_of([values])[0].isnan()
