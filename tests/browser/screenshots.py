@@ -44,6 +44,23 @@ def test_pictures_of_a_live_training(stack: RunningStack, open_window: Callable[
     _shoot(open_window(1440, 700), stack.url, IMAGES / "jobs.png")
 
 
+def test_picture_of_the_schedules(stack: RunningStack, open_window: Callable[..., Watched]) -> None:
+    short = {**DEMO, "num_ranks": 1, "training": {"max_steps": 5, "batch_size": 1}}
+    nightly = {"name": "nightly training", "cron": "30 3 * * 1-5", "time_zone": "Europe/Berlin", "job": short}
+    schedule_id = stack.post("/api/schedules", nightly)["id"]
+    weekly = {"name": "weekly report", "cron": "@weekly", "time_zone": "America/New_York", "overlap": "cancel"}
+    stack.post("/api/schedules", {**weekly, "job": {"kind": "generate", "texts": ["This week"], "name": "report"}})
+
+    def last_state() -> str | None:
+        run = stack.get(f"/api/schedules/{schedule_id}")["last_run"]
+        return None if run is None else str(run["job_state"])
+
+    for _ in range(2):
+        stack.post(f"/api/schedules/{schedule_id}/run", {})
+        wait_until(lambda: last_state() == "succeeded", TRAIN_DEADLINE_S, "a run is done")
+    _shoot(open_window(1440, 800), f"{stack.url}/schedules#{schedule_id}", IMAGES / "schedules.png")
+
+
 def _shoot(window: Watched, url: str, file: Path) -> None:
     page = window.context.new_page()
     page.goto(url)

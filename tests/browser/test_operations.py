@@ -173,12 +173,12 @@ def test_a_worker_is_drained_and_a_queue_limited_and_paused(stack: RunningStack,
 
 
 def test_pages_of_operations_fit_a_phone(stack: RunningStack, open_window: OpenWindow) -> None:
-    stack.post(
-        "/api/schedules", {"name": "a long name of a schedule " * 4, "cron": "* * * * *", "job": TINY, "paused": True}
-    )
+    schedule = {"name": "a long name of a schedule " * 4, "cron": "* * * * *", "paused": True}
+    schedule_id = stack.post("/api/schedules", {**schedule, "job": {**TINY, "queue": "nobody"}})["id"]
+    stack.post(f"/api/schedules/{schedule_id}/run", {})
     window = open_window(width=390, height=844, scheme="dark")
     page = window.context.new_page()
-    for path in ("/", "/schedules", "/workers", "/jobs/new#schedule"):
+    for path in ("/", f"/schedules#{schedule_id}", "/workers", "/jobs/new#schedule"):  # the address opens the history
         page.goto("about:blank")
         page.goto(stack.url + path)
         page.wait_for_load_state("networkidle")
