@@ -17,7 +17,7 @@ TINY = {
     "name": "steered",
     "model": {"d_model": 16, "num_layers": 1, "num_attention_heads": 2, "vocab_size": 300, "max_seq_len": 16},
     "training": {
-        "max_steps": 400,
+        "max_steps": 250,
         "epochs": 1_000,
         "batch_size": 1,
         "validate_every_steps": 20_000,
@@ -149,6 +149,10 @@ def test_a_schedule_is_made_in_the_form_and_run_at_once(stack: RunningStack, ope
 
 
 def test_a_worker_is_drained_and_a_queue_limited_and_paused(stack: RunningStack, open_window: OpenWindow) -> None:
+    cancel_all(stack)
+    wait_until(
+        lambda: all(one["current_job_id"] is None for one in stack.get("/api/workers")["data"]), DEADLINE_S, "idle"
+    )
     page = open_window().context.new_page()
     page.goto(f"{stack.url}/workers")
     row = page.get_by_role("row").filter(has=page.get_by_text(re.compile("^train-")))
