@@ -19,7 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from apt_jobs.client.client import Client
 from apt_jobs.commands import schedules, workers
-from apt_jobs.commands.terminal import AsJson, console, load_settings, open_client, print_table
+from apt_jobs.commands.terminal import AsJson, JobFile, console, load_settings, open_client, print_table, read_job
 from apt_jobs.errors import AptJobsError
 from apt_jobs.logs import configure_logging
 
@@ -209,13 +209,13 @@ def login_link() -> None:
 
 @app.command()
 def submit(
-    file: Annotated[Path, typer.Argument(help="A job as JSON; - reads standard input.")],
+    file: JobFile,
     detach: Annotated[bool, typer.Option("-d", "--detach", help="Do not follow it.")] = False,
 ) -> None:
     """Submit a job and follow it; the exit status is 0 if it succeeds. Ctrl-C only stops following."""
-    text = sys.stdin.read() if str(file) == "-" else file.read_text()
+    spec = read_job(file)
     with open_client() as client:
-        job = client.submit(json.loads(text))
+        job = client.submit(spec)
         console.print(f"{job['id']} is {job['state']}")
         if not detach and follow(client, job["id"])["state"] != "succeeded":
             raise typer.Exit(1)

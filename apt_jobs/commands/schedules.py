@@ -1,13 +1,11 @@
 """`apt-jobs schedules`: jobs that come due by themselves."""
 
 import json
-import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from apt_jobs.commands.terminal import AsJson, console, open_client, print_table
+from apt_jobs.commands.terminal import AsJson, JobFile, console, open_client, print_table, read_job
 
 app = typer.Typer(no_args_is_help=True, help="Jobs that come due by a cron expression.")
 ScheduleId = Annotated[str, typer.Argument(help="As `apt-jobs schedules list` shows it.")]
@@ -29,13 +27,13 @@ def list_all(as_json: AsJson = False) -> None:
 def create(
     name: str,
     cron: Annotated[str, typer.Argument(help="Five fields in quotes, or @hourly, @daily, @nightly, @weekly, ...")],
-    file: Annotated[Path, typer.Argument(help="A job as JSON; - reads standard input.")],
+    file: JobFile,
     time_zone: Annotated[str, typer.Option(help="IANA name, as Europe/Berlin.")] = "UTC",
     overlap: Annotated[str, typer.Option(help="skip, queue or cancel")] = "skip",
     catch_up: Annotated[str, typer.Option(help="skip, latest or all")] = "latest",
 ) -> None:
     """Add a schedule."""
-    job = json.loads(sys.stdin.read() if str(file) == "-" else file.read_text())
+    job = read_job(file)
     with open_client() as client:
         row = client.create_schedule(
             name=name, cron=cron, job=job, time_zone=time_zone, overlap=overlap, catch_up=catch_up

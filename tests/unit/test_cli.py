@@ -1,10 +1,13 @@
 """What the commands print of a job, also of one that does not say how many steps it will take."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from apt_jobs import cli
+from apt_jobs.commands import terminal
+from apt_jobs.errors import InvalidInput
 
 EVENT: dict[str, Any] = {"epoch": 0, "step": 5, "train_loss": 2.5, "tokens_per_s": 1_000.0, "step_time_ms": 2_000.0}
 
@@ -29,3 +32,30 @@ def test_a_progress_bar_promises_no_end_that_is_not_known(total: float | None, w
 
 def test_a_loss_that_is_not_finite_is_a_word_of_the_line() -> None:
     assert cli._metric_words({**EVENT, "train_loss": "NaN"}, None) == "epoch 1  step 5  loss nan"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "No such file"),
+        (b"", "no JSON"),
+        (b"{kind: train}", "no JSON"),
+        (b"\xff\xfe", "no JSON"),
+        (b"[" * 100_000, "no JSON"),
+        (b"[1]", "a job is an object"),
+        (b" " * (terminal.MAX_JOB_BYTES + 1), "no job"),
+    ],
+)
+def test_a_file_that_is_no_job_is_named_with_what_is_wrong(tmp_path: Path, content: bytes | None, words: str) -> None:
+    file = tmp_path / "job.json"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(InvalidInput, match=words) as raised:
+        terminal.read_job(file)
+    assert str(file) in str(raised.value)
+
+
+def test_a_job_is_read_as_it_is(tmp_path: Path) -> None:
+    file = tmp_path / "job.json"
+    file.write_text('{"kind": "train", "name": "\u4e2d\u6587"}')
+    assert terminal.read_job(file) == {"kind": "train", "name": "\u4e2d\u6587"}
