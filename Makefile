@@ -5,6 +5,7 @@ SHARE ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP_INPUTS := pyproject.toml constraints.txt hatch_build.py apt_jobs/web/ui/package-lock.json
+PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 UI_SOURCES := $(shell find apt_jobs/web/ui/src apt_jobs/web/ui/index.html -type f 2>/dev/null)
 
 .PHONY: help setup setup-dev demo test check faults bench screenshots clean
@@ -49,9 +50,11 @@ check: setup-dev
 	$(BIN)/lint-imports
 	$(BIN)/python hatch_build.py run check
 
+# Files are spread over processes, since most tests wait for some process that starts. The browser's tests run apart:
+# its driver keeps an event loop running.
 test: setup-dev check
-	$(BIN)/python -m pytest --ignore=tests/browser
-	$(BIN)/python -m pytest tests/browser  # a process of its own: the browser's driver keeps an event loop running
+	$(BIN)/python -m pytest --ignore=tests/browser $(PARALLEL)
+	$(BIN)/python -m pytest tests/browser $(PARALLEL)
 
 faults: setup-dev
 	APT_JOBS_TEST_FAULTS=$(SHARE) $(BIN)/python -m pytest tests/faults --timeout 0

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from apt_jobs.client.client import Client
 from apt_jobs.commands import schedules, workers
 from apt_jobs.commands.terminal import AsJson, JobFile, console, load_settings, open_client, print_table, read_job
-from apt_jobs.errors import AptJobsError
+from apt_jobs.errors import AptJobsError, Unavailable
 from apt_jobs.logs import configure_logging
 
 app = typer.Typer(
@@ -200,11 +200,9 @@ def login_link() -> None:
     """Print a link that logs one browser in, once, within an hour."""
     from apt_jobs.db.access import Role, create_login_token
 
-    settings = load_settings()
     with _database() as database, database.write() as session:
         token = create_login_token(session, Role.ADMIN, 3600.0)
-    with Client(data_dir=settings.root) as client:
-        print(f"{client.url}/login?token={token}")
+    print(f"{_service_url()}/login?token={token}")
 
 
 @app.command()
@@ -357,6 +355,15 @@ def _metric_words(event: dict[str, Any], total: float | None) -> str:
         return words
     left_s = (total - event["step"]) * event["step_time_ms"] / 1000.0
     return f"{words}  {event['tokens_per_s']:,.0f} tokens/s  ETA {time.strftime('%M:%S', time.gmtime(left_s))}"
+
+
+def _service_url() -> str:
+    """Where a browser of this user finds the service: what runs on this data directory, else what the settings say."""
+    try:
+        with open_client() as client:
+            return client.url
+    except Unavailable:
+        return load_settings().browser_url
 
 
 @contextmanager

@@ -104,6 +104,16 @@ class Settings(BaseSettings):
         return self.data_dir.expanduser().resolve()
 
     @property
+    def own_url(self) -> str:
+        """Where the web process answers on this machine."""
+        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+
+    @property
+    def browser_url(self) -> str:
+        """Where browsers find the service: the first of `allowed_hosts`, else where it binds to."""
+        return f"{'https' if self.https else 'http'}://{self.allowed_hosts[0]}" if self.allowed_hosts else self.own_url
+
+    @property
     def database(self) -> str:
         """SQLAlchemy URL, password included: never log it."""
         if self.database_url is not None:

@@ -197,8 +197,7 @@ def _has_workers(settings: Settings, database: Database) -> bool:
 
 def _write_access(settings: Settings, database: Database, stack: ExitStack) -> Stack:
     """A key for the command line of this user, in a file that only they can read, and a login link."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    url = f"http://{host}:{settings.port}"
+    url = settings.own_url
     with database.write() as session:
         key = create_key(session, "apt-jobs up", Role.ADMIN)
         token = create_login_token(session, Role.ADMIN, LOGIN_LIFETIME_S)

@@ -12,7 +12,7 @@ from typing import Any
 from apt_jobs.client.client import Client
 from apt_jobs.errors import Unavailable
 from apt_jobs.supervision.process_tree import MARKER
-from apt_jobs.workers.embedded import free_port
+from tests.ports import unused_port
 
 DEADLINE_S = 120.0
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -43,7 +43,7 @@ class Stack:
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.data_dir = folder
-        self.port = free_port("127.0.0.1", 18_000)
+        self.port = unused_port()
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("APT_JOBS_")},
             "APT_JOBS_DATA_DIR": str(folder),

@@ -191,6 +191,20 @@ def test_a_login_link_works_once(stack: Stack) -> None:
         assert browser.get(link).status_code == 401
 
 
+def test_a_login_link_of_a_service_elsewhere_names_the_address_of_browsers(
+    stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    container = {
+        "APT_JOBS_DATABASE_URL": f"sqlite:///{stack.data_dir / 'apt_jobs.sqlite3'}",
+        "APT_JOBS_DATA_DIR": str(tmp_path),  # nothing was started by `apt-jobs up`
+        "APT_JOBS_ALLOWED_HOSTS": '["jobs.example"]',
+    }
+    for name, value in container.items():
+        monkeypatch.setitem(stack.environment, name, value)
+    printed, errors = stack.command("login-link").communicate(timeout=60)
+    assert printed.startswith("http://jobs.example/login?token="), errors
+
+
 def test_a_second_stack_on_the_same_folder_or_port_says_so(stack: Stack, tmp_path: Path) -> None:
     second = stack.command("up")
     _, errors = second.communicate(timeout=60)
