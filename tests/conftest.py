@@ -20,7 +20,7 @@ from apt_jobs.db.engine import Database
 from apt_jobs.db.upgrade import upgrade_database
 from apt_jobs.settings import Settings
 
-START_DEADLINE_S = 30.0
+START_DEADLINE_S = 120.0
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,9 @@ from apt_jobs.db.engine import Database
 from apt_jobs.settings import Settings
 
 ROOT = Path(__file__).parents[2]
-START_DEADLINE_S = 60.0
-STOP_DEADLINE_S = 60.0
-EXPECT_DEADLINE_S = 20.0  # for what comes at once on an idle machine
+START_DEADLINE_S = 120.0
+STOP_DEADLINE_S = 120.0
+EXPECT_DEADLINE_S = 40.0  # for what comes at once on an idle machine
 POLL_S = 0.1
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome-stable", "google-chrome")
 CHROMIUM_OPTIONS = [

@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.browser.conftest import RunningStack, Watched, wait_until
 
-TRAIN_DEADLINE_S = 90.0
+TRAIN_DEADLINE_S = 240.0
 OpenWindow = Callable[..., Watched]
 
 # Pixels of a canvas that have the colour of `--alarm`.

@@ -15,7 +15,7 @@ from apt_jobs.events.kinds import LineLogged, StoredEvent
 from apt_jobs.events.live import LivePublisher, LiveSubscriber, channel_of
 from tests.integration.faulty_valkey import Valkey
 
-DEADLINE_S = 30.0
+DEADLINE_S = 90.0
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from apt_jobs.settings import Settings
 from apt_jobs.web.app import document
 from tests.ports import unused_port
 
-START_DEADLINE_S = 60.0
+START_DEADLINE_S = 120.0
 
 
 @pytest.fixture(scope="module")

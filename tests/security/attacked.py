@@ -23,7 +23,7 @@ from apt_jobs.settings import Settings
 from apt_jobs.web.app import ROUTES
 from tests.ports import unused_port
 
-START_DEADLINE_S = 60.0
+START_DEADLINE_S = 120.0
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
 
 

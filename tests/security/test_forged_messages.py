@@ -26,7 +26,7 @@ from apt_jobs.jobs.ids import new_job_id
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.settings import Settings
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 KEY = f"apt:{broker_queue('train')}"  # the broker's list of hints
 
 

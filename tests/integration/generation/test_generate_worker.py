@@ -25,7 +25,7 @@ from apt_jobs.jobs.states import TERMINAL_STATES, JobState
 from apt_jobs.settings import Settings
 from tests.unit.generation.tiny_model import llama_config, save_model
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 LEASE_S = 3.0
 ROOT = Path(__file__).parents[3]
 START = (

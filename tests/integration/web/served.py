@@ -25,7 +25,7 @@ from apt_jobs.web.app import create_app
 from apt_jobs.web.direct_socket import DirectWebSocketProtocol
 from tests.ports import unused_port
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 LEASE_S = 3600.0
 
 

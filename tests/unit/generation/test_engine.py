@@ -30,7 +30,7 @@ from apt_jobs.generation.request import Request, Stopped
 from apt_jobs.jobs.spec import GenerateSpec
 from tests.unit.generation.tiny_model import CONTEXT_TOKENS, NEVER, SENTENCES, llama_config, save_model
 
-DEADLINE_S = 30.0
+DEADLINE_S = 90.0
 TEXTS = ["The", "", "一个消息", "Rows join and leave", "x", SENTENCES[0], "late or forged.\n"]
 
 
