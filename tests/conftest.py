@@ -156,7 +156,7 @@ def database_named(url: str, name: str) -> str:
 
 
 def some_port() -> int:
-    """A free TCP port of loopback that no other test run will choose at this moment, below those that the kernel picks."""
+    """A free TCP port of loopback, hardly one that another test run picks now, and none that the kernel would."""
     return free_port("127.0.0.1", random.SystemRandom().randrange(10_000, 32_000))
 
 

@@ -87,7 +87,7 @@ class Service:
         self.processes[name].send_signal(signal.SIGSTOP)
         while self.database.dialect == "sqlite" and not self._can_write():
             self.thaw(name)
-            time.sleep(0.02)
+            until(self._can_write)  # the transaction ends, however little of a busy machine it gets
             self.processes[name].send_signal(signal.SIGSTOP)
 
     def _can_write(self) -> bool:
