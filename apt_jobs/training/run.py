@@ -19,9 +19,9 @@ from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.jobs.run_file import SCRIPT_SUFFIX, RunFile
 from apt_jobs.jobs.spec import ArgumentValue
 from apt_jobs.training.current_job import spool_of_job
-from apt_jobs.training.ddp import own_rank
-from apt_jobs.training.loop import train
+from apt_jobs.training.torchrun import own_place
 
+BUILT_IN = "apt_jobs.training.loop:train"  # imported like any other: own code does not wait for what it may not use
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -31,7 +31,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="One rank of a training attempt.")
     parser.add_argument("--run-file", type=Path, required=True)
     run_file = RunFile.model_validate_json(parser.parse_args().run_file.read_text())
-    rank = own_rank()
+    rank = own_place().rank
     with SpoolWriter(run_file.spool_path(rank)) as spool:
         try:
             with spool_of_job(spool):
@@ -45,13 +45,13 @@ def main() -> None:
 def _entry(run_file: RunFile) -> Callable[[RunFile, SpoolWriter], None]:
     """The function to run; a registered one comes from the worker's settings, never from a message."""
     if run_file.entry_point is None:
-        return train
+        return _imported(BUILT_IN)
     is_script = run_file.entry_point.endswith(SCRIPT_SUFFIX)
     function = _run_script if is_script else _imported(run_file.entry_point)
 
     def run(run_file: RunFile, spool: SpoolWriter) -> None:
         function(run_file, spool)
-        if own_rank() == 0:
+        if own_place().rank == 0:
             run_file.outcome_path.write_text("finished")
 
     return run

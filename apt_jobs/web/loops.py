@@ -16,7 +16,7 @@ from apt_jobs.web.service import Service
 logger = logging.getLogger(__name__)
 
 DISPATCH_EVERY_S = 2.0
-REAP_EVERY_S = 5.0
+REAP_EVERY_OF_LEASE = 1 / 12
 FIRE_EVERY_S = 1.0
 REAP_GRACE_OF_LEASE = 0.5  # an attempt is reaped when its lease has been over for half of its length
 BATCH = 100
@@ -38,7 +38,7 @@ async def reap_for_ever(service: Service) -> None:
     """End the attempts whose lease is long over."""
     while True:
         await _tried("reap", lambda: asyncio.to_thread(_reap, service))
-        await asyncio.sleep(REAP_EVERY_S)
+        await asyncio.sleep(REAP_EVERY_OF_LEASE * service.settings.lease_s)
 
 
 async def fire_for_ever(service: Service) -> None:

@@ -67,6 +67,7 @@ class Consumer:
         serve_hints(app, self._look)
         signals.worker_shutting_down.connect(self._stop)
         self._record()
+        self._ask_for_hints()  # an earlier process may have died with one in its hands
         recorder = threading.Thread(target=self._keep_recording, name="recorder", daemon=True)
         recorder.start()
         try:
@@ -133,6 +134,10 @@ class Consumer:
         logger.info("claiming jobs again")
         self._on_resume()
         self.draining.clear()
+        self._ask_for_hints()
+
+    def _ask_for_hints(self) -> None:
+        """Have those of the jobs that wait now sent again."""
         try:
             with self.database.write() as session:
                 send_hints_again(session, self.queues)

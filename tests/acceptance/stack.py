@@ -5,21 +5,25 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from apt_jobs.client.client import Client
+from apt_jobs.db.engine import Database
 from apt_jobs.errors import Unavailable
 from apt_jobs.supervision.process_tree import MARKER
-from tests.ports import unused_port
+from tests.conftest import some_port
 
 DEADLINE_S = 120.0
+SCRIPTS = Path(__file__).resolve().parent
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ENTRY_POINTS = {
     "plain-loop": str(EXAMPLES / "plain_loop.py"),
     "hugging-face": str(EXAMPLES / "hugging_face_trainer.py"),
     "lightning": str(EXAMPLES / "lightning_trainer.py"),
+    "soon-done": str(SCRIPTS / "soon_done.py"),
 }
 TINY: dict[str, Any] = {
     "kind": "train",
@@ -35,6 +39,7 @@ TINY: dict[str, Any] = {
         "checkpoint_every_steps": 6,
     },
 }
+SOON_DONE: dict[str, Any] = {"kind": "train", "num_ranks": 2, "entry_point": "soon-done"}  # loads no torch
 LONG: dict[str, Any] = {**TINY, "training": {**TINY["training"], "max_steps": 5_000, "checkpoint_every_steps": 20}}
 
 
@@ -43,7 +48,7 @@ class Stack:
 
     def __init__(self, folder: Path, **environment: str) -> None:
         self.data_dir = folder
-        self.port = unused_port()
+        self.port = some_port()
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("APT_JOBS_")},
             "APT_JOBS_DATA_DIR": str(folder),
@@ -69,6 +74,15 @@ class Stack:
 
     def client(self) -> Client:
         return Client(data_dir=self.data_dir)
+
+    @contextmanager
+    def database(self) -> Iterator[Database]:
+        """Of a stack on SQLite."""
+        database = Database(f"sqlite:///{self.data_dir / 'apt_jobs.sqlite3'}")
+        try:
+            yield database
+        finally:
+            database.dispose()
 
     def pids(self, *words: str) -> list[int]:
         """Living processes of this stack whose command line has all the words."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ports import unused_port
+from tests.conftest import some_port
 
 
 @pytest.mark.timeout(400)
@@ -16,7 +16,7 @@ def test_the_demo_trains_generates_and_leaves_nothing(tmp_path: Path) -> None:
         **os.environ,
         "APT_JOBS_DEMO_EXIT": "1",
         "APT_JOBS_DATA_DIR": str(tmp_path / "data"),
-        "APT_JOBS_PORT": str(unused_port()),
+        "APT_JOBS_PORT": str(some_port()),
     }
     command = [sys.executable, "-m", "apt_jobs", "demo"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=380, check=False)

@@ -65,12 +65,12 @@ def test_a_training_runs_over_two_nodes(client: Client, node: None) -> None:
 
 
 def test_a_lost_node_breaks_the_attempt_and_the_next_one_resumes(stack: Stack, client: Client, node: None) -> None:
-    more: dict[str, Any] = {**LONG["training"], "max_steps": 200}
+    more: dict[str, Any] = {**LONG["training"], "max_steps": 80}
     job = client.submit({**LONG, **CLUSTER, "training": more})
     until(lambda: client.checkpoints(job["id"]))
     os.kill(until(lambda: ranks(stack, 1))[0], signal.SIGKILL)
     ended = client.wait(job["id"])
     first, second = attempts_of(client, job["id"])
-    assert (first["outcome"], second["outcome"], ended["step"]) == ("queued", "succeeded", 200)
+    assert (first["outcome"], second["outcome"], ended["step"]) == ("queued", "succeeded", 80)
     assert second["resumed_from_step"] >= 20
     assert ranks(stack, 0) == ranks(stack, 1) == []

@@ -2,14 +2,17 @@
 
 import json
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from apt_jobs.client.client import Client
+from apt_jobs.db.models import Schedule
 from apt_jobs.errors import Conflict, InvalidInput, NotFound
-from tests.acceptance.stack import LONG, TINY, Stack, attempts_of, marked, until
+from tests.acceptance.stack import LONG, SOON_DONE, TINY, Stack, attempts_of, marked, until
 
 WHILE_S = 60.0
 
@@ -29,13 +32,13 @@ def shortened(max_steps: int) -> dict[str, Any]:
 
 def test_a_paused_training_saves_its_step_frees_the_worker_and_goes_on_there(client: Client) -> None:
     job = client.submit(shortened(150))
-    until(lambda: (client.get(job["id"])["step"] or 0) >= 30)
+    until(lambda: (client.get(job["id"])["step"] or 0) >= 10)
     assert client.pause(job["id"])["state"] == "pausing"
     assert client.pause(job["id"])["state"] in ("pausing", "paused")
     paused = until(lambda: (row := client.get(job["id"]))["state"] == "paused" and row)
     assert paused["reason"] == f"paused by a user; saved at step {paused['step']}"
     assert marked(job["id"]) == []
-    other = client.wait(client.submit(TINY)["id"])  # the worker is free
+    other = client.wait(client.submit(SOON_DONE)["id"])  # the worker is free
     assert other["state"] == "succeeded"
     assert client.resume(job["id"])["state"] == "queued"
     ended = client.wait(job["id"])
@@ -63,27 +66,27 @@ def test_a_cancelled_training_is_retried_from_its_checkpoint(client: Client) -> 
 
 
 def test_a_time_limit_saves_and_fails_in_words(client: Client) -> None:
-    job = client.wait(client.submit({**LONG, "time_limit_s": 12.0})["id"])
+    job = client.wait(client.submit({**LONG, "time_limit_s": 6.0})["id"])
     assert (job["state"], job["error"]["error"]) == ("failed", "TimeLimit")
     assert job["reason"].startswith("the job's time limit was reached; saved at step ")
     assert client.checkpoints(job["id"])[0]["global_step"] == job["step"]
 
 
 def test_a_drained_worker_hands_its_job_back_and_claims_nothing_until_resumed(client: Client) -> None:
-    job = client.submit(shortened(120))
+    job = client.submit(shortened(150))
     until(lambda: (client.get(job["id"])["step"] or 0) >= 5)
     name = next(row["name"] for row in client.workers() if row["kind"] == "train" and row["queues"] == ["train"])
     assert client.steer_worker(name, "drain")["drained"]
     handed_back = until(lambda: (row := client.get(job["id"]))["state"] == "queued" and row)
     assert "the worker was drained; saved at step" in handed_back["reason"]
-    waiting = client.submit(TINY)
+    waiting = client.submit(SOON_DONE)
     time.sleep(3.0)  # longer than the dispatch loop takes to send hints
     assert {client.get(row["id"])["state"] for row in (job, waiting)} == {"queued"}
     assert not client.steer_worker(name, "resume")["drained"]
     ended = client.wait(job["id"])
     assert (ended["state"], client.wait(waiting["id"])["state"]) == ("succeeded", "succeeded")
     assert attempts_of(client, job["id"])[0]["steps_lost"] <= 1
-    assert steps(client, job["id"]) == list(range(1, 121))
+    assert steps(client, job["id"]) == list(range(1, 151))
 
 
 def test_a_paused_queue_waits_and_a_worker_that_is_not_there_is_not_found(client: Client) -> None:
@@ -110,12 +113,16 @@ def test_a_second_worker_with_the_same_name_is_refused(stack: Stack, client: Cli
     assert f"a worker named '{name}' runs on" in errors
 
 
-def test_a_schedule_fires_when_it_is_due_and_says_what_became_of_it(client: Client) -> None:
+def test_a_schedule_fires_when_it_is_due_and_says_what_became_of_it(stack: Stack, client: Client) -> None:
     job = {"kind": "generate", "texts": ["a"], "max_length": 1}
-    row = client.create_schedule(name="every minute", cron="* * * * *", job=job, time_zone="Europe/Berlin")
+    row = client.create_schedule(name="every day", cron="@daily", job=job, time_zone="Europe/Berlin")
     assert len(row["next_runs"]) == 5
+    due = datetime.now(UTC) + timedelta(seconds=1)
+    due = due.replace(microsecond=due.microsecond // 1000 * 1000)
+    with stack.database() as database, database.write() as session:  # nobody waits for midnight
+        session.execute(update(Schedule).where(Schedule.id == row["id"]).values(next_due_at=due))
     run = until(lambda: (client.schedule(row["id"])["runs"] or [None])[0])
-    assert (run["outcome"], run["due_at"]) == ("submitted", row["next_run_at"])
+    assert (run["outcome"], datetime.fromisoformat(run["due_at"])) == ("submitted", due)
     assert client.wait(run["job_id"])["schedule_id"] == row["id"]
     assert client.steer_schedule(row["id"], "pause")["paused"]
     extra = client.steer_schedule(row["id"], "run")

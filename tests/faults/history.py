@@ -1,5 +1,6 @@
 """The judge: what must hold of every job's log, whatever was killed meanwhile."""
 
+from collections.abc import Collection
 from itertools import pairwise
 
 from sqlalchemy import select
@@ -12,10 +13,10 @@ from apt_jobs.events.kinds import StateChanged
 from apt_jobs.jobs.states import TERMINAL_STATES, TRANSITIONS, JobState
 
 
-def faults_in(database: Database) -> list[str]:
-    """Every way in which a history is not one that a single owner at a time could have written."""
+def faults_in(database: Database, job_ids: Collection[str] = ()) -> list[str]:
+    """Every way in which a history (default: of all jobs) is not what a single owner at a time would have written."""
     with database.read() as session:
-        jobs = list(session.scalars(select(Job).order_by(Job.id)))
+        jobs = [job for job in session.scalars(select(Job).order_by(Job.id)) if not job_ids or job.id in job_ids]
         return [fault for job in jobs for fault in _faults_of(session, job)]
 
 

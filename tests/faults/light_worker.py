@@ -1,11 +1,11 @@
 """A real Celery worker whose jobs are cheap: it claims, beats and writes as a supervisor does, without any torch.
 
 It never stops by itself when its lease is lost, so that only the database's fence stands between it and the history.
-With APT_JOBS_TEST_NO_FENCE=1 that is removed, too: then the judge has to find what it wrote.
+With APT_JOBS_TEST_NO_FENCE=1 that is removed, too: then the judge has to find what it wrote. With
+APT_JOBS_TEST_DIES_ON_HINT=1 it ends as soon as it has taken a hint from the broker, before it looks at the database.
 """
 
 import os
-import sys
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -79,7 +79,14 @@ def owned_by_anybody(session: Session, job_id: str, attempt: int, **values: Any)
     return changed
 
 
-def main() -> None:
+def die(_consumer: Consumer) -> None:
+    os._exit(1)
+
+
+def work(name: str, *queues: str) -> None:
+    """Until killed."""
+    if os.environ.get("APT_JOBS_TEST_DIES_ON_HINT") == "1":
+        Consumer._look = die  # type: ignore[method-assign, assignment]  # breaks the class under test
     if os.environ.get("APT_JOBS_TEST_NO_FENCE") == "1":
         jobs.owned_job = owned_by_anybody  # type: ignore[attr-defined]  # breaks the module under test
     settings = Settings()
@@ -93,16 +100,12 @@ def main() -> None:
 
     consumer = Consumer(
         settings,
-        name=sys.argv[1],
+        name=name,
         kind="train",
-        queues=["train"],
+        queues=queues or ("train",),
         concurrency=1,
         serve=carry,
         on_drain=lambda: None,
         describe_gpus=lambda: [],
     )
     consumer.run()
-
-
-if __name__ == "__main__":
-    main()

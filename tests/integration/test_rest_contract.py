@@ -18,7 +18,7 @@ from apt_jobs.db.engine import Database
 from apt_jobs.db.upgrade import upgrade_database
 from apt_jobs.settings import Settings
 from apt_jobs.web.app import document
-from tests.ports import unused_port
+from tests.conftest import some_port
 
 START_DEADLINE_S = 120.0
 
@@ -26,7 +26,7 @@ START_DEADLINE_S = 120.0
 @pytest.fixture(scope="module")
 def web(valkey_server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Role], httpx.Client]]:
     """A web process without workers; call it with a role for a client."""
-    chosen = Settings(data_dir=tmp_path_factory.mktemp("web"), port=unused_port())
+    chosen = Settings(data_dir=tmp_path_factory.mktemp("web"), port=some_port())
     database = Database(chosen.database)
     upgrade_database(database)
     with database.write() as session:

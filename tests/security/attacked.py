@@ -21,7 +21,7 @@ from apt_jobs.db.engine import Database
 from apt_jobs.db.upgrade import upgrade_database
 from apt_jobs.settings import Settings
 from apt_jobs.web.app import ROUTES
-from tests.ports import unused_port
+from tests.conftest import some_port
 
 START_DEADLINE_S = 120.0
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
@@ -76,7 +76,7 @@ class AttackedWeb:
 @contextmanager
 def attacked_web(folder: Path, redis_url: str, **variables: str) -> Iterator[AttackedWeb]:
     """Start `apt-jobs web` in a fresh folder; `variables` are further settings."""
-    settings = Settings(data_dir=folder / "data", port=unused_port(), redis_url=SecretStr(redis_url))
+    settings = Settings(data_dir=folder / "data", port=some_port(), redis_url=SecretStr(redis_url))
     database = Database(settings.database)
     upgrade_database(database)
     keys, dead_keys = _make_keys(database)

@@ -23,7 +23,7 @@ from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.settings import Settings
 from apt_jobs.web.app import create_app
 from apt_jobs.web.direct_socket import DirectWebSocketProtocol
-from tests.ports import unused_port
+from tests.conftest import some_port
 
 DEADLINE_S = 120.0
 LEASE_S = 3600.0
@@ -33,7 +33,7 @@ class Served:
     """A service without workers. `direct`: as `apt-jobs web` runs it; else with the server's own protocol."""
 
     def __init__(self, settings: Settings, *, direct: bool) -> None:
-        self.settings = settings.model_copy(update={"port": unused_port()})
+        self.settings = settings.model_copy(update={"port": some_port()})
         self._direct = direct
         self.database = Database(self.settings.database)
         self.publisher = LivePublisher(self.settings.redis)
