@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import checkpoint, idle, insight, monitor, stream, submit
+from benchmarks import checkpoint, idle, insight, latency, monitor, stream, submit
 from benchmarks.rows import Row
 
 GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -17,6 +17,7 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "submit": submit.rows,
     "checkpoint": checkpoint.rows,
     "idle": idle.rows,
+    "latency": latency.rows,
     **{f"stream/{name}": scenario for name, scenario in stream.SCENARIOS.items()},
 }
 OUTPUT = Path("build/bench.jsonl")

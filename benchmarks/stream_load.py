@@ -65,7 +65,7 @@ class LoadClient:
         """Whether the last event is there."""
         data = self.socket.recv(READ_BYTES)
         if not data:
-            raise ConnectionError("the server closed the socket")
+            raise ConnectionError(f"the server closed the socket, after {self.tail!r}")
         if self.is_probe:
             now_us = time.time_ns() // 1000
             self.delays_us += [now_us - int(stamp) for stamp in STAMP.findall(data)]

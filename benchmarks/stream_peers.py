@@ -68,7 +68,13 @@ async def _naive_socket(websocket: WebSocket) -> None:
 
 def _serve_naive() -> None:
     app = Starlette(routes=[WebSocketRoute("/", _naive_socket)])
-    uvicorn.run(app, port=int(os.environ["BENCH_PORT"]), log_level="critical", ws_per_message_deflate=False)
+    uvicorn.run(
+        app,
+        port=int(os.environ["BENCH_PORT"]),
+        log_level="critical",
+        ws_per_message_deflate=False,
+        ws_ping_interval=None,
+    )
 
 
 def _serve_ranges() -> None:
@@ -90,7 +96,13 @@ def _serve_ranges() -> None:
         await websocket.receive()
 
     app = Starlette(routes=[WebSocketRoute("/{job_id}", serve_range)])
-    uvicorn.run(app, port=int(os.environ["BENCH_PORT"]), log_level="critical", ws_per_message_deflate=False)
+    uvicorn.run(
+        app,
+        port=int(os.environ["BENCH_PORT"]),
+        log_level="critical",
+        ws_per_message_deflate=False,
+        ws_ping_interval=None,
+    )
 
 
 async def _serve_broadcast() -> None:
@@ -102,7 +114,10 @@ async def _serve_broadcast() -> None:
         await connection.wait_closed()
         connections.discard(connection)
 
-    async with serve(hold, "127.0.0.1", int(os.environ["BENCH_PORT"]), compression=None), client.pubsub() as pubsub:
+    async with (
+        serve(hold, "127.0.0.1", int(os.environ["BENCH_PORT"]), compression=None, ping_interval=None),
+        client.pubsub() as pubsub,
+    ):
         await pubsub.subscribe(os.environ["BENCH_CHANNEL"])
         async for message in pubsub.listen():
             if message["type"] == "message":
