@@ -28,10 +28,10 @@ from tests.acceptance.stack import DEADLINE_S, Stack, has_both_workers, until
 from tests.browser.conftest import CHROMIUM_NAMES, CHROMIUM_OPTIONS
 
 SCRIPT = Path(__file__).parent / "latency_training.py"
-NUM_STEPS, GAPS_S = 500, (0.05, 0.35)
-NUM_RARE_STEPS, RARE_GAPS_S = 30, (2.2, 3.2)  # longer than the supervisor thinks that events flow
+NUM_STEPS, GAPS_S = 400, (0.05, 0.35)
+NUM_RARE_STEPS, RARE_GAPS_S = 25, (2.2, 3.2)  # longer than the supervisor thinks that events flow
 NUM_UNSEEN = 5  # steps while the page still loads
-NUM_ECHOES = 100  # before each training and after it
+NUM_ECHOES = 60  # before each training and after it
 
 OBSERVE = """
 (selector) => {

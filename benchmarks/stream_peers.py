@@ -60,14 +60,14 @@ async def _naive_socket(websocket: WebSocket) -> None:
     await websocket.accept()
     client = redis.asyncio.Redis(unix_socket_path=os.environ["BENCH_SOCKET"], socket_timeout=None)
     async with client.pubsub() as pubsub:
-        await pubsub.subscribe(os.environ["BENCH_CHANNEL"])
+        await pubsub.subscribe(websocket.path_params["channel"])
         async for message in pubsub.listen():
             if message["type"] == "message":
                 await websocket.send_text(json.dumps(json.loads(message["data"]), separators=(",", ":")))
 
 
 def _serve_naive() -> None:
-    app = Starlette(routes=[WebSocketRoute("/", _naive_socket)])
+    app = Starlette(routes=[WebSocketRoute("/{channel}", _naive_socket)])
     uvicorn.run(
         app,
         port=int(os.environ["BENCH_PORT"]),

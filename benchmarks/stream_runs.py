@@ -15,7 +15,6 @@ from apt_jobs.db.events import append_events
 from apt_jobs.db.jobs import claim, get_job, insert_job
 from apt_jobs.events.codec import encode_frame, encode_stored
 from apt_jobs.events.kinds import Event, GradientsRecorded, LineLogged, StoredEvent
-from apt_jobs.events.live import channel_of
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.settings import Settings
 from benchmarks.stream_servers import Server
@@ -80,9 +79,8 @@ def measure(server: Server, load: Load) -> Outcome:
         manners = {"eager": load.num_clients}
     stalled = [Clients(server, url, load.num_stalled, "silent")] if load.num_stalled else []
     clients = [Clients(server, url, number, manner) for manner, number in manners.items() if number]
-    channel = channel_of(job_id) if server.name == "ours" else server.channel
     cpu_s, began_s = server.cpu_s(), time.monotonic()
-    began_us = _publish(server.settings, channel, job_id, first_seq, load)
+    began_us = _publish(server, job_id, first_seq, load)
     results = [each.result() for each in clients]
     busy = (server.cpu_s() - cpu_s) / (time.monotonic() - began_s)
     rss_bytes = server.rss_bytes()
@@ -118,10 +116,11 @@ def _gradients(step: int) -> GradientsRecorded:
     return GradientsRecorded(step, tuple(0.001234567 * (index + 1) for index in range(NUM_LAYERS)), ())
 
 
-def _publish(settings: Settings, channel: str, job_id: str, first_seq: int, load: Load) -> int:
+def _publish(server: Server, job_id: str, first_seq: int, load: Load) -> int:
     """Publish, paced or not; the microsecond of the first one."""
-    client = redis.Redis.from_url(settings.redis)
-    while not client.pubsub_numsub(channel)[0][1]:
+    client, channel = redis.Redis.from_url(server.settings.redis), server.channel(job_id)
+    num_subscriptions = load.num_clients + load.num_stalled if server.name == "naive" else 1
+    while client.pubsub_numsub(channel)[0][1] < num_subscriptions:
         time.sleep(0.01)  # what comes earlier would have to come from the database, which has none of this
     rest = encode_stored(StoredEvent(job_id, 0, 1, datetime.now(UTC), _gradients(0))).partition(b',"kind"')[2]
     began = time.monotonic()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from apt_jobs.events.live import channel_of
 from apt_jobs.settings import Settings
 from apt_jobs.workers.embedded import free_port
 from benchmarks.stream_peers import command_of
@@ -30,15 +31,17 @@ class Server:
     port: int
     pid: int
 
-    @property
-    def channel(self) -> str:
-        """Where a peer gets its messages."""
-        return f"bench-{self.name}"
+    def channel(self, job_id: str) -> str:
+        """Where it gets its messages."""
+        if self.name == "ours":
+            return channel_of(job_id)
+        return job_id if self.name == "naive" else f"bench-{self.name}"
 
     def url(self, job_id: str, after: int) -> str:
         """Where a client connects, to see what follows `after`."""
         path = {
             "ours": f"/ws/jobs/{job_id}?after={after}",
+            "naive": f"/{job_id}",
             "ranges": f"/{job_id}?after={after}",
             "socket.io": "/socket.io/?EIO=4&transport=websocket",
         }.get(self.name, "/")
