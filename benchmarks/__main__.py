@@ -1,4 +1,4 @@
-"""`python -m benchmarks [group]`: a table on the terminal, and JSON lines in build/bench.jsonl."""
+"""`python -m benchmarks [group or group/scenario]`: a table on the terminal, and JSON lines in build/bench.jsonl."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import checkpoint, idle, insight, monitor, stream, submit
+from benchmarks import checkpoint, idle, insight, latency, monitor, stream, submit
 from benchmarks.rows import Row
 
 GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -17,7 +17,8 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "submit": submit.rows,
     "checkpoint": checkpoint.rows,
     "idle": idle.rows,
-    "stream": stream.rows,
+    "latency": latency.rows,
+    **{f"stream/{name}": scenario for name, scenario in stream.SCENARIOS.items()},
 }
 OUTPUT = Path("build/bench.jsonl")
 
@@ -25,19 +26,23 @@ OUTPUT = Path("build/bench.jsonl")
 def main() -> None:
     """Run one group, or all."""
     wanted = sys.argv[1:] or list(GROUPS)
-    unknown = set(wanted) - set(GROUPS)
-    if unknown:
-        sys.exit(f"unknown group {', '.join(sorted(unknown))}; there are: {', '.join(GROUPS)}")
+    for name in wanted:
+        if not any(_is_in(group, name) for group in GROUPS):
+            sys.exit(f"unknown group {name}; there are: {', '.join(GROUPS)}")
     OUTPUT.parent.mkdir(exist_ok=True)
     table = Table("name", "ours", "peer", "ratio", "unit", "peer is")
     with OUTPUT.open("a") as file:
-        for group in wanted:
+        for group in [group for name in wanted for group in GROUPS if _is_in(group, name)]:
             for row in GROUPS[group]():
                 file.write(json.dumps(row.as_json()) + "\n")
                 file.flush()
                 cells = (row.name, f"{row.ours:,.4g}", f"{row.peer:,.4g}", f"{row.ratio:.3f}", row.unit, row.peer_name)
                 table.add_row(*cells)
     Console().print(table)
+
+
+def _is_in(group: str, name: str) -> bool:
+    return group == name or group.startswith(f"{name}/")
 
 
 main()

@@ -1,247 +1,175 @@
-"""How many WebSocket deliveries a second one web process makes, and how late they are, against other servers.
+"""How many WebSocket deliveries a second one web process makes, how late they are, and what slow, stalled and returning
+clients cost, against other servers.
 
 Every server gets the same messages through Redis, one gradient event of 150 layers each, and runs on a core of its
-own; publisher and clients share the others. A row whose clients were the limit says so in its peer's name: there the
-ratio is too small, never too large.
+own; publisher and clients share the others. A peer's name says where a server was not busy, which means that the
+clients or the publisher were the limit, and where it did not keep up.
 """
 
-import json
-import os
-import socket
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
-import psutil
-import redis
-
-from apt_jobs.db.engine import Database
-from apt_jobs.db.jobs import claim, get_job, insert_job
-from apt_jobs.events.codec import encode_frame, encode_stored
-from apt_jobs.events.kinds import GradientsRecorded, StoredEvent
-from apt_jobs.events.live import channel_of
-from apt_jobs.jobs.spec import TrainSpec
-from apt_jobs.settings import Settings
-from apt_jobs.workers.embedded import free_port
 from benchmarks.rows import Row, paired_row
-from benchmarks.stream_peers import PEERS, command_of
-from benchmarks.submit import service
+from benchmarks.stream_peers import PEERS, RANGES
+from benchmarks.stream_runs import BUSY, Clients, Load, Outcome, measure, new_job
+from benchmarks.stream_servers import Server, servers
 
-NUM_LAYERS = 150
 NUM_ROUNDS = 3
-BURST = 50  # messages of one write to Redis at saturation
-SATURATION_EVENTS = {"ours": 3000, "ws": 3000, "socket.io": 2000, "broadcast": 2000, "naive": 200}
-PACED_S = 6.0
-BUSY_LIMIT = 0.9  # of a core: a load that uses more may have been the limit
-NUM_PROBES = 5  # clients whose delays are measured
-LAST = "the-last-event"
+NUM_CLIENTS = (1, 10, 100, 500)
+RATES = (10.0, 100.0, 1000.0)
+GOALS = ((100, 1000.0), (500, 100.0))  # measured NUM_ROUNDS times
+DELIVERIES = {"ours": 300_000, "ws": 200_000, "socket.io": 200_000, "broadcast": 200_000, "naive": 20_000}  # of a run
+MAX_EVENTS = 6000  # of a run
+PACED_S = 4.0
+STALLED_LOAD = Load(50, 4000, 1000.0)
+NUM_STALLED = 5
+NUM_STALL_ROUNDS = 5
+NUM_IDLE = 500  # connections whose memory is measured
+NUM_RESUMED, NUM_MISSED = 300, 1000  # clients that come back at once, and what each of them missed
+SETTLE_S = 1.0  # for what a server does after a connection began or ended
+CPU_TICK_S = 0.01  # the kernel's resolution
+
+Round = list[Outcome]  # ours first, then the peers, in the order of their names
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
-    """`rate` None: as fast as it goes."""
-
-    num_clients: int
-    num_events: int
-    rate: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    deliveries_per_s: float
-    p50_ms: float
-    p99_ms: float
-    busy: float  # share of a core that the clients used
+def saturation() -> Iterator[Row]:
+    """`stream/saturation-CLIENTS/PEER` in deliveries/s."""
+    with servers(tuple(PEERS)) as (ours, peers):
+        for num_clients in NUM_CLIENTS:
+            rounds = [
+                [measure(server, Load(num_clients, _num_events(server, num_clients))) for server in (ours, *peers)]
+                for _ in range(NUM_ROUNDS)
+            ]
+            yield from _rows(f"saturation-{num_clients}", peers, rounds, "deliveries/s", _idle, _deliveries)
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A running server."""
-
-    name: str
-    settings: Settings
-    key: str
-    port: int
-
-    def measure(self, load: Load) -> Outcome:
-        """Connect the clients, publish, wait until each has the last event."""
-        job_id, first_seq = _new_job(self.settings)
-        if self.name == "ours":
-            url, channel = f"ws://127.0.0.1:{self.port}/ws/jobs/{job_id}?after={first_seq - 1}", channel_of(job_id)
-        else:
-            path = "/socket.io/?EIO=4&transport=websocket" if self.name == "socket.io" else "/"
-            url, channel = f"ws://127.0.0.1:{self.port}{path}", "bench"
-        manners = {"eager": load.num_clients}
-        if load.rate is not None:
-            manners = {"crowd": load.num_clients - NUM_PROBES, "probes": NUM_PROBES}  # the last in every fan-out
-        clients = [_clients(url, self.key, number, manner) for manner, number in manners.items()]
-        began_us = _publish(self.settings, channel, job_id, first_seq, load)
-        return _outcome([_result(process) for process in clients], began_us, load)
+def paced() -> Iterator[Row]:
+    """`stream/p50-CLIENTSxRATE/PEER` and `stream/p99-...` in milliseconds from publication to arrival."""
+    with servers(tuple(PEERS)) as (ours, peers):
+        for num_clients in NUM_CLIENTS:
+            for rate in RATES:
+                num_rounds = NUM_ROUNDS if (num_clients, rate) in GOALS else 1
+                rounds = [
+                    [
+                        measure(
+                            server, Load(num_clients, min(_num_events(server, num_clients), int(rate * PACED_S)), rate)
+                        )
+                        for server in (ours, *peers)
+                    ]
+                    for _ in range(num_rounds)
+                ]
+                what = f"{num_clients}x{rate:.0f}"
+                yield from _rows(f"p50-{what}", peers, rounds, "ms", _late, lambda outcome: outcome.p50_ms)
+                yield from _rows(f"p99-{what}", peers, rounds, "ms", _late, lambda outcome: outcome.p99_ms)
 
 
-def rows() -> Iterator[Row]:
-    """`stream/saturation-100/*` in deliveries/s; `stream/p99-*/*` in milliseconds from publication to arrival."""
-    with tempfile.TemporaryDirectory() as folder, service(Path(folder)) as (settings, key):
-        [web] = [child for child in psutil.Process().children() if "apt_jobs" in child.cmdline()]
-        os.sched_setaffinity(web.pid, sorted(_ALL_CORES)[:1])
-        ours = Target("ours", settings, key, settings.port)
-        with _on_the_other_cores():
-            for name in PEERS:
-                with _peer(name, settings, key) as peer:
-                    yield _saturation(ours, peer)
-                    if name == "ws":
-                        yield _lateness(ours, peer, "p99-100x1000", 100, 1000.0)
-                        yield _lateness(ours, peer, "p99-500x100", 500, 100.0)
+def memory() -> Iterator[Row]:
+    """`stream/memory/PEER`: KiB of the server's memory for each idle connection."""
+    with servers(tuple(PEERS)) as (ours, peers):
+        grown = [_memory_kib(server) for server in (ours, *peers)]
+    for peer, peer_kib in zip(peers, grown[1:], strict=True):
+        yield paired_row(f"stream/memory/{peer.name}", grown[:1], [peer_kib], PEERS[peer.name], "KiB")
 
 
-def _saturation(ours: Target, peer: Target) -> Row:
-    mine, others = [], []
-    for _ in range(NUM_ROUNDS):
-        mine.append(ours.measure(Load(100, SATURATION_EVENTS["ours"])))
-        others.append(peer.measure(Load(100, SATURATION_EVENTS[peer.name])))
-    name = PEERS[peer.name] + _limited(mine)
-    rates = [outcome.deliveries_per_s for outcome in mine], [outcome.deliveries_per_s for outcome in others]
-    return paired_row(f"stream/saturation-100/{peer.name}", *rates, name, "deliveries/s")
+def stalled() -> Iterator[Row]:
+    """`stream/stalled-memory/PEER`: MiB for each client that reads nothing; `stream/stalled-p99/ours`: what the others
+    see of it, against the same without."""
+    load = STALLED_LOAD
+    with_stalled = Load(load.num_clients, load.num_events, load.rate, NUM_STALLED)
+    names = tuple(name for name in PEERS if name != "naive")  # that one does not keep up with the load
+    with servers(names) as (ours, peers):
+        measure(ours, load)  # the first run fills caches
+        without, among = [], []
+        for _ in range(NUM_STALL_ROUNDS):
+            without.append(measure(ours, load))
+            among.append(measure(ours, with_stalled))
+        late = [outcome.p99_ms for outcome in among], [outcome.p99_ms for outcome in without]
+        yield paired_row("stream/stalled-p99/ours", *late, f"the same without {NUM_STALLED} stalled clients", "ms")
+        growth = [among[0].server_rss_bytes - without[0].server_rss_bytes]
+        for peer in peers:
+            before = measure(peer, load)
+            growth.append(measure(peer, with_stalled).server_rss_bytes - before.server_rss_bytes)
+    mib = [bytes_ / NUM_STALLED / (1 << 20) for bytes_ in growth]
+    for peer, peer_mib in zip(peers, mib[1:], strict=True):
+        yield paired_row(f"stream/stalled-memory/{peer.name}", mib[:1], [peer_mib], PEERS[peer.name], "MiB")
 
 
-def _lateness(ours: Target, peer: Target, what: str, num_clients: int, rate: float) -> Row:
-    load = Load(num_clients, int(rate * PACED_S), rate)
-    mine, others = [], []
-    for _ in range(NUM_ROUNDS):
-        mine.append(ours.measure(load))
-        others.append(peer.measure(load))
-    name = PEERS[peer.name] + _limited(mine)
-    late = [outcome.p99_ms for outcome in mine], [outcome.p99_ms for outcome in others]
-    return paired_row(f"stream/{what}/{peer.name}", *late, name, "ms")
+def resume() -> Iterator[Row]:
+    """`stream/resume-300/ranges`: CPU seconds to bring clients up to date that come back at once, beyond those that
+    their connections cost; `stream/reconnect-300/ranges`: with those."""
+    with servers(("ranges",)) as (ours, [peer]):
+        _reconnect_cpu_s(ours, 0)
+        beyond: dict[str, list[float]] = {"ours": [], "ranges": []}
+        whole: dict[str, list[float]] = {"ours": [], "ranges": []}
+        for _ in range(NUM_ROUNDS):
+            for server in (ours, peer):
+                bare_s, spent_s = _reconnect_cpu_s(server, 0), _reconnect_cpu_s(server, NUM_MISSED)
+                whole[server.name].append(spent_s)
+                beyond[server.name].append(max(spent_s - bare_s, CPU_TICK_S))
+    yield paired_row(f"stream/resume-{NUM_RESUMED}/ranges", beyond["ours"], beyond["ranges"], RANGES, "CPU s")
+    yield paired_row(f"stream/reconnect-{NUM_RESUMED}/ranges", whole["ours"], whole["ranges"], RANGES, "CPU s")
 
 
-def _limited(outcomes: list[Outcome]) -> str:
-    busy = statistics.median(outcome.busy for outcome in outcomes)
-    return f" (the clients were the limit: {busy:.0%} of a core)" if busy > BUSY_LIMIT else ""
+SCENARIOS: dict[str, Callable[[], Iterator[Row]]] = {
+    "saturation": saturation,
+    "paced": paced,
+    "memory": memory,
+    "stalled": stalled,
+    "resume": resume,
+}
 
 
-def _clients(url: str, key: str, number: int, manner: str) -> "subprocess.Popen[str]":
-    """Connected clients in a process of their own."""
-    command = [sys.executable, "-m", "benchmarks.stream_load", url, key, str(number), LAST, manner]
-    clients = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert clients.stdout is not None
-    assert clients.stdout.readline().strip() == "ready", f"no clients for {url}"
-    return clients
+def _num_events(server: Server, num_clients: int) -> int:
+    return min(MAX_EVENTS, DELIVERIES[server.name] // num_clients)
 
 
-def _result(clients: "subprocess.Popen[str]") -> dict[str, Any]:
-    with clients:
-        assert clients.stdout is not None
-        result: dict[str, Any] = json.loads(clients.stdout.readline())
-    return result
+def _rows(
+    what: str,
+    peers: Sequence[Server],
+    rounds: Sequence[Round],
+    unit: str,
+    remark: Callable[[str, Sequence[Outcome]], str],
+    value: Callable[[Outcome], float],
+) -> Iterator[Row]:
+    mine = [outcomes[0] for outcomes in rounds]
+    for index, peer in enumerate(peers, start=1):
+        others = [outcomes[index] for outcomes in rounds]
+        name = PEERS[peer.name] + remark("we", mine) + remark("the peer", others)
+        yield paired_row(f"stream/{what}/{peer.name}", [*map(value, mine)], [*map(value, others)], name, unit)
 
 
-def _outcome(results: list[dict[str, Any]], began_us: int, load: Load) -> Outcome:
-    seconds = (max(max(result["ended_us"]) for result in results) - began_us) / 1e6
-    delays_ms = sorted(delay / 1000.0 for result in results for delay in result["delays_us"]) or [0.0]
-    return Outcome(
-        load.num_clients * load.num_events / seconds,
-        delays_ms[len(delays_ms) // 2],
-        delays_ms[int(0.99 * (len(delays_ms) - 1))],
-        sum(result["busy"] for result in results),
-    )
+def _deliveries(outcome: Outcome) -> float:
+    return outcome.deliveries_per_s
 
 
-def _new_job(settings: Settings) -> tuple[str, int]:
-    """A job, and the `seq` that its next event would have."""
-    database = Database(settings.database)
-    with database.write() as session:
-        job_id = insert_job(session, TrainSpec(kind="train")).id
-        claim(session, job_id, "benchmark", 3600.0)
-        first_seq = get_job(session, job_id).last_seq + 1
-    database.dispose()
-    return job_id, first_seq
+def _idle(who: str, outcomes: Sequence[Outcome]) -> str:
+    busy = statistics.median(outcome.server_busy for outcome in outcomes)
+    return "" if busy > BUSY else f"; {who} used only {busy:.0%} of a core: the clients were the limit"
 
 
-def _publish(settings: Settings, channel: str, job_id: str, first_seq: int, load: Load) -> int:
-    """Publish, paced or not; the microsecond of the first one."""
-    client = redis.Redis.from_url(settings.redis)
-    while not client.pubsub_numsub(channel)[0][1]:
-        time.sleep(0.01)  # what comes earlier would have to come from the database, which has none of this
-    norms = tuple(0.001234567 * (index + 1) for index in range(NUM_LAYERS))
-    event = StoredEvent(job_id, 0, 1, datetime.now(UTC), GradientsRecorded(0, norms, ()))
-    rest = encode_stored(event).partition(b',"kind"')[2]
-    began = time.monotonic()
-    began_us = time.time_ns() // 1000
-    number = 0
-    while number < load.num_events:
-        burst = min(BURST if load.rate is None else 1, load.num_events - number)
-        with client.pipeline(transaction=False) as pipeline:
-            for _ in range(burst):
-                seq = first_seq + number
-                mark = b',"note":"%b"' % LAST.encode() if number == load.num_events - 1 else b""
-                head = b'{"seq":%d,"sent_us":%d%b,"kind"' % (seq, time.time_ns() // 1000, mark)
-                pipeline.publish(channel, encode_frame(seq, [head + rest]))
-                number += 1
-            pipeline.execute()
-        if load.rate is not None:
-            time.sleep(max(0.0, began + number / load.rate - time.monotonic()))
-    client.close()
-    return began_us
+def _late(who: str, outcomes: Sequence[Outcome]) -> str:
+    return "" if all(outcome.kept_up for outcome in outcomes) else f"; {who} did not keep up"
 
 
-@contextmanager
-def _peer(name: str, settings: Settings, key: str) -> Iterator[Target]:
-    port = free_port("127.0.0.1", settings.port + 1)
-    socket_path = settings.redis.removeprefix("unix://").partition("?")[0]
-    environment = {"BENCH_SOCKET": socket_path, "BENCH_PORT": str(port), "BENCH_CHANNEL": "bench"}
-    command = command_of(name)
-    with _core_of_its_own():
-        process = subprocess.Popen(command, env={**os.environ, **environment})
-    try:
-        _wait_for_port(port)
-        yield Target(name, settings, key, port)
-    finally:
-        process.kill()  # its sockets never see that their browsers left: it would not stop by itself
-        process.wait()
+def _reconnect_cpu_s(server: Server, num_missed: int) -> float:
+    job_id, first_seq = new_job(server.settings, NUM_MISSED)
+    after = first_seq - 1 - num_missed
+    before = server.cpu_s()
+    clients = Clients(server, server.url(job_id, after), NUM_RESUMED, "eager" if num_missed else "silent")
+    clients.result()
+    time.sleep(SETTLE_S)
+    return server.cpu_s() - before
 
 
-def _wait_for_port(port: int) -> None:
-    deadline = time.monotonic() + 30.0
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        assert time.monotonic() < deadline, "the peer did not start"
-        time.sleep(0.1)
-
-
-@contextmanager
-def _core_of_its_own() -> Iterator[None]:
-    """Processes started meanwhile run on the first core only."""
-    with _cores(lambda cores: cores[:1]):
-        yield
-
-
-@contextmanager
-def _on_the_other_cores() -> Iterator[None]:
-    with _cores(lambda cores: cores[1:]):
-        yield
-
-
-@contextmanager
-def _cores(choose: Any) -> Iterator[None]:
-    before = os.sched_getaffinity(0)
-    allowed = sorted(_ALL_CORES)
-    if len(allowed) > 1:
-        os.sched_setaffinity(0, choose(allowed))
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
-_ALL_CORES = os.sched_getaffinity(0)
+def _memory_kib(server: Server) -> float:
+    job_id, first_seq = new_job(server.settings)
+    url = server.url(job_id, first_seq - 1)
+    warm = Clients(server, url, 20, "silent")
+    before = server.rss_bytes()
+    idle = Clients(server, url, NUM_IDLE, "silent")
+    time.sleep(SETTLE_S)
+    grown = server.rss_bytes() - before
+    idle.result()
+    warm.result()
+    return grown / NUM_IDLE / 1024

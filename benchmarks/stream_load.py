@@ -1,8 +1,9 @@
 """The clients of the stream benchmark, as cheap as Python allows; arguments: URL KEY CLIENTS LAST MANNER.
 
 Raw sockets and epoll, which only look for the last event in the bytes that come. `probes` also note how long each event
-took from its publication; a `crowd` reads only each 20 ms, so that it leaves the machine to the server and the probes.
-Prints `ready`, then one JSON line: when each client had the last event, the delays, and the share of one core it used.
+took from its publication; a `crowd` reads only each 20 ms, so that it leaves the machine to the server and the probes;
+`silent` ones read nothing until their standard input ends. Prints `ready`, then one JSON line: when each client had the
+last event, and the delays.
 """
 
 import base64
@@ -64,7 +65,7 @@ class LoadClient:
         """Whether the last event is there."""
         data = self.socket.recv(READ_BYTES)
         if not data:
-            raise ConnectionError("the server closed the socket")
+            raise ConnectionError(f"the server closed the socket, after {self.tail!r}")
         if self.is_probe:
             now_us = time.time_ns() // 1000
             self.delays_us += [now_us - int(stamp) for stamp in STAMP.findall(data)]
@@ -82,7 +83,10 @@ def main(url: str, key: str, num_clients: int, last: bytes, manner: str) -> None
         os.nice(15)
     print("ready", flush=True)
     ended_us: list[int] = []
-    began_s, cpu_s = time.monotonic(), time.process_time()
+    began_s = time.monotonic()
+    if manner == "silent":
+        sys.stdin.read()
+        num_clients = 0
     while len(ended_us) < num_clients:
         if manner == "crowd":
             time.sleep(CROWD_PAUSE_S)
@@ -93,9 +97,8 @@ def main(url: str, key: str, num_clients: int, last: bytes, manner: str) -> None
             if client.read():
                 ended_us.append(time.time_ns() // 1000)
                 selector.unregister(client.socket)
-    busy = (time.process_time() - cpu_s) / max(time.monotonic() - began_s, 1e-9)
     delays = [delay for client in clients for delay in client.delays_us]
-    print(json.dumps({"ended_us": ended_us, "delays_us": delays, "busy": busy}), flush=True)
+    print(json.dumps({"ended_us": ended_us, "delays_us": delays}), flush=True)
 
 
 if __name__ == "__main__":

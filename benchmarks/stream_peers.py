@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,11 +15,14 @@ from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 from websockets.asyncio.server import ServerConnection, broadcast, serve
 
+from apt_jobs.db.engine import Database
+from apt_jobs.db.events import events_after
+from apt_jobs.events.codec import encode_frame, splice_stored
 from hatch_build import npm_command
 
 NODE_FOLDER = Path("build/peers")
-SCRIPTS = Path(__file__).parent / "peers"
-NODE_PACKAGES = ("ws", "socket.io", "redis")
+MAX_MISSED = 10_000  # events of one answer
+SCRIPTS = Path(__file__).parent / "peers"  # with the exact versions of their packages
 PEERS = {
     "ws": "Node ws, one Redis subscription",
     "socket.io": "socket.io over WebSocket, one Redis subscription",
@@ -26,35 +30,79 @@ PEERS = {
     "naive": "Starlette with one Redis subscription and one re-encode per browser",
 }
 
+RANGES = "Starlette with one range query and one encoding per browser"
+
 
 def command_of(name: str) -> list[str]:
     """How to start a peer. Node's packages are installed below build/ when they are first needed."""
     if name not in ("ws", "socket.io"):
         return [sys.executable, "-m", "benchmarks.stream_peers", name]
     npm, environment = npm_command()
-    if not (NODE_FOLDER / "node_modules" / "socket.io").is_dir():
-        NODE_FOLDER.mkdir(parents=True, exist_ok=True)
-        (NODE_FOLDER / "package.json").write_text('{"private": true}')
-        install = [*npm, "install", "--silent", "--no-audit", "--no-fund", *NODE_PACKAGES]
+    shutil.copytree(SCRIPTS, NODE_FOLDER, dirs_exist_ok=True)
+    if not _is_installed():
+        install = [*npm, "ci", "--silent", "--no-audit", "--no-fund"]
         subprocess.run(install, cwd=NODE_FOLDER, env=environment, check=True)
-    script = NODE_FOLDER / f"stream_{name.replace('.', '_')}.js"
-    script.write_text((SCRIPTS / script.name).read_text())
-    return [npm[0] if len(npm) > 1 else "node", str(script)]
+    return [npm[0] if len(npm) > 1 else "node", str(NODE_FOLDER / f"stream_{name.replace('.', '_')}.js")]
+
+
+def _is_installed() -> bool:
+    """npm writes its own copy of the lock file last."""
+    installed, wanted = NODE_FOLDER / "node_modules" / ".package-lock.json", NODE_FOLDER / "package-lock.json"
+    if not installed.is_file():
+        return False
+    have, want = json.loads(installed.read_bytes())["packages"], json.loads(wanted.read_bytes())["packages"]
+    return {path: package["version"] for path, package in have.items()} == {
+        path: package["version"] for path, package in want.items() if path
+    }
 
 
 async def _naive_socket(websocket: WebSocket) -> None:
     await websocket.accept()
     client = redis.asyncio.Redis(unix_socket_path=os.environ["BENCH_SOCKET"], socket_timeout=None)
     async with client.pubsub() as pubsub:
-        await pubsub.subscribe(os.environ["BENCH_CHANNEL"])
+        await pubsub.subscribe(websocket.path_params["channel"])
         async for message in pubsub.listen():
             if message["type"] == "message":
                 await websocket.send_text(json.dumps(json.loads(message["data"]), separators=(",", ":")))
 
 
 def _serve_naive() -> None:
-    app = Starlette(routes=[WebSocketRoute("/", _naive_socket)])
-    uvicorn.run(app, port=int(os.environ["BENCH_PORT"]), log_level="critical", ws_per_message_deflate=False)
+    app = Starlette(routes=[WebSocketRoute("/{channel}", _naive_socket)])
+    uvicorn.run(
+        app,
+        port=int(os.environ["BENCH_PORT"]),
+        log_level="critical",
+        ws_per_message_deflate=False,
+        ws_ping_interval=None,
+    )
+
+
+def _serve_ranges() -> None:
+    """What a client missed, as many servers with a database send it; with the cheap encoding that ours has, too."""
+    database = Database(os.environ["BENCH_DATABASE"])
+
+    def read(job_id: str, after: int) -> bytes:
+        with database.read() as session:
+            rows = events_after(session, job_id, after, MAX_MISSED)
+        return encode_frame(
+            after + 1, [splice_stored(row.seq, row.kind, row.attempt, row.at, row.payload) for row in rows]
+        )
+
+    async def serve_range(websocket: WebSocket) -> None:
+        await websocket.accept()
+        after = int(websocket.query_params["after"])
+        frame = await asyncio.to_thread(read, websocket.path_params["job_id"], after)
+        await websocket.send_text(frame.decode())
+        await websocket.receive()
+
+    app = Starlette(routes=[WebSocketRoute("/{job_id}", serve_range)])
+    uvicorn.run(
+        app,
+        port=int(os.environ["BENCH_PORT"]),
+        log_level="critical",
+        ws_per_message_deflate=False,
+        ws_ping_interval=None,
+    )
 
 
 async def _serve_broadcast() -> None:
@@ -66,7 +114,10 @@ async def _serve_broadcast() -> None:
         await connection.wait_closed()
         connections.discard(connection)
 
-    async with serve(hold, "127.0.0.1", int(os.environ["BENCH_PORT"]), compression=None), client.pubsub() as pubsub:
+    async with (
+        serve(hold, "127.0.0.1", int(os.environ["BENCH_PORT"]), compression=None, ping_interval=None),
+        client.pubsub() as pubsub,
+    ):
         await pubsub.subscribe(os.environ["BENCH_CHANNEL"])
         async for message in pubsub.listen():
             if message["type"] == "message":
@@ -76,5 +127,7 @@ async def _serve_broadcast() -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "naive":
         _serve_naive()
+    elif sys.argv[1] == "ranges":
+        _serve_ranges()
     else:
         asyncio.run(_serve_broadcast())

@@ -89,6 +89,10 @@ class Relay:
         self._publisher.publish(self._job_id, stored)
         return len(stored)
 
+    def has_news(self) -> bool:
+        """Whether a rank wrote something since the last `pump`. Costs one system call a rank."""
+        return any(spool.has_more() for spool in self._spools)
+
     def drain(self, timeout_s: float) -> None:
         """Store all that the ranks left behind; give up after `timeout_s` seconds (the spool files stay).
 

@@ -38,9 +38,9 @@ logger = logging.getLogger(__name__)
 
 ORDERS_EVERY_S = 2.0  # between two looks for a cancel or a pause while no events flow
 GUARD_EVERY_S = 0.5
-ACTIVE_PAUSE_S = 0.02  # between two looks at the spools while events flow
-QUIET_PAUSE_S = 0.1
-QUIET_AFTER_S = 2.0
+ACTIVE_PAUSE_S = 0.02  # between two transactions while events flow
+LOOK_PAUSE_S = 0.005  # between two looks at the size of the spools
+QUIET_PAUSE_S = 0.1  # between two looks at all else: logs, lease, orders
 NODE_RETRY_S = 30.0  # before a job is tried again that a node was missing for
 LAST_EVENTS_TIMEOUT_S = 30.0  # to store what the ranks left behind
 MAX_TRACEBACK_CHARS = 20_000
@@ -128,8 +128,10 @@ class Supervisor:
                 run_file.stop_path.touch()
             if self._asked is not None and time.monotonic() - self._asked_s > self._settings.drain_timeout_s:
                 return self._end(tree, self._asked)
-            quiet = not moved and time.monotonic() - relay.last_event_s > QUIET_AFTER_S
-            time.sleep(QUIET_PAUSE_S if quiet else ACTIVE_PAUSE_S)
+            if moved:
+                time.sleep(ACTIVE_PAUSE_S)  # what comes meanwhile shares a transaction
+            else:
+                _await_news(relay)
         return None
 
     def _reason_to_end(self, lease: LeaseKeeper, relay: Relay) -> Ending | None:
@@ -250,6 +252,15 @@ class Supervisor:
 
     def _labels(self) -> dict[str, Any]:
         return {"job_id": self._job_id, "attempt": self._attempt}
+
+
+def _await_news(relay: Relay) -> None:
+    """Wait for a line in a spool, at most `QUIET_PAUSE_S`."""
+    until_s = time.monotonic() + QUIET_PAUSE_S
+    while True:
+        time.sleep(LOOK_PAUSE_S)
+        if relay.has_news() or time.monotonic() > until_s:
+            return
 
 
 def _exit_in_words(status: int | None) -> str:
