@@ -5,11 +5,12 @@
 
 GPT-2 124M, 16 sequences of 1024 tokens a GPU, bf16 autocast (not on a CPU), fused AdamW, no wait for the GPU in a step
 but those of the variant. Blocks of ten steps (update norms come every ten) are timed in turns and in random order; the
-ratio is that of a block to the unmonitored block of its round. Besides the project it needs PyTorch, numpy, orjson and
-pydantic.
+ratio is that of a block to the unmonitored block of its round. In a group of one rank there are no local norms: the
+monitor leaves its communication hook out. Besides the project it needs PyTorch, numpy, orjson and pydantic.
 """
 
 import argparse
+import gc
 import importlib.util
 import json
 import os
@@ -35,7 +36,6 @@ from torch.nn.parallel import DistributedDataParallel
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.training.ddp import Rank, process_group
 from apt_jobs.training.gradient_monitor import GradientMonitor
-from apt_jobs.training.local_norms import LocalNorms
 from benchmarks.gpt2 import GPT2
 from benchmarks.intervals import Interval, bootstrap
 
@@ -44,6 +44,9 @@ SLOW_EVERY_ROUNDS = 3  # what costs a lot needs fewer rounds to be known
 NUM_BATCHES = 8
 NUM_BINS = 64
 LEAST_ROUNDS = 4
+NONE, SPEC, HISTOGRAMS, GLOBAL, EVERYTHING = "none", "SPEC's way", "histograms", "ours, no local norms", "ours"
+VARIANTS = (NONE, SPEC, HISTOGRAMS, GLOBAL, EVERYTHING)
+SLOW = (SPEC, HISTOGRAMS)
 SINGLE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29531"}
 
 
@@ -57,14 +60,6 @@ class Cell:
     ratio: Interval  # of a step to the unmonitored one
     num_rounds: int
     num_dropped: int  # steps whose norms could not be kept
-
-
-class HookedMonitor(GradientMonitor):
-    """The monitor with its communication hook in a group of one, too, where it would leave it out as of no use."""
-
-    def _hook(self, model: nn.Module) -> LocalNorms | None:
-        assert isinstance(model, DistributedDataParallel)
-        return LocalNorms(model, self._device)
 
 
 @dataclass(slots=True)
@@ -102,6 +97,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--settings", nargs="*", default=["plain", "ddp"], choices=("plain", "ddp"))
     parser.add_argument("--modes", nargs="*", default=["eager", "compiled"], choices=("eager", "compiled"))
+    parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--num-layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--vocabulary-size", type=int, default=50_257)
@@ -109,6 +105,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--output", type=Path, default=Path("build/gpu_monitor.jsonl"))
     options = parser.parse_args()
+    options.variants = list(dict.fromkeys([NONE, *options.variants]))
     if options.quick:
         options.seconds /= 4
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -121,13 +118,13 @@ def _measure(options: argparse.Namespace, rank: Rank, folder: Path) -> Iterator[
     shape = (options.batch_size, options.length)
     batches = [torch.randint(0, options.vocabulary_size, shape, device=rank.device) for _ in range(NUM_BATCHES)]
     for setting in options.settings:
-        copies = [_copy(options, rank, is_ddp=setting == "ddp") for _ in range(2 if setting == "ddp" else 1)]
-        monitors = _monitors(copies, folder / f"{setting}-{rank.rank}")
+        copies = _copies(options, rank, batches, is_ddp=setting == "ddp")
+        monitors = _monitors(options, copies, folder / f"{setting}-{rank.rank}")
         for mode in options.modes:
             name = f"{setting} {mode}"
             if mode == "compiled":
                 copies = [Trained(copy.model, torch.compile(copy.forward), copy.optimizer) for copy in copies]
-            variants = _variants(copies, monitors)
+            variants = _variants(options, copies, monitors)
             began = time.perf_counter()
             for trained, watch, _ in variants.values():
                 _steps(trained, watch, batches, 3)
@@ -137,45 +134,65 @@ def _measure(options: argparse.Namespace, rank: Rank, folder: Path) -> Iterator[
             dropped_before = {key: monitor.num_dropped for key, monitor in monitors.items()}
             times = _rounds(variants, batches, rank, options.seconds)
             yield from _cells(name, variants, times, dropped_before)
-        error = _error(copies[0], batches[0])
+        error = _error(copies[0], batches[0][:1])
         if rank.is_first:
             print(f"{setting}: largest relative error of a norm {error:.1e}", flush=True)
         del copies, monitors, variants
         torch._dynamo.reset()
 
 
+def _copies(options: argparse.Namespace, rank: Rank, batches: list[Tensor], *, is_ddp: bool) -> list[Trained]:
+    """The model and, for the monitor with local norms, another with the same weights and optimizer state.
+
+    A hook cannot be taken off DDP again; and of a large model there is no room for all of it twice.
+    """
+    first = _copy(options, rank, is_ddp=is_ddp)
+    if not (is_ddp and rank.world_size > 1 and EVERYTHING in options.variants):
+        return [first]
+    _steps(first, lambda loss: None, batches, 1)
+    second = _copy(options, rank, is_ddp=is_ddp)
+    for mine, other in zip(second.model.parameters(), first.model.parameters(), strict=True):
+        mine.data = other.data
+        second.optimizer.state[mine] = first.optimizer.state[other]
+    return [first, second]
+
+
 def _copy(options: argparse.Namespace, rank: Rank, *, is_ddp: bool) -> Trained:
     torch.manual_seed(1)
-    model: nn.Module = GPT2(options.num_layers, options.width, options.length, options.vocabulary_size).to(rank.device)
+    with rank.device:
+        model: nn.Module = GPT2(options.num_layers, options.width, options.length, options.vocabulary_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     if is_ddp:
         model = DistributedDataParallel(model, device_ids=[rank.device.index] if options.device == "cuda" else None)
     return Trained(model, model, optimizer)
 
 
-def _monitors(copies: list[Trained], path: Path) -> dict[str, GradientMonitor]:
-    """Ours, each with a spool. A hook cannot be taken off DDP again: it has a copy of the model of its own."""
-    model = copies[0].model
-    if not isinstance(model, DistributedDataParallel):
-        return {"ours": GradientMonitor(model, copies[0].optimizer, SpoolWriter(path))}
+def _monitors(options: argparse.Namespace, copies: list[Trained], path: Path) -> dict[str, GradientMonitor]:
+    """Ours, each with a spool, after what it watches."""
+    watched: dict[str, tuple[nn.Module, Trained]] = {EVERYTHING: (copies[-1].model, copies[-1])}
+    if len(copies) > 1:
+        watched = {GLOBAL: (getattr(copies[0].model, "module"), copies[0]), **watched}  # noqa: B009  # DDP's own
     return {
-        "ours, no local norms": GradientMonitor(model.module, copies[0].optimizer, SpoolWriter(path)),
-        "ours, everything": HookedMonitor(copies[1].model, copies[1].optimizer, SpoolWriter(path.with_suffix(".all"))),
+        name: GradientMonitor(model, of.optimizer, SpoolWriter(path.with_suffix(f".{index}")))
+        for index, (name, (model, of)) in enumerate(watched.items())
+        if name in options.variants
     }
 
 
-def _variants(copies: list[Trained], monitors: dict[str, GradientMonitor]) -> dict[str, Variant]:
+def _variants(
+    options: argparse.Namespace, copies: list[Trained], monitors: dict[str, GradientMonitor]
+) -> dict[str, Variant]:
     first = copies[0]
     parameters = list(first.model.parameters())
     variants: dict[str, Variant] = {
-        "none": (first, lambda loss: None, None),
-        "SPEC's way": (first, lambda loss: _item_per_parameter(parameters), None),
-        "histograms": (first, lambda loss: _histograms(parameters), None),
+        NONE: (first, lambda loss: None, None),
+        SPEC: (first, lambda loss: _item_per_parameter(parameters), None),
+        HISTOGRAMS: (first, lambda loss: _histograms(parameters), None),
     }
     for name, monitor in monitors.items():
-        trained = copies[-1] if isinstance(monitor, HookedMonitor) else first
+        trained = copies[-1] if name == EVERYTHING else first
         variants[name] = trained, lambda loss, monitor=monitor: monitor.step(loss=loss), monitor  # type: ignore[misc]
-    return variants
+    return {name: variant for name, variant in variants.items() if name in options.variants}
 
 
 def _item_per_parameter(parameters: list[nn.Parameter]) -> None:
@@ -203,8 +220,10 @@ def _histograms(parameters: list[nn.Parameter]) -> list[tuple[list[float], list[
 def _rounds(variants: dict[str, Variant], batches: list[Tensor], rank: Rank, seconds: float) -> list[dict[str, float]]:
     """Milliseconds a step of each variant in each round; slow variants are missing in most. All ranks take as many."""
     order, rounds, ends_at = random.Random(7), list[dict[str, float]](), time.perf_counter() + seconds
+    gc.disable()  # a collection takes longer than what is measured, and comes when it likes
     while _any(rank, time.perf_counter() < ends_at) or len(rounds) < LEAST_ROUNDS:
-        names = [name for name in variants if name not in ("SPEC's way", "histograms") or not _is_skipped(rounds)]
+        names = [name for name in variants if name not in SLOW or not _is_skipped(rounds)]
+        gc.collect()
         order.shuffle(names)
         times: dict[str, float] = {}
         for name in names:
@@ -215,6 +234,7 @@ def _rounds(variants: dict[str, Variant], batches: list[Tensor], rank: Rank, sec
             _wait(rank)
             times[name] = 1000.0 * (time.perf_counter() - began) / BLOCK_STEPS
         rounds.append(times)
+    gc.enable()
     return rounds
 
 

@@ -5,14 +5,12 @@ process group, so that a machine that slows down slows all of them.
 """
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.rows import Row
+from benchmarks.torchrun import run_ranks
 
 SECONDS = 180
 MODEL = ("--num-layers=4", "--width=256", "--length=128", "--vocabulary-size=4096", "--batch-size=4")
@@ -20,7 +18,7 @@ NAMES = {
     "SPEC's way": "monitor/spec-way-cpu-2ranks",
     "histograms": "monitor/histograms-cpu-2ranks",
     "ours, no local norms": "monitor/ours-without-rank-norms-cpu-2ranks",
-    "ours, everything": "monitor/ours-cpu-2ranks",
+    "ours": "monitor/ours-cpu-2ranks",
 }
 
 
@@ -28,13 +26,8 @@ def rows() -> Iterator[Row]:
     """Milliseconds a step; the ratio is to the unmonitored step, with its 95 % interval."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "cells.jsonl"
-        command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"),
-            *("--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", "-m", "benchmarks.gpu_monitor"),
-            *("--device=cpu", "--settings=ddp", "--modes=eager", f"--seconds={SECONDS}", f"--output={output}", *MODEL),
-        ]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        subprocess.run(command, env=environment, check=True, timeout=600, capture_output=True)
+        options = ("--device=cpu", "--settings=ddp", "--modes=eager", f"--seconds={SECONDS}", f"--output={output}")
+        run_ranks(2, "benchmarks.gpu_monitor", *options, *MODEL, timeout_s=600)
         cells = {cell["variant"]: cell for cell in map(json.loads, output.read_text().splitlines())}
     unmonitored_ms = cells["none"]["step_ms"]
     for variant, name in NAMES.items():

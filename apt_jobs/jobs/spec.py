@@ -99,6 +99,11 @@ class TrainingOptions(Strict):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 autocast where the GPU has it, else fp16; fp32 on CPU."
     )
+    deterministic: bool = Field(
+        True,
+        description="On GPUs take only operations that give the same bits each time, so that a resumed training equals "
+        "one without a break. false: faster attention, and models that need an operation without such a form.",
+    )
     sharding: Literal["ddp", "fsdp2"] = Field("ddp", description="fsdp2 shards models that outgrow one GPU.")
 
 

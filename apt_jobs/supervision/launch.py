@@ -67,6 +67,7 @@ def _environment(settings: Settings, run_file: RunFile, gpus: Sequence[int]) -> 
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS may give other bits each time
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)) if run_file.spec.device == "cuda" else "",
     }
     interface = "lo" if run_file.rendezvous is None else settings.network_interface

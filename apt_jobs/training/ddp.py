@@ -46,6 +46,16 @@ def process_group(device: str) -> Iterator[Rank]:
         dist.destroy_process_group()
 
 
+def repeatable(device: torch.device) -> None:
+    """On a GPU refuse operations whose result can differ from run to run, and take the repeatable form of others.
+
+    cuBLAS needs `CUBLAS_WORKSPACE_CONFIG` for it, which whoever starts the ranks has to set.
+    """
+    if device.type == "cuda":
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # it costs, and nothing here reads such memory
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     dist.barrier()

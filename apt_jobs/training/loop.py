@@ -37,7 +37,7 @@ from apt_jobs.training.checkpoint import (
     write_checkpoint,
 )
 from apt_jobs.training.data import Batches, open_batches, read_text, write_tokens
-from apt_jobs.training.ddp import Rank, barrier, process_group, summed
+from apt_jobs.training.ddp import Rank, barrier, process_group, repeatable, summed
 from apt_jobs.training.gradient_monitor import GradientMonitor
 from apt_jobs.training.model import build_model, describe, load_model
 from apt_jobs.training.optimization import adamw, learning_rate_at, precision_of
@@ -63,6 +63,8 @@ class _Trainer:
     def __init__(self, run_file: RunFile, spool: SpoolWriter, rank: Rank) -> None:
         self._run_file, self._spool, self._rank = run_file, spool, rank
         self._options = options = run_file.spec.training
+        if options.deterministic:
+            repeatable(rank.device)
         torch.manual_seed(options.seed)
         self._source = run_file.resume_dir or run_file.base_model_dir
         if self._source is not None and (self._source / "manifest.json").exists():
@@ -73,6 +75,8 @@ class _Trainer:
         self._spread = spread(self._model, options, rank)
         self._optimizer = adamw(self._model, options, rank.device)
         self._precision = precision_of(options.precision, rank.device)
+        with self._autocast():
+            self._spread.settle(self._batches.micro_batches(1, rank.rank)[0].to(rank.device))
         self._scaler = torch.amp.GradScaler(rank.device.type, enabled=self._precision is torch.float16)
         self._progress, self._adjustments = Progress(), Adjustments()
         self._orders, self._num_orders = Orders(run_file.orders_path, rank), 0
@@ -158,10 +162,13 @@ class _Trainer:
         return total
 
     def _loss(self, ids: Tensor) -> Tensor:
-        enabled = self._precision is not None
-        with torch.autocast(self._rank.device.type, dtype=self._precision, enabled=enabled):
+        with self._autocast():
             loss: Tensor = self._spread.module(input_ids=ids, labels=ids).loss
         return loss
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self._precision is not None
+        return torch.autocast(self._rank.device.type, dtype=self._precision, enabled=enabled)
 
     def _update(self, grad_norm: float) -> None:
         """Apply the gradients, clipped; a step whose norm is not finite is left out on every rank alike."""

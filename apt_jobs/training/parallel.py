@@ -2,11 +2,13 @@
 
 The loop is the same for both. What differs is here: the module to call, how gradients wait while they accumulate, and
 the gradients that a rank holds.
+Shapes: B sequences, T tokens.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -25,6 +27,17 @@ class Replicated:
             model, device_ids=[rank.device.index] if rank.device.type == "cuda" else None
         )
 
+    def settle(self, ids_BT: Tensor) -> None:
+        """Run one backward pass that counts for nothing, after which DDP sorts gradients into their final buckets.
+
+        The order of a sum over more than two ranks depends on the place in a bucket: with the first buckets, the first
+        step after a resume would differ in its last bits from the same step in the middle of a training.
+        """
+        device = ids_BT.device
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            torch.autograd.backward(self.module(input_ids=ids_BT, labels=ids_BT).loss)
+        self.module.zero_grad(set_to_none=True)
+
     @contextmanager
     def accumulating(self) -> Iterator[None]:
         """A backward within leaves its gradients on the rank."""
@@ -42,6 +55,9 @@ class Sharded:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
         self.module = model  # now an FSDPModule, too
+
+    def settle(self, ids_BT: Tensor) -> None:
+        """Nothing to do: each block is reduced by itself, from the first step on."""
 
     @contextmanager
     def accumulating(self) -> Iterator[None]:

@@ -46,8 +46,17 @@ class UpdateNorms:
         return torch.cat([whole, ratios.to(self._device)])
 
     def _sample(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Evenly spaced elements of each layer, copied, in float32."""
+        """Evenly spaced elements of each layer, copied, in float32. Layers that are taken whole share one launch."""
         most = max(SAMPLE_ELEMENTS // max(len(weights), 1), LEAST_SAMPLE_ELEMENTS)
-        return [
-            weight.reshape(-1)[:: max(weight.numel() // most, 1)].to(torch.float32, copy=True) for weight in weights
-        ]
+        flat = [weight.reshape(-1) for weight in weights]
+        parts = [weight[:: max(weight.numel() // most, 1)] for weight in flat]
+        copies = [torch.empty(part.shape, dtype=torch.float32, device=part.device) for part in parts]
+        is_whole = [part.is_contiguous() for part in parts]
+        torch._foreach_copy_(_where(copies, is_whole), _where(parts, is_whole))
+        for copy, part in zip(_where(copies, is_whole, False), _where(parts, is_whole, False), strict=True):
+            copy.copy_(part)
+        return copies
+
+
+def _where(tensors: Sequence[Tensor], flags: Sequence[bool], wanted: bool = True) -> list[Tensor]:
+    return [tensor for tensor, flag in zip(tensors, flags, strict=True) if flag is wanted]

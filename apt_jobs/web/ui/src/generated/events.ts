@@ -269,6 +269,7 @@ export const TRAIN_FIELDS: Record<string, FieldRule> = {
   "training.keep_every_steps": {"type": "integer", "nullable": true, "description": "Also keep each checkpoint at a multiple of this.", "minimum": 1, "default": null},
   "training.seed": {"type": "integer", "nullable": false, "description": "Seed of weights, data order and dropout.", "minimum": 0, "default": 1},
   "training.precision": {"type": "string", "nullable": false, "description": "auto: bf16 autocast where the GPU has it, else fp16; fp32 on CPU.", "enum": ["auto", "fp32", "bf16", "fp16"], "default": "auto"},
+  "training.deterministic": {"type": "boolean", "nullable": false, "description": "On GPUs take only operations that give the same bits each time, so that a resumed training equals one without a break. false: faster attention, and models that need an operation without such a form.", "default": true},
   "training.sharding": {"type": "string", "nullable": false, "description": "fsdp2 shards models that outgrow one GPU.", "enum": ["ddp", "fsdp2"], "default": "ddp"},
   "monitor.vanishing_below": {"type": "number", "nullable": false, "description": "A norm below this is vanishing.", "minimum": 0.0, "default": 1e-07},
   "monitor.exploding_above": {"type": "number", "nullable": false, "description": "A norm above this is exploding.", "exclusiveMinimum": 0.0, "default": 1000.0},
