@@ -12,13 +12,12 @@ not at all, so that one does not hide the next, while a lasting change becomes u
 import math
 from bisect import bisect_left, insort
 from collections import deque
-from statistics import median
 
 from apt_jobs.jobs.spec import MonitorOptions
 
 FAR_RATIO = 1.6  # beyond the limit by so much it is an outlier at once; by less, when it is so again soon
 SOON_STEPS = 3
-FORECAST_STEPS = 16  # newest records whose median is the forecast
+FORECAST_STEPS = 15  # newest records whose median is the forecast
 LEAST_FORECAST_STEPS = 4
 ZERO_STEPS = 3  # exact zeros in a row of a layer that never had one: it is frozen or cut off
 
@@ -55,7 +54,7 @@ class Baseline:
     def __init__(self, options: MonitorOptions) -> None:
         window_steps = options.window_steps
         self._past = Window(window_steps)  # logs
-        self._newest: deque[float] = deque(maxlen=FORECAST_STEPS)  # logs
+        self._newest = Window(FORECAST_STEPS)  # logs
         self._errors = Window(window_steps)  # sizes of the errors of forecasts
         self._own_errors = Window(window_steps)  # and of what companions do not share
         self._arm_after = max(options.arm_after_steps, LEAST_FORECAST_STEPS + 1)  # one error at least
@@ -71,7 +70,7 @@ class Baseline:
         """The log of `value` less its forecast; None: it is not positive, or there is no forecast yet."""
         if not 0.0 < value < math.inf or len(self._newest) < LEAST_FORECAST_STEPS:
             return None
-        return math.log(value) - median(self._newest)
+        return math.log(value) - self._newest.median
 
     def judge(self, value: float, error: float | None, shared: float) -> float:
         """How far `value` is beyond its usual range, in logs (0: within; negative: below); then remember it.
@@ -124,7 +123,7 @@ class Baseline:
 
     def _remember(self, log: float) -> None:
         self._past.add(log)
-        self._newest.append(log)
+        self._newest.add(log)
 
     def _outlier(self, excess: float) -> float:
         """`excess` over the limit in logs, or 0 if it is too small to count alone."""

@@ -21,10 +21,10 @@ def test_a_healthy_training_has_no_findings(num_ranks: int) -> None:
     assert Training(num_ranks).healthy(600) == []
 
 
-def test_a_layer_ten_times_as_large_is_found_at_once_and_named() -> None:
+def test_a_layer_fifteen_times_as_large_is_found_at_once_and_named() -> None:
     training = Training()
     training.healthy(60)
-    (found,) = training.step(lambda joined: scaled(joined, 10.0, ALL, (3,)))
+    (found,) = training.step(lambda joined: scaled(joined, 15.0, ALL, (3,)))
     assert (found.anomaly, found.layers, found.ranks) == ("spike", (LAYERS[3],), ())
     assert found.expected is not None
     assert found.value is not None
@@ -45,7 +45,7 @@ def test_norms_that_drift_together_as_a_model_begins_to_learn_are_no_spikes_but_
         drifted(joined)
         scaled(joined, 10.0, ALL, (3,))
 
-    found = [finding for _ in range(2) for finding in training.step(also_broken)]
+    found = [finding for _ in range(3) for finding in training.step(also_broken)]
     assert {(finding.anomaly, finding.layers) for finding in found} == {("spike", (LAYERS[3],))}
 
 
