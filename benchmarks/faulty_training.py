@@ -3,14 +3,15 @@
     torchrun --nproc-per-node=2 -m benchmarks.faulty_training FOLDER FIRST_SEED NUM_SEEDS
 
 A small GPT under DDP with AdamW, warm-up and clipping, on English text, watched by the project's monitor. Each
-training stops at one step for its branches: the state is kept, a fault goes in, and the state is put back.
-Both are in one spool a rank, with a line where a branch begins and where it ends.
+training stops twice for branches, early and late: the state is kept, a fault goes in, and the state is put back.
+All is in one spool a rank, with a line where a branch begins and where it ends.
 """
 
 import copy
 import json
 import math
 import pydoc_data.topics
+import random
 import sys
 import time
 from collections.abc import Iterator
@@ -32,7 +33,8 @@ from benchmarks.gpt2 import GPT2
 
 SIZES = {"small": (2, 32), "large": (3, 64)}  # blocks, width
 HEALTHY_STEPS = 1_020
-BRANCH_AFTER = 405  # no update is being measured here: one is every tenth step, and is known at the next
+BRANCH_LATE = 405  # no update is being measured here: one is every tenth step, and is known at the next
+BRANCH_EARLY = range(35, 135, 10)  # one of them: what is usual is still being learned
 BRANCH_STEPS = 40
 BATCH_SIZE, LENGTH, VOCABULARY = 8, 32, 256
 LEARNING_RATE, WARMUP_STEPS, CLIP_NORM = 2e-3, 50, 1.0
@@ -113,15 +115,17 @@ def _train(num_layers: int, width: int, seed: int, text: Tensor, rank: Rank, spo
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, foreach=True)
     monitor = GradientMonitor(ddp, spool=spool)
     training = Training(model, ddp, optimizer, monitor, text, rank.rank, seed)
-    for step in range(1, BRANCH_AFTER + 1):
+    faults: list[Fault] = []
+    early = random.Random(seed).choice(BRANCH_EARLY)
+    for step in range(1, HEALTHY_STEPS + 1):
         training.step(step)
-    faults = [draw(kind, BRANCH_AFTER + 1, rank.world_size, model, seed) for kind in FAULTS]
-    for fault in faults:
-        with _branch(training, spool, fault):
-            for step in range(BRANCH_AFTER + 1, BRANCH_AFTER + BRANCH_STEPS + 1):
-                training.step(step)
-    for step in range(BRANCH_AFTER + 1, HEALTHY_STEPS + 1):
-        training.step(step)
+        if step in (early, BRANCH_LATE):
+            drawn = [draw(kind, step + 1, rank.world_size, model, seed) for kind in FAULTS]
+            for fault in drawn:
+                with _branch(training, spool, fault):
+                    for later in range(step + 1, step + BRANCH_STEPS + 1):
+                        training.step(later)
+            faults += drawn
     return faults
 
 

@@ -24,7 +24,7 @@ from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.supervision.rank_watch import RankWatch
 from benchmarks.faults import Fault
-from benchmarks.faulty_training import BRANCH_AFTER, HEALTHY_STEPS
+from benchmarks.faulty_training import BRANCH_BEGINS, BRANCH_ENDS, BRANCH_LATE, HEALTHY_STEPS
 from benchmarks.peer_rules import FixedThreshold, KillLossSpike, Rule, SixSigma, SpikeDetection
 from benchmarks.rows import Row
 
@@ -40,6 +40,7 @@ PEERS: dict[str, type[Rule]] = {
     "OLMo 6 sigma": SixSigma,
 }
 Told = list[list[Event]]  # by rank: what it wrote during one step
+Section = list[tuple[int, Told]]  # steps in a row
 _NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -52,6 +53,11 @@ class Found:
     is_located: bool | None
     kinds: tuple[str, ...] = ()
 
+    @property
+    def is_early(self) -> bool:
+        """Whether the fault came while what is usual was still being learned."""
+        return self.fault.step <= BRANCH_LATE
+
 
 @dataclass
 class Score:
@@ -60,6 +66,10 @@ class Score:
     found: list[Found] = field(default_factory=list)
     num_healthy_steps: int = 0
     false_alarms: list[str] = field(default_factory=list)
+
+    def of(self, kind: str, *, is_early: bool) -> "Score":
+        """The part of the faults."""
+        return Score([found for found in self.found if found.fault.kind == kind and found.is_early == is_early])
 
     @property
     def recall(self) -> float:
@@ -111,11 +121,13 @@ def judge(folder: Path) -> dict[str, Score]:
     """Replay all runs in `folder` through every rule."""
     scores = {name: Score() for name in (OURS, *PEERS)}
     for name, described in json.loads((folder / "faults.json").read_text()).items():
+        faults = [Fault(**fault) for fault in described]
         spools = [_sections(folder / f"{name}.{rank}") for rank in range(NUM_RANKS)]
-        before, *branches, after = [_steps(sections) for sections in zip(*(of_rank for of_rank in spools), strict=True)]
-        _judge_ours(scores[OURS], [Fault(**fault) for fault in described], before, branches, after)
-        for peer, rule in PEERS.items():
-            _judge_peer(scores[peer], rule(), [Fault(**fault) for fault in described], before, branches, after)
+        sections = [_steps(of_ranks) for of_ranks in zip(*spools, strict=True)]
+        for rule, score in scores.items():
+            _judge_ours(score, faults, sections) if rule == OURS else _judge_peer(
+                score, PEERS[rule](), faults, sections
+            )
     return scores
 
 
@@ -131,12 +143,14 @@ def table(scores: dict[str, Score]) -> Iterator[str]:
     yield ""
     yield f"| fault | runs | {' | '.join(scores)} | our median delay | our location |"
     yield "|---" * (len(scores) + 4) + "|"
-    for kind in dict.fromkeys(found.fault.kind for found in scores[OURS].found):
-        by_rule = {name: [found for found in score.found if found.fault.kind == kind] for name, score in scores.items()}
-        ours = Score(by_rule[OURS])
-        recalls = " | ".join(f"{Score(found).recall:.2f}" for found in by_rule.values())
-        delay = f"{ours.median_delay:g}" if ours.recall else "never"
-        yield f"| {kind} | {len(ours.found)} | {recalls} | {delay} | {ours.location:.2f} |"
+    for is_early in (True, False):
+        for kind in dict.fromkeys(found.fault.kind for found in scores[OURS].found):
+            by_rule = {name: score.of(kind, is_early=is_early) for name, score in scores.items()}
+            ours = by_rule[OURS]
+            recalls = " | ".join(f"{score.recall:.2f}" for score in by_rule.values())
+            delay = f"{ours.median_delay:g}" if ours.recall else "never"
+            when = "early" if is_early else "late"
+            yield f"| {kind}, {when} | {len(ours.found)} | {recalls} | {delay} | {ours.location:.2f} |"
     yield ""
     yield f"{scores[OURS].num_healthy_steps:,} healthy steps; ours: {', '.join(scores[OURS].false_alarms) or 'silent'}"
 
@@ -146,19 +160,19 @@ def _row(name: str, ours: float, peer: float, peer_name: str, unit: str) -> Row:
 
 
 def _sections(path: Path) -> list[list[Event]]:
-    """The healthy part before the branches, each branch, and the healthy part after them."""
+    """The healthy parts of the training and, at odd places, its branches (with nothing between two of a kind)."""
     sections: list[list[Event]] = [[]]
     reader = SpoolReader(path)
     while events := list(reader.read()):
         for _, event in events:
-            if isinstance(event, LineLogged) and event.source.startswith("branch"):
+            if isinstance(event, LineLogged) and event.source in (BRANCH_BEGINS, BRANCH_ENDS):
                 sections.append([])
             else:
                 sections[-1].append(event)
-    return [section for section in sections if section]
+    return sections
 
 
-def _steps(sections: Sequence[Iterable[Event]]) -> list[tuple[int, Told]]:
+def _steps(sections: Sequence[Iterable[Event]]) -> Section:
     """What all ranks wrote, by the step during which they wrote it."""
     by_step: dict[int, Told] = defaultdict(lambda: [[] for _ in sections])
     for rank, events in enumerate(sections):
@@ -170,25 +184,25 @@ def _steps(sections: Sequence[Iterable[Event]]) -> list[tuple[int, Told]]:
     return sorted(by_step.items())
 
 
-def _judge_ours(
-    score: Score,
-    faults: list[Fault],
-    before: list[tuple[int, Told]],
-    branches: list[list[tuple[int, Told]]],
-    after: list[tuple[int, Told]],
-) -> None:
+def _judge_ours(score: Score, faults: list[Fault], sections: list[Section]) -> None:
     watch = _watch()
-    _count(score, _incidents(watch, before), BRANCH_AFTER)
-    for fault, branch in zip(faults, branches, strict=True):
-        begun = [(step, event) for step, event in _incidents(copy.deepcopy(watch), branch) if step >= fault.step]
-        if not begun:
-            score.found.append(Found(fault, None, None))
-            continue
-        first = begun[0][0]
-        near = [event for step, event in begun if step <= first + LOCATED_WITHIN_STEPS]
-        kinds = tuple(f"{event.anomaly}@{event.began_step - fault.step}:{event.group}:{event.ranks}" for event in near)
-        score.found.append(Found(fault, first - fault.step, is_located(fault, near), kinds))
-    _count(score, _incidents(watch, after), HEALTHY_STEPS - BRANCH_AFTER)
+    score.num_healthy_steps += HEALTHY_STEPS
+    for index, steps in enumerate(sections):
+        if index % 2:
+            score.found.append(_found(faults[index // 2], _incidents(copy.deepcopy(watch), steps)))
+        else:
+            alarms = _incidents(watch, steps)
+            score.false_alarms += [f"{event.anomaly} at {step} ({event.message})" for step, event in alarms]
+
+
+def _found(fault: Fault, incidents: Iterable[tuple[int, IncidentChanged]]) -> Found:
+    begun = [(step, event) for step, event in incidents if step >= fault.step]
+    if not begun:
+        return Found(fault, None, None)
+    first = begun[0][0]
+    near = [event for step, event in begun if step <= first + LOCATED_WITHIN_STEPS]
+    kinds = tuple(f"{event.anomaly}@{event.began_step - fault.step}:{event.group}:{event.ranks}" for event in near)
+    return Found(fault, first - fault.step, is_located(fault, near), kinds)
 
 
 def is_located(fault: Fault, incidents: Sequence[IncidentChanged]) -> bool:
@@ -214,7 +228,7 @@ def _is_undecided(incident: IncidentChanged) -> bool:
     return incident.anomaly == "desync" and len(incident.ranks) == NUM_RANKS == 2
 
 
-def _incidents(watch: RankWatch, steps: list[tuple[int, Told]]) -> Iterator[tuple[int, IncidentChanged]]:
+def _incidents(watch: RankWatch, steps: Section) -> Iterator[tuple[int, IncidentChanged]]:
     """Those that begin, and the step after which the supervisor can know."""
     for step, told in steps:
         for events in told:
@@ -224,30 +238,21 @@ def _incidents(watch: RankWatch, steps: list[tuple[int, Told]]) -> Iterator[tupl
                         yield step, result
 
 
-def _count(score: Score, incidents: Iterable[tuple[int, IncidentChanged]], num_steps: int) -> None:
-    score.num_healthy_steps += num_steps
-    score.false_alarms += [f"{event.anomaly} at {step} ({event.message})" for step, event in incidents]
-
-
-def _judge_peer(
-    score: Score,
-    rule: Rule,
-    faults: list[Fault],
-    before: list[tuple[int, Told]],
-    branches: list[list[tuple[int, Told]]],
-    after: list[tuple[int, Told]],
-) -> None:
-    alarms = _alarms(rule, before)
+def _judge_peer(score: Score, rule: Rule, faults: list[Fault], sections: list[Section]) -> None:
     score.num_healthy_steps += HEALTHY_STEPS
-    for fault, branch in zip(faults, branches, strict=True):
-        late = [step for step in _alarms(copy.deepcopy(rule), branch) if step >= fault.step]
-        score.found.append(Found(fault, late[0] - fault.step if late else None, None))
-    alarms += _alarms(rule, after)
+    alarms: list[int] = []
+    for index, steps in enumerate(sections):
+        if index % 2:
+            fault = faults[index // 2]
+            late = [step for step in _alarms(copy.deepcopy(rule), steps) if step >= fault.step]
+            score.found.append(Found(fault, late[0] - fault.step if late else None, None))
+        else:
+            alarms += _alarms(rule, steps)
     begins = [step for last, step in zip([-QUIET_STEPS, *alarms], alarms, strict=False) if step - last >= QUIET_STEPS]
     score.false_alarms += [f"step {step}" for step in begins]
 
 
-def _alarms(rule: Rule, steps: list[tuple[int, Told]]) -> list[int]:
+def _alarms(rule: Rule, steps: Section) -> list[int]:
     """The steps on which the rule speaks."""
     alarms: list[int] = []
     for step, told in steps:

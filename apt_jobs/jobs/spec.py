@@ -134,10 +134,13 @@ class MonitorOptions(Strict):
     rank_norms_every_steps: int = Field(
         10, ge=1, le=1_000_000, description="Steps between two stored records of every rank's layers."
     )
-    window_steps: int = Field(128, ge=8, le=4_096, description="Records that a layer is compared with.")
+    window_steps: int = Field(128, ge=8, le=4_096, description="Records of which it is known what is usual.")
     arm_after_steps: int = Field(32, ge=4, le=4_096, description="Records of a layer before it is judged by them.")
-    spike_ratio: float = Field(5.0, gt=1.0, description="A spike is at least so many times the median.")
-    spike_mads: float = Field(8.0, gt=0.0, description="And so many median absolute deviations above it, in logs.")
+    spike_ratio: float = Field(5.0, gt=1.0, description="A spike is at least so many times its forecast.")
+    spike_mads: float = Field(
+        8.0, gt=0.0, description="And so many usual errors of forecasts above it, in logs, more than its block is."
+    )
+    block_spike_mads: float = Field(10.0, gt=0.0, description="Or so many, whatever the rest of its block does.")
     vanished_ratio: float = Field(100.0, gt=1.0, description="Vanished: less than the median divided by this.")
     vanished_steps: int = Field(20, ge=1, description="For so many records in a row.")
     rank_ratio: float = Field(8.0, gt=1.0, description="A rank is an outlier at so many times the other ranks.")

@@ -1,23 +1,25 @@
 """Decides what is wrong with a step, outside the training process: fixed thresholds, and what is usual for each layer.
 
-Per layer: not finite; beyond SPEC's thresholds; a spike (its log norm is above the median of its recent past by more
-than the larger of some deviations and a factor); vanished (far below its median for many steps). Look per layer: a
-fault in one layer hardly shows in the norm over all of them.
+Per layer: not finite; beyond SPEC's thresholds; a spike (its log norm is above what its newest values let expect, alone
+or with its whole block, by more than the larger of some usual errors and a factor); vanished (far below its median for
+many steps). Look per layer: a fault in one layer hardly shows in the norm over all of them.
 """
 
 import math
 from collections.abc import Iterable, Sequence
+from statistics import median
 
 from apt_jobs.events.kinds import UpdatesMeasured
 from apt_jobs.jobs.spec import IncidentKind, MonitorOptions
 from apt_jobs.supervision.baselines import Baseline
-from apt_jobs.supervision.incidents import Finding
+from apt_jobs.supervision.incidents import Finding, numbered_block_of
 from apt_jobs.supervision.joined_steps import JoinedStep
 from apt_jobs.supervision.rank_anomalies import RankDetector
 
 MAX_OVERFLOWS = 5  # steps in a row that a loss scaler may skip before it is an incident
 UPDATE_RATIO = 8.0  # an update ratio is a spike at so many times the largest of the last few
 UPDATES_COMPARED = 4
+LEAST_COMPANIONS = 3  # layers of a block of which it can be said what they share
 
 
 class AnomalyDetector:
@@ -27,6 +29,7 @@ class AnomalyDetector:
         self._options = options
         self._names: tuple[str, ...] = ()
         self._baselines: list[Baseline] = []
+        self._companions: list[list[int]] = []  # layers of one block each, and those outside of all blocks
         self._place: dict[int, int] = {}  # of each layer in the backward pass
         self._ranks = RankDetector(options, num_ranks)
         self._num_overflows = 0
@@ -38,14 +41,13 @@ class AnomalyDetector:
 
     def name_layers(self, names: tuple[str, ...]) -> None:
         """The layers, in the order of all norms; further ones may be added at the end."""
-        options = self._options
         for _ in names[len(self._names) :]:
-            baseline = (options.window_steps, options.arm_after_steps, options.spike_ratio, options.spike_mads)
-            self._baselines.append(Baseline(*baseline))
+            self._baselines.append(Baseline(self._options))
             self._ratios.append([])
         if len(self._place) < len(names):
             self._place = {index: len(names) - index for index in range(len(names))}  # the usual order: backwards
         self._names = names
+        self._companions = _companions(names)
 
     def order_layers(self, order: Sequence[int]) -> None:
         """The order in which the backward pass really goes."""
@@ -100,10 +102,12 @@ class AnomalyDetector:
         exploding: list[int] = []
         vanishing: list[int] = []
         norms = joined.gradients.norms
+        errors = [baseline.error(norm) for norm, baseline in zip(norms, self._baselines, strict=False)]
+        shared = self._shared(errors)
         for index, (norm, baseline) in enumerate(zip(norms, self._baselines, strict=False)):
             if baseline.has_vanished(norm, options.vanished_ratio, options.vanished_steps):
                 vanished.append(index)
-            beyond = baseline.judge(norm)
+            beyond = baseline.judge(norm, errors[index], shared[index])
             if beyond > 0.0:
                 spikes.append((beyond, index))
             if index in outside:
@@ -115,6 +119,18 @@ class AnomalyDetector:
             ("vanishing", sorted(vanishing, key=lambda index: norms[index])),
         ]
         return [self._finding(kind, layers, norms) for kind, layers in found if layers]  # type: ignore[arg-type]  # literals
+
+    def _shared(self, errors: Sequence[float | None]) -> list[float]:
+        """Of each layer the part of its error that the layers of its block have in common: their median."""
+        shared = [0.0] * len(errors)
+        for companions in self._companions:
+            known = [error for index in companions if index < len(errors) and (error := errors[index]) is not None]
+            if len(known) >= LEAST_COMPANIONS:
+                middle = median(known)
+                for index in companions:
+                    if index < len(errors):
+                        shared[index] = middle
+        return shared
 
     def _finding(self, kind: IncidentKind, layers: list[int], norms: Sequence[float]) -> Finding:
         options, worst = self._options, layers[0]
@@ -144,3 +160,10 @@ class AnomalyDetector:
 
     def _name(self, index: int) -> str:
         return self._names[index] if index < len(self._names) else f"layer {index}"
+
+
+def _companions(names: Sequence[str]) -> list[list[int]]:
+    groups: dict[str | None, list[int]] = {}
+    for index, name in enumerate(names):
+        groups.setdefault(numbered_block_of(name), []).append(index)
+    return list(groups.values())

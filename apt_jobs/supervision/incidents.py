@@ -114,8 +114,13 @@ class IncidentLog:
 
 def block_of(layer: str) -> str:
     """The part of the model that a layer belongs to: `model.layers.2` of `model.layers.2.mlp.up_proj.weight`."""
+    return numbered_block_of(layer) or layer.rpartition(".")[0] or layer
+
+
+def numbered_block_of(layer: str) -> str | None:
+    """The one of the model's like blocks that a layer belongs to; None: it is outside of them."""
     found = _BLOCK.match(layer)
-    return found[1] if found else layer.rpartition(".")[0] or layer
+    return found[1] if found else None
 
 
 def _groups(finding: Finding, num_layers: int) -> Iterator[tuple[str, Finding]]:

@@ -8,6 +8,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from apt_jobs.events.kinds import RankGradientsRecorded, UpdatesMeasured
 from apt_jobs.jobs.spec import MonitorOptions
@@ -31,6 +32,7 @@ class _Past:
 
     gap: Window  # median over layers of log(own norm / norm of the others)
     loss_gap: Window
+    others_loss: Window  # median loss of the other ranks
     size: Window  # log of the total norm
     weights: tuple[float, ...] = ()
     apart: deque[bool] = field(default_factory=lambda: deque(maxlen=OUTLIER_WINDOW))
@@ -43,9 +45,9 @@ class RankDetector:
 
     def __init__(self, options: MonitorOptions, num_ranks: int) -> None:
         self._options, self._num_ranks = options, num_ranks
+        window = partial(Window, options.window_steps)
         self._past = [
-            _Past(Window(options.window_steps), Window(options.window_steps), Window(options.window_steps))
-            for _ in range(num_ranks)
+            _Past(gap=window(), loss_gap=window(), others_loss=window(), size=window()) for _ in range(num_ranks)
         ]
         for past in self._past:
             past.slow = deque(maxlen=options.straggler_steps)
@@ -59,9 +61,9 @@ class RankDetector:
             return []
         self._num_looks += 1
         records = [joined.ranks[rank] for rank in range(self._num_ranks)]
+        by_loss = self._losses(records)
         by_gradients = self._gradients(records, names) if all(record.norms for record in records) else []
-        by_loss = [] if by_gradients else self._losses(records)
-        return [*by_gradients, *by_loss, *self._stragglers(records)]
+        return [*(by_gradients or by_loss), *self._stragglers(records)]
 
     def look_at_weights(self, updates: Sequence[UpdatesMeasured], names: Sequence[str]) -> list[Finding]:
         """Ranks whose weights are no longer the others'."""
@@ -138,7 +140,7 @@ class RankDetector:
             if is_far and sum(past.apart) >= OUTLIER_STEPS:
                 far.append((rank, gap))
         if self._num_ranks == 2 and far:
-            far = [max(far, key=lambda entry: self._left_own_past(entry[0], sizes[entry[0]]))]
+            far = [max(far, key=lambda entry: self._is_suspect(entry[0], sizes[entry[0]]))]
         return [self._outlier(rank, gap, sorted(gaps[rank], key=lambda g: -abs(g[0])), names) for rank, gap in far]
 
     def _single_layers(
@@ -176,7 +178,10 @@ class RankDetector:
         for rank, past in enumerate(self._past):
             others = _median_of_others(losses, rank)
             gap = losses[rank] - others
-            least = max(LEAST_LOSS_GAP, 0.1 * abs(others))
+            # When the others' loss has grown too, the model is off, and every batch fits it badly in its own way.
+            grown = others - past.others_loss.median if len(past.others_loss) else 0.0
+            past.others_loss.add(others)
+            least = max(LEAST_LOSS_GAP, 0.1 * abs(others), grown)
             is_far, kept = _beyond(past.loss_gap, gap, least, self._options.rank_mads, self._options)
             past.loss_gap.add(kept)
             past.loss_apart.append(is_far and gap > 0.0)
@@ -201,9 +206,11 @@ class RankDetector:
                 found.append(Finding("straggler", (), (rank,), None, times[rank], expected, message))
         return found
 
-    def _left_own_past(self, rank: int, size: float | None) -> float:
-        past = self._past[rank].size
-        return abs(size - past.median) if size is not None and len(past) else 0.0
+    def _is_suspect(self, rank: int, size: float | None) -> tuple[bool, float]:
+        """Of two ranks that differ, what speaks against this one: its loss of late, or how far it left its own past."""
+        past = self._past[rank]
+        gone = abs(size - past.size.median) if size is not None and len(past.size) else 0.0
+        return sum(past.loss_apart) >= OUTLIER_STEPS, gone
 
 
 def _beyond(past: Window, value: float, least: float, mads: float, options: MonitorOptions) -> tuple[bool, float]:

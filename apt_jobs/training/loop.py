@@ -203,7 +203,7 @@ class _Trainer:
         best = self._progress.best_val_loss
         if self._rank.is_first:
             step = self._progress.step
-            is_best = best is None or val_loss < best
+            is_best = _is_better(val_loss, best)
             self._spool.append(Validated(step, self._batches.epoch_of(step), val_loss, is_best))
         return val_loss
 
@@ -214,7 +214,7 @@ class _Trainer:
         self._settle()
         self._saved_step = self._progress.step
         progress, best = self._progress, self._progress.best_val_loss
-        is_best = val_loss is not None and (best is None or val_loss < best)
+        is_best = val_loss is not None and _is_better(val_loss, best)
         if is_best:
             progress.best_val_loss = val_loss
         state = {
@@ -404,3 +404,8 @@ class _Trainer:
             finished = TrainingFinished(step, epoch, self._progress.train_loss, self._progress.best_val_loss)
             self._spool.append(finished)
         self._run_file.outcome_path.write_text(outcome)
+
+
+def _is_better(val_loss: float, best: float | None) -> bool:
+    """NaN is never: nothing would be better than it afterwards."""
+    return math.isfinite(val_loss) and (best is None or val_loss < best)

@@ -1,11 +1,14 @@
 """The detectors: quiet while all is well, and right about what, where and who."""
 
 import math
+import random
 from dataclasses import replace
 
 import pytest
 
 from apt_jobs.events.kinds import GradientsRecorded, UpdatesMeasured
+from apt_jobs.jobs.spec import MonitorOptions
+from apt_jobs.supervision.anomalies import AnomalyDetector
 from apt_jobs.supervision.incidents import Finding
 from apt_jobs.supervision.joined_steps import JoinedStep
 from tests.unit.supervision.steps import LAYERS, Training, record, scaled
@@ -18,15 +21,63 @@ def test_a_healthy_training_has_no_findings(num_ranks: int) -> None:
     assert Training(num_ranks).healthy(600) == []
 
 
-def test_a_layer_ten_times_as_large_is_found_at_once_and_named() -> None:
+def test_a_layer_fifteen_times_as_large_is_found_at_once_and_named() -> None:
     training = Training()
     training.healthy(60)
-    (found,) = training.step(lambda joined: scaled(joined, 10.0, ALL, (3,)))
+    (found,) = training.step(lambda joined: scaled(joined, 15.0, ALL, (3,)))
     assert (found.anomaly, found.layers, found.ranks) == ("spike", (LAYERS[3],), ())
     assert found.expected is not None
     assert found.value is not None
     assert found.expected[0] < found.expected[1] < found.value
     assert training.healthy(50) == []
+
+
+def test_norms_that_drift_together_as_a_model_begins_to_learn_are_no_spikes_but_one_among_them_is() -> None:
+    """By a factor of 1,000 within 60 steps; a layer ten times as large is still found."""
+
+    def drifted(joined: JoinedStep) -> None:
+        scaled(joined, math.exp(6.9 * min(max(joined.step - 40, 0) / 60, 1.0)), ALL)
+
+    training = Training()
+    assert [training.step(drifted) for _ in range(80)] == [[]] * 80
+
+    def also_broken(joined: JoinedStep) -> None:
+        drifted(joined)
+        scaled(joined, 10.0, ALL, (3,))
+
+    found = [finding for _ in range(3) for finding in training.step(also_broken)]
+    assert {(finding.anomaly, finding.layers) for finding in found} == {("spike", (LAYERS[3],))}
+
+
+BLOCK = tuple(f"layers.0.{name}.weight" for name in ("query", "key", "value", "output", "up", "down"))
+
+
+def test_a_block_that_jumps_as_a_whole_now_and_then_hides_no_layer_that_jumps_alone() -> None:
+    dice = random.Random(3)
+    detector = AnomalyDetector(MonitorOptions(), 1)
+    detector.name_layers(BLOCK)
+
+    def step(number: int, factor: float = 1.0) -> list[Finding]:
+        jump = math.exp(dice.gauss(0.0, 0.7))  # its usual error is so large that 10 of it are a factor of 100
+        norms = [jump * math.exp(dice.gauss(0.0, 0.1)) for _ in BLOCK]
+        norms[2] *= factor
+        joined = JoinedStep(number, GradientsRecorded(number, tuple(norms), ()))
+        joined.ranks = {0: record(number, 0, ())}
+        return detector.look(joined)
+
+    assert [step(number) for number in range(1, 201)] == [[]] * 200
+    found = [finding.layers for number in range(201, 206) for finding in step(number, 10.0)]
+    assert found
+    assert set(found) == {(BLOCK[2],)}
+
+
+def test_a_lasting_change_is_told_for_half_a_window_and_is_usual_then() -> None:
+    training = Training(window_steps=64)
+    training.healthy(100)
+    found = [training.step(lambda joined: scaled(joined, 30.0, ALL, (3,))) for _ in range(64)]
+    assert all(found[:30])
+    assert not any(found[34:])
+    assert training.step(lambda joined: scaled(joined, 30.0, ALL, (3,))) == []
 
 
 def test_nothing_is_judged_by_a_past_that_is_too_short() -> None:
@@ -167,6 +218,30 @@ def test_a_rank_with_a_higher_loss_is_named() -> None:
     training.healthy(60)
     findings = [training.step(spoil) for _ in range(3)]
     assert [(found.anomaly, found.ranks) for found in findings[-1]] == [("rank_outlier", (0,))]
+
+
+def test_no_rank_is_blamed_when_all_losses_have_grown() -> None:
+    """A learning rate that was too high: every batch fits the broken weights badly in its own way."""
+
+    def spoil(joined: JoinedStep) -> None:
+        for rank, loss in enumerate((6.0, 7.0)):
+            joined.ranks[rank] = replace(joined.ranks[rank], loss=loss)
+
+    training = Training(num_ranks=2)
+    training.healthy(60)
+    assert [training.step(spoil) for _ in range(5)] == [[]] * 5
+
+
+def test_of_two_ranks_whose_gradients_differ_the_one_with_the_higher_loss_is_blamed() -> None:
+    def spoil(joined: JoinedStep) -> None:
+        scaled(joined, 40.0, (1,))  # rank 1 left its own past, but
+        joined.ranks[0] = replace(joined.ranks[0], loss=6.0)
+
+    training = Training(num_ranks=2)
+    training.healthy(60)
+    outliers = [found.ranks for _ in range(6) for found in training.step(spoil) if found.anomaly == "rank_outlier"]
+    assert outliers
+    assert set(outliers) == {(0,)}
 
 
 def test_a_straggler_is_named_after_fifty_steps() -> None:
