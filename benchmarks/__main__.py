@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import checkpoint, idle, insight, monitor, stream, submit
+from benchmarks import checkpoint, history, idle, insight, monitor, stream, submit
 from benchmarks.rows import Row
 
 GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -18,6 +18,7 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "checkpoint": checkpoint.rows,
     "idle": idle.rows,
     "stream": stream.rows,
+    "history": history.rows,
 }
 OUTPUT = Path("build/bench.jsonl")
 

@@ -132,7 +132,7 @@ def openapi_document() -> dict[str, Any]:
         if path.endswith("/overview"):
             operations["get"]["responses"]["200"]["content"]["application/vnd.apt-jobs.overview"] = {}
         if path.endswith("/export"):
-            operations["get"]["responses"]["200"]["content"] = dict.fromkeys(EXPORT_MEDIA_TYPES, {})
+            operations["get"]["responses"]["200"]["content"] = {kind: {} for kind in EXPORT_MEDIA_TYPES}
         if path == "/api/datasets":
             text = {"schema": {"type": "string", "minLength": 1}}
             operations["post"]["requestBody"] = {"required": True, "content": {"text/plain": text}}
