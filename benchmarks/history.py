@@ -70,8 +70,6 @@ def _series(first_step: int, num_steps: int) -> list[Event]:
     norms = np.exp(random.normal(-2.0, 0.5, (num_steps, NUM_LAYERS))).astype(np.float32).astype(np.float64).tolist()
     decay = 8.0 / np.log(np.arange(first_step, first_step + num_steps) + 2.0)
     loss = (decay + random.normal(0, 0.05, num_steps)).tolist()
-        8.0 / np.log(np.arange(first_step, first_step + num_steps) + 2.0) + random.normal(0, 0.05, num_steps)
-    ).tolist()
     events: list[Event] = []
     for number, (of_step, its_loss) in enumerate(zip(norms, loss, strict=True)):
         step = first_step + number
