@@ -57,22 +57,19 @@ def read_buckets(
     return Summary.joined(parts, WIDTHS[kind] or num_columns).thinned(max_buckets)
 
 
-def read_all_steps(
-    session: Session, job_id: str, kind: str, from_step: int = 0, to_step: int = MAX_STEP
-) -> Iterator[Steps]:
-    """Every single step that counts, in order, about `BLOCK_STEPS` at a time."""
-    for stretch in effective_stretches(session, job_id, kind, from_step, to_step):
-        segment = stretch.segment
-        rows = session.execute(
-            select(SeriesLevel.first_seq, SeriesLevel.last_seq)
-            .where(*level_rows(segment, 1), *_overlaps(stretch))
-            .order_by(SeriesLevel.number)
-        ).all()
-        for first_seq, last_seq in [*rows, (segment.open_seq, segment.last_seq)]:
-            if first_seq <= last_seq:
-                steps = _cut(read_steps(session, job_id, segment.kind, first_seq, last_seq), stretch)
-                if len(steps.seqs_N):
-                    yield steps
+def block_seqs(session: Session, stretch: Stretch) -> list[tuple[int, int]]:
+    """Ranges of `seq` that hold all single steps of a stretch and a few more, about `BLOCK_STEPS` each, in order."""
+    query = select(SeriesLevel.first_seq, SeriesLevel.last_seq).where(*level_rows(stretch.segment, 1))
+    rows = session.execute(query.where(*_overlaps(stretch)).order_by(SeriesLevel.number)).all()
+    blocks = [(row.first_seq, row.last_seq) for row in rows]
+    segment = stretch.segment
+    return [*blocks, (segment.open_seq, segment.last_seq)] if segment.open_seq <= segment.last_seq else blocks
+
+
+def cut(steps: Steps, stretch: Stretch) -> Steps:
+    """Those of the steps that belong to the stretch."""
+    wanted = (steps.steps_N >= stretch.first_step) & (steps.steps_N <= stretch.last_step)
+    return steps if wanted.all() else steps.chosen(wanted)
 
 
 def effective_stretches(
@@ -147,12 +144,12 @@ def _rows(session: Session, stretch: Stretch, level: int, begin: int, end: int) 
             else:
                 steps = read_steps(session, stretch.segment.job_id, stretch.segment.kind, first_seq, last_seq)
                 steps = steps.chosen(slice(index * FACTOR, (index + 1) * FACTOR))
-                yield _cut(steps, stretch).summary()
+                yield cut(steps, stretch).summary()
 
 
 def _single(session: Session, stretch: Stretch, first_seq: int, last_seq: int) -> Summary:
     segment = stretch.segment
-    return _cut(read_steps(session, segment.job_id, segment.kind, first_seq, last_seq), stretch).summary()
+    return cut(read_steps(session, segment.job_id, segment.kind, first_seq, last_seq), stretch).summary()
 
 
 def _first_seq(session: Session, stretch: Stretch) -> int | None:
@@ -173,8 +170,3 @@ def _last_seq(session: Session, stretch: Stretch) -> int:
 
 def _overlaps(stretch: Stretch) -> tuple[ColumnElement[bool], ...]:
     return SeriesLevel.last_step >= stretch.first_step, SeriesLevel.first_step <= stretch.last_step
-
-
-def _cut(steps: Steps, stretch: Stretch) -> Steps:
-    wanted = (steps.steps_N >= stretch.first_step) & (steps.steps_N <= stretch.last_step)
-    return steps if wanted.all() else steps.chosen(wanted)

@@ -53,6 +53,7 @@ ROUTES: list[BaseRoute] = [
     Route("/api/jobs/{job_id}/metrics", histories_api.get_metrics, methods=["GET"]),
     Route("/api/jobs/{job_id}/gradients", histories_api.get_gradients, methods=["GET"]),
     Route("/api/jobs/{job_id}/gradients/overview", histories_api.get_gradient_overview, methods=["GET"]),
+    Route("/api/jobs/{job_id}/export", histories_api.export_history, methods=["GET"]),
     Route("/api/training/history", training_api.get_history, methods=["GET"]),
     Route("/api/training/gradients", training_api.get_training_gradients, methods=["GET"]),
     Route("/api/training/status", training_api.get_status, methods=["GET"]),

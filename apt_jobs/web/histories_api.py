@@ -1,18 +1,22 @@
 """`/api/jobs/{id}/metrics` and `/gradients`: the histories of one job, or a range of its steps, in bounded answers."""
 
+import asyncio
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, Literal, Self
 
 import orjson
 from pydantic import BaseModel, Field, model_validator
 from sqlalchemy.orm import Session
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from apt_jobs.db.access import Role
 from apt_jobs.db.histories import gradient_export, gradient_overview, layer_names, training_history
+from apt_jobs.db.history_table import HistoryTable
 from apt_jobs.db.jobs import get_job
 from apt_jobs.db.series_reader import MAX_STEP
 from apt_jobs.web.endpoint import endpoint
+from apt_jobs.web.exports import MEDIA_TYPES, ExportFormat, export_filename, exported
 from apt_jobs.web.jobs_api import Query
 from apt_jobs.web.overviews import (
     MEDIA_TYPE,
@@ -24,9 +28,12 @@ from apt_jobs.web.overviews import (
     points_that_fit,
     training_curves,
 )
+from apt_jobs.web.problems import ProblemError
 from apt_jobs.web.service import Service, service_of
 
 LAST_STEP = 2**53  # that a browser can name
+MAX_EXPORTS = 4  # at once in one process: each keeps a thread busy
+_num_exports = [0]  # of this process, now
 
 
 class PointsQuery(Query):
@@ -55,6 +62,10 @@ class OverviewQuery(RangeQuery):
     format: Literal["json", "binary"] | None = Field(
         None, description="Default: binary if `Accept` names its media type, else json."
     )
+
+
+class ExportQuery(Query):
+    format: ExportFormat = Field(description="Of the file.")
 
 
 class MetricsAnswer(BaseModel):
@@ -103,6 +114,28 @@ async def get_gradient_overview(request: Request) -> Response:
 
     body = await service_of(request).read(read)
     return Response(body, media_type=MEDIA_TYPE if is_binary else "application/json", headers={"vary": "accept"})
+
+
+@endpoint(role=Role.VIEWER, tag="jobs", query=ExportQuery, answers={200: None})
+async def export_history(request: Request) -> Response:
+    """The full histories as a file: a row for each step, a column for each curve and layer."""
+    form: ExportFormat = request.state.query.format
+    job_id = request.path_params["job_id"]
+    if _num_exports[0] >= MAX_EXPORTS:
+        raise ProblemError(429, f"{MAX_EXPORTS} exports are being sent already; try again later")
+    table = await asyncio.to_thread(HistoryTable, service_of(request).database, job_id)
+    parts = await asyncio.to_thread(exported, table, form)
+    headers = {"content-disposition": f'attachment; filename="{export_filename(table.job_id, form)}"'}
+    return StreamingResponse(_sent(parts), media_type=MEDIA_TYPES[form], headers=headers)
+
+
+async def _sent(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
+    _num_exports[0] += 1
+    try:
+        while (part := await asyncio.to_thread(next, parts, None)) is not None:
+            yield part
+    finally:
+        _num_exports[0] -= 1
 
 
 async def curves_of(

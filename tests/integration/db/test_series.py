@@ -14,10 +14,11 @@ from apt_jobs.db import series, series_reader, steering
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import append_events, events_after
 from apt_jobs.db.histories import gradient_export, gradient_overview
+from apt_jobs.db.history_table import HistoryTable
 from apt_jobs.db.jobs import finish
 from apt_jobs.db.models import EventChunk, EventRow, Job, SeriesLevel, SeriesSegment
 from apt_jobs.db.series_move import move_old_series
-from apt_jobs.db.series_reader import read_all_steps, read_buckets
+from apt_jobs.db.series_reader import read_buckets
 from apt_jobs.db.summaries import Summary
 from apt_jobs.events.codec import encode_payload
 from apt_jobs.events.kinds import AnomaliesFound, Event, GradientsRecorded, LayerAnomaly, LayersNamed, Validated
@@ -88,8 +89,8 @@ def test_a_read_from_afar_equals_a_slow_one(
     wanted = [(at, norms) for at, norms in told.counts if low <= at <= high]
     with database.read() as session:
         found = read_buckets(session, job.id, "gradient", most, 2, low, high)
-        single = [at for steps in read_all_steps(session, job.id, "gradient", low, high) for at in steps.steps_N]
-    assert single == [at for at, _ in wanted]
+    table = [step for block in HistoryTable(database, job.id).blocks() for step in block.steps_N]
+    assert table == [at for at, _ in told.counts]
     assert found.num_buckets <= most
     assert found.num_steps == len(wanted)
     if len(wanted) <= most:
