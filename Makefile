@@ -60,6 +60,7 @@ faults: setup-dev
 	APT_JOBS_TEST_FAULTS=$(SHARE) $(BIN)/python -m pytest tests/faults --timeout 0
 
 bench: setup-dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks $(ONLY)
 
 screenshots: setup-dev

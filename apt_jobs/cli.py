@@ -296,6 +296,18 @@ def retry(job_id: str) -> None:
 
 
 @app.command()
+def export(
+    job_id: str,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write.", dir_okay=False)],
+    form: Annotated[str, typer.Option("--format", help="csv, json, parquet, tensorboard or wandb.")] = "csv",
+) -> None:
+    """Write a job's full histories to a file."""
+    with open_client() as client:
+        client.export(job_id, form, output)
+    print(f"wrote {output} ({output.stat().st_size:,} bytes)")
+
+
+@app.command()
 def checkpoints(job_id: Annotated[str | None, typer.Argument()] = None, as_json: AsJson = False) -> None:
     """List checkpoints, newest first."""
     with open_client() as client:

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import checkpoint, idle, insight, latency, monitor, stream, submit
+from benchmarks import checkpoint, history, idle, insight, latency, monitor, stream, submit
 from benchmarks.rows import Row
 
 GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -18,6 +18,7 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "checkpoint": checkpoint.rows,
     "idle": idle.rows,
     "latency": latency.rows,
+    "history": history.rows,
     **{f"stream/{name}": scenario for name, scenario in stream.SCENARIOS.items()},
 }
 OUTPUT = Path("build/bench.jsonl")

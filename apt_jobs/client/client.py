@@ -117,13 +117,11 @@ class Client:
 
     def download(self, checkpoint_id: str, target: Path) -> None:
         """Write a checkpoint's tar file."""
-        with self._http.stream("GET", f"/api/checkpoints/{checkpoint_id}/download") as response:
-            if response.is_error:
-                response.read()
-                raise _error(response)
-            with target.open("wb") as file:
-                for part in response.iter_bytes():
-                    file.write(part)
+        self._download(f"/api/checkpoints/{checkpoint_id}/download", {}, target)
+
+    def export(self, job_id: str, form: str, target: Path) -> None:
+        """Write a job's full histories: `csv`, `json`, `parquet`, `tensorboard` or `wandb`."""
+        self._download(f"/api/jobs/{job_id}/export", {"format": form}, target)
 
     def generate(self, text: str, **options: Any) -> dict[str, Any]:
         """Continue a text; options are those of `POST /api/generate`."""
@@ -203,6 +201,23 @@ class Client:
             raise
         except InvalidStatus as exc:
             raise ConnectionError(str(exc)) from exc
+
+    def _download(self, path: str, params: dict[str, str], target: Path) -> None:
+        """Write an answer to a file, which is there when all of it has come."""
+        partial = target.with_name(f"{target.name}.partial")
+        try:
+            with self._http.stream("GET", path, params=params) as response:
+                if response.is_error:
+                    response.read()
+                    raise _error(response)
+                with partial.open("wb") as file:
+                    for part in response.iter_bytes():
+                        file.write(part)
+            partial.replace(target)
+        except httpx.HTTPError as exc:
+            raise Unavailable(f"{self.url} cannot be reached: {exc}") from exc
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:

@@ -1,6 +1,7 @@
 """The event log of a job: appended by the attempt that owns it, read by everyone after a `seq`.
 
-Appending is one transaction: fence, `seq`, events, and the rows that events imply (progress, checkpoints, attempts).
+Appending is one transaction: fence, `seq`, events, and the rows that events imply (progress, checkpoints, attempts, and
+the levels of the histories). The numbers of every step are kept as columns, see db/series.py; the log shows them all.
 """
 
 import math
@@ -14,8 +15,10 @@ from sqlalchemy.orm import Session
 
 from apt_jobs.db.jobs import Orders, fence, orders_of
 from apt_jobs.db.models import Attempt, Checkpoint, EventRow, Job
+from apt_jobs.db.series import chunked_events, store_series
 from apt_jobs.errors import NotFound
-from apt_jobs.events.codec import encode_payload, finite_or_name
+from apt_jobs.events.codec import LoggedEvent, encode_payload, finite_or_name
+from apt_jobs.events.columns import COLUMN_TYPES
 from apt_jobs.events.kinds import (
     CheckpointRemoved,
     CheckpointSaved,
@@ -76,18 +79,17 @@ def append_service_event(session: Session, job_id: str, event: Event) -> StoredE
     return stored
 
 
-def events_after(session: Session, job_id: str, after: int, limit: int, kinds: Sequence[str] = ()) -> list[EventRow]:
+def events_after(session: Session, job_id: str, after: int, limit: int, kinds: Sequence[str] = ()) -> list[LoggedEvent]:
     """At most `limit` events with `seq > after`, in order."""
     query = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq > after)
     if kinds:
         query = query.where(EventRow.kind.in_(kinds))
-    return list(session.scalars(query.order_by(EventRow.seq).limit(limit)))
-
-
-def last_events(session: Session, job_id: str, limit: int, kinds: Sequence[str]) -> list[EventRow]:
-    """The newest `limit` events of these kinds, in order."""
-    query = select(EventRow).where(EventRow.job_id == job_id, EventRow.kind.in_(kinds))
-    return list(session.scalars(query.order_by(EventRow.seq.desc()).limit(limit)))[::-1]
+    rows = session.scalars(query.order_by(EventRow.seq).limit(limit))
+    found = [LoggedEvent(row.seq, row.kind, row.attempt, row.step, row.at, row.payload) for row in rows]
+    for kind in COLUMN_TYPES.keys() & kinds if kinds else COLUMN_TYPES:
+        last_seq = after + limit if not kinds else None  # `seq` has no hole
+        found += chunked_events(session, job_id, kind, after, limit, last_seq)
+    return sorted(found, key=lambda event: event.seq)[:limit]
 
 
 def head_seqs(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
@@ -97,6 +99,13 @@ def head_seqs(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
 
 
 def _insert(session: Session, stored: Sequence[StoredEvent]) -> None:
+    rows = [event for event in stored if event.event.kind not in COLUMN_TYPES]
+    if rows:
+        _insert_rows(session, rows)
+    store_series(session, stored)
+
+
+def _insert_rows(session: Session, stored: Sequence[StoredEvent]) -> None:
     session.execute(
         insert(EventRow),
         [

@@ -1,155 +1,134 @@
-"""Histories of a training, read from its event log: curves, gradient norms, statistics of layers.
+"""Histories of a training: curves, gradient norms, statistics of layers, for people and for the payloads of the SPEC.
 
-A resumed attempt does again what its predecessor had done after the checkpoint. The rule: nothing of an attempt counts
-after the earliest step that a later attempt resumed from.
+A history is at most so many points. A point stands for one step, or for a bucket of neighbouring steps if there are
+more; db/series_reader.py says which steps count.
 """
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
-from sqlalchemy import ColumnElement, and_, case, func, or_, select
+import numpy as np
+from sqlalchemy import case, select
 from sqlalchemy.orm import Session
 
-from apt_jobs.db.models import Attempt, EventRow, Job
+from apt_jobs.db.models import EventRow, Job
+from apt_jobs.db.series import ANOMALY_KINDS
+from apt_jobs.db.series_reader import MAX_STEP, read_buckets
+from apt_jobs.db.summaries import Summary
 from apt_jobs.events.codec import decode_payload, finite_or_name
-from apt_jobs.events.kinds import (
-    AnomaliesFound,
-    Event,
-    GradientsRecorded,
-    LayersNamed,
-    StepTrained,
-    TrainingStarted,
-    Validated,
-)
+from apt_jobs.events.kinds import Event, LayersNamed, TrainingStarted
 from apt_jobs.jobs.states import OWNED_STATES
-
-_READ_ROWS = 500
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingHistory:
-    """Curves of one job, thinned evenly to a bounded number of steps. Lists of one group have one length."""
+    """Curves of one job. `points` has the columns of `CURVES`, `validations` one: the loss."""
 
-    steps: list[int]
-    train_loss: list[float]
-    learning_rate: list[float]
-    grad_norm: list[float]
-    step_time_ms: list[float]
-    tokens_per_s: list[float]
-    val_steps: list[int]
-    val_loss: list[float]
-    num_steps_recorded: int  # before thinning
+    points: Summary
+    validations: Summary
+    num_steps_recorded: int  # in the range that was asked for
 
 
-@dataclass(slots=True)
-class LayerStatistics:
-    """Running mean and variance (Welford 1962). Broken norms count as steps and anomalies, not in the mean."""
-
-    num_finite: int = 0
-    mean: float = 0.0
-    sum_squares: float = 0.0  # of differences from the mean
-    least: float = math.inf
-    most: float = -math.inf
-    total_steps: int = 0
-    anomaly_count: int = 0
-
-    def add(self, norm: float, *, is_anomaly: bool) -> None:
-        self.total_steps += 1
-        self.anomaly_count += is_anomaly
-        if not math.isfinite(norm):
-            return
-        self.num_finite += 1
-        delta = norm - self.mean
-        self.mean += delta / self.num_finite
-        self.sum_squares += delta * (norm - self.mean)
-        self.least, self.most = min(self.least, norm), max(self.most, norm)
-
-    def export(self) -> dict[str, Any]:
-        known = self.num_finite > 0
-        return {
-            "mean": self.mean if known else None,
-            "std": math.sqrt(self.sum_squares / self.num_finite) if known else None,
-            "min": self.least if known else None,
-            "max": self.most if known else None,
-            "total_steps": self.total_steps,
-            "anomaly_count": self.anomaly_count,
-        }
-
-
-@dataclass(slots=True)
-class _GradientFold:
-    """What one pass over the `gradient` events collects: statistics of all steps, a timeline of `shown` ones."""
+@dataclass(frozen=True, slots=True)
+class GradientOverview:
+    """Norms of all layers over steps, and what is known of the whole job."""
 
     names: tuple[str, ...]
-    shown: set[int]  # numbers of the steps that an even thinning would show
-    layers: dict[str, LayerStatistics]
-    timeline: list[dict[str, Any]] = field(default_factory=list)
-    total_steps: int = 0
-    passed_over: tuple[datetime, GradientsRecorded] | None = None  # first anomalous step since the last shown one
-
-    def add(self, at: datetime, event: GradientsRecorded) -> None:
-        anomalous = set(event.anomalous)
-        for index, (name, norm) in enumerate(zip(self.names, event.norms, strict=False)):
-            self.layers[name].add(norm, is_anomaly=index in anomalous)
-        if anomalous and self.passed_over is None:
-            self.passed_over = at, event
-        if self.total_steps in self.shown:
-            self.timeline.append(self._record(*(self.passed_over or (at, event))))
-            self.passed_over = None
-        self.total_steps += 1
-
-    def _record(self, at: datetime, event: GradientsRecorded) -> dict[str, Any]:
-        anomalous = set(event.anomalous)
-        layers = {
-            name: {"norm": finite_or_name(norm), "is_anomaly": index in anomalous}
-            for index, (name, norm) in enumerate(zip(self.names, event.norms, strict=False))
-        }
-        return {"step": event.step, "timestamp": at.timestamp(), "layers": layers}
+    points: Summary
+    of_all_steps: Summary  # one bucket, or none
+    anomaly_counts: dict[str, int]  # by kind; those that were found
 
 
-def training_history(session: Session, job_id: str, max_points: int) -> TrainingHistory:
-    """Loss and rates over steps, and validation losses: at most `max_points` steps of each, evenly spread."""
-    trained = [event for _, event in _effective(session, job_id, "metric") if isinstance(event, StepTrained)]
-    validated = [event for _, event in _effective(session, job_id, "validation") if isinstance(event, Validated)]
-    shown = thinned(trained, max_points)
-    shown_validated = thinned(validated, max_points)
-    return TrainingHistory(
-        steps=[event.step for event in shown],
-        train_loss=[event.train_loss for event in shown],
-        learning_rate=[event.learning_rate for event in shown],
-        grad_norm=[event.grad_norm for event in shown],
-        step_time_ms=[event.step_time_ms for event in shown],
-        tokens_per_s=[event.tokens_per_s for event in shown],
-        val_steps=[event.step for event in shown_validated],
-        val_loss=[event.val_loss for event in shown_validated],
-        num_steps_recorded=len(trained),
+def training_history(
+    session: Session, job_id: str, max_points: int, from_step: int = 0, to_step: int = MAX_STEP
+) -> TrainingHistory:
+    """Loss and rates over steps, and validation losses: at most `max_points` points of each."""
+    points = read_buckets(session, job_id, "metric", max_points, from_step=from_step, to_step=to_step)
+    validations = read_buckets(session, job_id, "validation", max_points, from_step=from_step, to_step=to_step)
+    return TrainingHistory(points, validations, points.num_steps)
+
+
+def shown_values(points: Summary, column: int) -> list[float]:
+    """One value a point: that of its step, or the mean of its steps. Trouble is never hidden: a point of several steps
+    is NaN if one of them is not finite."""
+    values = points.mean_BL[:, column].astype(np.float64)
+    is_broken = (points.num_broken_BL[:, column] > 0) & (points.num_steps_B > 1)
+    shown: list[float] = np.where(is_broken, np.nan, values).tolist()
+    return shown
+
+
+def gradient_overview(
+    session: Session, job_id: str, max_points: int, from_step: int = 0, to_step: int = MAX_STEP
+) -> GradientOverview:
+    """At most `max_points` buckets of a range of steps; statistics of all steps, whatever the range is."""
+    names = layer_names(session, job_id)
+    return GradientOverview(
+        names=names,
+        points=read_buckets(session, job_id, "gradient", max_points, len(names), from_step, to_step),
+        of_all_steps=read_buckets(session, job_id, "gradient", 1, len(names)),
+        anomaly_counts=_anomaly_counts(session, job_id),
     )
 
 
 def gradient_export(session: Session, job_id: str, max_points: int) -> dict[str, Any]:
-    """The payload of SPEC S1: timeline thinned evenly to `max_points` steps, statistics over all steps.
+    """The payload of SPEC S1: timeline of at most `max_points` points, statistics over all steps.
 
-    Thinning never hides trouble: of the steps between two shown ones, the first anomalous one takes the place of the
-    second. A norm that is not finite is the string "NaN", "Infinity" or "-Infinity"; a layer that never had a finite
-    norm has null for its mean, std, min and max.
+    A point that stands for several steps has the mean norm of each layer. Thinning never hides trouble: of an anomalous
+    layer it has the norm farthest from the mean, or "NaN" if a norm was not finite, and the point is at the first
+    anomalous step. A norm that is not finite is the string "NaN", "Infinity" or "-Infinity"; a layer that never had a
+    finite norm has null for its mean, std, min and max.
     """
-    names = layer_names(session, job_id)
-    num_steps = _count_effective(session, job_id, "gradient")
-    fold = _GradientFold(names, set(thinned(range(num_steps), max_points)), {name: LayerStatistics() for name in names})
-    for at, event in _effective(session, job_id, "gradient"):
-        if isinstance(event, GradientsRecorded):
-            fold.add(at, event)
+    overview = gradient_overview(session, job_id, max_points)
     return {
-        "gradient_timeline": fold.timeline,
-        "layer_statistics": {name: statistics.export() for name, statistics in fold.layers.items()},
-        "anomaly_summary": _anomaly_summary(session, job_id),
-        "total_steps": fold.total_steps,
+        "gradient_timeline": _timeline(overview.names, overview.points),
+        "layer_statistics": layer_statistics(overview),
+        "anomaly_summary": overview.anomaly_counts,
+        "total_steps": overview.of_all_steps.num_steps,
         "timestamp": datetime.now(UTC).timestamp(),
     }
+
+
+def layer_statistics(overview: GradientOverview) -> dict[str, dict[str, Any]]:
+    """Statistics of each layer over all steps. Norms that are not finite count as steps, not in the mean."""
+    whole = overview.of_all_steps
+    if whole.num_buckets == 0:
+        nothing = {"mean": None, "std": None, "min": None, "max": None, "total_steps": 0, "anomaly_count": 0}
+        return {name: dict(nothing) for name in overview.names}
+    statistics: dict[str, dict[str, Any]] = {}
+    finite = whole.num_finite_BL[0].tolist()
+    numbers = [values[0].tolist() for values in (whole.mean_BL, whole.deviation_BL, whole.least_BL, whole.most_BL)]
+    counts = whole.num_anomalous_BL[0].tolist()
+    for index, name in enumerate(overview.names):
+        of_layer = [finite_or_name(column[index]) if finite[index] else None for column in numbers]
+        statistics[name] = {
+            **dict(zip(("mean", "std", "min", "max"), of_layer, strict=True)),
+            "total_steps": whole.num_steps,
+            "anomaly_count": counts[index],
+        }
+    return statistics
+
+
+def timeline_steps(points: Summary) -> list[int]:
+    """Where each point is: at its first anomalous step, else at its last one; the first point at its first step."""
+    steps = points.last_steps_B.copy()
+    if len(steps):
+        steps[0] = points.first_steps_B[0]
+    shown: list[int] = np.where(points.anomalous_steps_B >= 0, points.anomalous_steps_B, steps).tolist()
+    return shown
+
+
+def timeline_norms(points: Summary) -> np.ndarray[Any, Any]:
+    """The norm of each point and layer that shows what was wrong, if something was."""
+    mean = points.mean_BL.astype(np.float64)
+    with np.errstate(all="ignore"):
+        is_high = points.most_BL * points.least_BL >= mean * mean  # most / mean >= mean / least
+    extreme = np.where(is_high, points.most_BL, points.least_BL)
+    is_bucket = (points.num_steps_B > 1)[:, None]
+    norms = np.where(is_bucket & (points.num_anomalous_BL > 0), extreme, mean)
+    shown: np.ndarray[Any, Any] = np.where(is_bucket & (points.num_broken_BL > 0), np.nan, norms)
+    return shown
 
 
 def layer_names(session: Session, job_id: str) -> tuple[str, ...]:
@@ -170,67 +149,30 @@ def current_training_job(session: Session) -> Job | None:
     return session.scalar(select(Job).where(Job.kind == "train").order_by(owned, Job.id.desc()).limit(1))
 
 
-def thinned(items: Sequence[Item], max_items: int) -> list[Item]:
-    """At most `max_items` of `items`, evenly spread, first and last included."""
-    if len(items) <= max_items:
-        return list(items)
-    if max_items <= 1:
-        return list(items[-1:])
-    last = len(items) - 1
-    return [items[round(number * last / (max_items - 1))] for number in range(max_items)]
-
-
-def _anomaly_summary(session: Session, job_id: str) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for _, event in _effective(session, job_id, "anomaly"):
-        if isinstance(event, AnomaliesFound):
-            for layer in event.layers:
-                counts[layer.anomaly] = counts.get(layer.anomaly, 0) + 1
-    return counts
-
-
-def _effective(session: Session, job_id: str, kind: str) -> Iterator[tuple[datetime, Event]]:
-    """Events of one kind that count, one a step, in order of step, read in pieces.
-
-    A step that was trained again after a roll-back counts as it was the last time.
-    """
-    query = (
-        select(EventRow.at, EventRow.payload, EventRow.step)
-        .where(_counts(session, job_id), EventRow.kind == kind)
-        .order_by(EventRow.step, EventRow.seq)
-        .execution_options(yield_per=_READ_ROWS)
+def _timeline(names: Sequence[str], points: Summary) -> list[dict[str, Any]]:
+    anomalous = (points.num_anomalous_BL > 0).tolist()
+    rows = zip(
+        timeline_steps(points), points.last_at_ms_B.tolist(), timeline_norms(points).tolist(), anomalous, strict=True
     )
-    held: tuple[datetime, bytes, int | None] | None = None
-    for at, payload, step in session.execute(query):
-        if held is not None and (held[2] != step or step is None):
-            yield held[0], decode_payload(kind, held[1])
-        held = at, payload, step
-    if held is not None:
-        yield held[0], decode_payload(kind, held[1])
+    return [
+        {
+            "step": step,
+            "timestamp": at_ms / 1000.0,
+            "layers": {
+                name: {"norm": finite_or_name(norm), "is_anomaly": is_anomaly}
+                for name, norm, is_anomaly in zip(names, norms, flags, strict=True)
+            },
+        }
+        for step, at_ms, norms, flags in rows
+    ]
 
 
-def _count_effective(session: Session, job_id: str, kind: str) -> int:
-    query = select(func.count(EventRow.step.distinct())).where(_counts(session, job_id), EventRow.kind == kind)
-    return session.scalar(query) or 0
-
-
-def _counts(session: Session, job_id: str) -> ColumnElement[bool]:
-    """Which events count: of each attempt those up to the earliest step that a later attempt resumed from."""
-    resumed = session.execute(
-        select(Attempt.attempt, Attempt.resumed_from_step)
-        .where(Attempt.job_id == job_id, Attempt.resumed_from_step.is_not(None))
-        .order_by(Attempt.attempt.desc())
-    ).all()
-    clauses: list[ColumnElement[bool]] = []
-    limit: int | None = None
-    for attempt, resumed_from_step in resumed:
-        assert resumed_from_step is not None  # the query asks for it
-        of_attempt = EventRow.attempt == attempt
-        clauses.append(of_attempt if limit is None else and_(of_attempt, EventRow.step <= limit))
-        limit = resumed_from_step if limit is None else min(limit, resumed_from_step)
-    if not clauses:
-        return EventRow.job_id == job_id
-    return and_(EventRow.job_id == job_id, or_(*clauses))
+def _anomaly_counts(session: Session, job_id: str) -> dict[str, int]:
+    whole = read_buckets(session, job_id, "anomaly", 1)
+    if whole.num_buckets == 0:
+        return {}
+    counts = [round(count) for count in (whole.mean_BL[0] * whole.num_steps).tolist()]
+    return {kind: count for kind, count in zip(ANOMALY_KINDS, counts, strict=True) if count}
 
 
 def _last_event(session: Session, job_id: str, kind: str) -> Event | None:

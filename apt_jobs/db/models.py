@@ -103,6 +103,55 @@ class EventRow(Base):
     payload: Mapped[bytes] = mapped_column(LargeBinary)  # JSON of `codec.encode_payload`
 
 
+class EventChunk(Base):
+    """Events of one kind that one attempt stored in one transaction, as columns instead of rows of `events`."""
+
+    __tablename__ = "event_chunks"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(40), primary_key=True)
+    last_seq: Mapped[int] = mapped_column(BigInteger, primary_key=True)
+    first_seq: Mapped[int] = mapped_column(BigInteger)  # events of other kinds lie in between
+    attempt: Mapped[int]
+    body: Mapped[bytes] = mapped_column(LargeBinary)  # `columns.encode_columns`
+
+
+class SeriesSegment(Base):
+    """A stretch of one attempt in which steps only grow: a roll-back begins the next one."""
+
+    __tablename__ = "series_segments"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(40), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    segment: Mapped[int] = mapped_column(primary_key=True)  # 0 is the attempt's first
+    num_columns: Mapped[int]
+    num_steps: Mapped[int] = mapped_column(BigInteger)
+    first_step: Mapped[int] = mapped_column(BigInteger)
+    last_step: Mapped[int] = mapped_column(BigInteger)
+    first_seq: Mapped[int] = mapped_column(BigInteger)
+    last_seq: Mapped[int] = mapped_column(BigInteger)
+    open_seq: Mapped[int] = mapped_column(BigInteger)  # steps from here on are in no row of `series_levels` yet
+
+
+class SeriesLevel(Base):
+    """`FACTOR` buckets of `FACTOR ** level` steps each, see db/series.py. Written once, when the last one is full."""
+
+    __tablename__ = "series_levels"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(40), primary_key=True)
+    attempt: Mapped[int] = mapped_column(primary_key=True)
+    segment: Mapped[int] = mapped_column(primary_key=True)
+    level: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(BigInteger, primary_key=True)  # its place in the segment, from 0
+    first_step: Mapped[int] = mapped_column(BigInteger)
+    last_step: Mapped[int] = mapped_column(BigInteger)
+    first_seq: Mapped[int] = mapped_column(BigInteger)
+    last_seq: Mapped[int] = mapped_column(BigInteger)
+    body: Mapped[bytes] = mapped_column(LargeBinary)  # `Summary.encode`
+
+
 class Checkpoint(Base):
     __tablename__ = "checkpoints"
     __table_args__ = (

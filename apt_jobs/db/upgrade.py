@@ -15,6 +15,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
 from apt_jobs.db.engine import Database, named_errors
+from apt_jobs.db.series_move import move_old_series
 from apt_jobs.errors import Unavailable
 
 logger = logging.getLogger(__name__)
@@ -24,13 +25,15 @@ _INSTALLED = "apt_jobs_migrations"  # where the wheel puts the folder `migration
 
 
 def upgrade_database(database: Database, revision: str = "head") -> None:
-    """Bring the schema to `revision`. Returns when it is there, whoever did it.
+    """Bring the schema to `revision`, and old histories to its form. Returns when they are there, whoever did it.
 
     Raises:
         Unavailable: the scripts are missing, the database does not answer or is newer than this version.
     """
     with _known_revisions(), migration_config(database) as config:
         command.upgrade(config, revision)
+    if revision == "head":
+        move_old_series(database)
 
 
 def downgrade_database(database: Database, revision: str) -> None:

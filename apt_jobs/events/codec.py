@@ -6,7 +6,7 @@ and "-Infinity" and come back as floats.
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -20,6 +20,20 @@ FRAME_BYTES = 64 << 10  # larger writes to sockets measured slower
 MAX_EVENT_BYTES = 1 << 20  # 10,000 layers fit; a longer line is refused, not stored
 
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedEvent:
+    """An event of the log with its payload as JSON, however the database keeps it."""
+
+    seq: int
+    kind: str
+    attempt: int
+    step: int | None
+    at: datetime
+    payload: bytes
+
+
 _ADAPTERS: dict[str, TypeAdapter[Event]] = {cls.kind: TypeAdapter(cls) for cls in EVENT_TYPES}
 
 

@@ -18,13 +18,12 @@ from apt_jobs.db.access import Role
 from apt_jobs.db.checkpoints import get_checkpoint
 from apt_jobs.db.dispatch import mark_dispatched
 from apt_jobs.db.events import events_after
-from apt_jobs.db.histories import gradient_export, training_history
 from apt_jobs.db.jobs import get_job, insert_job, list_attempts, list_jobs, queue_position
 from apt_jobs.db.models import Job
 from apt_jobs.db.steering import delete_job, request_cancel, request_pause, request_resume, request_retry
 from apt_jobs.db.workers import list_workers
 from apt_jobs.errors import NotFound, Unavailable
-from apt_jobs.events.codec import finite_or_name, splice_stored
+from apt_jobs.events.codec import splice_stored
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.jobs.spec import BUILTIN_DATASET, CHECKPOINT_ID_PATTERN, AnyJobSpec, GenerateSpec, TrainSpec
 from apt_jobs.jobs.states import JobState
@@ -72,43 +71,10 @@ class LogsQuery(Query):
     limit: int = Field(1000, ge=1, le=10_000)
 
 
-class PointsQuery(Query):
-    points: int = Field(1000, ge=1, le=10_000, description="Most steps in the answer, evenly spread.")
-
-
 class EventList(BaseModel):
     object: Literal["list"] = "list"
     data: list[dict[str, Any]]
     has_more: bool
-
-
-class TrainingCurves(BaseModel):
-    """Curves by step. A value that is not finite is "NaN", "Infinity" or "-Infinity"."""
-
-    steps: list[int]
-    train_loss: list[float | str]
-    learning_rate: list[float | str]
-    grad_norm: list[float | str]
-    step_time_ms: list[float | str]
-    tokens_per_s: list[float | str]
-    val_steps: list[int]
-    val_loss: list[float | str]
-    num_steps_recorded: int
-
-
-class MetricsAnswer(BaseModel):
-    job_id: str
-    training_history: TrainingCurves
-
-
-class GradientsAnswer(BaseModel):
-    """SPEC S1's payload."""
-
-    gradient_timeline: list[dict[str, Any]]
-    layer_statistics: dict[str, dict[str, Any]]
-    anomaly_summary: dict[str, int]
-    total_steps: int
-    timestamp: float
 
 
 @endpoint(role=Role.SUBMITTER, tag="jobs", body=AnyJobSpec, answers={202: JobAnswer})
@@ -211,22 +177,6 @@ async def get_logs(request: Request) -> Response:
     return await _event_page(request, query.after, query.limit, ["log"])
 
 
-@endpoint(role=Role.VIEWER, tag="jobs", query=PointsQuery, answers={200: MetricsAnswer})
-async def get_metrics(request: Request) -> Response:
-    """Loss, learning rate and speed over steps, thinned evenly."""
-    job_id = request.path_params["job_id"]
-    curves = await curves_of(service_of(request), job_id, request.state.query.points)
-    return JSONResponse(MetricsAnswer(job_id=job_id, training_history=curves).model_dump(mode="json"))
-
-
-@endpoint(role=Role.VIEWER, tag="jobs", query=PointsQuery, answers={200: GradientsAnswer})
-async def get_gradients(request: Request) -> Response:
-    """Gradient norms of every layer: timeline (thinned evenly), statistics, anomalies."""
-    service = service_of(request)
-    job = await service.read(get_job, request.path_params["job_id"])
-    return JSONResponse(await service.read(gradient_export, job.id, request.state.query.points))
-
-
 async def _changed(request: Request, change: Callable[[Session, str], tuple[Job, list[StoredEvent]]]) -> Response:
     """Change one job's state, and tell those who watch it at once."""
     service = service_of(request)
@@ -288,31 +238,6 @@ async def model_exists(service: Service, model: str) -> bool:
     return True
 
 
-async def curves_of(service: Service, job_id: str, points: int) -> TrainingCurves:
-    """Histories of a job that exists.
-
-    Raises:
-        NotFound: there is no such job.
-    """
-
-    def read(session: Session) -> TrainingCurves:
-        get_job(session, job_id)
-        history = training_history(session, job_id, points)
-        return TrainingCurves(
-            steps=history.steps,
-            train_loss=_named(history.train_loss),
-            learning_rate=_named(history.learning_rate),
-            grad_norm=_named(history.grad_norm),
-            step_time_ms=_named(history.step_time_ms),
-            tokens_per_s=_named(history.tokens_per_s),
-            val_steps=history.val_steps,
-            val_loss=_named(history.val_loss),
-            num_steps_recorded=history.num_steps_recorded,
-        )
-
-    return await service.read(read)
-
-
 def dataset_file(settings: Settings, name: str) -> Path:
     """Where a data set of that (validated) name is."""
     return settings.datasets_dir / f"{name}.txt"
@@ -359,7 +284,3 @@ def _waiting_for(session: Session, job: Job, position: int | None, settings: Set
         return job.reason
     busy = sum(row.current_job_id is not None for row in alive)
     return f"{position - 1} jobs before it; {busy} of {len(alive)} workers of the queue {job.queue!r} are busy"
-
-
-def _named(values: Sequence[float]) -> list[float | str]:
-    return [finite_or_name(value) for value in values]

@@ -15,7 +15,8 @@ from apt_jobs.errors import NotFound
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.jobs.states import OWNED_STATES
 from apt_jobs.web.endpoint import endpoint
-from apt_jobs.web.jobs_api import GradientsAnswer, PointsQuery, TrainingCurves, curves_of
+from apt_jobs.web.histories_api import GradientsAnswer, PointsQuery, curves_of
+from apt_jobs.web.overviews import TrainingCurves
 from apt_jobs.web.service import Service, service_of
 
 

@@ -7,8 +7,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.engine import Database
-from apt_jobs.db.models import Attempt, EventRow, Job
-from apt_jobs.events.codec import decode_payload
+from apt_jobs.db.events import events_after
+from apt_jobs.db.models import Attempt, Job
+from apt_jobs.events.codec import LoggedEvent, decode_payload
 from apt_jobs.events.kinds import StateChanged
 from apt_jobs.jobs.states import TERMINAL_STATES, TRANSITIONS, JobState
 
@@ -21,7 +22,7 @@ def faults_in(database: Database, job_ids: Collection[str] = ()) -> list[str]:
 
 
 def _faults_of(session: Session, job: Job) -> list[str]:
-    events = list(session.scalars(select(EventRow).where(EventRow.job_id == job.id).order_by(EventRow.seq)))
+    events = events_after(session, job.id, 0, job.last_seq + 1)
     attempts = list(session.scalars(select(Attempt).where(Attempt.job_id == job.id)))
     faults = []
     if [event.seq for event in events] != list(range(1, job.last_seq + 1)):
@@ -35,7 +36,7 @@ def _faults_of(session: Session, job: Job) -> list[str]:
     return faults + _faults_of_states(job, events)
 
 
-def _faults_of_states(job: Job, events: list[EventRow]) -> list[str]:
+def _faults_of_states(job: Job, events: list[LoggedEvent]) -> list[str]:
     changes = [decode_payload(event.kind, event.payload) for event in events if event.kind == "state"]
     states = [JobState(change.state) for change in changes if isinstance(change, StateChanged)]
     faults = [

@@ -20,12 +20,15 @@ from sqlalchemy import inspect, text
 
 from apt_jobs.db import upgrade
 from apt_jobs.db.engine import Database
+from apt_jobs.db.events import events_after
+from apt_jobs.db.histories import gradient_export
 from apt_jobs.db.jobs import get_job
 from apt_jobs.db.models import Base
 from apt_jobs.db.upgrade import downgrade_database, migration_config, upgrade_database
 from apt_jobs.errors import Unavailable
+from apt_jobs.events.kinds import GradientsRecorded, LayersNamed
 from tests.conftest import database_named, execute_on
-from tests.integration.db.steps import running, saved, store, submit
+from tests.integration.db.steps import running, saved, started, store, submit, trained
 
 ROOT = Path(__file__).parents[2]
 
@@ -206,3 +209,18 @@ def test_a_folder_without_scripts_says_so(tmp_path: Path) -> None:
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
     )
     assert re.search(r"Unavailable: the migration scripts are missing: neither .* nor the package", done.stderr)
+
+
+def test_going_down_and_up_again_keeps_every_event(database: Database) -> None:
+    job = running(database)
+    norms = [GradientsRecorded(step, (0.5, float("nan")), (1,)) for step in range(1, 301)]
+    store(database, job, started(), LayersNamed(("a", "b")), *norms, *[trained(step) for step in range(1, 301)])
+    with database.read() as session:
+        before = events_after(session, job.id, 0, 1_000), gradient_export(session, job.id, 5)["layer_statistics"]
+    downgrade_database(database, "0002")
+    with database.read() as session:
+        assert session.scalar(text("SELECT count(*) FROM events")) == len(before[0]) == 604
+    upgrade_database(database)
+    with database.read() as session:
+        after = events_after(session, job.id, 0, 1_000), gradient_export(session, job.id, 5)["layer_statistics"]
+    assert after == before

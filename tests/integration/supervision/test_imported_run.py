@@ -28,6 +28,7 @@ from apt_jobs.events.kinds import (
 from apt_jobs.events.spool import SpoolReader, SpoolWriter
 from apt_jobs.supervision import imported_run
 from apt_jobs.supervision.imported_run import import_run
+from apt_jobs.web.overviews import training_curves
 
 ROOT = Path(__file__).resolve().parents[3]
 NUM_STEPS = 22
@@ -58,7 +59,7 @@ def test_a_run_becomes_a_job_with_the_events_of_all_ranks(database: Database, ru
     with database.read() as session:
         job = get_job(session, job_id)
         events = events_after(session, job_id, 0, 10_000)
-        history = training_history(session, job_id, 1_000)
+        history = training_curves(training_history(session, job_id, 1_000))
         gradients = gradient_export(session, job_id, 1_000)
     assert (job.state, job.name, job.labels, job.step) == ("succeeded", "my run", {"imported": run.name}, NUM_STEPS)
     assert job.reason == f"imported from {run.name}"
