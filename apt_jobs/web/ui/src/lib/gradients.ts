@@ -2,6 +2,7 @@
 import type { Float, LayerAnomaly } from "../generated/events.ts";
 import { toNumber } from "./format.ts";
 import { strideOver } from "./history.ts";
+import { hasBit, type Overview } from "./overview.ts";
 
 const MAX_CELLS = 1_500_000;
 const MOST_ROWS = 2_000;
@@ -49,6 +50,9 @@ export interface GradientRow {
   step: number;
   norms: Float64Array;
   anomalous: Uint8Array;
+  /** Of a row that stands for several steps. */
+  least?: Float32Array;
+  most?: Float32Array;
 }
 
 export class GradientHistory {
@@ -90,6 +94,36 @@ export class GradientHistory {
       const statistics = exported.layer_statistics[name];
       return statistics ? runningOf(statistics, this.latest?.norms[index] ?? null) : newRunning();
     });
+  }
+
+  /** Start with buckets that a server has made. */
+  loadOverview(overview: Overview): void {
+    this.setNames(overview.names);
+    this.rows = rowsOf(overview);
+    const newest = this.rows[this.rows.length - 1];
+    this.latest = newest ? { step: newest.step, norms: newest.norms.slice(), anomalous: newest.anomalous.slice() } : null;
+    const span = this.rows.length ? this.lastStep - this.rows[0].step : 0;
+    this.stride = overview.least === null ? 1 : strideOver(span, this.rows.length);
+    const { mean, std, min, max, anomaly_count } = overview.statistics;
+    this.running = this.names.map((_, index) =>
+      runningOf(
+        {
+          mean: mean[index],
+          std: std[index],
+          min: min[index],
+          max: max[index],
+          total_steps: overview.totalSteps,
+          anomaly_count: anomaly_count[index],
+        },
+        this.latest?.norms[index] ?? null,
+      ),
+    );
+  }
+
+  /** The newest step itself, after its bucket was loaded. */
+  setLatest(row: GradientRow): void {
+    this.latest = row;
+    this.running.forEach((running, index) => (running.last = row.norms[index]));
   }
 
   /** Append one step; a step that is already there is not added again. */
@@ -159,6 +193,31 @@ export class GradientHistory {
     for (const row of rows) this.place(row);
     if (this.rows.length > this.maxRows) this.thin();
   }
+}
+
+/** A row for each point. Of an anomalous layer it has the norm farthest from the mean, or NaN if one was not finite. */
+export function rowsOf(overview: Overview): GradientRow[] {
+  const { names, lastSteps, mean, least, most, anomalous, broken } = overview;
+  const width = names.length;
+  return Array.from(lastSteps, (step, point) => {
+    const begin = point * width;
+    const row: GradientRow = {
+      step,
+      norms: Float64Array.from(mean.subarray(begin, begin + width)),
+      anomalous: new Uint8Array(width),
+      least: least?.subarray(begin, begin + width),
+      most: most?.subarray(begin, begin + width),
+    };
+    for (let layer = 0; layer < width; layer += 1) {
+      const isBroken = hasBit(broken, begin + layer);
+      if (!isBroken && !hasBit(anomalous, begin + layer)) continue;
+      row.anomalous[layer] = 1;
+      if (least === null || most === null) continue;
+      const [low, high, middle] = [least[begin + layer], most[begin + layer], mean[begin + layer]];
+      row.norms[layer] = isBroken ? Number.NaN : high * low >= middle * middle ? high : low;
+    }
+    return row;
+  });
 }
 
 function merged(left: GradientRow, right: GradientRow): GradientRow {
