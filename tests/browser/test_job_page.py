@@ -241,7 +241,8 @@ def test_zooming_into_a_long_history_sharpens_it(stack: RunningStack, open_windo
     with page.expect_response(re.compile(r"/metrics\?.*from_step=[78]\d\d\d&to_step=9\d\d\d")):
         page.mouse.up()
     wait_until(lambda: loss_chart(page)[0] > points + 500, 10.0, "single steps of the range")
-    page.get_by_role("button", name="Reset zoom").click()
+    page.get_by_role("region", name="Loss").get_by_role("button", name="Reset zoom").click()
+    expect(page.get_by_role("button", name="Reset zoom")).to_have_count(0)
     wait_until(lambda: loss_chart(page)[0] == points, 10.0, "the overview again")
     with page.expect_download() as download:
         page.get_by_role("link", name="CSV").click()
