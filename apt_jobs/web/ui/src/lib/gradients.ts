@@ -18,24 +18,6 @@ export interface LayerStatistics {
   anomalies: number;
 }
 
-/** `GET /api/jobs/{id}/gradients`, the payload of SPEC S1. */
-export interface GradientExport {
-  gradient_timeline: { step: number; timestamp: number; layers: Record<string, { norm: Float; is_anomaly: boolean }> }[];
-  layer_statistics: Record<
-    string,
-    {
-      mean: Float | null;
-      std: Float | null;
-      min: Float | null;
-      max: Float | null;
-      total_steps: number;
-      anomaly_count: number;
-    }
-  >;
-  anomaly_summary: Record<string, number>;
-  total_steps: number;
-}
-
 interface Running {
   count: number; // finite norms only
   mean: number;
@@ -83,19 +65,6 @@ export class GradientHistory {
     this.running = this.names.map(() => newRunning());
   }
 
-  load(exported: GradientExport): void {
-    if (this.names.length === 0) this.setNames(namesIn(exported));
-    this.rows = exported.gradient_timeline.map((entry) => this.rowOf(entry));
-    const newest = this.rows[this.rows.length - 1];
-    this.latest = newest ? { ...newest, norms: newest.norms.slice(), anomalous: newest.anomalous.slice() } : null;
-    const span = this.rows.length ? this.lastStep - this.rows[0].step : 0;
-    this.stride = this.rows.length < FEWEST_ROWS ? 1 : strideOver(span, this.rows.length);
-    this.running = this.names.map((name, index) => {
-      const statistics = exported.layer_statistics[name];
-      return statistics ? runningOf(statistics, this.latest?.norms[index] ?? null) : newRunning();
-    });
-  }
-
   /** Start with buckets that a server has made. */
   loadOverview(overview: Overview): void {
     this.setNames(overview.names);
@@ -104,20 +73,7 @@ export class GradientHistory {
     this.latest = newest ? { step: newest.step, norms: newest.norms.slice(), anomalous: newest.anomalous.slice() } : null;
     const span = this.rows.length ? this.lastStep - this.rows[0].step : 0;
     this.stride = overview.least === null ? 1 : strideOver(span, this.rows.length);
-    const { mean, std, min, max, anomaly_count } = overview.statistics;
-    this.running = this.names.map((_, index) =>
-      runningOf(
-        {
-          mean: mean[index],
-          std: std[index],
-          min: min[index],
-          max: max[index],
-          total_steps: overview.totalSteps,
-          anomaly_count: anomaly_count[index],
-        },
-        this.latest?.norms[index] ?? null,
-      ),
-    );
+    this.running = this.names.map((_, index) => runningOf(overview, index, this.latest?.norms[index] ?? null));
   }
 
   /** The newest step itself, after its bucket was loaded. */
@@ -164,18 +120,6 @@ export class GradientHistory {
       if (count === 0) return { name, last, mean: null, std: null, min: null, max: null, anomalies };
       return { name, last, mean, std: Math.sqrt(squares / count), min, max, anomalies };
     });
-  }
-
-  private rowOf(entry: GradientExport["gradient_timeline"][number]): GradientRow {
-    const norms = new Float64Array(this.names.length).fill(Number.NaN);
-    const anomalous = new Uint8Array(this.names.length);
-    for (const [name, { norm, is_anomaly }] of Object.entries(entry.layers)) {
-      const index = this.index.get(name);
-      if (index === undefined) continue;
-      norms[index] = toNumber(norm);
-      anomalous[index] = is_anomaly || !Number.isFinite(norms[index]) ? 1 : 0;
-    }
-    return { step: entry.step, norms, anomalous };
   }
 
   /** Rows of one stride share a place; what was anomalous in any of them stays. */
@@ -231,28 +175,23 @@ function merged(left: GradientRow, right: GradientRow): GradientRow {
   return row;
 }
 
-function namesIn(exported: GradientExport): string[] {
-  const names = new Set<string>();
-  for (const entry of exported.gradient_timeline) for (const name of Object.keys(entry.layers)) names.add(name);
-  return [...names];
-}
-
 function newRunning(): Running {
   return { count: 0, mean: 0, squares: 0, min: Infinity, max: -Infinity, last: null, anomalies: 0 };
 }
 
-/** No finite norm yet: the export has nulls. */
-function runningOf(statistics: GradientExport["layer_statistics"][string], last: number | null): Running {
-  const { mean, std, min, max, total_steps, anomaly_count } = statistics;
-  if (mean === null || std === null || min === null || max === null) return { ...newRunning(), last, anomalies: anomaly_count };
+/** No finite norm yet: the statistics are null. */
+function runningOf({ statistics, totalSteps }: Overview, index: number, last: number | null): Running {
+  const [mean, std, min, max] = [statistics.mean, statistics.std, statistics.min, statistics.max].map((of) => of[index]);
+  const anomalies = statistics.anomaly_count[index];
+  if (mean === null || std === null || min === null || max === null) return { ...newRunning(), last, anomalies };
   return {
-    count: total_steps,
+    count: totalSteps,
     mean: toNumber(mean),
-    squares: toNumber(std) ** 2 * total_steps,
+    squares: toNumber(std) ** 2 * totalSteps,
     min: toNumber(min),
     max: toNumber(max),
     last,
-    anomalies: anomaly_count,
+    anomalies,
   };
 }
 
