@@ -4,7 +4,7 @@ WORKDIR /app
 COPY pyproject.toml README.md LICENSE constraints.txt hatch_build.py ./
 COPY apt_jobs apt_jobs
 COPY migrations migrations
-RUN pip install --no-cache-dir -c constraints.txt . && useradd --create-home --uid 1000 apt && mkdir /data && chown apt /data
+RUN pip install --no-cache-dir -c constraints.txt '.[export]' && useradd --create-home --uid 1000 apt && mkdir /data && chown apt /data
 USER apt
 ENV APT_JOBS_DATA_DIR=/data
 ENTRYPOINT ["apt-jobs"]

@@ -2,10 +2,17 @@
 
 import re
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from apt_jobs.db.engine import Database
+from apt_jobs.db.events import append_events
+from apt_jobs.db.jobs import claim, finish, insert_job
+from apt_jobs.events.kinds import Event, GradientsRecorded, LayersNamed, StepTrained
+from apt_jobs.jobs.spec import TrainSpec
+from apt_jobs.jobs.states import JobState
 from tests.browser.conftest import RunningStack, Watched, wait_until
 
 TRAIN_DEADLINE_S = 240.0
@@ -215,3 +222,47 @@ def test_a_browser_without_a_session_is_told_how_to_sign_in(stack: RunningStack,
     expect(page.get_by_role("heading", name="Sign in with a link")).to_be_visible()
     expect(page.get_by_text("apt-jobs login-link")).to_be_visible()
     context.close()
+
+
+def test_zooming_into_a_long_history_sharpens_it(stack: RunningStack, open_window: OpenWindow) -> None:
+    job_id, num_steps = long_history(stack), 20_000
+    window = open_window()
+    page = window.context.new_page()
+    page.goto(f"{stack.url}/jobs/{job_id}")
+    wait_until(lambda: loss_chart(page)[1] == num_steps, 20.0, "the whole history")
+    points = loss_chart(page)[0]
+    assert points < num_steps / 10
+    host = page.get_by_role("img", name="Training and validation loss by step")
+    box = host.locator(".u-over").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.45, box["y"] + 50, steps=5)
+    with page.expect_response(re.compile(r"/metrics\?.*from_step=[78]\d\d\d&to_step=9\d\d\d")):
+        page.mouse.up()
+    wait_until(lambda: loss_chart(page)[0] > points + 500, 10.0, "single steps of the range")
+    page.get_by_role("region", name="Loss").get_by_role("button", name="Reset zoom").click()
+    expect(page.get_by_role("button", name="Reset zoom")).to_have_count(0)
+    wait_until(lambda: loss_chart(page)[0] == points, 10.0, "the overview again")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="CSV").click()
+    assert len(download.value.path().read_text().splitlines()) == num_steps + 1
+    assert window.complaints == []
+
+
+def long_history(stack: RunningStack) -> str:
+    """A job that trained 20,000 steps in no time."""
+    database = Database(stack.settings.database)
+    with database.write() as session:
+        job_id = insert_job(session, TrainSpec(kind="train", queue="history")).id
+        assert claim(session, job_id, "test", 600.0)
+        now = datetime.now(UTC)
+        events: list[Event] = [LayersNamed(("a", "b"))]
+        for step in range(1, 20_001):
+            loss = 5.0 / step**0.1 + 0.2 * (step % 7)
+            events.append(StepTrained(step, 0, loss, 1e-3, 1.0 + step % 5, 10.0, 1000.0))
+            events.append(GradientsRecorded(step, (1.0 + step % 3, 2.0), ()))
+        append_events(session, job_id, 1, [(now, event) for event in events], 600.0)
+        finish(session, job_id, 1, JobState.SUCCEEDED)
+    database.dispose()
+    return job_id

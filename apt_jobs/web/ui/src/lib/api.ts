@@ -43,6 +43,13 @@ export async function get<Answer>(path: string, signal?: AbortSignal): Promise<A
   return request<Answer>("GET", path, undefined, {}, signal);
 }
 
+/** An answer that is not JSON. */
+export async function getBytes(path: string, accept: string, signal?: AbortSignal): Promise<ArrayBuffer> {
+  const response = await answerTo("GET", path, undefined, { Accept: accept }, signal);
+  if (response.ok) return response.arrayBuffer();
+  throw problemOf(response.status, response.statusText, await response.text());
+}
+
 export async function post<Answer>(path: string, body: Json, headers: Record<string, string> = {}): Promise<Answer> {
   return request<Answer>("POST", path, JSON.stringify(body), { "Content-Type": "application/json", ...headers });
 }
@@ -65,8 +72,22 @@ async function request<Answer>(
   body?: BodyInit,
   headers: Record<string, string> = {},
   signal?: AbortSignal,
-  timeoutMs: number | null = path.includes("generate") ? GENERATE_TIMEOUT_MS : TIMEOUT_MS,
+  timeoutMs?: number | null,
 ): Promise<Answer> {
+  const response = await answerTo(method, path, body, headers, signal, timeoutMs);
+  const text = await response.text();
+  if (response.ok) return (text ? JSON.parse(text) : null) as Answer;
+  throw problemOf(response.status, response.statusText, text);
+}
+
+async function answerTo(
+  method: string,
+  path: string,
+  body?: BodyInit,
+  headers: Record<string, string> = {},
+  signal?: AbortSignal,
+  timeoutMs: number | null = path.includes("generate") ? GENERATE_TIMEOUT_MS : TIMEOUT_MS,
+): Promise<Response> {
   const limits = [signal, timeoutMs === null ? undefined : AbortSignal.timeout(timeoutMs)].filter((one) => one !== undefined);
   let response: Response;
   try {
@@ -84,10 +105,8 @@ async function request<Answer>(
   }
   if (GATEWAY_ERRORS.includes(response.status)) onSilence();
   else onAnswer();
-  const text = await response.text();
-  if (response.ok) return (text ? JSON.parse(text) : null) as Answer;
   if (response.status === 401) onLoginNeeded();
-  throw problemOf(response.status, response.statusText, text);
+  return response;
 }
 
 interface Problem {

@@ -2,6 +2,7 @@
 import type { Float, LayerAnomaly } from "../generated/events.ts";
 import { toNumber } from "./format.ts";
 import { strideOver } from "./history.ts";
+import { hasBit, type Overview } from "./overview.ts";
 
 const MAX_CELLS = 1_500_000;
 const MOST_ROWS = 2_000;
@@ -15,24 +16,6 @@ export interface LayerStatistics {
   min: number | null;
   max: number | null;
   anomalies: number;
-}
-
-/** `GET /api/jobs/{id}/gradients`, the payload of SPEC S1. */
-export interface GradientExport {
-  gradient_timeline: { step: number; timestamp: number; layers: Record<string, { norm: Float; is_anomaly: boolean }> }[];
-  layer_statistics: Record<
-    string,
-    {
-      mean: Float | null;
-      std: Float | null;
-      min: Float | null;
-      max: Float | null;
-      total_steps: number;
-      anomaly_count: number;
-    }
-  >;
-  anomaly_summary: Record<string, number>;
-  total_steps: number;
 }
 
 interface Running {
@@ -49,6 +32,9 @@ export interface GradientRow {
   step: number;
   norms: Float64Array;
   anomalous: Uint8Array;
+  /** Of a row that stands for several steps. */
+  least?: Float32Array;
+  most?: Float32Array;
 }
 
 export class GradientHistory {
@@ -79,17 +65,21 @@ export class GradientHistory {
     this.running = this.names.map(() => newRunning());
   }
 
-  load(exported: GradientExport): void {
-    if (this.names.length === 0) this.setNames(namesIn(exported));
-    this.rows = exported.gradient_timeline.map((entry) => this.rowOf(entry));
+  /** Start with buckets that a server has made. */
+  loadOverview(overview: Overview): void {
+    this.setNames(overview.names);
+    this.rows = rowsOf(overview);
     const newest = this.rows[this.rows.length - 1];
-    this.latest = newest ? { ...newest, norms: newest.norms.slice(), anomalous: newest.anomalous.slice() } : null;
+    this.latest = newest ? { step: newest.step, norms: newest.norms.slice(), anomalous: newest.anomalous.slice() } : null;
     const span = this.rows.length ? this.lastStep - this.rows[0].step : 0;
-    this.stride = this.rows.length < FEWEST_ROWS ? 1 : strideOver(span, this.rows.length);
-    this.running = this.names.map((name, index) => {
-      const statistics = exported.layer_statistics[name];
-      return statistics ? runningOf(statistics, this.latest?.norms[index] ?? null) : newRunning();
-    });
+    this.stride = overview.least === null ? 1 : strideOver(span, this.rows.length);
+    this.running = this.names.map((_, index) => runningOf(overview, index, this.latest?.norms[index] ?? null));
+  }
+
+  /** The newest step itself, after its bucket was loaded. */
+  setLatest(row: GradientRow): void {
+    this.latest = row;
+    this.running.forEach((running, index) => (running.last = row.norms[index]));
   }
 
   /** Append one step; a step that is already there is not added again. */
@@ -132,18 +122,6 @@ export class GradientHistory {
     });
   }
 
-  private rowOf(entry: GradientExport["gradient_timeline"][number]): GradientRow {
-    const norms = new Float64Array(this.names.length).fill(Number.NaN);
-    const anomalous = new Uint8Array(this.names.length);
-    for (const [name, { norm, is_anomaly }] of Object.entries(entry.layers)) {
-      const index = this.index.get(name);
-      if (index === undefined) continue;
-      norms[index] = toNumber(norm);
-      anomalous[index] = is_anomaly || !Number.isFinite(norms[index]) ? 1 : 0;
-    }
-    return { step: entry.step, norms, anomalous };
-  }
-
   /** Rows of one stride share a place; what was anomalous in any of them stays. */
   private place(row: GradientRow): void {
     const end = this.rows.length - 1;
@@ -161,6 +139,31 @@ export class GradientHistory {
   }
 }
 
+/** A row for each point. Of an anomalous layer it has the norm farthest from the mean, or NaN if one was not finite. */
+export function rowsOf(overview: Overview): GradientRow[] {
+  const { names, lastSteps, mean, least, most, anomalous, broken } = overview;
+  const width = names.length;
+  return Array.from(lastSteps, (step, point) => {
+    const begin = point * width;
+    const row: GradientRow = {
+      step,
+      norms: Float64Array.from(mean.subarray(begin, begin + width)),
+      anomalous: new Uint8Array(width),
+      least: least?.subarray(begin, begin + width),
+      most: most?.subarray(begin, begin + width),
+    };
+    for (let layer = 0; layer < width; layer += 1) {
+      const isBroken = hasBit(broken, begin + layer);
+      if (!isBroken && !hasBit(anomalous, begin + layer)) continue;
+      row.anomalous[layer] = 1;
+      if (least === null || most === null) continue;
+      const [low, high, middle] = [least[begin + layer], most[begin + layer], mean[begin + layer]];
+      row.norms[layer] = isBroken ? Number.NaN : high * low >= middle * middle ? high : low;
+    }
+    return row;
+  });
+}
+
 function merged(left: GradientRow, right: GradientRow): GradientRow {
   const row = { step: right.step, norms: right.norms.slice(), anomalous: right.anomalous.slice() };
   for (let index = 0; index < row.norms.length; index += 1) {
@@ -172,28 +175,23 @@ function merged(left: GradientRow, right: GradientRow): GradientRow {
   return row;
 }
 
-function namesIn(exported: GradientExport): string[] {
-  const names = new Set<string>();
-  for (const entry of exported.gradient_timeline) for (const name of Object.keys(entry.layers)) names.add(name);
-  return [...names];
-}
-
 function newRunning(): Running {
   return { count: 0, mean: 0, squares: 0, min: Infinity, max: -Infinity, last: null, anomalies: 0 };
 }
 
-/** No finite norm yet: the export has nulls. */
-function runningOf(statistics: GradientExport["layer_statistics"][string], last: number | null): Running {
-  const { mean, std, min, max, total_steps, anomaly_count } = statistics;
-  if (mean === null || std === null || min === null || max === null) return { ...newRunning(), last, anomalies: anomaly_count };
+/** No finite norm yet: the statistics are null. */
+function runningOf({ statistics, totalSteps }: Overview, index: number, last: number | null): Running {
+  const [mean, std, min, max] = [statistics.mean, statistics.std, statistics.min, statistics.max].map((of) => of[index]);
+  const anomalies = statistics.anomaly_count[index];
+  if (mean === null || std === null || min === null || max === null) return { ...newRunning(), last, anomalies };
   return {
-    count: total_steps,
+    count: totalSteps,
     mean: toNumber(mean),
-    squares: toNumber(std) ** 2 * total_steps,
+    squares: toNumber(std) ** 2 * totalSteps,
     min: toNumber(min),
     max: toNumber(max),
     last,
-    anomalies: anomaly_count,
+    anomalies,
   };
 }
 

@@ -62,28 +62,10 @@ test("gradient statistics are those of all steps, whatever was thinned", () => {
   assert.ok(history.rows.some((row) => row.anomalous[1] === 1 && Number.isNaN(row.norms[1])), "the NaN is still there");
 });
 
-test("loaded gradients go on live without a double step", () => {
+test("an anomaly of a step that has no row of its own is marked at the next one", () => {
   const history = new GradientHistory();
-  const layers = (norm: number) => ({ a: { norm, is_anomaly: false } });
-  history.load({
-    gradient_timeline: [
-      { step: 1, timestamp: 0, layers: layers(1) },
-      { step: 2, timestamp: 1, layers: layers(3) },
-    ],
-    layer_statistics: { a: { mean: 2, std: 1, min: 1, max: 3, total_steps: 2, anomaly_count: 0 } },
-    anomaly_summary: {},
-    total_steps: 2,
-  });
-  history.add(2, [3], []);
-  history.add(3, [5], []);
-  assert.deepEqual(history.rows.map((row) => row.step), [1, 2, 3]);
-  assert.equal(history.statistics()[0].mean, 3);
-});
-
-test("an anomaly of a step that thinning left out is marked at the next one", () => {
-  const history = new GradientHistory();
-  const entry = (step: number) => ({ step, timestamp: 0, layers: { a: { norm: 1, is_anomaly: false } } });
-  history.load({ gradient_timeline: [entry(1), entry(50), entry(100)], layer_statistics: {}, anomaly_summary: {}, total_steps: 100 });
+  history.setNames(["a"]);
+  for (const step of [1, 50, 100]) history.add(step, [1], []);
   history.mark(33, [{ layer: "a", anomaly: "nan", norm: "NaN" }]);
   history.mark(34, [{ layer: "unknown", anomaly: "nan", norm: "NaN" }]);
   assert.deepEqual(history.rows.map((row) => row.anomalous[0]), [0, 1, 0]);

@@ -7,10 +7,21 @@ export function strideOver(span: number, count: number): number {
   return Math.max(1, Math.ceil(span / Math.max(1, count)));
 }
 
+export interface Spread {
+  steps: readonly number[];
+  /** null: nothing was finite. */
+  least: readonly (number | null)[];
+  most: readonly (number | null)[];
+}
+
+export const NO_SPREAD: Spread = { steps: [], least: [], most: [] };
+
 /** A curve over steps: one point for each `stride` steps. Values may be NaN or infinite. Steps only grow. */
 export class Curve {
   steps: number[] = [];
   values: number[] = [];
+  /** Least and most of the points that stand for several steps, as the server gave them. */
+  spread: Spread = NO_SPREAD;
   lastStep = -1;
   private stride = 1;
   private readonly maxPoints: number;
@@ -20,8 +31,9 @@ export class Curve {
   }
 
   /** Start with points that a server has thinned; later ones come at the same density. */
-  load(steps: readonly number[], values: readonly number[]): void {
+  load(steps: readonly number[], values: readonly number[], spread: Spread = NO_SPREAD): void {
     if (steps.length === 0) return;
+    this.spread = spread;
     this.steps = [...steps];
     this.values = [...values];
     this.lastStep = steps[steps.length - 1];

@@ -1,18 +1,19 @@
 // All that the job page shows: history over REST, then live events, drawn at most once per animation frame.
 import type { AnomaliesFound, Float, LayerAnomaly, StoredEvent, TrainingStarted } from "../generated/events.ts";
 import { TERMINAL_STATES } from "../generated/events.ts";
-import { ApiProblem, get, messageOf } from "./api.ts";
+import { ApiProblem, get, getBytes, messageOf } from "./api.ts";
 import { formatDuration, toNumber } from "./format.ts";
-import { GradientHistory, type GradientExport } from "./gradients.ts";
-import { Curve } from "./history.ts";
+import { GradientHistory, rowsOf, type GradientRow } from "./gradients.ts";
+import { Curve, NO_SPREAD, type Spread } from "./history.ts";
 import { IncidentLog } from "./incidents.ts";
 import { LiveConnection, type Hello, type LiveStatus } from "./live.ts";
 import { lineOf, type LogLine } from "./log.ts";
+import { decodeOverview, OVERVIEW_TYPE, type Overview } from "./overview.ts";
+import { Sharpener, spliced, type Range } from "./sharpener.ts";
 import { RankHistory } from "./ranks.ts";
 import type { CheckpointRow, Job, Page, Progress } from "./types.ts";
 
 const HISTORY_POINTS = 1500;
-const GRADIENT_POINTS = 600;
 const MAX_LOG_LINES = 2_000;
 const MAX_LOG_PAGES = 10;
 const LOG_KINDS: StoredEvent["kind"][] = [
@@ -47,7 +48,17 @@ interface MetricsAnswer {
     tokens_per_s?: Float[];
     val_steps?: number[];
     val_loss?: Float[];
+    extremes: Partial<Record<string, { least: (Float | null)[]; most: (Float | null)[] }>>;
   };
+}
+
+type CurveName = "loss" | "rate" | "gradNorm" | "throughput" | "validation";
+
+/** What is known of a range of steps more exactly than of the whole job. */
+interface Detail {
+  range: Range;
+  curves: Record<CurveName, Curve>;
+  rows: GradientRow[];
 }
 
 export class JobView {
@@ -76,6 +87,14 @@ export class JobView {
   gradients = new GradientHistory();
   incidents = new IncidentLog();
   ranks = new RankHistory();
+  private detail = $state.raw<Detail | null>(null);
+  private sharpener = new Sharpener<Detail>(
+    (range, signal) => this.loadDetail(range, signal),
+    (detail) => {
+      this.detail = detail;
+      this.schedule();
+    },
+  );
 
   private connection: LiveConnection | null = null;
   private frame = 0;
@@ -101,6 +120,7 @@ export class JobView {
     }, QUEUE_POLL_MS);
     return () => {
       this.stopped = true;
+      this.sharpener.stop();
       this.connection?.stop();
       cancelAnimationFrame(this.frame);
       clearTimeout(this.slowTimer);
@@ -167,7 +187,51 @@ export class JobView {
     }
   }
 
+  /** Show a range of steps as finely as it can be drawn; null: the whole history. */
+  zoom = (range: Range | null): void => {
+    if (range === null && this.detail === null) this.sharpener.stop();
+    else this.sharpener.show(range === null ? null : [Math.max(0, Math.floor(range[0])), Math.max(0, Math.ceil(range[1]))]);
+  };
+
+  /** Points of a curve, finer where somebody zoomed in. */
+  curve(name: CurveName): { steps: number[]; values: number[]; spread: Spread } {
+    const whole = this[name];
+    if (this.detail === null) return whole;
+    const fine = this.detail.curves[name];
+    const points = spliced(pointsOf(whole), pointsOf(fine), ([step]) => step, this.detail.range);
+    const spread = spliced(spreadOf(whole.spread), spreadOf(fine.spread), ([step]) => step, this.detail.range);
+    return {
+      steps: points.map(([step]) => step),
+      values: points.map(([, value]) => value),
+      spread: { steps: spread.map(([step]) => step), least: spread.map(([, least]) => least), most: spread.map(([, , most]) => most) },
+    };
+  }
+
+  /** Norms of all layers, finer where somebody zoomed in. */
+  gradientRows(): GradientRow[] {
+    if (this.detail === null) return this.gradients.rows;
+    return spliced(this.gradients.rows, this.detail.rows, (row) => row.step, this.detail.range);
+  }
+
+  private async loadDetail([from, wanted]: Range, signal: AbortSignal): Promise<Detail> {
+    const to = Math.max(from, Math.min(wanted, Math.max(this.loss.lastStep, this.gradients.lastStep))); // later ones come live
+    const query = `from_step=${from}&to_step=${to}`;
+    const [metrics, overview] = await Promise.all([
+      get<MetricsAnswer>(this.path(`/metrics?points=${HISTORY_POINTS}&${query}`), signal),
+      this.loadOverview(query, signal),
+    ]);
+    const names = this.gradients.names;
+    const isSame = overview.names.length === names.length; // else another attempt has begun meanwhile
+    return { range: [from, to], curves: curvesOf(metrics), rows: isSame ? rowsOf(overview) : [] };
+  }
+
+  private async loadOverview(query: string, signal?: AbortSignal): Promise<Overview> {
+    return decodeOverview(await getBytes(this.path(`/gradients/overview?${query}`), OVERVIEW_TYPE, signal));
+  }
+
   private clear(): void {
+    this.sharpener.stop();
+    this.detail = null;
     this.loss = new Curve();
     this.rate = new Curve();
     this.gradNorm = new Curve();
@@ -186,21 +250,27 @@ export class JobView {
   }
 
   private async loadHistory(): Promise<void> {
-    const [metrics, gradients] = await Promise.all([
+    const [metrics, overview] = await Promise.all([
       get<MetricsAnswer>(this.path(`/metrics?points=${HISTORY_POINTS}`)),
-      get<GradientExport>(this.path(`/gradients?points=${GRADIENT_POINTS}`)),
+      this.loadOverview(""),
       this.refreshCheckpoints(),
       this.loadRanks(),
     ]);
-    const history = metrics.training_history;
-    fill(this.loss, history.steps, history.train_loss);
-    fill(this.rate, history.steps, history.learning_rate);
-    fill(this.gradNorm, history.steps, history.grad_norm);
-    fill(this.throughput, history.steps, history.tokens_per_s);
-    fill(this.validation, history.val_steps ?? [], history.val_loss);
-    if (gradients.gradient_timeline.length) this.gradients.load(gradients);
-    this.anomalyCounts = { ...gradients.anomaly_summary };
-    this.numAnomalies = Object.values(gradients.anomaly_summary).reduce((sum, count) => sum + count, 0);
+    Object.assign(this, curvesOf(metrics));
+    if (overview.totalSteps) {
+      this.gradients.loadOverview(overview);
+      await this.loadLatest(overview);
+    }
+    this.anomalyCounts = { ...overview.anomalySummary };
+    this.numAnomalies = Object.values(overview.anomalySummary).reduce((sum, count) => sum + count, 0);
+  }
+
+  /** The newest step as it was, if the last point of the overview stands for several. */
+  private async loadLatest(overview: Overview): Promise<void> {
+    const last = overview.lastSteps.length - 1;
+    if (last < 0 || overview.numSteps[last] === 1) return;
+    const [row] = rowsOf(await this.loadOverview(`points=1&from_step=${overview.lastSteps[last]}`));
+    if (row) this.gradients.setLatest(row);
   }
 
   private async loadRanks(): Promise<void> {
@@ -385,12 +455,35 @@ export class JobView {
   }
 }
 
-function fill(curve: Curve, steps: number[], values: (Float | null)[] | undefined): void {
-  const known = steps.map((_, index) => index).filter((index) => values?.[index] != null);
-  curve.load(
-    known.map((index) => steps[index]),
-    known.map((index) => toNumber(values?.[index] ?? 0)),
-  );
+function curvesOf({ training_history: history }: MetricsAnswer): Record<CurveName, Curve> {
+  const curve = (name: string, steps: number[], values: (Float | null)[] | undefined): Curve => {
+    const made = new Curve();
+    const extremes = history.extremes[name];
+    const numbers = (side: (Float | null)[]): (number | null)[] => side.map((value) => (value === null ? null : toNumber(value)));
+    const spread = extremes ? { steps, least: numbers(extremes.least), most: numbers(extremes.most) } : NO_SPREAD;
+    const known = steps.map((_, index) => index).filter((index) => values?.[index] != null);
+    made.load(
+      known.map((index) => steps[index]),
+      known.map((index) => toNumber(values?.[index] ?? 0)),
+      spread,
+    );
+    return made;
+  };
+  return {
+    loss: curve("train_loss", history.steps, history.train_loss),
+    rate: curve("learning_rate", history.steps, history.learning_rate),
+    gradNorm: curve("grad_norm", history.steps, history.grad_norm),
+    throughput: curve("tokens_per_s", history.steps, history.tokens_per_s),
+    validation: curve("val_loss", history.val_steps ?? [], history.val_loss),
+  };
+}
+
+function pointsOf({ steps, values }: Curve): [number, number][] {
+  return steps.map((step, index) => [step, values[index]]);
+}
+
+function spreadOf({ steps, least, most }: Spread): [number, number | null, number | null][] {
+  return steps.map((step, index) => [step, least[index], most[index]]);
 }
 
 export function runningFor(job: Job, now: number): string {
