@@ -139,6 +139,31 @@ def test_a_client_that_does_not_read_is_told_to_resume_and_delays_nobody(served:
         lazy_listener.hear(again, listener.seq)
 
 
+def test_clients_that_leave_at_once_leave_nothing_behind(served: Served) -> None:
+    job_id = served.new_job()
+    address = ("127.0.0.1", served.settings.port)
+    handshake = (
+        f"GET /ws/jobs/{job_id} HTTP/1.1\r\nHost: 127.0.0.1:{served.settings.port}\r\nUpgrade: websocket\r\n"
+        f"Connection: Upgrade\r\nAuthorization: Bearer {served.key}\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    with served.connected(f"/ws/jobs/{job_id}") as watching:
+        listener = Listener()
+        for _ in range(5):
+            for _ in range(100):
+                with socket.create_connection(address, DEADLINE_S) as leaving:
+                    leaving.sendall(handshake.encode())
+            listener.hear(watching, served.say_lines(job_id, 1))
+        until(lambda: len(served.connections()) == 1)
+        listener.hear(watching, served.say_lines(job_id, 1))
+
+
+def test_a_message_larger_than_a_limit_is_refused_by_its_length_alone(served: Served) -> None:
+    with served.connected("/ws/jobs") as connection:
+        connection.socket.sendall(b"\x82\xff" + (100 << 20).to_bytes(8, "big") + bytes(4))  # of 100 MiB nothing follows
+        assert closed_with(connection) == 1009
+
+
 def test_the_direct_way_is_taken_where_there_is_one(served: Served, request: pytest.FixtureRequest) -> None:
     job_id = served.new_job()
     with served.connected(f"/ws/jobs/{job_id}?after=2") as connection:
