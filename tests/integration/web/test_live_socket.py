@@ -44,7 +44,8 @@ def test_a_client_from_the_future_gets_what_comes_after(served: Served) -> None:
         Listener(20).hear(connection, served.say_lines(job_id, 30))
 
 
-def test_a_silent_stream_tells_its_head(served: Served) -> None:
+def test_a_silent_stream_tells_its_head(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apt_jobs.web.live_ring.HEARTBEAT_S", 1.0)
     job_id = served.new_job()
     with served.connected(f"/ws/jobs/{job_id}?after=2") as connection:
         assert orjson.loads(connection.recv(timeout=DEADLINE_S))["head"] == 2
@@ -119,7 +120,10 @@ def test_cut_sockets_and_a_restarted_service_lose_nothing(served: Served) -> Non
 
 
 @pytest.mark.parametrize("served", ["direct"], indirect=True)  # a server of others frees its buffers when it likes
-def test_a_client_that_does_not_read_is_told_to_resume_and_delays_nobody(served: Served) -> None:
+def test_a_client_that_does_not_read_is_told_to_resume_and_delays_nobody(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apt_jobs.web.live_ring.STALL_S", 2.0)
     job_id = served.new_job()
     with (
         served.connected(f"/ws/jobs/{job_id}", max_queue=1) as lazy,
