@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import checkpoint, history, idle, insight, latency, monitor, stream, submit
+from benchmarks import checkpoint, history, idle, insight, latency, monitor, stream, stream_stall, submit
 from benchmarks.rows import Row
 
 GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -20,6 +20,7 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "latency": latency.rows,
     "history": history.rows,
     **{f"stream/{name}": scenario for name, scenario in stream.SCENARIOS.items()},
+    "stream/training-stall": stream_stall.rows,
 }
 OUTPUT = Path("build/bench.jsonl")
 

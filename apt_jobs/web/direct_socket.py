@@ -7,6 +7,7 @@ system call.
 
 from typing import Any
 
+from starlette.types import Scope
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.exceptions import InvalidState
 from websockets.http11 import Request
@@ -60,3 +61,9 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         super().resume_writing()
         if self.taker is not None:
             self.taker.drained()
+
+
+def has_left(scope: Scope) -> bool:
+    """Whether the client of a WebSocket is known to have gone. Only this protocol can tell."""
+    direct = scope.get("extensions", {}).get(EXTENSION)
+    return isinstance(direct, DirectWebSocketProtocol) and direct.transport.is_closing()

@@ -4,18 +4,21 @@
 was rebound to loopback) reaches nothing. Open paths are listed here and matched exactly.
 """
 
+import asyncio
 import logging
 import re
 from collections.abc import Callable
 from http.cookies import SimpleCookie
 from typing import Any
 
+from sqlalchemy.orm import Session
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from apt_jobs.db.access import KEY_PREFIX, Principal, authenticate_key, authenticate_session
 from apt_jobs.errors import AptJobsError, Denied
 from apt_jobs.settings import LOOPBACK_HOSTS, Settings
+from apt_jobs.web.direct_socket import has_left
 from apt_jobs.web.problems import problem_response
 from apt_jobs.web.service import Service
 
@@ -27,6 +30,7 @@ OPEN = re.compile(
     r"|/(favicon\.svg|jobs/[^/]+|checkpoints|generate|schedules|workers)?"  # the page, which holds no data
     r"|/assets/[^/]+"  # its scripts and styles, by exact name: see pages.py
 )
+MAX_LOOKUPS = 4  # of keys at once; the others wait here, where those that leave cost nothing more
 ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104  # no name of a host: whoever binds there lists the names
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -50,6 +54,7 @@ class Guard:
         scheme = "https" if settings.https else "http"
         self._origins = frozenset(f"{scheme}://{host}" for host in self._hosts)
         self._num_open = 0
+        self._turns = asyncio.Semaphore(MAX_LOOKUPS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -104,11 +109,19 @@ class Guard:
             scheme, _, key = authorization.partition(" ")
             if scheme.lower() != "bearer" or not key.startswith(KEY_PREFIX):
                 raise Denied("the Authorization header is not `Bearer apt_...`")
-            return await service.read(authenticate_key, key)
+            return await self._known(scope, service, authenticate_key, key)
         secret = _session_secret(headers)
         if secret is not None:
-            return await service.read(authenticate_session, secret)
+            return await self._known(scope, service, authenticate_session, secret)
         raise Denied("no key: send `Authorization: Bearer apt_...`, or open the link that `apt-jobs login-link` prints")
+
+    async def _known(
+        self, scope: Scope, service: Service, look_up: Callable[[Session, str], Principal], secret: str
+    ) -> Principal:
+        async with self._turns:
+            if has_left(scope):
+                raise Denied("the client left before it was known")
+            return await service.read(look_up, secret)
 
 
 def is_open(path: str) -> bool:

@@ -78,9 +78,10 @@ async def greeting(service: Service, stream: JobStream) -> dict[str, Any]:
     Raises:
         NotFound: there is no such job.
     """
+    head = stream.head  # before the job is read: what it does not tell comes as an event
     job = await service.read(get_job, stream.job_id)
     layers = await service.read(layer_names, stream.job_id)
-    return {"head": stream.head, "job": job_json(job), "layers": layers}
+    return {"head": head, "job": job_json(job), "layers": layers}
 
 
 async def send(websocket: WebSocket, message: dict[str, Any]) -> None:

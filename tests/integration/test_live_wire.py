@@ -91,7 +91,9 @@ def test_nothing_arrives_after_unsubscribing(valkey: Valkey) -> None:
 
 
 @pytest.mark.parametrize("fault", ["kill", "freeze", "cut"])
-def test_every_loss_of_the_connection_is_announced(valkey: Valkey, fault: str) -> None:
+def test_every_loss_of_the_connection_is_announced(valkey: Valkey, fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apt_jobs.events.live.HEALTH_CHECK_S", 1.0)
+
     async def scenario() -> None:
         publisher = LivePublisher(valkey.url)
         async with watching(valkey.url) as (subscriber, inbox):
@@ -104,7 +106,7 @@ def test_every_loss_of_the_connection_is_announced(valkey: Valkey, fault: str) -
             elif fault == "freeze":
                 valkey.send(signal.SIGSTOP)
                 assert not await asyncio.to_thread(publisher.publish, "job_a", [stored(1)])
-                await asyncio.sleep(11)  # two silent health checks: the subscriber must give the connection up
+                await asyncio.sleep(3)  # two silent health checks: the subscriber must give the connection up
                 valkey.send(signal.SIGCONT)
             else:
                 client = redis.Redis.from_url(valkey.url)

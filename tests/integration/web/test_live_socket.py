@@ -44,7 +44,8 @@ def test_a_client_from_the_future_gets_what_comes_after(served: Served) -> None:
         Listener(20).hear(connection, served.say_lines(job_id, 30))
 
 
-def test_a_silent_stream_tells_its_head(served: Served) -> None:
+def test_a_silent_stream_tells_its_head(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apt_jobs.web.live_ring.HEARTBEAT_S", 1.0)
     job_id = served.new_job()
     with served.connected(f"/ws/jobs/{job_id}?after=2") as connection:
         assert orjson.loads(connection.recv(timeout=DEADLINE_S))["head"] == 2
@@ -119,7 +120,10 @@ def test_cut_sockets_and_a_restarted_service_lose_nothing(served: Served) -> Non
 
 
 @pytest.mark.parametrize("served", ["direct"], indirect=True)  # a server of others frees its buffers when it likes
-def test_a_client_that_does_not_read_is_told_to_resume_and_delays_nobody(served: Served) -> None:
+def test_a_client_that_does_not_read_is_told_to_resume_and_delays_nobody(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("apt_jobs.web.live_ring.STALL_S", 2.0)
     job_id = served.new_job()
     with (
         served.connected(f"/ws/jobs/{job_id}", max_queue=1) as lazy,
@@ -137,6 +141,31 @@ def test_a_client_that_does_not_read_is_told_to_resume_and_delays_nobody(served:
         assert caught.value.rcvd is None or caught.value.rcvd.code == 4408
     with served.connected(f"/ws/jobs/{job_id}?after={lazy_listener.seq}") as again:
         lazy_listener.hear(again, listener.seq)
+
+
+def test_clients_that_leave_at_once_leave_nothing_behind(served: Served) -> None:
+    job_id = served.new_job()
+    address = ("127.0.0.1", served.settings.port)
+    handshake = (
+        f"GET /ws/jobs/{job_id} HTTP/1.1\r\nHost: 127.0.0.1:{served.settings.port}\r\nUpgrade: websocket\r\n"
+        f"Connection: Upgrade\r\nAuthorization: Bearer {served.key}\r\nSec-WebSocket-Version: 13\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    )
+    with served.connected(f"/ws/jobs/{job_id}") as watching:
+        listener = Listener()
+        for _ in range(5):
+            for _ in range(100):
+                with socket.create_connection(address, DEADLINE_S) as leaving:
+                    leaving.sendall(handshake.encode())
+            listener.hear(watching, served.say_lines(job_id, 1))
+        until(lambda: len(served.connections()) == 1)
+        listener.hear(watching, served.say_lines(job_id, 1))
+
+
+def test_a_message_larger_than_a_limit_is_refused_by_its_length_alone(served: Served) -> None:
+    with served.connected("/ws/jobs") as connection:
+        connection.socket.sendall(b"\x82\xff" + (100 << 20).to_bytes(8, "big") + bytes(4))  # of 100 MiB nothing follows
+        assert closed_with(connection) == 1009
 
 
 def test_the_direct_way_is_taken_where_there_is_one(served: Served, request: pytest.FixtureRequest) -> None:
