@@ -24,6 +24,7 @@ from apt_jobs.supervision.launch import start_node
 from apt_jobs.supervision.process_tree import ProcessTree, adopt_orphans, marked_processes
 from apt_jobs.supervision.rank_watch import RankWatch
 
+POISONED_ENTRY_POINT = "benchmarks.poisoned_job:train_poisoned"
 POISONED_STEP = 7
 STEPS_AFTER_POISON = 5
 CHECKPOINT_EVERY = 8
@@ -96,11 +97,11 @@ class JobRuns:
         adopt_orphans()
 
     def poison(self, fault: str) -> Poisoned:
-        """One NaN on the last rank at one step: in its batch (`nan_batch`), or in its backward pass (`nan_gradient`)."""
+        """One NaN on the last rank at one step: in its batch (`nan_batch`) or its backward pass (`nan_gradient`)."""
         rank, block = self._num_ranks - 1, self._model["num_layers"] // 2
         arguments = {"fault": fault, "rank": rank, "step": POISONED_STEP, "block": block}
         num_steps = POISONED_STEP + STEPS_AFTER_POISON
-        run_file = self._run_file(fault, num_steps, entry_point="benchmarks.poisoned_job:train_poisoned", **arguments)
+        run_file = self._run_file(fault, num_steps, entry_point=POISONED_ENTRY_POINT, arguments=arguments)
         self._finish(run_file)
         told = [json.loads((run_file.run_dir / f"weights-{rank}.json").read_text()) for rank in range(self._num_ranks)]
         incidents = [event for event in self._watched(run_file) if event.phase == "begun"]
@@ -167,7 +168,7 @@ class JobRuns:
         attempt: int = 1,
         resume_dir: Path | None = None,
         entry_point: str | None = None,
-        **arguments: Any,
+        arguments: dict[str, Any] | None = None,
     ) -> RunFile:
         training = {
             "max_steps": num_steps,
@@ -191,7 +192,7 @@ class JobRuns:
                     "device": self._device,
                     "model": {**self._model, "dropout": 0.1},
                     "training": training,
-                    "arguments": arguments,
+                    "arguments": arguments or {},
                 }
             ),
             entry_point=entry_point,

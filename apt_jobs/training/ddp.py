@@ -53,7 +53,8 @@ def repeatable(device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # it costs, and nothing here reads such memory
+        # It costs, and nothing here reads such memory. (torch leaves it untyped.)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def barrier() -> None:

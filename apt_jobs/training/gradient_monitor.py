@@ -310,6 +310,8 @@ class GradientMonitor:
         self._ring.send(torch.cat(parts) if len(parts) > 1 else norms, label)
 
     def _note_update(self, step: int) -> None:
+        if not self._updates.is_due(step):
+            return
         noted = self._updates.note(step, self._layers.local_weights())
         if noted is not None:
             measured_step, values = noted
@@ -370,6 +372,8 @@ class GradientMonitor:
 
     def _judge(self, norms: NDArray[np.float64], present: NDArray[np.bool_]) -> NDArray[np.int8]:
         """Index into `ANOMALY_KINDS` for each layer; -1: fine."""
+        if ((norms >= self._vanishing_below) & (norms <= self._exploding_above) | ~present).all():
+            return np.full(len(norms), -1, np.int8)
         conditions = [
             ~present,
             np.isnan(norms),

@@ -2,14 +2,14 @@
 
 The hook sees the local, accumulated gradient once per optimizer step (not under `no_sync`), bucket by bucket in the
 order of the backward pass, multiplied by the AMP scale. It divides by the number of ranks by itself. Buckets are
-rebuilt after the first iteration, so nothing is keyed on their index.
+rebuilt after the first iteration, so nothing is keyed on their index. A bucket is a copy of the gradients, which stay
+as they are until all buckets are reduced: so they are measured all at once, while the last bucket is on its way. Only
+where a bucket is no copy, each is measured before its reduction begins.
 Shapes: L layers.
 """
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from functools import cache
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,7 +20,6 @@ from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 CPU_PIECE_ELEMENTS = 1 << 16  # PyTorch adds a whole CPU tensor in float32: of 38 million elements 0.3 % get lost
-SPLIT_ELEMENTS = 1 << 24  # GPU tensors with more in all are measured on two streams
 
 
 class Placement:
@@ -32,18 +31,23 @@ class Placement:
 
     def place(self, norms: Sequence[Tensor], order: Sequence[int], num_layers: int) -> Tensor:
         """Float32 norms [L]; layers not in `order` are 0. Of a layer that is there twice the last counts."""
+        if len({norm.get_device() for norm in norms} | {self._zero.get_device()}) > 1:
+            norms = [norm.to(self._device) for norm in norms]
         placed = [self._zero] * num_layers
         for index, norm in zip(order, norms, strict=True):
-            placed[index] = norm if norm.device == self._device else norm.to(self._device)
+            placed[index] = norm
         return torch.stack(placed) if placed else torch.zeros(0, device=self._device)
 
 
 def norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """L2 norm of each tensor as a float32 scalar: one fused call for each type and device. Sparse ones are allowed."""
-    groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
-    dense = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
-    for index, tensor in enumerate(dense):
-        groups.setdefault((tensor.dtype, tensor.device), []).append(index)
+    groups: dict[tuple[torch.dtype, int], list[int]] = {}
+    dense = [tensor if tensor.layout is torch.strided else tensor.coalesce().values() for tensor in tensors]
+    kinds = [(tensor.dtype, tensor.get_device()) for tensor in dense]
+    if len(set(kinds)) == 1:  # nearly always; the host's time for a step can be as short as the GPU's
+        return list(_foreach_norm(dense))
+    for index, kind in enumerate(kinds):
+        groups.setdefault(kind, []).append(index)
     norms: list[Tensor] = [torch.empty(0)] * len(dense)
     for indexes in groups.values():
         measured = _foreach_norm([dense[index] for index in indexes])
@@ -55,7 +59,7 @@ def norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
 def _foreach_norm(tensors: list[Tensor]) -> Sequence[Tensor]:
     """Norms of tensors of one type and device. Large ones on a CPU are added up in pieces, as GPUs do by themselves."""
     if tensors[0].device.type != "cpu":
-        return _on_two_streams(tensors)
+        return torch._foreach_norm(tensors, 2, dtype=torch.float32)
     pieces = [torch.split(tensor.reshape(-1), CPU_PIECE_ELEMENTS) for tensor in tensors]
     measured = torch._foreach_norm([piece for of_tensor in pieces for piece in of_tensor], 2, dtype=torch.float32)
     norms, start = list[Tensor](), 0
@@ -64,34 +68,6 @@ def _foreach_norm(tensors: list[Tensor]) -> Sequence[Tensor]:
         norms.append(of_pieces[0] if len(of_pieces) == 1 else torch.linalg.vector_norm(torch.stack(of_pieces)))
         start += len(of_tensor)
     return norms
-
-
-def _on_two_streams(tensors: list[Tensor]) -> Sequence[Tensor]:
-    """One launch of `_foreach_norm` has too few blocks to fill a large GPU: two at once read a sixth faster."""
-    device = tensors[0].device
-    if device.type != "cuda" or len(tensors) == 1 or sum(tensor.numel() for tensor in tensors) < SPLIT_ELEMENTS:
-        return torch._foreach_norm(tensors, 2, dtype=torch.float32)
-    halves: tuple[list[int], list[int]] = [], []
-    sizes = [0, 0]
-    for index in sorted(range(len(tensors)), key=lambda index: -tensors[index].numel()):
-        smaller = int(sizes[1] < sizes[0])
-        halves[smaller].append(index)
-        sizes[smaller] += tensors[index].numel()
-    norms = list(tensors)
-    current, other = torch.cuda.current_stream(device), _other_stream(device)
-    other.wait_stream(current)
-    for half, stream in zip(halves, (current, other), strict=True):
-        with torch.cuda.stream(stream):
-            measured = torch._foreach_norm([tensors[index] for index in half], 2, dtype=torch.float32)
-        for index, norm in zip(half, measured, strict=True):
-            norms[index] = norm
-    current.wait_stream(other)
-    return norms
-
-
-@cache
-def _other_stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
 
 
 class LocalNorms:
@@ -106,26 +82,30 @@ class LocalNorms:
         self.group: dist.ProcessGroup = ddp.process_group
         self.world_size = self.group.size()
         self.averages = dist.get_backend(self.group) == "nccl"
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._is_cuda = device.type == "cuda"
+        self._has_copies = not ddp.gradient_as_bucket_view and ddp.mixed_precision is None
         self._seen: list[tuple[list[Tensor], list[Tensor]]] = []
+        self._waiting: list[Tensor] = []  # parameters whose gradients are measured with the last bucket
         self._placement = Placement(device)
         self._ready: Any = None
         ddp.register_comm_hook(self, _measure_and_average)
 
-    @contextmanager
-    def seeing(self, bucket: GradBucket) -> Iterator[None]:
-        """Measure one bucket's local gradients; no wait, no copy to the host.
-
-        On a GPU beside the backward pass, as is what is launched within: the reduction must not begin earlier.
-        """
+    def see(self, bucket: GradBucket) -> None:
+        """Called before the reduction of a bucket begins. No wait, no copy to the host."""
+        buffer, parameters = bucket.buffer(), bucket.parameters()
+        if self._has_copies and not buffer.is_sparse:
+            self._waiting += parameters
+        else:
+            self._seen.append((parameters, norms_of([buffer] if buffer.is_sparse else bucket.gradients())))
         if bucket.is_last():
-            self._ready = moment(is_cuda=self._stream is not None)
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._stream):
-            gradients = [bucket.buffer()] if bucket.buffer().is_sparse else bucket.gradients()
-            self._seen.append((bucket.parameters(), norms_of(gradients)))
-            yield
+            self._ready = moment(is_cuda=self._is_cuda)
+
+    def see_rest(self) -> None:
+        """Called when the reduction of the last bucket has begun, and none of a gradient itself."""
+        waiting, self._waiting = self._waiting, []
+        parameters = [parameter for parameter in waiting if parameter.grad is not None]
+        if parameters:
+            self._seen.append((parameters, norms_of([p.grad for p in parameters if p.grad is not None])))
 
     def take(self, index_of: dict[int, int], num_layers: int) -> tuple[Tensor | None, list[int], Any]:
         """Norms [L] of the last backward pass (None: none was seen), layers in its order, and when it was done.
@@ -136,8 +116,6 @@ class LocalNorms:
         ready, self._ready = self._ready, None
         if not seen:
             return None, [], None
-        if self._stream is not None:
-            torch.cuda.current_stream().wait_stream(self._stream)
         order = [index_of.get(id(parameter), -1) for parameters, _ in seen for parameter in parameters]
         norms = [norm for _, measured in seen for norm in measured]
         known = {index: place for place, index in enumerate(order) if index >= 0}  # the last of a layer counts
@@ -166,13 +144,16 @@ def elapsed_ms(begin: Any, end: Any) -> float | None:
 
 def _measure_and_average(state: LocalNorms, bucket: GradBucket) -> Future[Tensor]:
     """The hook. DDP asks for an argument of the name `bucket`."""
-    with state.seeing(bucket) if state.wanted else nullcontext():
-        buffer = bucket.buffer()
-        options = dist.AllreduceOptions()
-        if state.averages:
-            options.reduceOp = dist.ReduceOp(dist.ReduceOp.AVG)
-        else:
-            buffer.div_(state.world_size)
-        work = state.group.allreduce([buffer], options)
+    if state.wanted:
+        state.see(bucket)
+    buffer = bucket.buffer()
+    options = dist.AllreduceOptions()
+    if state.averages:
+        options.reduceOp = dist.ReduceOp(dist.ReduceOp.AVG)
+    else:
+        buffer.div_(state.world_size)
+    work = state.group.allreduce([buffer], options)
+    if state.wanted and bucket.is_last():
+        state.see_rest()
     future: Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
     return future

@@ -18,45 +18,74 @@ LEAST_SAMPLE_ELEMENTS = 64  # of a layer, however many there are
 
 
 class UpdateNorms:
-    """Call `note` at every step, after the backward pass and before the update."""
+    """Call `note` at every step for which it is due, after the backward pass and before the update."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._before: list[Tensor] | None = None
+        self._before: _Sample | None = None
+        self._after: _Sample | None = None
+        self._is_open = False  # the weights before an update are kept, those after it are not known
         self._step = 0
+
+    def is_due(self, step: int) -> bool:
+        """Whether `note` has something to do at this step; else it need not be called."""
+        return self._is_open or step % UPDATE_EVERY_STEPS == 0 or self._step == 0
 
     @torch.no_grad()
     def note(self, step: int, weights: Sequence[Tensor]) -> tuple[int, Tensor] | None:
         """The step whose update is now known and [weight norms L, update ratios L] on the device, when it is due."""
         result = None
-        if self._before is not None:
-            if len(self._before) == len(weights):
-                result = self._step, self._measure(weights, self._before)
-            self._before = None
+        places = [weight.data_ptr() for weight in weights]
+        if self._is_open and self._before is not None and self._after is not None:
+            if self._before.places == places:
+                result = self._step, self._measure(weights, self._before.values, self._after.take())
+            self._is_open = False
         if step % UPDATE_EVERY_STEPS == 0 or self._step == 0:  # the first one shows a bad learning rate at once
-            self._before, self._step = self._sample(weights), step
+            if self._before is None or self._before.places != places:
+                self._before, self._after = _Sample(weights, places), _Sample(weights, places)
+            self._before.take()
+            self._is_open, self._step = True, step
         return result
 
-    def _measure(self, weights: Sequence[Tensor], before: list[Tensor]) -> Tensor:
-        after = self._sample(weights)
+    def _measure(self, weights: Sequence[Tensor], before: list[Tensor], after: list[Tensor]) -> Tensor:
         moved = torch.stack(norms_of(torch._foreach_sub(after, before)))
         of_sample = torch.stack(norms_of(after))
         ratios = moved / of_sample.clamp_min(torch.finfo(torch.float32).tiny)
         whole = torch.stack([norm.to(self._device) for norm in norms_of(weights)])
         return torch.cat([whole, ratios.to(self._device)])
 
-    def _sample(self, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Evenly spaced elements of each layer, copied, in float32. Layers that are taken whole share one launch."""
+
+class _Sample:
+    """Evenly spaced elements of each layer, and room for a copy of them in float32; both are made once."""
+
+    def __init__(self, weights: Sequence[Tensor], places: list[int]) -> None:
         most = max(SAMPLE_ELEMENTS // max(len(weights), 1), LEAST_SAMPLE_ELEMENTS)
-        flat = [weight.reshape(-1) for weight in weights]
-        parts = [weight[:: max(weight.numel() // most, 1)] for weight in flat]
-        copies = [torch.empty(part.shape, dtype=torch.float32, device=part.device) for part in parts]
-        is_whole = [part.is_contiguous() for part in parts]
-        torch._foreach_copy_(_where(copies, is_whole), _where(parts, is_whole))
-        for copy, part in zip(_where(copies, is_whole, False), _where(parts, is_whole, False), strict=True):
-            copy.copy_(part)
-        return copies
+        self.places = places
+        self._parts = [_in_a_row(weight)[:: max(weight.numel() // most, 1)] for weight in weights]
+        self.values = [torch.empty(part.shape, dtype=torch.float32, device=part.device) for part in self._parts]
+        is_whole = [part.is_contiguous() for part in self._parts]
+        self._copies = [  # layers that are taken whole share one launch
+            (
+                [v for v, flag in zip(self.values, is_whole, strict=True) if flag is wanted],
+                [p for p, flag in zip(self._parts, is_whole, strict=True) if flag is wanted],
+            )
+            for wanted in (True, False)
+        ]
+
+    def take(self) -> list[Tensor]:
+        """The elements as they are now. Overwrites what was returned before."""
+        for to, parts in self._copies:
+            if parts:
+                torch._foreach_copy_(to, parts)
+        return self.values
 
 
-def _where(tensors: Sequence[Tensor], flags: Sequence[bool], wanted: bool = True) -> list[Tensor]:
-    return [tensor for tensor, flag in zip(tensors, flags, strict=True) if flag is wanted]
+def _in_a_row(weight: Tensor) -> Tensor:
+    """The elements as they lie in memory, not copied; of a weight with gaps one line of it."""
+    strides = weight.stride()
+    line = weight.permute(sorted(range(weight.dim()), key=lambda dimension: -strides[dimension]))
+    if line.is_contiguous():
+        return line.view(-1)
+    while line.dim() > 1:
+        line = line.select(-1, 0)
+    return line

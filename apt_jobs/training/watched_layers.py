@@ -29,6 +29,7 @@ class WatchedLayers:
         self.names: list[str] = []
         self.index_of: dict[int, int] = {}  # by id(parameter)
         self._parameters: list[nn.Parameter] = []
+        self._not_empty: list[int] = []
         self._num_trainable = -1
         self.look_for_new()
         self.device = self._parameters[0].device if self._parameters else torch.device("cpu")
@@ -46,6 +47,7 @@ class WatchedLayers:
                 self.names.append(_plain_name(name))
                 self._parameters.append(parameter)
         self._num_trainable = _count_trainable(self._model)
+        self._not_empty = [index for index, parameter in enumerate(self._parameters) if parameter.numel()]
         return num_known < len(self.names)
 
     def local_weights(self) -> list[Tensor]:
@@ -58,10 +60,12 @@ class WatchedLayers:
         One fused call. For sharded gradients (FSDP2) one collective, as no rank has a whole one.
         """
         gradients = [parameter.grad for parameter in self._parameters]
-        order = [index for index, gradient in enumerate(gradients) if gradient is not None and gradient.numel()]
+        order = [index for index in self._not_empty if gradients[index] is not None]
         present = np.zeros(len(gradients), np.bool_)
         present[order] = True
-        parts = [local_part(gradient) for gradient in gradients if gradient is not None and gradient.numel()]
+        parts = [gradient for index in order if (gradient := gradients[index]) is not None]
+        if self._mesh is not None:
+            parts = [local_part(gradient) for gradient in parts]
         return self.whole(self._placement.place(norms_of(parts), order, len(gradients))), present
 
     def whole(self, norms: Tensor) -> Tensor:

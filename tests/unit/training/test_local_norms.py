@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from apt_jobs.training.local_norms import CPU_PIECE_ELEMENTS, norms_of
+from apt_jobs.training.update_norms import UpdateNorms
 
 
 @pytest.mark.parametrize("size", [0, 1, CPU_PIECE_ELEMENTS, CPU_PIECE_ELEMENTS + 1, 4_000_000])
@@ -23,3 +24,17 @@ def test_a_nan_in_a_late_piece_is_a_nan() -> None:
     values = torch.ones(3 * CPU_PIECE_ELEMENTS)
     values[-1] = torch.nan
     assert norms_of([values])[0].isnan()
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [torch.ones(3, 4), torch.ones(3, 4).t(), torch.ones(4, 6)[:, :5], torch.ones(2, 3, 4).permute(2, 0, 1)],
+    ids=["plain", "transposed", "with gaps", "permuted"],
+)
+def test_an_update_is_measured_however_a_weight_lies_in_memory(weight: torch.Tensor) -> None:
+    updates = UpdateNorms(torch.device("cpu"))
+    assert updates.note(1, [weight]) is None
+    weight *= 1.5
+    noted = updates.note(2, [weight])
+    assert noted is not None
+    assert noted[1].tolist() == pytest.approx([1.5 * weight.numel() ** 0.5, 1 / 3])
