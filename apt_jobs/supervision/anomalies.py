@@ -134,11 +134,12 @@ class AnomalyDetector:
 
     def _finding(self, kind: IncidentKind, layers: list[int], norms: Sequence[float]) -> Finding:
         options, worst = self._options, layers[0]
-        usual = self._baselines[worst].expected()
-        expected = (options.vanishing_below, options.exploding_above) if kind in ("exploding", "vanishing") else usual
+        is_fixed = kind in ("exploding", "vanishing")
+        fixed = options.vanishing_below, options.exploding_above
+        expected = fixed if is_fixed else self._baselines[worst].expected()
         names = tuple(self._name(index) for index in layers)
-        usually = f", usually {usual[0]:.3g} to {usual[1]:.3g}" if usual else ""
-        return Finding(kind, names, (), None, norms[worst], expected, f"{names[0]}: {norms[worst]:.3g}{usually}")
+        message = f"{names[0]} is {_compared(norms[worst], expected, 'allowed' if is_fixed else 'usual')}"
+        return Finding(kind, names, (), None, norms[worst], expected, message)
 
     def _update_spikes(self, updates: Iterable[UpdatesMeasured]) -> list[Finding]:
         first = next((update for update in updates if update.rank == 0), None)
@@ -167,3 +168,12 @@ def _companions(names: Sequence[str]) -> list[list[int]]:
     for index, name in enumerate(names):
         groups.setdefault(numbered_block_of(name), []).append(index)
     return list(groups.values())
+
+
+def _compared(norm: float, expected: tuple[float, float] | None, word: str) -> str:
+    """How far a norm is from its range."""
+    if expected is not None and norm > expected[1]:
+        return f"{norm / expected[1]:.3g} times the most that is {word}"
+    if expected is not None and 0.0 < norm < expected[0]:
+        return f"1/{expected[0] / norm:.3g} of the least that is {word}"
+    return f"{norm:.3g}"

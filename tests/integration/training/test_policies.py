@@ -1,5 +1,6 @@
 """Policies without a service: real ranks, their spools, the supervisor's judgement, and what the ranks do."""
 
+import math
 import os
 import subprocess
 import sys
@@ -23,7 +24,9 @@ from apt_jobs.events.spool import SpoolReader
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.supervision.rank_watch import RankWatch
+from tests.integration.training.struck_weights import STRUCK_AFTER_STEPS
 
+ROOT = Path(__file__).resolve().parents[3]
 DEADLINE_S = 200.0
 EDGY = {"window_steps": 8, "arm_after_steps": 8, "spike_ratio": 1.01, "spike_mads": 0.01}  # anything is a spike to it
 SPEC: dict[str, Any] = {
@@ -32,7 +35,6 @@ SPEC: dict[str, Any] = {
     "device": "cpu",
     "model": {"d_model": 16, "num_layers": 1, "num_attention_heads": 2, "vocab_size": 300, "max_seq_len": 32},
     "training": {
-        "max_steps": 150,
         "epochs": 100,
         "batch_size": 2,
         "warmup_steps": 2,
@@ -43,16 +45,16 @@ SPEC: dict[str, Any] = {
 }
 
 
-def trained(folder: Path, **policy: Any) -> list[Event]:
-    """Train with one policy; what is to be stored."""
-    (folder / "checkpoints").mkdir()
+def trained(folder: Path, monitor: dict[str, Any], entry_point: str | None = None, max_steps: int = 150) -> list[Event]:
+    """Train under policies; what is to be stored."""
+    (folder / "checkpoints").mkdir(parents=True)
     (folder / "text.txt").write_text("A short text that is trained on, over and over again.\n" * 300)
-    monitor = {**EDGY, "on_anomaly": [{"kinds": ["spike"], **policy}]}
+    training = {**SPEC["training"], "max_steps": max_steps}
     run_file = RunFile(
         job_id="job_x",
         attempt=1,
-        spec=TrainSpec.model_validate({**SPEC, "monitor": monitor}),
-        entry_point=None,
+        spec=TrainSpec.model_validate({**SPEC, "training": training, "monitor": monitor}),
+        entry_point=entry_point,
         dataset_file=folder / "text.txt",
         base_model_dir=None,
         resume_dir=None,
@@ -67,11 +69,17 @@ def trained(folder: Path, **policy: Any) -> list[Event]:
         *("--run-file", str(folder / "run.json")),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = str(ROOT)
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as ranks:
         events = follow(run_file, ranks)
         assert ranks.stderr is not None
         assert ranks.returncode == 0, ranks.stderr.read()[-3000:]
     return events
+
+
+def edgy(**policy: Any) -> dict[str, Any]:
+    """A monitor that finds something soon, and what is to be done about it."""
+    return {**EDGY, "on_anomaly": [{"kinds": ["spike"], **policy}]}
 
 
 def follow(run_file: RunFile, ranks: "subprocess.Popen[bytes]") -> list[Event]:
@@ -95,7 +103,7 @@ def of(events: list[Event], kind: type[Any]) -> list[Any]:
 
 
 def test_a_rollback_goes_on_from_before_the_incident_with_other_batches(tmp_path: Path) -> None:
-    events = trained(tmp_path, action="rollback", skip_steps=7)
+    events = trained(tmp_path, edgy(action="rollback", skip_steps=7))
     ordered, done = of(events, ActionTaken)
     assert (ordered.phase, done.phase, done.action, done.incident) == ("ordered", "done", "rollback", ordered.incident)
     began = next(event.began_step for event in of(events, IncidentChanged) if event.incident == ordered.incident)
@@ -115,8 +123,23 @@ def test_a_rollback_goes_on_from_before_the_incident_with_other_batches(tmp_path
     assert again == list(range(back_to + 1, 151))
 
 
+def test_a_run_that_would_have_died_finishes(tmp_path: Path) -> None:
+    """A weight is struck on one rank: without a policy no later step counts, with one the run goes back and on."""
+    struck = "tests.integration.training.struck_weights:train"
+    dead = of(trained(tmp_path / "dead", {}, struck, 60), StepTrained)
+    assert all(math.isnan(event.train_loss) for event in dead if event.step > STRUCK_AFTER_STEPS)
+    policy = {"kinds": ["nan", "inf"], "action": "rollback", "skip_steps": 1}
+    events = trained(tmp_path / "alive", {"on_anomaly": [policy]}, struck, 60)
+    assert [event.phase for event in of(events, ActionTaken)] == ["ordered", "done"]
+    alive = of(events, StepTrained)
+    assert alive[-1].step == 60
+    assert alive[-1].train_loss < 0.9 * alive[0].train_loss
+    (incident,) = (event for event in of(events, IncidentChanged) if event.phase == "begun")
+    assert (incident.anomaly, incident.ranks, incident.began_step) == ("nan", (1,), STRUCK_AFTER_STEPS + 1)
+
+
 def test_a_cut_of_the_learning_rate_lasts(tmp_path: Path) -> None:
-    events = trained(tmp_path, action="cut_lr", factor=0.5)
+    events = trained(tmp_path, edgy(action="cut_lr", factor=0.5))
     assert [event.phase for event in of(events, ActionTaken)] == ["ordered", "done"]
     done_at = of(events, ActionTaken)[1].step
     rates = {event.step: event.learning_rate for event in of(events, StepTrained)}
@@ -125,7 +148,7 @@ def test_a_cut_of_the_learning_rate_lasts(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_saved_when_asked_for(tmp_path: Path) -> None:
-    events = trained(tmp_path, action="checkpoint", patience_steps=1)
+    events = trained(tmp_path, edgy(action="checkpoint", patience_steps=1))
     done = of(events, ActionTaken)[1]
     assert (done.phase, done.reason) == ("done", f"a checkpoint of step {done.step} is saved")
     assert done.step in {event.step for event in of(events, CheckpointSaved)}

@@ -29,6 +29,7 @@ def test_a_layer_fifteen_times_as_large_is_found_at_once_and_named() -> None:
     assert found.expected is not None
     assert found.value is not None
     assert found.expected[0] < found.expected[1] < found.value
+    assert found.message == f"{LAYERS[3]} is {found.value / found.expected[1]:.3g} times the most that is usual"
     assert training.healthy(50) == []
 
 
