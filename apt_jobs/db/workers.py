@@ -27,6 +27,9 @@ def record_worker(
     """Insert or refresh a worker's row; its heartbeat is now. True: somebody asked to drain it.
 
     Another pid is a new start, which nobody has asked to drain.
+
+    Raises:
+        AlreadyRunning: another process of this name was quicker to insert the row.
     """
     values: dict[str, Any] = {
         "kind": kind,
@@ -44,17 +47,20 @@ def record_worker(
     try:
         with session.begin_nested():
             session.add(WorkerRow(name=name, **values))
-    except IntegrityError:  # another process of the same name was quicker
-        _update(session, name, values)
+    except IntegrityError as exc:
+        raise AlreadyRunning(f"a worker named {name!r} started at the same moment; choose another --name") from exc
     return False
 
 
 def require_free_name(session: Session, name: str, hostname: str, alive_within_s: float) -> None:
     """Return if no other living process has this name. One that died on this machine does not count.
 
+    Record the worker in the same transaction: of several that start at once one gets the name.
+
     Raises:
         AlreadyRunning: another worker has it.
     """
+    session.get(WorkerRow, name, with_for_update=True)  # who comes second waits, and then sees the first
     for row in list_workers(session, alive_within_s):
         if row.name == name and not (row.hostname == hostname and _has_ended(row.pid)):
             raise AlreadyRunning(

@@ -1,4 +1,4 @@
-"""What torchrun tells a process of its place, through the environment. Without torch: a rank knows it before it loads any."""
+"""What torchrun tells a process of its place, through the environment. A rank reads it before it loads torch."""
 
 import os
 from dataclasses import dataclass

@@ -12,6 +12,7 @@ from typing import Any
 
 from celery import signals
 from celery.worker import WorkController
+from sqlalchemy.orm import Session
 
 from apt_jobs import __version__
 from apt_jobs.db.dispatch import send_hints_again
@@ -19,7 +20,7 @@ from apt_jobs.db.engine import Database
 from apt_jobs.db.jobs import Claimed, claim_next
 from apt_jobs.db.upgrade import require_current_schema
 from apt_jobs.db.workers import record_worker, remove_worker, require_free_name
-from apt_jobs.errors import AptJobsError, OutOfSpace, Unavailable
+from apt_jobs.errors import AlreadyRunning, AptJobsError, OutOfSpace, Unavailable
 from apt_jobs.events.live import LivePublisher
 from apt_jobs.job_queue import broker_queue, make_celery, serve_hints
 from apt_jobs.settings import Settings
@@ -66,7 +67,6 @@ class Consumer:
         app = make_celery(self.settings)
         serve_hints(app, self._look)
         signals.worker_shutting_down.connect(self._stop)
-        self._record()
         self._ask_for_hints()  # an earlier process may have died with one in its hands
         recorder = threading.Thread(target=self._keep_recording, name="recorder", daemon=True)
         recorder.start()
@@ -146,8 +146,9 @@ class Consumer:
 
     def _check(self) -> None:
         require_current_schema(self.database)
-        with self.database.read() as session:
+        with self.database.write() as session:
             require_free_name(session, self.name, socket.gethostname(), 3 * self.settings.heartbeat_s)
+            self._recorded(session)
 
     def _keep_recording(self) -> None:
         while not self._closed.wait(self.settings.heartbeat_s):
@@ -156,18 +157,8 @@ class Consumer:
     def _record(self) -> None:
         try:
             with self.database.write() as session:
-                drain = record_worker(
-                    session,
-                    name=self.name,
-                    kind=self.kind,
-                    queues=self.queues,
-                    hostname=socket.gethostname(),
-                    pid=os.getpid(),
-                    version=__version__,
-                    gpus=self._describe_gpus(),
-                    current_job_id=next(iter(self._current), None),
-                )
-        except (Unavailable, OutOfSpace) as exc:
+                drain = self._recorded(session)
+        except (Unavailable, OutOfSpace, AlreadyRunning) as exc:
             logger.warning("cannot record this worker", extra={"why": str(exc)})
             return
         if drain and not self.draining.is_set():
@@ -175,6 +166,20 @@ class Consumer:
             self._drain()
         elif not drain and self.draining.is_set() and not self._stopping:
             self._resume()
+
+    def _recorded(self, session: Session) -> bool:
+        """Whether somebody asked to drain this worker, whose row is then as of now."""
+        return record_worker(
+            session,
+            name=self.name,
+            kind=self.kind,
+            queues=self.queues,
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            gpus=self._describe_gpus(),
+            current_job_id=next(iter(self._current), None),
+        )
 
     def _forget(self) -> None:
         try:

@@ -122,7 +122,7 @@ def run_embedded(settings: Settings, on_ready: Callable[[Stack], None]) -> None:
         try:
             _run(settings, on_ready, stack, hard)
         except Stopped:
-            logger.info("stopping")
+            logger.info("stopping: a training saves first; a second Ctrl-C ends everything at once")
 
 
 def free_port(host: str, after: int) -> int:

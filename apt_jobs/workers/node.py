@@ -13,12 +13,14 @@ import threading
 import time
 from collections.abc import Sequence
 
+from sqlalchemy.orm import Session
+
 from apt_jobs import __version__
 from apt_jobs.db.engine import Database
 from apt_jobs.db.jobs import attempt_of_owner, owns
 from apt_jobs.db.upgrade import require_current_schema
 from apt_jobs.db.workers import node_name, record_worker, remove_worker, require_free_name
-from apt_jobs.errors import OutOfSpace, Unavailable
+from apt_jobs.errors import AlreadyRunning, OutOfSpace, Unavailable
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.launch import start_node, worker_marker
@@ -60,8 +62,9 @@ class Node:
 
     def _check(self) -> None:
         require_current_schema(self._database)
-        with self._database.read() as session:
+        with self._database.write() as session:
             require_free_name(session, self._name, socket.gethostname(), 3 * self._settings.heartbeat_s)
+            self._recorded(session, None)
         clear_leftovers(worker_marker(self._settings, self._name), self._settings.stop_timeout_s)
 
     def _look(self) -> RunFile | None:
@@ -107,20 +110,23 @@ class Node:
             return
         try:
             with self._database.write() as session:
-                record_worker(
-                    session,
-                    name=self._name,
-                    kind="node",
-                    queues=[],
-                    hostname=socket.gethostname(),
-                    pid=os.getpid(),
-                    version=__version__,
-                    gpus=describe_gpus(self._gpus),
-                    current_job_id=job_id,
-                )
+                self._recorded(session, job_id)
             self._recorded_s = time.monotonic()
-        except (Unavailable, OutOfSpace) as exc:
+        except (Unavailable, OutOfSpace, AlreadyRunning) as exc:
             logger.warning("cannot record this node", extra={"why": str(exc)})
+
+    def _recorded(self, session: Session, job_id: str | None) -> None:
+        record_worker(
+            session,
+            name=self._name,
+            kind="node",
+            queues=[],
+            hostname=socket.gethostname(),
+            pid=os.getpid(),
+            version=__version__,
+            gpus=describe_gpus(self._gpus),
+            current_job_id=job_id,
+        )
 
     def _forget(self) -> None:
         try:

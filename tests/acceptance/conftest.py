@@ -18,7 +18,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         until(lambda: has_both_workers(client))
     yield stack
     stack.process.send_signal(signal.SIGINT)
-    stack.process.communicate(timeout=DEADLINE_S)
+    _, errors = stack.process.communicate(timeout=DEADLINE_S)
+    assert "/readyz" not in errors  # of the many looks whether all is up, none is shown
     assert stack.pids() == []
 
 

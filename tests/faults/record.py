@@ -7,6 +7,7 @@ up to the table of docs/reliability.md.
 import json
 import math
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -17,6 +18,7 @@ from pathlib import Path
 OUTPUT = Path("build/faults.jsonl")
 SHARE = float(os.environ.get("APT_JOBS_TEST_FAULTS", "0"))  # of the full number of trials
 FULL = SHARE > 0
+_COUNTING = threading.Lock()  # lanes of a campaign are threads
 
 
 def count(small: int, full: int) -> int:
@@ -44,8 +46,13 @@ class Campaign:
     def on(self, dialect: str) -> None:
         self.dialects.append(dialect)
 
+    def tried(self) -> None:
+        with _COUNTING:
+            self.trials += 1
+
     def fault(self, kind: str) -> None:
-        self.faults[kind] = self.faults.get(kind, 0) + 1
+        with _COUNTING:
+            self.faults[kind] = self.faults.get(kind, 0) + 1
 
     def recovered(self, seconds: float) -> None:
         self.slowest_recovery_s = max(self.slowest_recovery_s, seconds)

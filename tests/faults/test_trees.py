@@ -130,7 +130,7 @@ def kill_and_judge(lane: Lane, victim: str, found: Campaign) -> None:
     until(lambda: lane.job().attempt > attempt and saved_steps(lane))
     took_s = time.monotonic() - began
     found.recovered(took_s)
-    found.trials += 1
+    found.tried()
     with lane.running.database.read() as session:
         ended, last = list_attempts(session, lane.job_id)[-2:]
         last_saved = max(saved_steps(lane, attempt))
@@ -165,7 +165,7 @@ def test_a_cancelled_job_never_runs_again(tmp_path: Path, process_test_url: str,
                         return
                     situation = plan.pop()
                 situation(lane)
-                found.trials += 1
+                found.tried()
                 found.fault(situation.__name__)
                 took_s = cancel(lane)
                 found.recovered(took_s)
@@ -212,7 +212,7 @@ def test_a_poison_job_is_given_up(tmp_path: Path, process_test_url: str, forker:
             for lane in made:
                 until(lambda: lane.job().state not in ("queued", "running"))  # noqa: B023
                 job = lane.job()
-                found.trials += 1
+                found.tried()
                 for _ in range(job.attempt):
                     found.fault("death")
                 if job.state != "dead" or job.attempt > 3:

@@ -1,5 +1,9 @@
 """What the commands print of a job, also of one that does not say how many steps it will take."""
 
+import functools
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +63,21 @@ def test_a_job_is_read_as_it_is(tmp_path: Path) -> None:
     file = tmp_path / "job.json"
     file.write_text('{"kind": "train", "name": "\u4e2d\u6587"}')
     assert terminal.read_job(file) == {"kind": "train", "name": "\u4e2d\u6587"}
+
+
+def test_ctrl_c_while_the_commands_are_imported_shows_no_traceback() -> None:
+    program = """
+import os, signal, sys
+class Interrupting:
+    def find_spec(self, name, path=None, target=None):
+        if name == "apt_jobs.cli":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupting())
+from apt_jobs.__main__ import main
+main()
+"""
+    with_ctrl_c = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, preexec_fn=with_ctrl_c
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

@@ -107,7 +107,7 @@ def test_nobody_drains_a_worker_that_is_not_known(database: Database) -> None:
 
 def test_two_living_workers_do_not_share_a_name(database: Database) -> None:
     record(database, pid=os.getppid())
-    with database.read() as session:
+    with database.write() as session:
         with pytest.raises(AlreadyRunning, match=f"runs on here \\(process {os.getppid()}\\)"):
             require_free_name(session, "a", "here", 30.0)
         with pytest.raises(AlreadyRunning, match="wait 30 s"):
@@ -115,7 +115,27 @@ def test_two_living_workers_do_not_share_a_name(database: Database) -> None:
         require_free_name(session, "b", "here", 30.0)
 
 
+def test_of_workers_that_start_at_once_with_one_name_one_gets_it(database: Database) -> None:
+    record(database, pid=2**22 + 1)  # of a process that died: two may think that its name is theirs
+    for name in ("a", "b"):  # known, and new
+        together = threading.Barrier(4)
+
+        def start(number: int, name: str = name, together: threading.Barrier = together) -> bool:
+            together.wait()
+            try:
+                with database.write() as session:
+                    require_free_name(session, name, f"host-{number}" if name == "b" else "here", 30.0)
+                    values = {**WORKER, "name": name, "hostname": f"host-{number}"}
+                    record_worker(session, **values, pid=number, gpus=[], current_job_id=None)
+            except AlreadyRunning:
+                return False
+            return True
+
+        with ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(start, range(1, 5))) == 1
+
+
 def test_the_name_of_a_dead_process_of_this_machine_is_free(database: Database) -> None:
     record(database, pid=2**22 + 1)  # above the largest pid of Linux
-    with database.read() as session:
+    with database.write() as session:
         require_free_name(session, "a", "here", 30.0)

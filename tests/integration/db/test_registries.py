@@ -90,19 +90,6 @@ def test_a_worker_records_and_refreshes_itself(database: Database) -> None:
     assert restarted.started_at > again.started_at
 
 
-def test_workers_of_one_name_may_record_at_once(database: Database) -> None:
-    start = threading.Barrier(4)
-
-    def work(number: int) -> None:
-        start.wait()
-        record(database, pid=number)
-
-    with ThreadPoolExecutor(4) as pool:
-        list(pool.map(work, range(4)))
-    with database.read() as session:
-        assert len(workers.list_workers(session)) == 1
-
-
 def test_a_worker_is_forgotten_quietly(database: Database) -> None:
     record(database, "w1")
     record(database, "w2")
