@@ -15,8 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.training.data import open_batches
-from apt_jobs.training.ddp import own_rank
 from apt_jobs.training.loop import train
+from apt_jobs.training.torchrun import own_place
 
 
 class Poison:
@@ -62,11 +62,11 @@ class Poison:
             spec, step = self._run_file.spec, int(self._arguments["step"])
             length, options = spec.model.max_seq_len, spec.training
             batches = open_batches(self._run_file.run_dir, spec.dataset, length, options, spec.num_ranks)
-            self._batch = batches.micro_batches(step, own_rank())[0]
+            self._batch = batches.micro_batches(step, own_place().rank)[0]
         return self._batch
 
     def _is_mine(self, fault: str) -> bool:
-        return self._is_now and self._arguments["fault"] == fault and self._arguments["rank"] == own_rank()
+        return self._is_now and self._arguments["fault"] == fault and self._arguments["rank"] == own_place().rank
 
     def _digest(self) -> str:
         assert self._ddp is not None
@@ -83,7 +83,7 @@ def train_poisoned(run_file: RunFile, spool: SpoolWriter) -> None:
     train(run_file, spool)
     for handle in handles:
         handle.remove()
-    (run_file.run_dir / f"weights-{own_rank()}.json").write_text(json.dumps(poison.told()))
+    (run_file.run_dir / f"weights-{own_place().rank}.json").write_text(json.dumps(poison.told()))
 
 
 def _spoilt(values: Tensor) -> Tensor:
