@@ -93,10 +93,11 @@ def as_rows(campaigns: Iterable[Campaign]) -> Iterator[str]:
     yield "| # | what was done | on | trials | faults | violations | slowest recovery |"
     yield "|---|---|---|---|---|---|---|"
     for one in campaigns:
+        recovery = f"{one.slowest_recovery_s:.1f} s" if one.slowest_recovery_s else "-"  # not what was measured
         kinds = ", ".join(f"{number:,} {kind}" for kind, number in one.faults.items()) or "none"
         yield (
             f"| {one.promise} | {one.what} | {', '.join(one.dialects) or 'files'} | {one.trials:,} | {kinds} "
-            f"| {len(one.violations)} | {one.slowest_recovery_s:.1f} s |"
+            f"| {len(one.violations)} | {recovery} |"
         )
 
 
