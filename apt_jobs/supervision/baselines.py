@@ -2,8 +2,9 @@
 
 The forecast is the median of the newest few, so that it follows a number that drifts, as norms do while a model begins
 to learn. What is judged is the error of the forecast, by the usual size of such errors: that holds the noise, the drift
-and what is not known yet. A second error is without what the number's companions share: when all layers of a block jump
-together, little is left of it.
+and what is not known yet. Of few errors it is less sure, and they may all be from the calm before a model begins to
+learn: limits are wider while the window fills. A second error is without what the number's companions share: when all
+layers of a block jump together, little is left of it.
 
 Robust by construction: an outlier enters the past only as far as the limit that it broke (winsorised) and the forecast
 not at all, so that one does not hide the next, while a lasting change becomes usual after half a window.
@@ -19,6 +20,7 @@ FAR_RATIO = 1.6  # beyond the limit by so much it is an outlier at once; by less
 SOON_STEPS = 3
 FORECAST_STEPS = 15  # newest records whose median is the forecast
 LEAST_FORECAST_STEPS = 4
+YOUNG_MARGIN = 0.5  # limits are wider by so much of themselves at first, and by nothing when the window is full
 ZERO_STEPS = 3  # exact zeros in a row of a layer that never had one: it is frozen or cut off
 
 
@@ -57,6 +59,7 @@ class Baseline:
         self._newest = Window(FORECAST_STEPS)  # logs
         self._errors = Window(window_steps)  # sizes of the errors of forecasts
         self._own_errors = Window(window_steps)  # and of what companions do not share
+        self._window_steps = window_steps
         self._arm_after = max(options.arm_after_steps, LEAST_FORECAST_STEPS + 1)  # one error at least
         self._least = math.log(options.spike_ratio)
         self._mads, self._own_mads = options.block_spike_mads, options.spike_mads
@@ -89,8 +92,9 @@ class Baseline:
         beyond, kept = 0.0, log
         self._since_outside += 1
         if len(self._past) >= self._arm_after:
-            limit = max(self._mads * self._errors.median, self._least)
-            own_limit = max(self._own_mads * self._own_errors.median, self._least)
+            widened = 1.0 + YOUNG_MARGIN * (1.0 - len(self._past) / self._window_steps)
+            limit = max(widened * self._mads * self._errors.median, self._least)
+            own_limit = max(widened * self._own_mads * self._own_errors.median, self._least)
             below = min(limit, max(own_limit - shared, self._least))
             above = min(limit, max(own_limit + shared, self._least))
             self._usual = log - error - below, log - error + above

@@ -9,6 +9,7 @@ import pytest
 from apt_jobs.events.kinds import GradientsRecorded, UpdatesMeasured
 from apt_jobs.jobs.spec import MonitorOptions
 from apt_jobs.supervision.anomalies import AnomalyDetector
+from apt_jobs.supervision.baselines import FAR_RATIO, Baseline
 from apt_jobs.supervision.incidents import Finding
 from apt_jobs.supervision.joined_steps import JoinedStep
 from tests.unit.supervision.steps import LAYERS, Training, record, scaled
@@ -108,6 +109,21 @@ def test_one_step_that_is_barely_unusual_is_no_spike_but_two_in_a_row_are() -> N
     assert training.healthy(5) == []
     assert training.step(barely) == []
     assert [found.layers for found in training.step(barely)] == [(LAYERS[3],)]
+
+
+@pytest.mark.parametrize(
+    ("num_records", "window_steps", "usual_errors"),
+    [(32, 128, 11.0), (64, 128, 10.0), (128, 128, 8.0), (200, 128, 8.0), (64, 64, 8.0)],
+)
+def test_limits_are_wider_while_the_window_fills(num_records: int, window_steps: int, usual_errors: float) -> None:
+    def beyond(num_errors: float) -> float:
+        baseline = Baseline(MonitorOptions(window_steps=window_steps))
+        for _ in range(num_records):
+            baseline.judge(1.0, 0.5, 0.0)
+        return baseline.judge(1.0, 0.5 * num_errors, 0.0)
+
+    assert beyond(usual_errors - 0.1) == 0.0
+    assert beyond(usual_errors + 2 * math.log(FAR_RATIO) + 0.1) > 0.0
 
 
 def test_fixed_thresholds_stay() -> None:
