@@ -22,16 +22,18 @@ from websockets.sync.server import ServerConnection, serve
 from apt_jobs.client.client import Client
 from apt_jobs.db.access import Role, create_login_token
 from apt_jobs.db.engine import Database
+from apt_jobs.jobs.states import TERMINAL_STATES, JobState
 from apt_jobs.settings import Settings
 from benchmarks.rows import Row
+from benchmarks.stored_steps import stored_steps
 from tests.acceptance.stack import DEADLINE_S, Stack, has_both_workers, until
 from tests.browser.conftest import CHROMIUM_NAMES, CHROMIUM_OPTIONS
 
 SCRIPT = Path(__file__).parent / "latency_training.py"
-NUM_STEPS, GAPS_S = 400, (0.05, 0.35)
-NUM_RARE_STEPS, RARE_GAPS_S = 25, (2.2, 3.2)  # longer than the supervisor thinks that events flow
-NUM_UNSEEN = 5  # steps while the page still loads
-NUM_ECHOES = 60  # before each training and after it
+NUM_STEPS, GAPS_S = 220, (0.05, 0.35)
+NUM_RARE_STEPS, RARE_GAPS_S = 14, (2.2, 3.2)  # longer than the supervisor thinks that events flow
+NUM_UNSEEN = 3  # steps while the page still loads
+NUM_ECHOES = 40  # before each training and after it
 
 OBSERVE = """
 (selector) => {
@@ -59,6 +61,7 @@ ECHO = """
 }
 """
 LOSS_CHART = "[aria-label='Training and validation loss by step']"
+Painted = tuple[int, float]  # step and milliseconds since 1970
 PEER = "a bare WebSocket to an empty page, painted in its next frame"
 
 
@@ -100,33 +103,33 @@ def _measured(
     page.locator(LOSS_CHART).wait_for(timeout=DEADLINE_S * 1000)
     page.evaluate(OBSERVE, LOSS_CHART)
     deadline = time.monotonic() + DEADLINE_S + num_steps * gaps_s[1]
-    while client.get(job_id)["state"] == "running":
+    while (state := client.get(job_id)["state"]) not in TERMINAL_STATES:
         assert time.monotonic() < deadline, "the training did not end"
         page.wait_for_timeout(2000)
-    painted: list[tuple[int, float]] = page.evaluate("window.painted")
-    appended = {event["step"]: event["at"] for event in client.events(job_id) if event["kind"] == "metric"}
-    return _delays_ms(painted, appended), echoes + _echoes(browser)
+    assert state == JobState.SUCCEEDED, f"the training ended as {state}"
+    painted: list[Painted] = page.evaluate("window.painted")
+    assert painted, "the page painted no step"
+    appended_ms = {
+        step["step"]: datetime.fromisoformat(step["at"]).timestamp() * 1000.0 for step in stored_steps(client, job_id)
+    }
+    first = max(min(appended_ms) + NUM_UNSEEN, painted[0][0])
+    seen_ms = {step: at_ms for step, at_ms in appended_ms.items() if step > first}
+    return _delays_ms(painted, seen_ms), echoes + _echoes(browser)
 
 
-def _delays_ms(painted: Sequence[tuple[int, float]], appended: dict[int, str]) -> list[float]:
-    """From each step's line to the first painting that has it."""
-    delays = []
-    for step, at in sorted(appended.items()):
-        if step <= min(appended) + NUM_UNSEEN or step <= painted[0][0]:
-            continue
-        at_ms = datetime.fromisoformat(at).timestamp() * 1000.0
-        delays.append(next(painted_ms for number, painted_ms in painted if number >= step) - at_ms)
-    return delays
+def _delays_ms(painted: Sequence[Painted], sent_ms: dict[int, float]) -> list[float]:
+    """From each number to the first painting that has it."""
+    return [next(at_ms for shown, at_ms in painted if shown >= number) - sent_ms[number] for number in sent_ms]
 
 
 def _echoes(browser: Browser) -> list[float]:
-    sent_ms: list[float] = []
+    sent_ms: dict[int, float] = {}
 
     def send(connection: ServerConnection) -> None:
         chance = random.Random(2)
         for number in range(NUM_ECHOES):
             time.sleep(chance.uniform(*GAPS_S))
-            sent_ms.append(time.time() * 1000.0)
+            sent_ms[number] = time.time() * 1000.0
             connection.send(str(number))
 
     with serve(send, "127.0.0.1", 0, compression=None) as server:
@@ -136,11 +139,11 @@ def _echoes(browser: Browser) -> list[float]:
         page.evaluate(OBSERVE, "#host")
         page.bring_to_front()
         page.evaluate(ECHO, server.socket.getsockname()[1])
-        page.wait_for_function(f"window.painted.length === {NUM_ECHOES}", timeout=DEADLINE_S * 1000)
-        painted: list[tuple[int, float]] = page.evaluate("window.painted")
+        page.wait_for_function(f"window.painted.at(-1)?.[0] === {NUM_ECHOES - 1}", timeout=DEADLINE_S * 1000)
+        painted: list[Painted] = page.evaluate("window.painted")
         page.close()
         server.shutdown()
-    return [painted_ms - sent_ms[number] for number, painted_ms in painted]
+    return _delays_ms(painted, sent_ms)
 
 
 def _signed_in(browser: Browser, stack: Stack) -> Page:

@@ -18,7 +18,7 @@ from apt_jobs.workers.embedded import free_port
 from benchmarks.stream_peers import command_of
 from benchmarks.submit import service
 
-START_DEADLINE_S = 30.0
+START_DEADLINE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)

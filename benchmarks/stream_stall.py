@@ -19,6 +19,7 @@ from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.settings import Settings
 from apt_jobs.training.gradient_monitor import GradientMonitor
 from benchmarks.rows import Row, paired_row
+from benchmarks.stored_steps import stored_steps
 from tests.acceptance.stack import DEADLINE_S, Stack, has_both_workers, until
 
 SCRIPT = Path(__file__).parent / "latency_training.py"
@@ -54,7 +55,7 @@ def _service_rows() -> Iterator[Row]:
                 windows = {name: [_windows(stack, fault) for _ in range(NUM_ROUNDS)] for name, fault in FAULTS.items()}
                 client.cancel(job_id)
                 client.wait(job_id)
-                steps = [event for event in client.events(job_id) if event["kind"] == "metric"]
+                steps = stored_steps(client, job_id)
         finally:
             stack.process.send_signal(signal.SIGINT)
             stack.process.communicate(timeout=DEADLINE_S)

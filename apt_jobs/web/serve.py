@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import gc
 import logging
 import socket
 import time
@@ -39,8 +40,11 @@ def run_web(settings: Settings) -> None:
                 f"cannot listen on {settings.host} port {settings.port}: {exc.strerror}; choose another APT_JOBS_PORT"
             ) from exc
         listener.listen(BACKLOG)
+        app = create_app(settings)
+        gc.collect()
+        gc.freeze()  # what lives as long as the process: to look through it again and again stops all streams for 0.1 s
         config = uvicorn.Config(
-            AccessLog(create_app(settings)),
+            AccessLog(app),
             http=_protocol(settings),
             log_config=None,
             access_log=False,

@@ -1,0 +1,132 @@
+"""The relay against a database that is locked and a Redis that is dead: what could not be sent is sent later."""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import orjson
+import pytest
+import redis
+
+from apt_jobs.db.engine import Database
+from apt_jobs.db.events import events_after
+from apt_jobs.db.jobs import claim, get_job, insert_job
+from apt_jobs.events.kinds import LineLogged
+from apt_jobs.events.live import LivePublisher, channel_of
+from apt_jobs.events.spool import SpoolWriter
+from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.jobs.spec import TrainSpec
+from apt_jobs.supervision.rank_logs import RankLogs
+from apt_jobs.supervision.relay import Relay
+from tests.integration.faulty_valkey import Valkey
+
+DEADLINE_S = 60.0
+LEASE_S = 3600.0
+
+
+class Attempt:
+    """One rank's spool and the relay that follows it."""
+
+    def __init__(self, folder: Path, database: Database, redis_url: str) -> None:
+        self._database = database
+        with database.write() as session:
+            self.job_id = insert_job(session, TrainSpec(kind="train")).id
+            claim(session, self.job_id, "test", LEASE_S)
+            self.first_seq = get_job(session, self.job_id).last_seq + 1
+        run_file = RunFile(
+            job_id=self.job_id,
+            attempt=1,
+            spec=TrainSpec(kind="train"),
+            entry_point=None,
+            dataset_file=None,
+            base_model_dir=None,
+            resume_dir=None,
+            run_dir=folder,
+            checkpoints_dir=folder / "checkpoints",
+            checkpoint_prefix=self.job_id,
+        )
+        self.publisher = LivePublisher(redis_url)
+        self.relay = Relay(database, self.publisher, run_file, RankLogs(folder, 1), LEASE_S)
+        self._spool = SpoolWriter(run_file.spool_path(0))
+
+    def say(self, *messages: str) -> None:
+        for message in messages:
+            self._spool.append(LineLogged("info", "rank 0", message))
+
+    def pump_until_moved(self) -> int:
+        deadline = time.monotonic() + DEADLINE_S
+        while not (moved := self.relay.pump()):
+            assert time.monotonic() < deadline, "nothing moved"
+            time.sleep(0.01)
+        return moved
+
+    def stored(self) -> list[tuple[int, str]]:
+        """`seq`, counted from the first line, and message."""
+        with self._database.read() as session:
+            rows = events_after(session, self.job_id, self.first_seq - 1, 100)
+        return [(row.seq - self.first_seq, orjson.loads(row.payload)["message"]) for row in rows]
+
+    def close(self) -> None:
+        self._spool.close()
+        self.publisher.close()
+
+
+@contextmanager
+def locked(url: str) -> Iterator[None]:
+    """Another process writes."""
+    with closing(sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+
+
+@pytest.fixture
+def valkey(tmp_path: Path) -> Iterator[Valkey]:
+    server = Valkey(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def attempt(tmp_path: Path, sqlite_url: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> Iterator[Attempt]:
+    monkeypatch.setattr("apt_jobs.db.engine.BUSY_TIMEOUT_S", 0)
+    monkeypatch.setattr("apt_jobs.supervision.relay.RETRY_MIN_S", 0.01)
+    monkeypatch.setattr("apt_jobs.events.live.PUBLISH_PAUSE_S", 0.0)
+    database = Database(sqlite_url)
+    started = Attempt(tmp_path / "run", database, valkey.url)
+    yield started
+    started.close()
+    database.dispose()
+
+
+def test_what_a_locked_database_did_not_take_is_stored_later(attempt: Attempt, sqlite_url: str) -> None:
+    attempt.say("a", "b")
+    with locked(sqlite_url):
+        assert attempt.relay.pump() == 0
+        attempt.say("c")
+        assert attempt.relay.pump() == 0
+        assert attempt.stored() == []
+    assert attempt.pump_until_moved() == 2
+    assert attempt.pump_until_moved() == 1
+    assert attempt.stored() == [(0, "a"), (1, "b"), (2, "c")]
+
+
+def test_a_dead_redis_keeps_nothing_from_the_database_and_is_fed_again(attempt: Attempt, valkey: Valkey) -> None:
+    valkey.kill()
+    attempt.say("a", "b")
+    assert attempt.pump_until_moved() == 2
+    assert attempt.stored() == [(0, "a"), (1, "b")]
+    valkey.start()
+    client = redis.Redis.from_url(valkey.url)
+    with closing(client), client.pubsub() as pubsub:  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
+        pubsub.subscribe(channel_of(attempt.job_id))
+        assert (pubsub.get_message(timeout=DEADLINE_S) or {})["type"] == "subscribe"
+        attempt.say("c")
+        assert attempt.pump_until_moved() == 1
+        frame = orjson.loads((pubsub.get_message(timeout=DEADLINE_S) or {})["data"])
+    assert frame["first_seq"] - attempt.first_seq == 2
+    assert [event["message"] for event in frame["events"]] == ["c"]
+    assert attempt.stored() == [(0, "a"), (1, "b"), (2, "c")]
