@@ -39,7 +39,9 @@ logger = logging.getLogger(__name__)
 ORDERS_EVERY_S = 2.0  # between two looks for a cancel or a pause while no events flow
 GUARD_EVERY_S = 0.5
 ACTIVE_PAUSE_S = 0.02  # between two transactions while events flow
-LOOK_PAUSE_S = 0.01  # between two looks at the size of the spools: 0.8 % of a core; 5 ms took 1.6 %
+LOOK_PAUSE_S = 0.01  # between two looks at the size of the spools; each costs the waking of a process
+IDLE_LOOK_PAUSE_S = 0.02  # the same when the last event is older than `LIVELY_S`
+LIVELY_S = 1.0
 QUIET_PAUSE_S = 0.1  # between two looks at all else: logs, lease, orders
 NODE_RETRY_S = 30.0  # before a job is tried again that a node was missing for
 LAST_EVENTS_TIMEOUT_S = 30.0  # to store what the ranks left behind
@@ -256,9 +258,11 @@ class Supervisor:
 
 def _await_news(relay: Relay) -> None:
     """Wait for a line in a spool, at most `QUIET_PAUSE_S`."""
-    until_s = time.monotonic() + QUIET_PAUSE_S
+    now_s = time.monotonic()
+    until_s = now_s + QUIET_PAUSE_S
+    pause_s = LOOK_PAUSE_S if now_s - relay.last_event_s < LIVELY_S else IDLE_LOOK_PAUSE_S
     while True:
-        time.sleep(LOOK_PAUSE_S)
+        time.sleep(pause_s)
         if relay.has_news() or time.monotonic() > until_s:
             return
 

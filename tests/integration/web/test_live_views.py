@@ -8,9 +8,12 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+from sqlalchemy.orm import Session
 from websockets.sync.client import ClientConnection
 
 from apt_jobs.client.client import Client
+from apt_jobs.db.jobs import get_job
+from apt_jobs.db.models import Job
 from apt_jobs.events.binary import SUBPROTOCOL, decode_binary
 from apt_jobs.events.kinds import AnomaliesFound, GradientsRecorded, LayerAnomaly, LineLogged, StepTrained
 from tests.integration.web.served import DEADLINE_S, Listener, Served, closed_with
@@ -207,6 +210,24 @@ def test_server_sent_events_resume_after_their_last_id(served: Served) -> None:
     with event_source(served, job_id, **{"last-event-id": str(last_seq)}) as next_event:
         assert [int(next_event()["id"]) for _ in range(400)] == list(range(last_seq + 1, last_seq + 401))
         assert int(next_event_after(served, job_id, next_event)["id"]) == last_seq + 401
+
+
+def test_the_head_of_a_greeting_is_not_newer_than_its_job(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    job_id = served.new_job()
+    last_seq = served.say_lines(job_id, 1)
+    with event_source(served, job_id, **{"last-event-id": str(last_seq)}) as next_event:
+
+        def overtaken(session: Session, job_id: str) -> Job:
+            """The stream moves on after the row was read."""
+            job = get_job(session, job_id)
+            next_event_after(served, job_id, next_event)
+            return job
+
+        monkeypatch.setattr("apt_jobs.web.live_socket.get_job", overtaken)
+        with served.connected(f"/ws/jobs/{job_id}?after={last_seq}") as connection:
+            hello = orjson.loads(connection.recv(timeout=DEADLINE_S))
+            assert hello["head"] == hello["job"]["last_seq"] == last_seq
+            Listener(last_seq).hear(connection, last_seq + 1)
 
 
 def next_event_after(served: Served, job_id: str, next_event: Callable[[], dict[str, str]]) -> dict[str, str]:
