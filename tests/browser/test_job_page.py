@@ -132,6 +132,17 @@ def test_gradients_are_drawn_with_anomalies_in_red(
     assert window.complaints == []
 
 
+def test_the_attempts_of_a_job_stay_when_the_live_connection_greets(
+    stack: RunningStack, open_window: OpenWindow, trained_job: str
+) -> None:
+    window = open_window()
+    page = window.context.new_page()
+    page.goto(f"{stack.url}/jobs/{trained_job}")
+    expect(page.get_by_text("Up to date")).to_be_visible()
+    expect(page.get_by_role("region", name="Attempts").get_by_role("row")).to_have_count(1 + 1)
+    assert window.complaints == []
+
+
 def test_text_is_generated_from_the_newest_checkpoint(
     stack: RunningStack, open_window: OpenWindow, trained_job: str
 ) -> None:

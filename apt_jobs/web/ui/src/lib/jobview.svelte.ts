@@ -316,8 +316,10 @@ export class JobView {
     this.progress = { ...job.progress };
   }
 
+  /** Attempts and the place in the queue are told by REST alone. */
   private takeHello(hello: Hello): void {
-    this.takeJob(hello.job);
+    const { attempts, queue_position, waiting_for } = this.job ?? hello.job;
+    this.takeJob({ ...hello.job, attempts, queue_position, waiting_for });
     if (hello.layers.length) this.gradients.setNames(hello.layers);
   }
 
