@@ -42,7 +42,7 @@ def run_web(settings: Settings) -> None:
         listener.listen(BACKLOG)
         app = create_app(settings)
         gc.collect()
-        gc.freeze()  # what lives as long as the process: to look through it again and again stops all streams for 0.1 s
+        gc.freeze()  # what lives as long as the process: to look through it again and again stops all streams for 70 ms
         config = uvicorn.Config(
             AccessLog(app),
             http=_protocol(settings),
