@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from sqlalchemy import case, delete, select, update
+from sqlalchemy import case, delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -60,7 +60,8 @@ def require_free_name(session: Session, name: str, hostname: str, alive_within_s
     Raises:
         AlreadyRunning: another worker has it.
     """
-    session.get(WorkerRow, name, with_for_update=True)  # who comes second waits, and then sees the first
+    if session.get_bind().dialect.name == "postgresql":  # on SQLite one writes at a time
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtext(name))))  # who comes second sees the first
     for row in list_workers(session, alive_within_s):
         if row.name == name and not (row.hostname == hostname and _has_ended(row.pid)):
             raise AlreadyRunning(

@@ -117,14 +117,14 @@ def test_two_living_workers_do_not_share_a_name(database: Database) -> None:
 
 def test_of_workers_that_start_at_once_with_one_name_one_gets_it(database: Database) -> None:
     record(database, pid=2**22 + 1)  # of a process that died: two may think that its name is theirs
-    for name in ("a", "b"):  # known, and new
+    for name in ("a", *(f"new {number}" for number in range(20))):  # known, and new
         together = threading.Barrier(4)
 
         def start(number: int, name: str = name, together: threading.Barrier = together) -> bool:
             together.wait()
             try:
                 with database.write() as session:
-                    require_free_name(session, name, f"host-{number}" if name == "b" else "here", 30.0)
+                    require_free_name(session, name, "here" if name == "a" else f"host-{number}", 30.0)
                     values = {**WORKER, "name": name, "hostname": f"host-{number}"}
                     record_worker(session, **values, pid=number, gpus=[], current_job_id=None)
             except AlreadyRunning:
