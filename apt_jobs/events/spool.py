@@ -32,9 +32,7 @@ class SpoolWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         self._bytes_left = max_bytes
-        self.num_dropped = (
-            0  # events that the disk refused, that are beyond `max_bytes`, or too many for a hanging disk
-        )
+        self.num_dropped = 0  # events that the disk refused, beyond `max_bytes`, or too many for a hanging disk
         self._changed = threading.Condition()  # guards what follows
         self._unwritten: deque[bytes] = deque()
         self._num_unwritten_bytes = 0
@@ -44,9 +42,9 @@ class SpoolWriter:
         self._writer.start()
 
     def append(self, event: Event) -> None:
-        """Write one event: when this returns, it survives the process, unless the disk hangs.
+        """Write one event: when this returns, it survives the process, unless writing it took longer than `PATIENCE_S`.
 
-        It never raises, and never waits longer than `PATIENCE_S`. What the disk refuses is dropped and counted.
+        It never raises, and never waits longer than that. What the disk refuses is dropped and counted.
         """
         line = encode_spooled(datetime.now(UTC), event)
         if self._bytes_left is not None:
