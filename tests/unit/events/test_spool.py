@@ -64,7 +64,9 @@ def test_a_bad_line_is_named_once_and_skipped(tmp_path: Path) -> None:
     path = tmp_path / "rank-0.spool"
     with SpoolWriter(path) as writer:
         writer.append(line(1))
-        os.write(writer._fd, b"rubbish\n\n")
+    with path.open("ab") as file:
+        file.write(b"rubbish\n\n")
+    with SpoolWriter(path) as writer:
         writer.append(line(2))
     reader = SpoolReader(path)
     with pytest.raises(InvalidInput, match="rubbish"):
