@@ -21,17 +21,11 @@ from starlette.responses import Response
 from apt_jobs import __version__
 from apt_jobs.db.access import Principal, Role
 from apt_jobs.settings import Settings
+from apt_jobs.web import exports, overviews
 from apt_jobs.web.problems import MEDIA_TYPE, Problem, ProblemError, faults_of
 from apt_jobs.web.service import service_of
 
 MAX_DEPTH = 32  # of brackets in a JSON body
-EXPORT_MEDIA_TYPES = (
-    "text/csv",
-    "application/json",
-    "application/vnd.apache.parquet",
-    "application/vnd.tensorboard.events",
-    "application/x-ndjson",
-)
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _ROUND = bytes.maketrans(b"[{]}", b"(())")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
@@ -130,9 +124,9 @@ def openapi_document() -> dict[str, Any]:
         if path.endswith("/download"):
             operations["get"]["responses"]["200"]["content"] = {"application/x-tar": {}}
         if path.endswith("/overview"):
-            operations["get"]["responses"]["200"]["content"]["application/vnd.apt-jobs.overview"] = {}
+            operations["get"]["responses"]["200"]["content"][overviews.MEDIA_TYPE] = {}
         if path.endswith("/export"):
-            operations["get"]["responses"]["200"]["content"] = {kind: {} for kind in EXPORT_MEDIA_TYPES}
+            operations["get"]["responses"]["200"]["content"] = {kind: {} for kind in exports.MEDIA_TYPES.values()}
         if path == "/api/datasets":
             text = {"schema": {"type": "string", "minLength": 1}}
             operations["post"]["requestBody"] = {"required": True, "content": {"text/plain": text}}
