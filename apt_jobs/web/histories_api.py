@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, model_validator
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from apt_jobs.db.access import Role
 from apt_jobs.db.histories import gradient_export, gradient_overview, layer_names, training_history
@@ -33,7 +34,7 @@ from apt_jobs.web.service import Service, service_of
 
 LAST_STEP = 2**53  # that a browser can name
 MAX_EXPORTS = 4  # at once in one process: each keeps a thread busy
-_num_exports = [0]  # of this process, now
+_exports = asyncio.Semaphore(MAX_EXPORTS)
 
 
 class PointsQuery(Query):
@@ -121,21 +122,25 @@ async def export_history(request: Request) -> Response:
     """The full histories as a file: a row for each step, a column for each curve and layer."""
     form: ExportFormat = request.state.query.format
     job_id = request.path_params["job_id"]
-    if _num_exports[0] >= MAX_EXPORTS:
+    if _exports.locked():
         raise ProblemError(429, f"{MAX_EXPORTS} exports are being sent already; try again later")
     table = await asyncio.to_thread(HistoryTable, service_of(request).database, job_id)
     parts = await asyncio.to_thread(exported, table, form)
     headers = {"content-disposition": f'attachment; filename="{export_filename(table.job_id, form)}"'}
-    return StreamingResponse(_sent(parts), media_type=MEDIA_TYPES[form], headers=headers)
+    return _ExportResponse(_read(parts), media_type=MEDIA_TYPES[form], headers=headers)
 
 
-async def _sent(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
-    _num_exports[0] += 1
-    try:
-        while (part := await asyncio.to_thread(next, parts, None)) is not None:
-            yield part
-    finally:
-        _num_exports[0] -= 1
+class _ExportResponse(StreamingResponse):
+    """Of several that passed the check at the same moment the fifth waits here."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with _exports:
+            await super().__call__(scope, receive, send)
+
+
+async def _read(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while (part := await asyncio.to_thread(next, parts, None)) is not None:
+        yield part
 
 
 async def curves_of(
