@@ -1,16 +1,17 @@
 // All that the job page shows: history over REST, then live events, drawn at most once per animation frame.
-import type { AnomaliesFound, Float, LayerAnomaly, StoredEvent, TrainingStarted } from "../generated/events.ts";
+import type { AnomaliesFound, LayerAnomaly, StoredEvent, TrainingStarted } from "../generated/events.ts";
 import { TERMINAL_STATES } from "../generated/events.ts";
 import { ApiProblem, get, getBytes, messageOf } from "./api.ts";
+import { curvesOf, refined, type CurveName, type CurvePoints, type Curves, type MetricsAnswer } from "./curves.ts";
 import { formatDuration, toNumber } from "./format.ts";
 import { GradientHistory, rowsOf, type GradientRow } from "./gradients.ts";
-import { Curve, NO_SPREAD, type Spread } from "./history.ts";
+import { Curve } from "./history.ts";
 import { IncidentLog } from "./incidents.ts";
 import { LiveConnection, type Hello, type LiveStatus } from "./live.ts";
 import { lineOf, type LogLine } from "./log.ts";
 import { decodeOverview, OVERVIEW_TYPE, type Overview } from "./overview.ts";
-import { Sharpener, spliced, type Range } from "./sharpener.ts";
 import { RankHistory } from "./ranks.ts";
+import { Sharpener, spliced, type Range } from "./sharpener.ts";
 import type { CheckpointRow, Job, Page, Progress } from "./types.ts";
 
 const HISTORY_POINTS = 1500;
@@ -39,25 +40,10 @@ export interface AnomalyLine extends LayerAnomaly {
   step: number;
 }
 
-interface MetricsAnswer {
-  training_history: {
-    steps: number[];
-    train_loss: Float[];
-    learning_rate: Float[];
-    grad_norm?: Float[];
-    tokens_per_s?: Float[];
-    val_steps?: number[];
-    val_loss?: Float[];
-    extremes: Partial<Record<string, { least: (Float | null)[]; most: (Float | null)[] }>>;
-  };
-}
-
-type CurveName = "loss" | "rate" | "gradNorm" | "throughput" | "validation";
-
 /** What is known of a range of steps more exactly than of the whole job. */
 interface Detail {
   range: Range;
-  curves: Record<CurveName, Curve>;
+  curves: Curves;
   rows: GradientRow[];
 }
 
@@ -194,17 +180,9 @@ export class JobView {
   };
 
   /** Points of a curve, finer where somebody zoomed in. */
-  curve(name: CurveName): { steps: number[]; values: number[]; spread: Spread } {
+  curve(name: CurveName): CurvePoints {
     const whole = this[name];
-    if (this.detail === null) return whole;
-    const fine = this.detail.curves[name];
-    const points = spliced(pointsOf(whole), pointsOf(fine), ([step]) => step, this.detail.range);
-    const spread = spliced(spreadOf(whole.spread), spreadOf(fine.spread), ([step]) => step, this.detail.range);
-    return {
-      steps: points.map(([step]) => step),
-      values: points.map(([, value]) => value),
-      spread: { steps: spread.map(([step]) => step), least: spread.map(([, least]) => least), most: spread.map(([, , most]) => most) },
-    };
+    return this.detail === null ? whole : refined(whole, this.detail.curves[name], this.detail.range);
   }
 
   /** Norms of all layers, finer where somebody zoomed in. */
@@ -455,37 +433,6 @@ export class JobView {
       this.pendingAnomalies = [];
     }
   }
-}
-
-function curvesOf({ training_history: history }: MetricsAnswer): Record<CurveName, Curve> {
-  const curve = (name: string, steps: number[], values: (Float | null)[] | undefined): Curve => {
-    const made = new Curve();
-    const extremes = history.extremes[name];
-    const numbers = (side: (Float | null)[]): (number | null)[] => side.map((value) => (value === null ? null : toNumber(value)));
-    const spread = extremes ? { steps, least: numbers(extremes.least), most: numbers(extremes.most) } : NO_SPREAD;
-    const known = steps.map((_, index) => index).filter((index) => values?.[index] != null);
-    made.load(
-      known.map((index) => steps[index]),
-      known.map((index) => toNumber(values?.[index] ?? 0)),
-      spread,
-    );
-    return made;
-  };
-  return {
-    loss: curve("train_loss", history.steps, history.train_loss),
-    rate: curve("learning_rate", history.steps, history.learning_rate),
-    gradNorm: curve("grad_norm", history.steps, history.grad_norm),
-    throughput: curve("tokens_per_s", history.steps, history.tokens_per_s),
-    validation: curve("val_loss", history.val_steps ?? [], history.val_loss),
-  };
-}
-
-function pointsOf({ steps, values }: Curve): [number, number][] {
-  return steps.map((step, index) => [step, values[index]]);
-}
-
-function spreadOf({ steps, least, most }: Spread): [number, number | null, number | null][] {
-  return steps.map((step, index) => [step, least[index], most[index]]);
 }
 
 export function runningFor(job: Job, now: number): string {
