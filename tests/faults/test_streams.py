@@ -124,6 +124,7 @@ def round_of(
     speaker.start()
     for watcher in watchers:
         watcher.start()
+    until(lambda: all(all(watcher.heard.values()) for watcher in watchers))  # a fault is to find all of them there
     eager = [watcher for watcher in watchers if not isinstance(watcher, LazySocket)]
     half = FAULTS[::2] if running.database.dialect == "sqlite" else FAULTS[1::2]
     faults = FAULTS if FULL else half
