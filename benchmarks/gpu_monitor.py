@@ -5,8 +5,9 @@
 
 GPT-2 124M, 16 sequences of 1024 tokens a GPU, bf16 autocast (not on a CPU), fused AdamW, no wait for the GPU in a step
 but those of the variant. Blocks of ten steps (update norms come every ten) are timed in turns and in random order; the
-ratio is that of a block to the unmonitored block of its round. In a group of one rank there are no local norms: the
-monitor leaves its communication hook out. Besides the project it needs PyTorch, numpy, orjson and pydantic.
+ratio is that of a block to the unmonitored block of its round. With `--clip` each step clips its gradients as well: by
+the norm that the monitor has at hand, the others by one of their own. In a group of one rank there are no local norms.
+Besides the project it needs PyTorch, numpy, orjson and pydantic.
 """
 
 import argparse
@@ -43,6 +44,7 @@ BLOCK_STEPS = 10
 SLOW_EVERY_ROUNDS = 3  # what costs a lot needs fewer rounds to be known
 NUM_BATCHES = 8
 NUM_BINS = 64
+MAX_NORM = 1.0  # of all gradients, as GPT-2 is trained
 LEAST_ROUNDS = 4
 NONE, SPEC, HISTOGRAMS, GLOBAL, EVERYTHING = "none", "SPEC's way", "histograms", "ours, no local norms", "ours"
 VARIANTS = (NONE, SPEC, HISTOGRAMS, GLOBAL, EVERYTHING)
@@ -71,7 +73,7 @@ class Trained:
     optimizer: torch.optim.Optimizer
 
 
-Watch = Callable[[Tensor], object]  # called with the loss, after the backward pass
+Watch = Callable[[Tensor], Tensor | None]  # called with the loss, after the backward pass; the total norm if it has it
 Variant = tuple[Trained, Watch, GradientMonitor | None]
 
 
@@ -98,6 +100,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--settings", nargs="*", default=["plain", "ddp"], choices=("plain", "ddp"))
     parser.add_argument("--modes", nargs="*", default=["eager", "compiled"], choices=("eager", "compiled"))
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
+    parser.add_argument("--clip", action="store_true", help=f"clip gradients to a norm of {MAX_NORM}")
     parser.add_argument("--num-layers", type=int, default=12)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--vocabulary-size", type=int, default=50_257)
@@ -192,7 +195,23 @@ def _variants(
     for name, monitor in monitors.items():
         trained = copies[-1] if name == EVERYTHING else first
         variants[name] = trained, lambda loss, monitor=monitor: monitor.step(loss=loss), monitor  # type: ignore[misc]
+    if options.clip:
+        variants = {name: (of, _clipping(of, watch), monitor) for name, (of, watch, monitor) in variants.items()}
     return {name: variant for name, variant in variants.items() if name in options.variants}
+
+
+def _clipping(trained: Trained, watch: Watch) -> Watch:
+    """`watch`, and then clip."""
+    parameters = list(trained.model.parameters())
+
+    def watch_and_clip(loss: Tensor) -> None:
+        total = watch(loss)
+        if total is None:
+            nn.utils.clip_grad_norm_(parameters, MAX_NORM)
+        else:
+            nn.utils.clip_grads_with_norm_(parameters, MAX_NORM, total)
+
+    return watch_and_clip
 
 
 def _item_per_parameter(parameters: list[nn.Parameter]) -> None:
@@ -203,9 +222,9 @@ def _item_per_parameter(parameters: list[nn.Parameter]) -> None:
         dist.all_reduce(norm)
 
 
-def _histograms(parameters: list[nn.Parameter]) -> list[tuple[list[float], list[float]]]:
+def _histograms(parameters: list[nn.Parameter]) -> None:
     """What `wandb.watch(log="gradients")` computes of each tensor at each step (wandb 0.2x, `TorchHistory`)."""
-    histograms = []
+    histograms: list[tuple[list[float], list[float]]] = []
     for parameter in parameters:
         assert parameter.grad is not None
         flat = parameter.grad.detach().reshape(-1)
@@ -214,7 +233,6 @@ def _histograms(parameters: list[nn.Parameter]) -> list[tuple[list[float], list[
         low, high = flat.min().item(), flat.max().item()
         counts = flat.float().histc(bins=NUM_BINS, min=low, max=high).cpu()
         histograms.append((counts.tolist(), torch.linspace(low, high, NUM_BINS + 1).tolist()))
-    return histograms
 
 
 def _rounds(variants: dict[str, Variant], batches: list[Tensor], rank: Rank, seconds: float) -> list[dict[str, float]]:

@@ -45,6 +45,7 @@ TINY_MODEL = ("--device=cpu", "--num-layers=2", "--width=64", "--length=32", "--
 TINY = (Shape("tiny", ("eager",), TINY_MODEL, 2 * 32),)
 GPT2 = (
     Shape("GPT-2 124M", ("eager", "compiled"), ("--batch-size=16", "--length=1024"), 16 * 1024),
+    Shape("GPT-2 124M, clipped", ("eager", "compiled"), ("--batch-size=16", "--length=1024", "--clip"), 16 * 1024),
     Shape(
         "GPT-2 1.3B",
         ("eager",),

@@ -41,26 +41,32 @@ class SpoolWriter:
         self._writer = threading.Thread(target=self._write_all, name="spool", daemon=True)
         self._writer.start()
 
-    def append(self, event: Event) -> None:
-        """Write one event: when this returns, it survives the process, unless writing it took longer than `PATIENCE_S`.
+    def append(self, *events: Event) -> None:
+        """Write events: when this returns they survive the process, unless writing them took longer than `PATIENCE_S`.
 
-        It never raises, and never waits longer than that. What the disk refuses is dropped and counted.
+        It never raises, and never waits longer than that. What the disk refuses is dropped and counted. The thread has
+        to be woken for each call: events of one moment are better told together.
         """
-        line = encode_spooled(datetime.now(UTC), event)
-        if self._bytes_left is not None:
-            self._bytes_left = max(self._bytes_left - len(line), -1)
-            if self._bytes_left < 0:
-                self.num_dropped += 1
-                return
+        now = datetime.now(UTC)
+        lines = [line for event in events if self._fits(line := encode_spooled(now, event))]
         with self._changed:
-            if self._num_unwritten_bytes + len(line) > MAX_UNWRITTEN_BYTES:
-                self.num_dropped += 1
-                return
-            self._unwritten.append(line)
-            self._num_unwritten_bytes += len(line)
+            for line in lines:
+                if self._num_unwritten_bytes + len(line) > MAX_UNWRITTEN_BYTES:
+                    self.num_dropped += 1
+                    continue
+                self._unwritten.append(line)
+                self._num_unwritten_bytes += len(line)
             self._changed.notify_all()
             if not self._is_slow:
                 self._is_slow = not self._changed.wait_for(lambda: not self._unwritten, PATIENCE_S)
+
+    def _fits(self, line: bytes) -> bool:
+        """Whether the line is within `max_bytes`. After the first one that is not, none is."""
+        if self._bytes_left is None:
+            return True
+        self._bytes_left = max(self._bytes_left - len(line), -1)
+        self.num_dropped += self._bytes_left < 0
+        return self._bytes_left >= 0
 
     def _write_all(self) -> None:
         while True:
@@ -68,14 +74,16 @@ class SpoolWriter:
                 self._changed.wait_for(lambda: self._unwritten or self._is_closed)
                 if not self._unwritten:
                     return
-                line = self._unwritten[0]
-            is_written = self._write(line)
-            with self._changed:
-                self._unwritten.popleft()
-                self._num_unwritten_bytes -= len(line)
-                self.num_dropped += not is_written
-                self._is_slow = self._is_slow and bool(self._unwritten)
-                self._changed.notify_all()
+                lines = list(self._unwritten)
+            for line in lines:
+                is_written = self._write(line)
+                with self._changed:
+                    self._unwritten.popleft()
+                    self._num_unwritten_bytes -= len(line)
+                    self.num_dropped += not is_written
+                    self._is_slow = self._is_slow and bool(self._unwritten)
+                    if not self._unwritten:
+                        self._changed.notify_all()
 
     def _write(self, line: bytes) -> bool:
         """One system call; whether the disk took the whole line."""

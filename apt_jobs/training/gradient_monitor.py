@@ -45,7 +45,7 @@ from apt_jobs.events.kinds import (
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.training.current_job import current_spool
 from apt_jobs.training.layer_statistics import LayerStatistics
-from apt_jobs.training.local_norms import LocalNorms, elapsed_ms, moment
+from apt_jobs.training.local_norms import LocalNorms, elapsed_ms, local_norms_of, moment
 from apt_jobs.training.local_run import RUNS_DIR, open_local_spool, run_name
 from apt_jobs.training.pinned_ring import PinnedRing
 from apt_jobs.training.update_norms import UpdateNorms
@@ -65,7 +65,7 @@ class _Label:
     step: int
     at: float
     present: NDArray[np.bool_]
-    has_local: bool
+    local_order: list[int]  # the layer of each local norm
     has_loss: bool
     num_samples: int
     is_scaled: bool
@@ -126,6 +126,7 @@ class GradientMonitor:
             self._spool = open_local_spool(runs_dir / local_name, self._rank)
         self._vanishing_below, self._exploding_above = vanishing_below, exploding_above
         self._every_steps = every_steps
+        self._told: list[Event] = []  # of this step, for the spool
         self._timeline: deque[_Record] = deque(maxlen=MAX_TIMELINE_STEPS)
         self._statistics = LayerStatistics(len(self.names))
         self._anomalies = dict.fromkeys(ANOMALY_KINDS, 0)
@@ -140,6 +141,7 @@ class GradientMonitor:
         self._begin: Any = None
         self._called_s: float | None = None
         self._tell_first(LayersNamed(self.names))
+        self._send_told()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -268,7 +270,7 @@ class GradientMonitor:
         if not isinstance(model, DistributedDataParallel) or dist.get_world_size(model.process_group) == 1:
             return None
         try:
-            return LocalNorms(model, self._device)
+            return local_norms_of(model, self._device)
         except RuntimeError as exc:
             self._tell_first(LineLogged("warning", "rank 0", f"no norms of each rank before the reduction: {exc}"))
             return None
@@ -283,7 +285,7 @@ class GradientMonitor:
         num_samples: int,
     ) -> None:
         """Send one step's numbers to the host: norms, then what there is of local norms and loss."""
-        local, order, ready = self._local.take(self._layers.index_of, len(norms)) if self._local else (None, [], None)
+        local, order, ready = self._local.take(self._layers.index_of) if self._local else (None, [], None)
         parts = [norms]
         if local is not None:
             parts.append(local if scale is None else local / scale)
@@ -296,7 +298,7 @@ class GradientMonitor:
             step=step,
             at=time.time(),
             present=present,
-            has_local=local is not None,
+            local_order=order,
             has_loss=loss is not None,
             num_samples=num_samples,
             is_scaled=scale is not None,
@@ -324,11 +326,13 @@ class GradientMonitor:
         for step, values in self._update_ring.collect(wait=wait):
             whole, ratios = np.split(values.astype(np.float64), 2)
             self._tell(UpdatesMeasured(step, self._rank, tuple(whole.tolist()), tuple(ratios.tolist())))
+        self._send_told()
 
     def _keep(self, label: _Label, values: NDArray[np.float32]) -> None:
         count = len(label.present)
         norms = values[:count].astype(np.float64)
-        local = tuple(values[count : 2 * count].tolist()) if label.has_local else ()
+        local = np.zeros(count if label.local_order else 0, np.float32)
+        local[label.local_order] = values[count : count + len(label.local_order)]
         loss = float(values[-1]) if label.has_loss else None
         kinds = self._judge(norms, label.present)
         anomalous = kinds >= 0
@@ -344,7 +348,7 @@ class GradientMonitor:
             RankGradientsRecorded(
                 step=label.step,
                 rank=self._rank,
-                norms=local,
+                norms=tuple(local.tolist()),
                 loss=loss,
                 step_time_ms=label.step_time_ms,
                 compute_time_ms=compute_ms,
@@ -394,7 +398,12 @@ class GradientMonitor:
 
     def _tell(self, event: Event) -> None:
         if self._spool is not None:
-            self._spool.append(event)
+            self._told.append(event)
+
+    def _send_told(self) -> None:
+        if self._spool is not None and self._told:
+            self._spool.append(*self._told)
+            self._told.clear()
 
 
 def _as_metric(label: _Label, loss: float, norms: NDArray[np.float64]) -> StepTrained:

@@ -1,10 +1,10 @@
-"""Each rank's own gradient norms, taken in DDP's communication hook: the last place where ranks can be told apart.
+"""Each rank's own gradient norms: what the backward pass gave this rank, before DDP averages the ranks.
 
-The hook sees the local, accumulated gradient once per optimizer step (not under `no_sync`), bucket by bucket in the
-order of the backward pass, multiplied by the AMP scale. It divides by the number of ranks by itself. Buckets are
-rebuilt after the first iteration, so nothing is keyed on their index. A bucket is a copy of the gradients, which stay
-as they are until all buckets are reduced: so they are measured all at once, while the last bucket is on its way. Only
-where a bucket is no copy, each is measured before its reduction begins.
+DDP reduces copies of the gradients, bucket by bucket, and puts the averages in their places when the pass is over. So
+all of a rank's own gradients are there when the pass ends and DDP waits for its last bucket: there they are measured,
+all at once (`AtTheEnd`). Where DDP keeps no copies, each bucket is measured before its reduction begins (`EachBucket`).
+Either way the gradients are the accumulated ones, once per optimizer step (not under `no_sync`), multiplied by the AMP
+scale.
 Shapes: L layers.
 """
 
@@ -14,53 +14,55 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+NUM_PIECES = 8  # of the gradients of a pass: each is measured with one call
+NUM_OBSERVED_STEPS = 2  # after which the order of the backward pass is known; its first pass may differ
 CPU_PIECE_ELEMENTS = 1 << 16  # PyTorch adds a whole CPU tensor in float32: of 38 million elements 0.3 % get lost
 
 
-class Placement:
-    """Puts norms that came in some order at their layers' places."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._zero = torch.zeros((), device=device)
-
-    def place(self, norms: Sequence[Tensor], order: Sequence[int], num_layers: int) -> Tensor:
-        """Float32 norms [L]; layers not in `order` are 0. Of a layer that is there twice the last counts."""
-        if len({norm.get_device() for norm in norms} | {self._zero.get_device()}) > 1:
-            norms = [norm.to(self._device) for norm in norms]
-        placed = [self._zero] * num_layers
-        for index, norm in zip(order, norms, strict=True):
-            placed[index] = norm
-        return torch.stack(placed) if placed else torch.zeros(0, device=self._device)
+def stacked(norms: Sequence[Tensor], device: torch.device) -> Tensor:
+    """Scalars as one vector on `device`."""
+    if not norms:
+        return torch.zeros(0, device=device)
+    index = -1 if device.type == "cpu" else device.index
+    if any(norm.get_device() != index for norm in norms):
+        norms = [norm.to(device) for norm in norms]
+    return torch.stack(list(norms))
 
 
 def norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """L2 norm of each tensor as a float32 scalar: one fused call for each type and device. Sparse ones are allowed."""
-    groups: dict[tuple[torch.dtype, int], list[int]] = {}
     dense = [tensor if tensor.layout is torch.strided else tensor.coalesce().values() for tensor in tensors]
-    kinds = [(tensor.dtype, tensor.get_device()) for tensor in dense]
-    if len(set(kinds)) == 1:  # nearly always; the host's time for a step can be as short as the GPU's
-        return list(_foreach_norm(dense))
-    for index, kind in enumerate(kinds):
-        groups.setdefault(kind, []).append(index)
     norms: list[Tensor] = [torch.empty(0)] * len(dense)
-    for indexes in groups.values():
+    for indexes in alike(dense):
         measured = _foreach_norm([dense[index] for index in indexes])
+        if len(indexes) == len(dense):  # nearly always; the host's time for a step can be as short as the GPU's
+            return list(measured)
         for index, norm in zip(indexes, measured, strict=True):
             norms[index] = norm
     return norms
+
+
+def alike(tensors: Sequence[Tensor]) -> list[list[int]]:
+    """Indexes of tensors of one type and device together, in their order."""
+    groups: dict[tuple[torch.dtype, int], list[int]] = {}
+    for index, tensor in enumerate(tensors):
+        groups.setdefault((tensor.dtype, tensor.get_device()), []).append(index)
+    return list(groups.values())
 
 
 def _foreach_norm(tensors: list[Tensor]) -> Sequence[Tensor]:
     """Norms of tensors of one type and device. Large ones on a CPU are added up in pieces, as GPUs do by themselves."""
     if tensors[0].device.type != "cpu":
         return torch._foreach_norm(tensors, 2, dtype=torch.float32)
-    pieces = [torch.split(tensor.reshape(-1), CPU_PIECE_ELEMENTS) for tensor in tensors]
+    pieces = [
+        torch.split(tensor.reshape(-1), CPU_PIECE_ELEMENTS) if tensor.numel() > CPU_PIECE_ELEMENTS else (tensor,)
+        for tensor in tensors
+    ]
     measured = torch._foreach_norm([piece for of_tensor in pieces for piece in of_tensor], 2, dtype=torch.float32)
     norms, start = list[Tensor](), 0
     for of_tensor in pieces:
@@ -71,44 +73,16 @@ def _foreach_norm(tensors: list[Tensor]) -> Sequence[Tensor]:
 
 
 class LocalNorms:
-    """Registers the hook on `ddp` and keeps what it saw until `take`.
+    """What a rank saw of its own gradients in the last backward pass, until `take`."""
 
-    Raises:
-        RuntimeError: `ddp` has a communication hook already.
-    """
-
-    def __init__(self, ddp: DistributedDataParallel, device: torch.device) -> None:
-        self.wanted = True  # False: only average, as this step is not recorded
-        self.group: dist.ProcessGroup = ddp.process_group
-        self.world_size = self.group.size()
-        self.averages = dist.get_backend(self.group) == "nccl"
-        self._is_cuda = device.type == "cuda"
-        self._has_copies = not ddp.gradient_as_bucket_view and ddp.mixed_precision is None
-        self._seen: list[tuple[list[Tensor], list[Tensor]]] = []
-        self._waiting: list[Tensor] = []  # parameters whose gradients are measured with the last bucket
-        self._placement = Placement(device)
+    def __init__(self, device: torch.device) -> None:
+        self.wanted = True  # False: measure nothing, as this step is not recorded
+        self._device, self._is_cuda = device, device.type == "cuda"
+        self._seen: list[tuple[Sequence[Tensor], Sequence[Tensor]]] = []  # parameters as they became ready, their norms
         self._ready: Any = None
-        ddp.register_comm_hook(self, _measure_and_average)
 
-    def see(self, bucket: GradBucket) -> None:
-        """Called before the reduction of a bucket begins. No wait, no copy to the host."""
-        buffer, parameters = bucket.buffer(), bucket.parameters()
-        if self._has_copies and not buffer.is_sparse:
-            self._waiting += parameters
-        else:
-            self._seen.append((parameters, norms_of([buffer] if buffer.is_sparse else bucket.gradients())))
-        if bucket.is_last():
-            self._ready = moment(is_cuda=self._is_cuda)
-
-    def see_rest(self) -> None:
-        """Called when the reduction of the last bucket has begun, and none of a gradient itself."""
-        waiting, self._waiting = self._waiting, []
-        parameters = [parameter for parameter in waiting if parameter.grad is not None]
-        if parameters:
-            self._seen.append((parameters, norms_of([p.grad for p in parameters if p.grad is not None])))
-
-    def take(self, index_of: dict[int, int], num_layers: int) -> tuple[Tensor | None, list[int], Any]:
-        """Norms [L] of the last backward pass (None: none was seen), layers in its order, and when it was done.
+    def take(self, index_of: dict[int, int]) -> tuple[Tensor | None, list[int], Any]:
+        """Norms of the last backward pass (None: none was seen), the layer of each in its order, and when it was done.
 
         `index_of` maps `id(parameter)` to the layer's index.
         """
@@ -116,12 +90,99 @@ class LocalNorms:
         ready, self._ready = self._ready, None
         if not seen:
             return None, [], None
-        order = [index_of.get(id(parameter), -1) for parameters, _ in seen for parameter in parameters]
+        places = [index_of.get(id(parameter), -1) for parameters, _ in seen for parameter in parameters]
         norms = [norm for _, measured in seen for norm in measured]
-        known = {index: place for place, index in enumerate(order) if index >= 0}  # the last of a layer counts
-        ordered = list(known)
-        placed = self._placement.place([norms[known[index]] for index in ordered], ordered, num_layers)
-        return placed, ordered, ready
+        known = {place: norm for place, norm in zip(places, norms, strict=True) if place >= 0}  # the last of a layer
+        return stacked(list(known.values()), self._device), list(known), ready
+
+
+class AtTheEnd(LocalNorms):
+    """Measures all gradients when a backward pass is over, while DDP still reduces its copies of the last ones.
+
+    PyTorch calls what was queued in a pass at its end, in that order. DDP queues its own end once it has seen the last
+    gradient: whatever a hook on any gradient queues comes earlier. One hook is enough, on the gradient that is ready
+    last; an earlier one may belong to a pass within the pass (reentrant checkpointing), which ends earlier.
+    """
+
+    def __init__(self, ddp: DistributedDataParallel, device: torch.device) -> None:
+        super().__init__(device)
+        self._ddp = ddp
+        named = ddp.module.named_parameters()
+        self._parameters = [p for name, p in named if p.requires_grad and name not in ddp.parameters_to_ignore]
+        self._hooks = {p: p.register_post_accumulate_grad_hook(self._note) for p in self._parameters}
+        self._noted: dict[nn.Parameter, None] = {}  # since `take`, as they became ready
+        self._pass = -1
+        self._num_steps = 0
+
+    def take(self, index_of: dict[int, int]) -> tuple[Tensor | None, list[int], Any]:
+        if self._seen:
+            self._num_steps += 1
+            if self._num_steps == NUM_OBSERVED_STEPS and not self._ddp.find_unused_parameters:
+                last = next(reversed(self._noted))
+                for parameter, hook in self._hooks.items():
+                    if parameter is not last:
+                        hook.remove()
+        self._noted.clear()
+        return super().take(index_of)
+
+    def _note(self, parameter: nn.Parameter) -> None:
+        self._noted[parameter] = None
+        current = torch._C._current_graph_task_id()
+        if self._pass != current and self.wanted and self._ddp.require_backward_grad_sync:
+            self._pass = current
+            torch.autograd.Variable._execution_engine.queue_callback(self._measure)
+
+    @torch.no_grad()
+    def _measure(self) -> None:
+        self._ready = moment(is_cuda=self._is_cuda)
+        if len(self._noted) > 1:  # only one: its hook is the last that there is
+            self._parameters = [*self._noted, *(p for p in self._parameters if p not in self._noted)]
+        gradients = {p: p.grad for p in self._parameters if p.grad is not None}
+        if gradients:
+            self._seen = [(list(gradients), norms_of(list(gradients.values())))]
+
+
+class EachBucket(LocalNorms):
+    """Measures each bucket of DDP in its communication hook, which divides by the number of ranks by itself.
+
+    Buckets are rebuilt after the first iteration, so nothing is keyed on their index.
+
+    Raises:
+        RuntimeError: `ddp` has a communication hook already.
+    """
+
+    def __init__(self, ddp: DistributedDataParallel, device: torch.device) -> None:
+        super().__init__(device)
+        self._group: dist.ProcessGroup = ddp.process_group
+        self._averages = dist.get_backend(self._group) == "nccl"
+        ddp.register_comm_hook(self, _measure_and_average)
+
+    def measure_and_average(self, bucket: GradBucket) -> Future[Tensor]:
+        """Called before the reduction of a bucket begins. No wait, no copy to the host."""
+        buffer = bucket.buffer()
+        if self.wanted:
+            self._seen.append((bucket.parameters(), norms_of([buffer] if buffer.is_sparse else bucket.gradients())))
+            if bucket.is_last():
+                self._ready = moment(is_cuda=self._is_cuda)
+        options = dist.AllreduceOptions()
+        if self._averages:
+            options.reduceOp = dist.ReduceOp(dist.ReduceOp.AVG)
+        else:
+            buffer.div_(self._group.size())
+        work = self._group.allreduce([buffer], options)
+        future: Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+        return future
+
+
+def local_norms_of(ddp: DistributedDataParallel, device: torch.device) -> LocalNorms:
+    """The way that fits how `ddp` treats gradients.
+
+    Raises:
+        RuntimeError: each bucket has to be seen, but `ddp` has a communication hook already.
+    """
+    is_sparse = any(getattr(module, "sparse", False) for module in ddp.module.modules())  # reduced in place
+    is_copied = not (ddp.gradient_as_bucket_view or ddp.static_graph or is_sparse) and ddp.mixed_precision is None
+    return (AtTheEnd if is_copied else EachBucket)(ddp, device)
 
 
 def moment(*, is_cuda: bool) -> Any:
@@ -142,18 +203,6 @@ def elapsed_ms(begin: Any, end: Any) -> float | None:
     return float(begin.elapsed_time(end))
 
 
-def _measure_and_average(state: LocalNorms, bucket: GradBucket) -> Future[Tensor]:
-    """The hook. DDP asks for an argument of the name `bucket`."""
-    if state.wanted:
-        state.see(bucket)
-    buffer = bucket.buffer()
-    options = dist.AllreduceOptions()
-    if state.averages:
-        options.reduceOp = dist.ReduceOp(dist.ReduceOp.AVG)
-    else:
-        buffer.div_(state.world_size)
-    work = state.group.allreduce([buffer], options)
-    if state.wanted and bucket.is_last():
-        state.see_rest()
-    future: Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
-    return future
+def _measure_and_average(state: EachBucket, bucket: GradBucket) -> Future[Tensor]:
+    """The hook. DDP asks for a function whose argument is named `bucket`."""
+    return state.measure_and_average(bucket)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from apt_jobs.training.local_norms import norms_of
+from apt_jobs.training.local_norms import alike, norms_of
 
 UPDATE_EVERY_STEPS = 10
 SAMPLE_ELEMENTS = 4 << 20  # 16 MiB in float32
@@ -61,22 +61,20 @@ class _Sample:
     def __init__(self, weights: Sequence[Tensor], places: list[int]) -> None:
         most = max(SAMPLE_ELEMENTS // max(len(weights), 1), LEAST_SAMPLE_ELEMENTS)
         self.places = places
-        self._parts = [_in_a_row(weight)[:: max(weight.numel() // most, 1)] for weight in weights]
-        self.values = [torch.empty(part.shape, dtype=torch.float32, device=part.device) for part in self._parts]
-        is_whole = [part.is_contiguous() for part in self._parts]
-        self._copies = [  # layers that are taken whole share one launch
-            (
-                [v for v, flag in zip(self.values, is_whole, strict=True) if flag is wanted],
-                [p for p, flag in zip(self._parts, is_whole, strict=True) if flag is wanted],
-            )
-            for wanted in (True, False)
-        ]
+        parts = [_in_a_row(weight)[:: max(weight.numel() // most, 1)] for weight in weights]
+        self.values: list[Tensor] = [torch.empty(0)] * len(weights)
+        self._copies: list[tuple[Tensor, list[Tensor]]] = []  # one launch for the weights of a type and device
+        for indexes in alike(parts):
+            sources = [parts[index] for index in indexes]
+            to = torch.empty(sum(map(len, sources)), dtype=torch.float32, device=sources[0].device)
+            self._copies.append((to, sources))
+            for index, values in zip(indexes, torch.split(to, [len(source) for source in sources]), strict=True):
+                self.values[index] = values
 
     def take(self) -> list[Tensor]:
         """The elements as they are now. Overwrites what was returned before."""
-        for to, parts in self._copies:
-            if parts:
-                torch._foreach_copy_(to, parts)
+        for to, sources in self._copies:
+            torch.cat(sources, out=to)
         return self.values
 
 

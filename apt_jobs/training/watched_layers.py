@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from apt_jobs.errors import InvalidInput
-from apt_jobs.training.local_norms import Placement, norms_of
+from apt_jobs.training.local_norms import norms_of, stacked
 from apt_jobs.training.parallel import local_part
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module"})  # parts of names that DDP and compile add
@@ -33,7 +33,7 @@ class WatchedLayers:
         self._num_trainable = -1
         self.look_for_new()
         self.device = self._parameters[0].device if self._parameters else torch.device("cpu")
-        self._placement = Placement(self.device)
+        self._zero = torch.zeros((), device=self.device)
         self._mesh = _mesh_of(self._parameters)
 
     def look_for_new(self) -> bool:
@@ -66,7 +66,11 @@ class WatchedLayers:
         parts = [gradient for index in order if (gradient := gradients[index]) is not None]
         if self._mesh is not None:
             parts = [local_part(gradient) for gradient in parts]
-        return self.whole(self._placement.place(norms_of(parts), order, len(gradients))), present
+        norms = norms_of(parts)
+        if len(order) < len(gradients):  # the others count as 0
+            of_layer = dict(zip(order, norms, strict=True))
+            norms = [of_layer.get(index, self._zero) for index in range(len(gradients))]
+        return self.whole(stacked(norms, self.device)), present
 
     def whole(self, norms: Tensor) -> Tensor:
         """The norms [L] of whole tensors, from each rank's norms of its shards. Of tensors that are whole: as they are.
