@@ -130,7 +130,7 @@ def _measure(options: argparse.Namespace, rank: Rank, folder: Path) -> Iterator[
             variants = _variants(options, copies, monitors)
             began = time.perf_counter()
             for trained, watch, _ in variants.values():
-                _steps(trained, watch, batches, 3)
+                run_steps(trained, watch, batches, 3)
             _wait(rank)
             if rank.is_first:
                 print(f"{name}: ready after {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
@@ -152,7 +152,7 @@ def _copies(options: argparse.Namespace, rank: Rank, batches: list[Tensor], *, i
     first = _copy(options, rank, is_ddp=is_ddp)
     if not (is_ddp and rank.world_size > 1 and EVERYTHING in options.variants):
         return [first]
-    _steps(first, lambda loss: None, batches, 1)
+    run_steps(first, lambda loss: None, batches, 1)
     second = _copy(options, rank, is_ddp=is_ddp)
     for mine, other in zip(second.model.parameters(), first.model.parameters(), strict=True):
         mine.data = other.data
@@ -248,7 +248,7 @@ def _rounds(variants: dict[str, Variant], batches: list[Tensor], rank: Rank, sec
             trained, watch, _ = variants[name]
             _wait(rank)
             began = time.perf_counter()
-            _steps(trained, watch, batches, BLOCK_STEPS)
+            run_steps(trained, watch, batches, BLOCK_STEPS)
             _wait(rank)
             times[name] = 1000.0 * (time.perf_counter() - began) / BLOCK_STEPS
         rounds.append(times)
@@ -260,7 +260,7 @@ def _is_skipped(rounds: list[dict[str, float]]) -> bool:
     return len(rounds) % SLOW_EVERY_ROUNDS != 0
 
 
-def _steps(trained: Trained, watch: Watch, batches: list[Tensor], count: int) -> None:
+def run_steps(trained: Trained, watch: Watch, batches: list[Tensor], count: int) -> None:
     for number in range(count):
         batch = batches[number % len(batches)]
         with torch.autocast(batch.device.type, dtype=torch.bfloat16, enabled=batch.is_cuda):

@@ -4,8 +4,7 @@
 
 Two references. The slow way: the same weights without DDP on this rank's data alone; its gradients are what this rank
 must have had before the reduction, and their mean over the ranks, in float64, what all have after it. And the same
-bits: the gradients in DDP's buckets themselves, just before they are measured; it tells the error of the arithmetic
-alone.
+bits: the gradients themselves, just before they are measured; it tells the error of the arithmetic alone.
 Sharded gradients (FSDP2) belong to no rank: of them the norms of the whole ones, from the shards, are compared.
 """
 
@@ -76,7 +75,7 @@ class Checked:
 
 
 class Recorded:
-    """Float64 norms of what the hook is about to measure, in its order."""
+    """Float64 norms of what is about to be measured, in its order."""
 
     def __init__(self) -> None:
         self.norms: list[Tensor] = []
@@ -184,9 +183,9 @@ def _spread(case: Case, model: nn.Module, rank: Rank) -> nn.Module:
 
 @contextmanager
 def _recorded() -> Iterator[Recorded]:
-    """While it lasts, the hook's gradients are measured in float64 as well."""
+    """While it lasts, local gradients are measured in float64 as well."""
     recorded, measure = Recorded(), local_norms.norms_of
-    local_norms.norms_of = recorded  # type: ignore[assignment]  # called with one list by the hook
+    local_norms.norms_of = recorded  # type: ignore[assignment]  # called with one list
     try:
         yield recorded
     finally:

@@ -90,7 +90,7 @@ class GradientMonitor:
     Args:
         model: whose `named_parameters` are watched. Shared parameters count once, frozen ones not until they are
             trained. Given the `DistributedDataParallel` module, it also sees each rank's gradients before the
-            reduction; for that it needs to be the module's only communication hook.
+            reduction.
         optimizer: its learning rate and the loss are told as the job's curves. A trainer that tells them itself (as
             the built-in one does) leaves it out.
         spool: where this rank's events go. Default: the spool of the job that this process belongs to; outside of any

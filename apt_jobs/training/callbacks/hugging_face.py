@@ -6,7 +6,7 @@
 only measures when `max_grad_norm` is 0, with one call of its accelerator's `clip_grad_norm_` in every optimizer step,
 and goes backward with its `backward` (transformers 5, `trainer.py`). Both calls are watched while it trains, so that
 norms are those before clipping, and a loss is the one that was differentiated, also where `logging_nan_inf_filter`
-hides it. Each rank's own norms come from DDP's communication hook.
+hides it. Each rank's own norms are taken before DDP averages.
 """
 
 from typing import Any

@@ -3,7 +3,7 @@
     Trainer(callbacks=[GradientMonitorCallback()])
 
 Lightning calls `on_before_optimizer_step` when gradients are reduced and unscaled, and before it clips them
-(lightning 2.6, `plugins/precision`). Each rank's own norms come from DDP's communication hook.
+(lightning 2.6, `plugins/precision`). Each rank's own norms are taken before DDP averages.
 """
 
 from typing import Any

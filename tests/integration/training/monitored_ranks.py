@@ -21,6 +21,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from apt_jobs.events.kinds import GradientsRecorded, RankGradientsRecorded, UpdatesMeasured
 from apt_jobs.events.spool import SpoolReader, SpoolWriter
@@ -52,6 +53,20 @@ class Odd(nn.Module):
             y = self.sometimes(y) if dist.get_rank() == 0 else y
         out: Tensor = self.last(y)
         return out
+
+
+class Nested(nn.Module):
+    """Activations are checkpointed the reentrant way: each layer has a backward pass within the backward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        for layer in self.layers:
+            x = torch.tanh(checkpoint(layer, x, use_reentrant=True))
+        return x
 
 
 class Rows(nn.Module):
@@ -100,7 +115,10 @@ CASES = {
     "odd_layers": Case(model=lambda: Odd(odd=True), ddp={"find_unused_parameters": True}),
     "sparse": Case(model=Rows),
     "poisoned": Case(poisoned_rank=1),
+    "nested": Case(model=Nested, ddp={"bucket_cap_mb": 0.0001}),
+    "static_graph": Case(ddp={"static_graph": True}),
     "other_hook": Case(other_hook=True),
+    "other_hook_bucket_view": Case(other_hook=True, ddp={"gradient_as_bucket_view": True}),
     "sharded": Case(sharded=True),
     "sharded_accumulated": Case(sharded=True, micro_steps=3, scale=1024.0, clip=1e-3),
 }

@@ -88,6 +88,15 @@ def test_a_line_without_end_does_not_hold_up_the_next(tmp_path: Path) -> None:
     assert found == ["line 1"]
 
 
+def test_events_told_together_are_lines_in_their_order_and_all_there_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "rank-0.spool"
+    writer = SpoolWriter(path, max_bytes=600)
+    writer.append(line(1), line(2), LineLogged("info", "rank 0", "x" * 600), line(3))
+    assert messages(SpoolReader(path)) == ["line 1", "line 2"]
+    assert writer.num_dropped == 2
+    writer.close()
+
+
 def test_a_bounded_spool_ends_with_the_last_event_that_fits(tmp_path: Path) -> None:
     path = tmp_path / "rank-0.spool"
     with SpoolWriter(path, max_bytes=250) as writer:
