@@ -261,6 +261,27 @@ def test_zooming_into_a_long_history_sharpens_it(stack: RunningStack, open_windo
     assert window.complaints == []
 
 
+def test_the_heat_map_follows_the_zoom_of_its_timeline(stack: RunningStack, open_window: OpenWindow) -> None:
+    window = open_window()
+    page = window.context.new_page()
+    page.goto(f"{stack.url}/jobs/{long_history(stack)}#gradients")
+    heat_map = page.locator("canvas[aria-label^='Heat map']")
+    expect(heat_map).to_have_attribute("data-last-step", "20000", timeout=20_000)
+    assert int(heat_map.get_attribute("data-first-step") or 0) < 100
+    box = page.get_by_role("img", name=re.compile("Gradient norms of .* by step")).locator(".u-over").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + 50)
+    page.mouse.down()
+    page.mouse.move(box["x"] + box["width"] * 0.45, box["y"] + 50, steps=5)
+    page.mouse.up()
+    expect(heat_map).to_have_attribute("data-first-step", re.compile(r"^[78]\d\d\d$"))
+    expect(heat_map).to_have_attribute("data-last-step", re.compile(r"^9\d\d\d$"))
+    page.get_by_role("tab", name="Training").click()
+    page.get_by_role("tab", name="Gradients").click()
+    expect(heat_map).to_have_attribute("data-last-step", "20000")
+    assert window.complaints == []
+
+
 def long_history(stack: RunningStack) -> str:
     """A job that trained 20,000 steps in no time."""
     database = Database(stack.settings.database)

@@ -191,6 +191,11 @@ export class JobView {
     return spliced(this.gradients.rows, this.detail.rows, (row) => row.step, this.detail.range);
   }
 
+  /** The norms of the range that somebody zoomed into, or all. */
+  rowsInView(): GradientRow[] {
+    return this.detail?.rows.length ? this.detail.rows : this.gradients.rows;
+  }
+
   private async loadDetail([from, wanted]: Range, signal: AbortSignal): Promise<Detail> {
     const to = Math.max(from, Math.min(wanted, Math.max(this.loss.lastStep, this.gradients.lastStep))); // later ones come live
     const query = `from_step=${from}&to_step=${to}`;
