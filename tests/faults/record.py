@@ -94,7 +94,7 @@ def as_rows(campaigns: Iterable[Campaign]) -> Iterator[str]:
     yield "|---|---|---|---|---|---|---|"
     for one in campaigns:
         recovery = f"{one.slowest_recovery_s:.1f} s" if one.slowest_recovery_s else "-"  # not what was measured
-        kinds = ", ".join(f"{number:,} {kind}" for kind, number in one.faults.items()) or "none"
+        kinds = ", ".join(f"{number:,} {kind.replace('_', ' ')}" for kind, number in one.faults.items()) or "none"
         yield (
             f"| {one.promise} | {one.what} | {', '.join(one.dialects) or 'files'} | {one.trials:,} | {kinds} "
             f"| {len(one.violations)} | {recovery} |"

@@ -40,11 +40,11 @@ class Trainings:
     reference: dict[str, Any]
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgres"] if FULL else ["sqlite"])
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"] if FULL else ["sqlite"])
 def trainings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainings]:
     folder = tmp_path_factory.mktemp("trainings")
     url = f"sqlite:///{folder / 'apt_jobs.sqlite3'}"
-    if request.param == "postgres":
+    if request.param == "postgresql":
         admin: Connection = request.getfixturevalue("postgres_admin")
         admin.execute(text("CREATE DATABASE trainings TEMPLATE migrated"))
         url = database_named(request.getfixturevalue("postgres_server_url"), "trainings")
