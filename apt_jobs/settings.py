@@ -54,7 +54,7 @@ class Settings(BaseSettings):
         120.0, gt=0, description="Longest time that a worker's shutdown waits for a checkpoint of its job."
     )
     stall_timeout_s: float = Field(
-        1800.0, gt=0, description="A running training without any event for so long is ended as hung."
+        1800.0, gt=0, description="A training that tells and prints nothing for so long is ended as hung."
     )
     max_cpu_ranks: int = Field(4, ge=1, le=64, description="Most ranks of a training job on a worker without GPUs.")
     rendezvous_host: str = Field(

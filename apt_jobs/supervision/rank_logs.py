@@ -25,6 +25,7 @@ class RankLogs:
         self._waiting: deque[tuple[datetime, Event]] = deque()
         self._num_lines = 0
         self._second, self._num_this_second = 0, 0
+        self.last_line_s = time.monotonic()  # for the watchdog
 
     def add(self, event: LineLogged) -> None:
         """Put a line of the service's own into the log."""
@@ -71,6 +72,8 @@ class RankLogs:
             return []
         end = len(chunk) if len(chunk) == READ_BYTES and b"\n" not in chunk else chunk.rfind(b"\n") + 1
         self._offsets[path] = offset + end
+        if end:
+            self.last_line_s = time.monotonic()
         return chunk[:end].decode("utf-8", "replace").splitlines()
 
     def _take(self, source: str, level: str, line: str) -> None:

@@ -60,7 +60,12 @@ class Relay:
         self.decided: str | None = None  # why a policy of the job paused or cancelled it
         self.saved_step: int | None = None  # of the last checkpoint of this attempt
         self.orders = Orders(cancel=False, pause=False)
-        self.last_event_s = time.monotonic()  # for the watchdog
+        self.last_event_s = time.monotonic()  # CLOCK_MONOTONIC
+
+    @property
+    def last_sign_s(self) -> float:
+        """When the ranks last told or printed something: code that is not watched prints at most."""
+        return max(self.last_event_s, self._logs.last_line_s)
 
     def pump(self) -> int:
         """Store and publish what is there, about `BATCH_EVENTS` at most. Returns how many events moved.

@@ -56,7 +56,7 @@ class Ending(enum.Enum):
     DRAINED = "the worker was drained"
     TIME_LIMIT = "the job's time limit was reached"
     WORKER_GONE = "the worker was lost"
-    STALLED = "no event came for too long; the ranks hang"
+    STALLED = "the ranks told and printed nothing for too long; they hang"
     FENCED = "the lease was lost"
 
 
@@ -144,7 +144,7 @@ class Supervisor:
             return Ending.FENCED
         if self._worker_gone.is_set():
             return Ending.WORKER_GONE
-        if time.monotonic() - relay.last_event_s > self._settings.stall_timeout_s:
+        if time.monotonic() - relay.last_sign_s > self._settings.stall_timeout_s:
             return Ending.STALLED
         return None
 

@@ -33,6 +33,7 @@ from tests.faults.service import Service, service, until
 
 LANES = 3
 LEASE_S = 12.0  # a supervisor must have started within it, on a busy machine as well
+STALL_TIMEOUT_S = 15.0  # also of a start, on a busy machine
 RESUMES_WITHIN_S, CANCELS_WITHIN_S = 120.0, 15.0
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY_POINTS = (
@@ -115,6 +116,39 @@ def test_what_is_killed_is_replaced(tmp_path: Path, process_test_url: str, forke
             for done in [pool.submit(fell, lane) for lane in made]:
                 done.result()
         found.violations += faults_in(running.database)
+
+
+def test_ranks_that_hang_are_replaced(tmp_path: Path, process_test_url: str, forker: Forker) -> None:
+    """A frozen rank is as silent as one in a collective that never ends. Its tree does not react to SIGTERM either."""
+    with (
+        campaign(3, "SIGSTOP of a rank, and the next attempt trains on") as found,
+        service(tmp_path / "s", process_test_url, forker) as running,
+    ):
+        found.on(running.database.dialect)
+        running.environment |= {"APT_JOBS_STALL_TIMEOUT_S": str(STALL_TIMEOUT_S)}
+        with lanes(running, 1) as [lane]:
+            lane.submit("count")
+            for _ in range(count(1, 5)):
+                freeze_and_judge(lane, found)
+            cancel(lane)
+        found.violations += faults_in(running.database)
+
+
+def freeze_and_judge(lane: Lane, found: Campaign) -> None:
+    until(lambda: saved_steps(lane))
+    attempt = lane.job().attempt
+    began = time.monotonic()
+    send(until(lambda: lane.pids("rank", attempt)), signal.SIGSTOP)
+    found.fault("frozen rank")
+    until(lambda: lane.job().attempt > attempt and saved_steps(lane))
+    found.recovered(time.monotonic() - began)
+    found.tried()
+    with lane.running.database.read() as session:
+        why = list_attempts(session, lane.job_id)[-2].reason
+    if why is None or "they hang" not in why:
+        found.violations.append(f"attempt {attempt} ended as {why}")
+    if left := marked_processes(f"{lane.job_id}:{attempt}"):
+        found.violations.append(f"left processes {left}")
 
 
 def kill_and_judge(lane: Lane, victim: str, found: Campaign) -> None:

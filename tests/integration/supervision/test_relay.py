@@ -102,6 +102,20 @@ def attempt(tmp_path: Path, sqlite_url: str, valkey: Valkey, monkeypatch: pytest
     database.dispose()
 
 
+def test_what_a_rank_prints_is_a_sign_of_life(attempt: Attempt, tmp_path: Path) -> None:
+    before = attempt.relay.last_sign_s
+    folder = tmp_path / "run" / "torchrun" / "node-0" / "x" / "0"
+    folder.mkdir(parents=True)
+    attempt.relay.pump()
+    assert attempt.relay.last_sign_s == before
+    (folder / "stdout.log").write_text("half a line")
+    attempt.relay.pump()
+    assert attempt.relay.last_sign_s == before
+    (folder / "stdout.log").write_text("half a line and the rest\n")
+    attempt.pump_until_moved()
+    assert attempt.relay.last_sign_s > before
+
+
 def test_what_a_locked_database_did_not_take_is_stored_later(attempt: Attempt, sqlite_url: str) -> None:
     attempt.say("a", "b")
     with locked(sqlite_url):
