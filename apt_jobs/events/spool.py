@@ -26,7 +26,7 @@ CLOSE_TIMEOUT_S = 30.0
 
 
 class SpoolWriter:
-    """Appends events to one file, up to `max_bytes` of them. One writer per file, used by one thread."""
+    """Appends events to one file, up to `max_bytes` of them. One writer per file; threads may share it."""
 
     def __init__(self, path: Path, max_bytes: int | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,9 +48,9 @@ class SpoolWriter:
         to be woken for each call: events of one moment are better told together.
         """
         now = datetime.now(UTC)
-        lines = [line for event in events if self._fits(line := encode_spooled(now, event))]
+        lines = [encode_spooled(now, event) for event in events]
         with self._changed:
-            for line in lines:
+            for line in filter(self._fits, lines):
                 if self._num_unwritten_bytes + len(line) > MAX_UNWRITTEN_BYTES:
                     self.num_dropped += 1
                     continue
