@@ -19,7 +19,6 @@ from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-NUM_PIECES = 8  # of the gradients of a pass: each is measured with one call
 NUM_OBSERVED_STEPS = 2  # after which the order of the backward pass is known; its first pass may differ
 CPU_PIECE_ELEMENTS = 1 << 16  # PyTorch adds a whole CPU tensor in float32: of 38 million elements 0.3 % get lost
 
