@@ -149,11 +149,12 @@ class HintPublisher:
             producer.connection.collect()  # closes without a word to the broker, which may be gone
 
 
-def serve_hints(app: Celery, on_hint: Callable[[], None]) -> None:
-    """Register what a worker does when a hint arrives."""
+def serve_hints(app: Celery, on_hint: Callable[[str], None]) -> None:
+    """Register what a worker does when a hint arrives; it is told of which queue."""
 
-    def run(_task: Task[Any, Any], /) -> None:
-        on_hint()
+    def run(task: Task[Any, Any], /) -> None:
+        delivery: Any = task.request.delivery_info
+        on_hint(delivery["routing_key"].removeprefix(_QUEUE_PREFIX))
 
     app.task(name=TASK_NAME, bind=True)(run)
 

@@ -154,9 +154,10 @@ def claim_next(session: Session, queue: str, worker: str, lease_s: float) -> Cla
         .where(Job.queue == queue, Job.state == JobState.QUEUED, Job.not_before_at <= now_plus(0))
         .order_by(Job.priority.desc(), Job.created_at, Job.id)
         .limit(1)
-        .with_for_update(skip_locked=True)
     )
-    job_id = session.scalar(candidates)
+    job_id = session.scalar(candidates.with_for_update(skip_locked=True))
+    if job_id is None:  # a row may be locked by who notes that its hint was sent, and then this is that hint: wait
+        job_id = session.scalar(candidates.with_for_update())
     return None if job_id is None else claim(session, job_id, worker, lease_s)
 
 

@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,10 +23,12 @@ from apt_jobs.db.upgrade import require_current_schema
 from apt_jobs.db.workers import record_worker, remove_worker, require_free_name
 from apt_jobs.errors import AlreadyRunning, AptJobsError, OutOfSpace, Unavailable
 from apt_jobs.events.live import LivePublisher
-from apt_jobs.job_queue import broker_queue, make_celery, serve_hints
+from apt_jobs.job_queue import HintPublisher, broker_queue, make_celery, serve_hints
 from apt_jobs.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+HAND_ON_PAUSE_S = 1.0  # a drained worker that is alone would get its hint back at once
 
 
 class Consumer:
@@ -65,7 +68,8 @@ class Consumer:
         self._check()
         prepare()
         app = make_celery(self.settings)
-        serve_hints(app, self._look)
+        hints = HintPublisher(app)
+        serve_hints(app, lambda queue: self._hand_on(hints, queue) if self.draining.is_set() else self._look())
         signals.worker_shutting_down.connect(self._stop)
         self._ask_for_hints()  # an earlier process may have died with one in its hands
         recorder = threading.Thread(target=self._keep_recording, name="recorder", daemon=True)
@@ -91,7 +95,7 @@ class Consumer:
             self._forget()
             self.publisher.close()
             self.database.dispose()
-            app.close()
+            hints.close()
 
     def _look(self) -> None:
         """Serve what waits, one after another: a hint may stand for several jobs whose own were lost."""
@@ -107,6 +111,15 @@ class Consumer:
                 logger.exception("serving a job broke", extra={"job_id": claimed.job.id})
             finally:
                 self._current.discard(claimed.job.id)
+
+    def _hand_on(self, hints: HintPublisher, queue: str) -> None:
+        """A drained worker leaves a hint to others of its queue: the next one is sent after half a minute only."""
+        if not self._stopping:
+            time.sleep(HAND_ON_PAUSE_S)
+        try:
+            hints.publish("", queue)
+        except Unavailable as exc:
+            logger.warning("a hint comes later", extra={"queue": queue, "why": str(exc)})
 
     def _claim(self) -> Claimed | None:
         for queue in self.queues:

@@ -1,6 +1,7 @@
 """Pause, resume, retry, time limits, drained workers, limited queues and schedules, on a running stack."""
 
 import json
+import signal
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from sqlalchemy import update
 
 from apt_jobs.client.client import Client
+from apt_jobs.db.dispatch import DISPATCH_PAUSE_S
 from apt_jobs.db.models import Schedule
 from apt_jobs.errors import Conflict, InvalidInput, NotFound
 from tests.acceptance.stack import LONG, SOON_DONE, TINY, Stack, attempts_of, marked, until
@@ -87,6 +89,23 @@ def test_a_drained_worker_hands_its_job_back_and_claims_nothing_until_resumed(cl
     assert (ended["state"], client.wait(waiting["id"])["state"]) == ("succeeded", "succeeded")
     assert attempts_of(client, job["id"])[0]["steps_lost"] <= 1
     assert steps(client, job["id"]) == list(range(1, 151))
+
+
+def test_a_drained_worker_leaves_hints_to_the_others_of_its_queue(stack: Stack, client: Client) -> None:
+    name = next(row["name"] for row in client.workers() if row["kind"] == "train" and row["queues"] == ["train"])
+    client.steer_worker(name, "drain")
+    second = stack.command("worker", "train", "--name=second", "--queue=train")
+    try:
+        until(lambda: any(row["name"] == "second" for row in client.workers()))
+        for _ in range(3):
+            job = client.wait(client.submit(SOON_DONE)["id"])
+            waited = datetime.fromisoformat(job["claimed_at"]) - datetime.fromisoformat(job["created_at"])
+            assert (job["state"], attempts_of(client, job["id"])[0]["worker"]) == ("succeeded", "second")
+            assert waited < timedelta(seconds=DISPATCH_PAUSE_S), "its hint was lost"
+    finally:
+        second.send_signal(signal.SIGTERM)
+        second.communicate(timeout=WHILE_S)
+        client.steer_worker(name, "resume")
 
 
 def test_a_paused_queue_waits_and_a_worker_that_is_not_there_is_not_found(client: Client) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +22,25 @@ WORKER: dict[str, Any] = {"name": "a", "kind": "train", "queues": ["train"], "ho
 def record(database: Database, pid: int = 1, name: str = "a") -> bool:
     with database.write() as session:
         return record_worker(session, **{**WORKER, "name": name}, pid=pid, gpus=[], current_job_id=None)
+
+
+def test_a_job_whose_hint_is_being_noted_is_claimed(database: Database) -> None:
+    """The hint may be faster than the row that says that it was sent; it comes once."""
+    job_id = submit(database)
+    is_locked = threading.Event()
+
+    def note() -> None:
+        with database.write() as session:
+            dispatch.mark_dispatched(session, [job_id])
+            session.flush()
+            is_locked.set()
+            time.sleep(0.5)
+
+    with ThreadPoolExecutor(1) as pool:
+        noting = pool.submit(note)
+        is_locked.wait()
+        assert claim(database).id == job_id
+        noting.result()
 
 
 def test_a_queue_runs_no_more_than_it_may(database: Database) -> None:
