@@ -66,7 +66,9 @@ class Clients:
         assert self._process.stdout is not None
         self._process.stdin.close()
         with self._process:
-            result: dict[str, Any] = json.loads(self._process.stdout.readline())
+            line = self._process.stdout.readline()
+        assert line, f"these clients did not get everything: {self._process.args!r}"
+        result: dict[str, Any] = json.loads(line)
         return result
 
 

@@ -109,12 +109,15 @@ class Ring:
         is_silent = time.monotonic() - self._spoke_at >= HEARTBEAT_S
         heartbeat = self._heartbeat() if is_silent else None
         for cursor in list(self.cursors):
-            if cursor.outlet.stalled_s() > STALL_S:
-                cursor.outlet.close(TOO_SLOW, "too slow: resume with ?after=")
-            elif cursor.outlet.ready:
+            outlet = cursor.outlet
+            if not outlet.ready:
+                if outlet.stalled_s() > STALL_S:
+                    outlet.close(TOO_SLOW, "too slow: resume with ?after=")
+                continue
+            if cursor.seq < self.head:
                 cursor.pump()
-                if heartbeat is not None and cursor.outlet.ready and cursor.seq >= self.head:
-                    cursor.outlet.write((heartbeat,))
+            if heartbeat is not None and outlet.ready and cursor.seq >= self.head:
+                outlet.write((heartbeat,))
         if is_silent:
             self._spoke_at = time.monotonic()
 
