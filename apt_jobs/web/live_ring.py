@@ -6,6 +6,7 @@ one write of memory, and delays nobody else.
 """
 
 import asyncio
+import math
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from apt_jobs.web.live_outlets import Outlet
 
 RING_BYTES = 1 << 20  # kept in memory for each view of a watched job
 RING_BLOCKS = 4096
+GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
 HEARTBEAT_S = 5.0  # of silence, then the head is told again
 STALL_S = 10.0  # a client that takes nothing for so long is closed
 TOO_SLOW = 4408  # close code: come back with ?after=
@@ -42,6 +44,7 @@ class Ring:
         self._last_seqs: list[int] = []  # of the blocks, for bisection
         self._num_bytes = 0
         self._spoke_at = time.monotonic()
+        self._turns = 0
         self._held = Conflation()  # for a view with a rate: what waits for its turn
         self._held_to = head  # the last `seq` of it
         self._turn: asyncio.TimerHandle | None = None
@@ -80,7 +83,10 @@ class Ring:
             return
         self._spoke_at = time.monotonic()
         only, last_seq = (block,), block.last_seq
-        for cursor in list(self.cursors):
+        cursors = list(self.cursors)
+        self._turns += 1
+        first = int(self._turns * GOLDEN_RATIO % 1.0 * len(cursors))  # nobody is always the last: turns spread evenly
+        for cursor in cursors[first:] + cursors[:first]:
             outlet = cursor.outlet
             if not outlet.ready:
                 continue
