@@ -224,15 +224,14 @@ def _item_per_parameter(parameters: list[nn.Parameter]) -> None:
 
 def _histograms(parameters: list[nn.Parameter]) -> None:
     """What `wandb.watch(log="gradients")` computes of each tensor at each step (wandb 0.2x, `TorchHistory`)."""
-    histograms: list[tuple[list[float], list[float]]] = []
     for parameter in parameters:
         assert parameter.grad is not None
         flat = parameter.grad.detach().reshape(-1)
         finite = torch.isfinite(flat)
         flat = flat if finite.all() else flat[finite]
         low, high = flat.min().item(), flat.max().item()
-        counts = flat.float().histc(bins=NUM_BINS, min=low, max=high).cpu()
-        histograms.append((counts.tolist(), torch.linspace(low, high, NUM_BINS + 1).tolist()))
+        flat.float().histc(bins=NUM_BINS, min=low, max=high).cpu().tolist()
+        torch.linspace(low, high, NUM_BINS + 1).tolist()
 
 
 def _rounds(variants: dict[str, Variant], batches: list[Tensor], rank: Rank, seconds: float) -> list[dict[str, float]]:

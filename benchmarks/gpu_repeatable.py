@@ -9,6 +9,7 @@ ratio is that of a block to the one of the usual operations in its round.
 import argparse
 import os
 import random
+import sys
 import time
 
 import torch
@@ -28,6 +29,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30.0)
     options = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("there is no GPU that PyTorch can use")
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     device = torch.device("cuda")
     with device:

@@ -45,14 +45,13 @@ from apt_jobs.events.kinds import (
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.training.current_job import current_spool
 from apt_jobs.training.layer_statistics import LayerStatistics
-from apt_jobs.training.local_norms import LocalNorms, elapsed_ms, local_norms_of, moment
+from apt_jobs.training.local_norms import ORDER_SETTLED_AT, LocalNorms, elapsed_ms, local_norms_of, moment
 from apt_jobs.training.local_run import RUNS_DIR, open_local_spool, run_name
 from apt_jobs.training.pinned_ring import PinnedRing
 from apt_jobs.training.update_norms import UpdateNorms
 from apt_jobs.training.watched_layers import WatchedLayers, require_same_layers
 
 MAX_TIMELINE_STEPS = 1_000  # kept in memory for `export_for_webui`; the spool has all
-ORDER_SETTLED_AT = 2  # recorded steps of this process: DDP rebuilds its buckets after the first iteration
 LOOK_FOR_NEW_EVERY_STEPS = 10
 MAX_NAMED_ANOMALIES = 1_000  # layers of one `anomaly` event; `gradient` has the indexes of all
 ANOMALY_KINDS: tuple[AnomalyKind, ...] = ("nan", "inf", "exploding", "vanishing")

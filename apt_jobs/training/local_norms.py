@@ -19,7 +19,7 @@ from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
-NUM_OBSERVED_STEPS = 2  # after which the order of the backward pass is known; its first pass may differ
+ORDER_SETTLED_AT = 2  # steps that were seen: DDP rebuilds its buckets after the first
 CPU_PIECE_ELEMENTS = 1 << 16  # PyTorch adds a whole CPU tensor in float32: of 38 million elements 0.3 % get lost
 
 
@@ -36,6 +36,7 @@ def stacked(norms: Sequence[Tensor], device: torch.device) -> Tensor:
 def norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
     """L2 norm of each tensor as a float32 scalar: one fused call for each type and device. Sparse ones are allowed."""
     dense = [tensor if tensor.layout is torch.strided else tensor.coalesce().values() for tensor in tensors]
+    dense = [as_real(tensor) for tensor in dense]
     norms: list[Tensor] = [torch.empty(0)] * len(dense)
     for indexes in alike(dense):
         measured = _foreach_norm([dense[index] for index in indexes])
@@ -44,6 +45,11 @@ def norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
         for index, norm in zip(indexes, measured, strict=True):
             norms[index] = norm
     return norms
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """The same elements, a complex one as two."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def alike(tensors: Sequence[Tensor]) -> list[list[int]]:
@@ -56,6 +62,8 @@ def alike(tensors: Sequence[Tensor]) -> list[list[int]]:
 
 def _foreach_norm(tensors: list[Tensor]) -> Sequence[Tensor]:
     """Norms of tensors of one type and device. Large ones on a CPU are added up in pieces, as GPUs do by themselves."""
+    if tensors[0].dtype is torch.float64:
+        return [norm.float() for norm in torch._foreach_norm(tensors, 2)]
     if tensors[0].device.type != "cpu":
         return torch._foreach_norm(tensors, 2, dtype=torch.float32)
     pieces = [
@@ -116,7 +124,7 @@ class AtTheEnd(LocalNorms):
     def take(self, index_of: dict[int, int]) -> tuple[Tensor | None, list[int], Any]:
         if self._seen:
             self._num_steps += 1
-            if self._num_steps == NUM_OBSERVED_STEPS and not self._ddp.find_unused_parameters:
+            if self._num_steps == ORDER_SETTLED_AT and not self._ddp.find_unused_parameters:
                 last = next(reversed(self._noted))
                 for parameter, hook in self._hooks.items():
                     if parameter is not last:

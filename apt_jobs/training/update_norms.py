@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from apt_jobs.training.local_norms import alike, norms_of
+from apt_jobs.training.local_norms import alike, as_real, norms_of
 
 UPDATE_EVERY_STEPS = 10
 SAMPLE_ELEMENTS = 4 << 20  # 16 MiB in float32
@@ -61,7 +61,8 @@ class _Sample:
     def __init__(self, weights: Sequence[Tensor], places: list[int]) -> None:
         most = max(SAMPLE_ELEMENTS // max(len(weights), 1), LEAST_SAMPLE_ELEMENTS)
         self.places = places
-        parts = [_in_a_row(weight)[:: max(weight.numel() // most, 1)] for weight in weights]
+        rows = [_in_a_row(as_real(weight)) for weight in weights]
+        parts = [row[:: max(len(row) // most, 1)] for row in rows]
         self.values: list[Tensor] = [torch.empty(0)] * len(weights)
         self._copies: list[tuple[Tensor, list[Tensor]]] = []  # one launch for the weights of a type and device
         for indexes in alike(parts):

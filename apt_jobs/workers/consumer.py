@@ -117,7 +117,7 @@ class Consumer:
         if not self._stopping:
             time.sleep(HAND_ON_PAUSE_S)
         try:
-            hints.publish("", queue)
+            hints.publish("", queue)  # whose it was does not matter: a hint says no more than "look"
         except Unavailable as exc:
             logger.warning("a hint comes later", extra={"queue": queue, "why": str(exc)})
 

@@ -20,6 +20,15 @@ def test_types_and_sizes_are_told_in_the_order_in_which_they_came() -> None:
     assert [norm.item() for norm in norms_of(tensors)] == pytest.approx([2 * 70_000**0.5, 2.0, 3.0, 30.0], rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.complex128, torch.float16], ids=str)
+def test_every_type_has_a_norm(dtype: torch.dtype) -> None:
+    values = torch.randn(70_000, dtype=dtype, generator=torch.Generator().manual_seed(1))
+    norms = norms_of([values, torch.ones(4)])
+    assert [norm.dtype for norm in norms] == [torch.float32, torch.float32]
+    assert norms[0].item() == pytest.approx(values.to(torch.complex128).norm().item(), rel=1e-5)
+    assert norms[1].item() == 2.0
+
+
 def test_a_nan_in_a_late_piece_is_a_nan() -> None:
     values = torch.ones(3 * CPU_PIECE_ELEMENTS)
     values[-1] = torch.nan
@@ -28,8 +37,11 @@ def test_a_nan_in_a_late_piece_is_a_nan() -> None:
 
 @pytest.mark.parametrize(
     "weight",
-    [torch.ones(3, 4), torch.ones(3, 4).t(), torch.ones(4, 6)[:, :5], torch.ones(2, 3, 4).permute(2, 0, 1)],
-    ids=["plain", "transposed", "with gaps", "permuted"],
+    [
+        *(torch.ones(3, 4), torch.ones(3, 4).t(), torch.ones(4, 6)[:, :5], torch.ones(2, 3, 4).permute(2, 0, 1)),
+        *(torch.ones(3, 4, dtype=torch.float64), torch.ones(3, 4, dtype=torch.complex64)),
+    ],
+    ids=["plain", "transposed", "with gaps", "permuted", "double", "complex"],
 )
 def test_an_update_is_measured_however_a_weight_lies_in_memory(weight: torch.Tensor) -> None:
     updates = UpdateNorms(torch.device("cpu"))
