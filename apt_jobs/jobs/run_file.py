@@ -35,6 +35,10 @@ class RunFile(BaseModel):
         """Spool of one rank."""
         return self.run_dir / spool_name(rank)
 
+    def share_path(self, node_rank: int) -> Path:
+        """How the share of one further node goes: see `apt_jobs/supervision/node_watch.py`."""
+        return self.run_dir / f"node-{node_rank}"
+
     @property
     def stop_path(self) -> Path:
         """When this file exists, the ranks save a checkpoint after the current step and exit 0."""

@@ -5,14 +5,19 @@ rendezvous; the others join it at the address in the run file.
 """
 
 import os
+import random
 import socket
 import sys
 from collections.abc import Sequence
 
+from apt_jobs.errors import Unavailable
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.plan import run_file_path
 from apt_jobs.supervision.process_tree import WORKER_MARKER, ProcessTree
+
+RENDEZVOUS_PORTS = range(10_000, 32_000)  # below those of outgoing connections (ip_local_port_range of Linux)
+MAX_TRIES = 100
 
 
 def worker_marker(settings: Settings, worker_name: str) -> str:
@@ -33,11 +38,22 @@ def start_node(
 
 
 def rendezvous_address(settings: Settings) -> str:
-    """`host:port` for the nodes of an attempt, the port free at this moment."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("", settings.rendezvous_port))
-        return f"{settings.rendezvous_host}:{probe.getsockname()[1]}"
+    """`host:port` for the nodes of an attempt, the port free at this moment.
+
+    torchrun opens it seconds later, and nodes try it before: the kernel must not give it to anybody meanwhile, so it is
+    none of those that outgoing connections get.
+    """
+    if settings.rendezvous_port:
+        return f"{settings.rendezvous_host}:{settings.rendezvous_port}"
+    for port in random.SystemRandom().sample(RENDEZVOUS_PORTS, MAX_TRIES):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return f"{settings.rendezvous_host}:{port}"
+    raise Unavailable("no free port for the nodes of the training to meet")
 
 
 def _command(run_file: RunFile, node_rank: int) -> list[str]:
@@ -46,7 +62,7 @@ def _command(run_file: RunFile, node_rank: int) -> list[str]:
     if run_file.rendezvous is not None:
         host, _, port = run_file.rendezvous.rpartition(":")
         where = [f"--nnodes={spec.num_nodes}", f"--node-rank={node_rank}", f"--master-addr={host}"]
-        where.append(f"--master-port={port}")
+        where += [f"--master-port={port}", f"--rdzv-id={run_file.job_id}-{run_file.attempt}"]
     return [
         *(sys.executable, "-m", "torch.distributed.run"),
         f"--nproc-per-node={spec.ranks_per_node}",

@@ -29,6 +29,7 @@ from apt_jobs.logs import configure_logging
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.launch import rendezvous_address, start_node
 from apt_jobs.supervision.lease import KILL_FRACTION, STOP_FRACTION, LeaseKeeper
+from apt_jobs.supervision.node_watch import NodeWatch
 from apt_jobs.supervision.plan import plan_attempt
 from apt_jobs.supervision.process_tree import MARKER, ProcessTree, adopt_orphans
 from apt_jobs.supervision.rank_logs import RankLogs
@@ -56,6 +57,7 @@ class Ending(enum.Enum):
     DRAINED = "the worker was drained"
     TIME_LIMIT = "the job's time limit was reached"
     WORKER_GONE = "the worker was lost"
+    NODE_LOST = "a node was lost"
     STALLED = "the ranks told and printed nothing for too long; they hang"
     FENCED = "the lease was lost"
 
@@ -83,6 +85,8 @@ class Supervisor:
         self._looked_s = time.monotonic()  # for orders
         self._asked: Ending | None = None  # why the ranks were asked to save and stop
         self._asked_s = 0.0
+        self._lost_node: str | None = None  # which, and how
+        self._lost_node_s = 0.0
         self._worker_gone = threading.Event()
 
     def run(self) -> None:
@@ -121,9 +125,10 @@ class Supervisor:
 
     def _follow(self, tree: ProcessTree, lease: LeaseKeeper, relay: Relay, run_file: RunFile) -> Ending | None:
         """Relay until the tree has ended; end it when there is a reason to."""
+        nodes = NodeWatch(self._database, run_file, self._worker_name, alive_within_s=self._settings.lease_s)
         while tree.poll() is None:
             moved = relay.pump()
-            if (reason := self._reason_to_end(lease, relay)) is not None:
+            if (reason := self._reason_to_end(lease, relay, nodes)) is not None:
                 return self._end(tree, reason)
             if self._asked is None and (reason := self._reason_to_stop(lease, relay, run_file)) is not None:
                 self._asked, self._asked_s = reason, time.monotonic()
@@ -136,7 +141,7 @@ class Supervisor:
                 _await_news(relay)
         return None
 
-    def _reason_to_end(self, lease: LeaseKeeper, relay: Relay) -> Ending | None:
+    def _reason_to_end(self, lease: LeaseKeeper, relay: Relay, nodes: NodeWatch) -> Ending | None:
         """Why the tree has to end now, saved or not."""
         if relay.orders.cancel or lease.cancelled.is_set():
             return Ending.CANCELLED
@@ -146,6 +151,14 @@ class Supervisor:
             return Ending.WORKER_GONE
         if time.monotonic() - relay.last_sign_s > self._settings.stall_timeout_s:
             return Ending.STALLED
+        return self._without_a_node(nodes)
+
+    def _without_a_node(self, nodes: NodeWatch) -> Ending | None:
+        """The ranks that lost a node get a moment to say so themselves: they know more."""
+        if self._lost_node is None:
+            self._lost_node, self._lost_node_s = nodes.lost(), time.monotonic()
+        elif time.monotonic() - self._lost_node_s > self._settings.stop_timeout_s:
+            return Ending.NODE_LOST
         return None
 
     def _reason_to_stop(self, lease: LeaseKeeper, relay: Relay, run_file: RunFile) -> Ending | None:
@@ -201,7 +214,9 @@ class Supervisor:
             error = {"message": message, "error": cause.error, "rank": cause.rank}
             self._finish(JobState.FAILED, message, error={**error, "traceback": cause.traceback[-MAX_TRACEBACK_CHARS:]})
         else:
-            why = cause.message if cause else ending.value if ending else _exit_in_words(tree.poll())
+            why = (
+                cause.message if cause else self._lost_node or (ending.value if ending else _exit_in_words(tree.poll()))
+            )
             error = {"message": why, "traceback": logs.tail()[-MAX_TRACEBACK_CHARS:]}
             self._stored(lambda session: finish_broken(session, self._job_id, self._attempt, why, error))
 

@@ -1,8 +1,8 @@
 """A further node of a training worker: `apt-jobs worker node --head NAME --node-rank 1`, on another machine.
 
 The head claims jobs. A node looks into the database for an attempt of its head that wants several nodes, and runs its
-share of the ranks for as long as the attempt owns the job. It decides nothing: when it fails, the attempt breaks, and
-the head's supervisor tries again.
+share of the ranks for as long as the attempt owns the job. It decides nothing: it tells the head how its share goes.
+When it fails, the attempt breaks, and the job is tried again.
 """
 
 import logging
@@ -25,6 +25,7 @@ from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.launch import start_node, worker_marker
 from apt_jobs.supervision.lease import STOP_FRACTION, boot_clock_s
+from apt_jobs.supervision.node_watch import FINISHED, JOINED, read_share, write_share
 from apt_jobs.supervision.process_tree import adopt_orphans, clear_leftovers
 from apt_jobs.workers.gpus import describe_gpus, list_gpus
 
@@ -84,7 +85,9 @@ class Node:
         return run_file if self._node_rank < run_file.spec.num_nodes else None
 
     def _serve(self, run_file: RunFile) -> None:
-        job_id, attempt = self._served = run_file.job_id, run_file.attempt
+        if not self._join(run_file):
+            return
+        job_id, attempt = run_file.job_id, run_file.attempt
         logger.info("joining", extra={"job_id": job_id, "attempt": attempt, "node_rank": self._node_rank})
         tree = start_node(self._settings, run_file, self._node_rank, self._gpus, self._name)
         known_s = boot_clock_s()  # when the attempt was last known to own the job
@@ -102,8 +105,31 @@ class Node:
                 if boot_clock_s() - known_s > STOP_FRACTION * self._settings.lease_s:
                     return
         finally:
+            status = tree.poll()  # None: its ranks are ended from here
             tree.terminate(self._settings.stop_timeout_s)
-            logger.info("left", extra={"job_id": job_id, "attempt": attempt, "status": tree.poll()})
+            self._leave(run_file, status)
+
+    def _join(self, run_file: RunFile) -> bool:
+        """Whether this process does the node's share. Ranks cannot join an attempt twice."""
+        try:
+            share = read_share(run_file, self._node_rank)
+            if share is None:
+                write_share(run_file, self._node_rank, JOINED)
+            elif share == JOINED:
+                write_share(run_file, self._node_rank, "its process was started again")
+        except OSError as exc:
+            logger.warning("cannot join", extra={"job_id": run_file.job_id, "why": str(exc)})
+            return False
+        self._served = run_file.job_id, run_file.attempt
+        return share is None
+
+    def _leave(self, run_file: RunFile, status: int | None) -> None:
+        logger.info("left", extra={"job_id": run_file.job_id, "attempt": run_file.attempt, "status": status})
+        word = "its ranks were ended" if status is None else f"torchrun ended with status {status}"
+        try:
+            write_share(run_file, self._node_rank, FINISHED if status == 0 else word)
+        except OSError as exc:
+            logger.warning("cannot say how it went", extra={"job_id": run_file.job_id, "why": str(exc)})
 
     def _record(self, job_id: str | None) -> None:
         if time.monotonic() - self._recorded_s < self._settings.heartbeat_s:

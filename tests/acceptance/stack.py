@@ -24,6 +24,7 @@ ENTRY_POINTS = {
     "hugging-face": str(EXAMPLES / "hugging_face_trainer.py"),
     "lightning": str(EXAMPLES / "lightning_trainer.py"),
     "soon-done": str(SCRIPTS / "soon_done.py"),
+    "waits-once": str(SCRIPTS / "waits_once.py"),
 }
 TINY: dict[str, Any] = {
     "kind": "train",
@@ -40,6 +41,7 @@ TINY: dict[str, Any] = {
     },
 }
 SOON_DONE: dict[str, Any] = {"kind": "train", "num_ranks": 2, "entry_point": "soon-done"}  # loads no torch
+WAITS_ONCE: dict[str, Any] = {**SOON_DONE, "entry_point": "waits-once"}
 LONG: dict[str, Any] = {**TINY, "training": {**TINY["training"], "max_steps": 5_000, "checkpoint_every_steps": 20}}
 
 

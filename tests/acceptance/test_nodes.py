@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from apt_jobs.client.client import Client
-from tests.acceptance.stack import DEADLINE_S, LONG, TINY, Stack, attempts_of, until
+from tests.acceptance.stack import DEADLINE_S, LONG, TINY, WAITS_ONCE, Stack, attempts_of, until
 
 CLUSTER = {"queue": "cluster", "num_nodes": 2}
 
@@ -29,11 +29,16 @@ def head(stack: Stack) -> Iterator[None]:
     stop(process)
 
 
-@pytest.fixture
-def node(stack: Stack, client: Client, head: None) -> Iterator[None]:
+def start_node(stack: Stack, client: Client) -> "subprocess.Popen[str]":
     """The second node."""
     process = stack.command("worker", "node", "--head=cluster")
-    until(lambda: any(row["name"] == "cluster/node-1" and row["alive"] for row in client.workers()))
+    until(lambda: any(row["name"] == "cluster/node-1" and row["pid"] == process.pid for row in client.workers()))
+    return process
+
+
+@pytest.fixture
+def node(stack: Stack, client: Client, head: None) -> Iterator[None]:
+    process = start_node(stack, client)
     yield
     stop(process)
 
@@ -74,3 +79,27 @@ def test_a_lost_node_breaks_the_attempt_and_the_next_one_resumes(stack: Stack, c
     assert (first["outcome"], second["outcome"], ended["step"]) == ("queued", "succeeded", 80)
     assert second["resumed_from_step"] >= 20
     assert ranks(stack, 0) == ranks(stack, 1) == []
+
+
+def test_an_attempt_breaks_when_the_ranks_of_a_node_end_before_they_meet_the_others(
+    stack: Stack, client: Client, node: None
+) -> None:
+    job = client.submit({**WAITS_ONCE, **CLUSTER})
+    until(lambda: ranks(stack, 0) and ranks(stack, 1))
+    os.kill(until(lambda: stack.pids("torch.distributed.run", "--node-rank=1"))[0], signal.SIGKILL)
+    assert client.wait(job["id"])["state"] == "succeeded"
+    first = attempts_of(client, job["id"])[0]
+    assert "cluster/node-1 ended early: torchrun ended with status -9" in first["reason"]
+
+
+def test_an_attempt_breaks_when_a_node_is_started_again(stack: Stack, client: Client, head: None) -> None:
+    killed = start_node(stack, client)
+    job = client.submit({**WAITS_ONCE, **CLUSTER})
+    until(lambda: ranks(stack, 0) and ranks(stack, 1))
+    killed.kill()
+    killed.communicate()
+    successor = start_node(stack, client)
+    assert client.wait(job["id"])["state"] == "succeeded"
+    first = attempts_of(client, job["id"])[0]
+    assert "cluster/node-1 ended early: its process was started again" in first["reason"]
+    stop(successor)

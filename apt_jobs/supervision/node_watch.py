@@ -1,0 +1,77 @@
+"""Whether the further nodes of an attempt still do their share.
+
+A node that is lost while the ranks work breaks their connections, which they notice. One that is lost before they have
+met, or after the work, would leave the head's ranks to wait for it until torchrun gives up.
+"""
+
+import logging
+import time
+from pathlib import Path
+
+from apt_jobs.db.engine import Database
+from apt_jobs.db.workers import list_workers, node_name
+from apt_jobs.errors import Unavailable
+from apt_jobs.jobs.run_file import RunFile
+
+logger = logging.getLogger(__name__)
+
+LOOK_EVERY_S = 1.0
+JOIN_TIMEOUT_S = 60.0  # a node looks for work once a second
+JOINED, FINISHED = "joined", "finished"
+
+
+def write_share(run_file: RunFile, node_rank: int, word: str) -> None:
+    """Tell the head how the share of a node goes: `JOINED`, then `FINISHED`, or in words how it ended early.
+
+    Raises:
+        OSError: the disk does not take it.
+    """
+    path = run_file.share_path(node_rank)
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(word)
+    temporary.rename(path)  # it appears whole
+
+
+def read_share(run_file: RunFile, node_rank: int) -> str | None:
+    """What the node told last; None: it has not joined."""
+    path: Path = run_file.share_path(node_rank)
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
+
+
+class NodeWatch:
+    """Looks at the nodes of one attempt, from its head. Used by one thread."""
+
+    def __init__(self, database: Database, run_file: RunFile, head: str, *, alive_within_s: float) -> None:
+        """`alive_within_s`: a node whose last heartbeat is older counts as lost."""
+        self._database, self._run_file, self._head = database, run_file, head
+        self._alive_within_s = alive_within_s
+        self._began_s = self._looked_s = time.monotonic()
+
+    def lost(self) -> str | None:
+        """Why the attempt cannot go on, in words. Looks once in `LOOK_EVERY_S` at most."""
+        now_s = time.monotonic()
+        if self._run_file.spec.num_nodes == 1 or now_s - self._looked_s < LOOK_EVERY_S:
+            return None
+        self._looked_s = now_s
+        alive = self._alive()
+        for rank in range(1, self._run_file.spec.num_nodes):
+            name, share = node_name(self._head, rank), read_share(self._run_file, rank)
+            if share not in (None, JOINED, FINISHED):
+                return f"{name} ended early: {share}"
+            if share != FINISHED and alive is not None and name not in alive:
+                return f"{name} is gone"
+            if share is None and now_s - self._began_s > JOIN_TIMEOUT_S:
+                return f"{name} did not join within {JOIN_TIMEOUT_S:.0f} s; does it see this data directory?"
+        return None
+
+    def _alive(self) -> set[str] | None:
+        """Names of workers that were heard of lately; None: the database does not say."""
+        try:
+            with self._database.read() as session:
+                return {row.name for row in list_workers(session, self._alive_within_s)}
+        except Unavailable as exc:
+            logger.warning("cannot look for nodes", extra={"job_id": self._run_file.job_id, "why": str(exc)})
+            return None
