@@ -18,6 +18,7 @@ from kombu import Producer
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport.redis import Channel, Transport
+from redis import RedisError
 
 from apt_jobs.errors import Unavailable
 from apt_jobs.settings import Settings
@@ -27,11 +28,17 @@ logger = logging.getLogger(__name__)
 TASK_NAME = "apt_jobs.run"
 _QUEUE_PREFIX = "jobs."  # users name queues, and kombu has keys of its own beside them, such as "unacked"
 PUBLISH_TIMEOUT_S = 2.0
+MAX_HINTS = 1000  # of a queue, in the broker: so many looks are still to come, and one more would change nothing
 _TRANSPORT = "hints"
 
 
 class HintChannel(Channel):
     """Drops what is not even JSON, on which Celery's worker would end, and again at each start."""
+
+    def num_messages(self, queue: str) -> int:
+        """That nobody has taken yet."""
+        num: int = self._size(queue)
+        return num
 
     def _brpop_read(self, **options: Any) -> Any:
         try:
@@ -111,7 +118,7 @@ class HintPublisher:
         self._producer: Producer | None = None  # of one connection of our own: Celery's pools do not survive a fault
 
     def publish(self, job_id: str, queue: str) -> None:
-        """Send one hint.
+        """Send one hint, unless `MAX_HINTS` of the queue wait for a worker.
 
         Raises:
             Unavailable: the broker did not take it; the dispatch loop will try again.
@@ -119,11 +126,15 @@ class HintPublisher:
         with self._lock:
             try:
                 self._send(job_id, queue)
-            except (OperationalError, OSError):  # a broker that was restarted is known only by a broken connection
+            except (
+                OperationalError,
+                RedisError,
+                OSError,
+            ):  # a broker that was restarted is known only by a broken connection
                 self._disconnect()
                 try:
                     self._send(job_id, queue)
-                except (OperationalError, OSError) as exc:
+                except (OperationalError, RedisError, OSError) as exc:
                     self._disconnect()
                     raise Unavailable(f"the broker does not take messages: {exc}") from exc
 
@@ -134,6 +145,10 @@ class HintPublisher:
     def _send(self, job_id: str, queue: str) -> None:
         if self._producer is None:
             self._producer = self._app.amqp.Producer(self._app.connection_for_write(), auto_declare=False)
+        channel = self._producer.channel
+        assert isinstance(channel, HintChannel)
+        if channel.num_messages(broker_queue(queue)) >= MAX_HINTS:
+            return
         self._app.send_task(
             TASK_NAME,
             kwargs={"job_id": job_id},
