@@ -167,6 +167,8 @@ def _cost(options: argparse.Namespace, report: Report, folder: Path) -> None:
 def _scaling(options: argparse.Namespace, report: Report, folder: Path) -> None:
     report.table("model", "mode", "tokens/s on 1", f"tokens/s on {options.ranks}", "times")
     for shape, mode in _shapes(options):
+        if "--clip" in shape.arguments:
+            continue  # the same model again: only its cost is of interest
         alone_ms = _timed(options, shape, mode, folder, 1, SCALING_SECONDS, "ours")["ours"]["step_ms"]
         all_ms = report.step_ms.get((shape.name, mode))
         if all_ms is None:

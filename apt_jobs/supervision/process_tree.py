@@ -11,8 +11,10 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from apt_jobs.errors import Unavailable
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +22,7 @@ MARKER = "APT_JOBS_ATTEMPT"  # environment variable: "<job id>:<attempt>"
 WORKER_MARKER = "APT_JOBS_WORKER"  # environment variable: whose GPUs a process uses
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 PR_SET_CHILD_SUBREAPER = 36
+KILL_TIMEOUT_S = 30.0  # a process that hangs in the kernel ends when that returns, and runs no code before
 _POLL_S = 0.02
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -57,7 +60,7 @@ class ProcessTree:
         return self._process.poll()
 
     def terminate(self, timeout_s: float) -> None:
-        """End the whole tree: SIGTERM, after `timeout_s` seconds SIGKILL. Returns when nothing of it is left."""
+        """End the whole tree: SIGTERM, after `timeout_s` seconds as `kill`."""
         send(self._members(), signal.SIGTERM)
         deadline = time.monotonic() + timeout_s
         while self._members() and time.monotonic() < deadline:
@@ -66,11 +69,8 @@ class ProcessTree:
         self.kill()
 
     def kill(self) -> None:
-        """SIGKILL until nothing of the tree is left."""
-        while members := self._members():
-            send(members, signal.SIGKILL)
-            self._reap()
-            time.sleep(_POLL_S)
+        """SIGKILL until nothing of the tree is left but what hangs in the kernel for longer than `KILL_TIMEOUT_S`."""
+        kill_marked(self._marker, MARKER, self._reap)
         self._reap()
 
     def _members(self) -> list[int]:
@@ -92,14 +92,31 @@ def clear_leftovers(worker: str, timeout_s: float) -> int:
 
     Their supervisor ends them when it notices that its worker is gone; until then they hold the GPUs. Returns how many
     there were.
+
+    Raises:
+        Unavailable: some cannot be ended.
     """
     found = marked_processes(worker, WORKER_MARKER)
     deadline = time.monotonic() + timeout_s
-    while left := marked_processes(worker, WORKER_MARKER):
-        if time.monotonic() > deadline:
-            send(left, signal.SIGKILL)
+    while marked_processes(worker, WORKER_MARKER) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
+    if left := kill_marked(worker, WORKER_MARKER):
+        pids = ", ".join(map(str, left))
+        raise Unavailable(f"earlier ranks of this worker hang in the kernel and hold its GPUs: processes {pids}")
     return len(found)
+
+
+def kill_marked(marker: str, variable: str = MARKER, meanwhile: Callable[[], None] = lambda: None) -> list[int]:
+    """SIGKILL until nothing carries the marker; after `KILL_TIMEOUT_S` return what hangs in the kernel."""
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    while left := marked_processes(marker, variable):
+        if time.monotonic() > deadline:
+            logger.error("processes do not end on SIGKILL", extra={"marker": marker, "pids": left})
+            break
+        send(left, signal.SIGKILL)
+        meanwhile()
+        time.sleep(_POLL_S)
+    return left
 
 
 def marked_processes(marker: str, variable: str = MARKER) -> list[int]:

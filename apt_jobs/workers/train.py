@@ -1,6 +1,7 @@
 """The training worker: claims a training job and starts a supervisor for it. One job at a time, no torch in here."""
 
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -8,10 +9,10 @@ import threading
 from collections.abc import Sequence
 
 from apt_jobs.db.jobs import Claimed, finish_broken
-from apt_jobs.errors import Fenced
+from apt_jobs.errors import Fenced, Unavailable
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.launch import worker_marker
-from apt_jobs.supervision.process_tree import clear_leftovers, marked_processes, send
+from apt_jobs.supervision.process_tree import clear_leftovers, kill_marked
 from apt_jobs.workers.consumer import Consumer
 from apt_jobs.workers.gpus import describe_gpus, list_gpus
 
@@ -48,10 +49,10 @@ class TrainWorker:
         self._consumer.run(self._clear_gpus)
 
     def _clear_gpus(self) -> None:
-        """Ranks of a killed process of this worker would share the GPUs with the next job."""
+        """Ranks that did not end with their job or their worker would share the GPUs with the next one."""
         marker = worker_marker(self._settings, self._name)
         if num_left := clear_leftovers(marker, self._settings.stop_timeout_s):
-            logger.warning("ended ranks that an earlier process of this worker left", extra={"count": num_left})
+            logger.warning("ended ranks that were left", extra={"count": num_left})
 
     def _serve(self, claimed: Claimed) -> None:
         job = claimed.job
@@ -74,11 +75,15 @@ class TrainWorker:
             self._supervisor = None
         if status != 0:
             self._end_for_the_supervisor(job.id, job.attempt, status)
+        try:
+            self._clear_gpus()
+        except Unavailable:
+            logger.exception("this worker cannot go on")
+            os.kill(os.getpid(), signal.SIGTERM)
 
     def _end_for_the_supervisor(self, job_id: str, attempt: int, status: int) -> None:
         """The supervisor died before it could report: clear what it left, and hand the job back at once."""
-        while left := marked_processes(f"{job_id}:{attempt}"):
-            send(left, signal.SIGKILL)
+        kill_marked(f"{job_id}:{attempt}")
         why = f"the supervisor ended with status {status}"
         try:
             with self._consumer.database.write() as session:
