@@ -1,12 +1,21 @@
 """One stack for all acceptance tests of a run."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
 from apt_jobs.client.client import Client
 from tests.acceptance.stack import DEADLINE_S, Stack, has_both_workers, until
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A job that hangs leaves no trace in its test: what the stack knows of it is told."""
+    report = yield
+    if report.when == "call" and report.failed and isinstance(stack := item.funcargs.get("stack"), Stack):
+        report.sections.append(("the stack", stack.story()))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -5,10 +5,10 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from apt_jobs.client.client import Client
 from apt_jobs.db.engine import Database
@@ -17,6 +17,7 @@ from apt_jobs.supervision.process_tree import MARKER
 from tests.conftest import some_port
 
 DEADLINE_S = 120.0
+STORY_CHARS = 2_000  # of each file
 SCRIPTS = Path(__file__).resolve().parent
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ENTRY_POINTS = {
@@ -65,11 +66,19 @@ class Stack:
 
     def command(self, *arguments: str) -> "subprocess.Popen[str]":
         """`apt-jobs ARGUMENTS` with this stack's settings."""
+        return self._started(arguments, subprocess.PIPE)
+
+    def worker(self, name: str, *arguments: str) -> "subprocess.Popen[str]":
+        """`apt-jobs worker ARGUMENTS`, whose log joins those of the other processes."""
+        with (self.data_dir / "logs" / f"{name}.log").open("a") as log:
+            return self._started(("worker", *arguments), log)
+
+    def _started(self, arguments: Sequence[str], output: "IO[str] | int") -> "subprocess.Popen[str]":
         return subprocess.Popen(
             [sys.executable, "-m", "apt_jobs", *arguments],
             env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
             text=True,
             start_new_session=True,
         )
@@ -85,6 +94,23 @@ class Stack:
             yield database
         finally:
             database.dispose()
+
+    def story(self) -> str:
+        """What happened to the newest jobs, and what all processes said last: for a test that failed."""
+        parts: list[str] = []
+        try:
+            with self.client() as client:
+                jobs = [client.get(row["id"]) for row in client.list_jobs(limit=3)]
+            keys = ("id", "queue", "state", "reason", "step", "attempts")
+            parts += [json.dumps({key: job[key] for key in keys}, default=str) for job in jobs]
+        except Exception as exc:  # whatever keeps the service from answering is a part of the story
+            parts.append(f"the service does not answer: {exc!r}")
+        logs = [*self.data_dir.glob("logs/*.log"), *self.data_dir.glob("runs/*/*/torchrun-*.log")]
+        ranks = self.data_dir.glob("runs/*/*/torchrun/**/stderr.log")
+        for file in sorted([*logs, *ranks], key=lambda file: file.stat().st_mtime)[-12:]:
+            text = file.read_text(errors="replace")
+            parts.append(f"--- {file.relative_to(self.data_dir)}\n{text[-STORY_CHARS:]}")
+        return "\n".join(parts)
 
     def pids(self, *words: str) -> list[int]:
         """Living processes of this stack whose command line has all the words."""

@@ -15,23 +15,22 @@ from tests.acceptance.stack import DEADLINE_S, LONG, TINY, WAITS_ONCE, Stack, at
 CLUSTER = {"queue": "cluster", "num_nodes": 2}
 
 
-def stop(process: "subprocess.Popen[str]") -> None:
+def stop(stack: Stack, process: "subprocess.Popen[str]") -> None:
     process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=DEADLINE_S)
-    assert process.returncode == 0, errors
+    assert process.wait(DEADLINE_S) == 0, stack.story()
 
 
 @pytest.fixture(scope="module")
 def head(stack: Stack) -> Iterator[None]:
     """A worker that has two nodes, of which only its own is up."""
-    process = stack.command("worker", "train", "--queue=cluster", "--name=cluster", "--num-nodes=2")
+    process = stack.worker("cluster", "train", "--queue=cluster", "--name=cluster", "--num-nodes=2")
     yield
-    stop(process)
+    stop(stack, process)
 
 
 def start_node(stack: Stack, client: Client) -> "subprocess.Popen[str]":
     """The second node."""
-    process = stack.command("worker", "node", "--head=cluster")
+    process = stack.worker("node-1", "node", "--head=cluster")
     until(lambda: any(row["name"] == "cluster/node-1" and row["pid"] == process.pid for row in client.workers()))
     return process
 
@@ -40,7 +39,7 @@ def start_node(stack: Stack, client: Client) -> "subprocess.Popen[str]":
 def node(stack: Stack, client: Client, head: None) -> Iterator[None]:
     process = start_node(stack, client)
     yield
-    stop(process)
+    stop(stack, process)
 
 
 def ranks(stack: Stack, node_rank: int) -> list[int]:
@@ -97,9 +96,9 @@ def test_an_attempt_breaks_when_a_node_is_started_again(stack: Stack, client: Cl
     job = client.submit({**WAITS_ONCE, **CLUSTER})
     until(lambda: ranks(stack, 0) and ranks(stack, 1))
     killed.kill()
-    killed.communicate()
+    killed.wait()
     successor = start_node(stack, client)
     assert client.wait(job["id"])["state"] == "succeeded"
     first = attempts_of(client, job["id"])[0]
     assert "cluster/node-1 ended early: its process was started again" in first["reason"]
-    stop(successor)
+    stop(stack, successor)
