@@ -5,6 +5,9 @@ another server it is not there. A send through ASGI costs a task switch and an e
 system call.
 """
 
+import functools
+import os
+from collections.abc import Callable
 from typing import Any
 
 from starlette.types import Scope
@@ -19,7 +22,9 @@ CLOSE_GRACE_S = 1.0  # for the close frame to reach a client that does not read
 class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     """One connection. Of ours and uvicorn's frames, each is written whole: they can be mixed."""
 
-    taker: Any = None  # the outlet that is told when the buffer fills (`paused`) and when it is empty again (`drained`)
+    taker: Any = (
+        None  # the outlet: told when bytes stay unsent (`paused`), are gone (`drained`), or no more go (`lost`)
+    )
 
     def handle_connect(self, event: Request) -> None:
         super().handle_connect(event)
@@ -33,8 +38,17 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         self.transport.set_write_buffer_limits(high=0)
         return self.transport.get_write_buffer_size() == 0
 
+    def offer(self) -> Callable[[bytes], int] | None:
+        """What puts bytes into the socket and says how many it took; raises OSError. None: it is encrypted.
+
+        For use while nothing is unsent and the connection is not `lost`; what it did not take is for `write_frames`.
+        """
+        if self.transport.get_extra_info("sslcontext") is not None:
+            return None
+        return functools.partial(os.write, self.transport.get_extra_info("socket").fileno())
+
     def write_frames(self, frames: bytes) -> None:
-        """Send whole frames, without waiting."""
+        """Send frames, without waiting."""
         if self.close_sent or self.disconnected or self.transport.is_closing():
             return  # the handler is about to see it
         self.transport.write(frames)
@@ -50,7 +64,14 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
             return
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
+        if self.taker is not None:
+            self.taker.lost()
         self.close_timer = self.loop.call_later(CLOSE_GRACE_S, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self.taker is not None:
+            self.taker.lost()  # first: the number of the socket may be another's soon
+        super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -25,11 +25,18 @@ class Outlet:
 
     def __init__(self) -> None:
         self.ready = True
+        self.offer: Callable[[bytes], int] | None = (
+            None  # straight to the socket, while `ready`: how many bytes it took
+        )
         self.pumps: list[Pump] = []
         self._paused_at = 0.0  # CLOCK_MONOTONIC seconds
 
     def write(self, blocks: Sequence[Block]) -> None:
         """Send blocks. Only when `ready`; never waits."""
+        raise NotImplementedError
+
+    def write_rest(self, rest: bytes) -> None:
+        """Send what `offer` did not take of a frame."""
         raise NotImplementedError
 
     def close(self, code: int, reason: str) -> None:
@@ -62,12 +69,21 @@ class DirectOutlet(Outlet):
     def __init__(self, protocol: DirectWebSocketProtocol) -> None:
         super().__init__()
         self._protocol = protocol
+        self.offer = protocol.offer()
         if not protocol.take(self):
             self.paused()
 
     def write(self, blocks: Sequence[Block]) -> None:
         frames = blocks[0].frame if len(blocks) == 1 else b"".join([block.frame for block in blocks])
         self._protocol.write_frames(frames)
+
+    def write_rest(self, rest: bytes) -> None:
+        self._protocol.write_frames(rest)
+
+    def lost(self) -> None:
+        """The connection has ended: nothing may be written any more."""
+        self.paused()
+        self.offer = None
 
     def close(self, code: int, reason: str) -> None:
         self._protocol.give_up(code, reason)

@@ -82,19 +82,10 @@ class Ring:
                     cursor.seq = block.last_seq
             return
         self._spoke_at = time.monotonic()
-        only, last_seq = (block,), block.last_seq
         cursors = list(self.cursors)
         self._turns += 1
         first = int(self._turns * GOLDEN_RATIO % 1.0 * len(cursors))  # nobody is always the last: turns spread evenly
-        for cursor in cursors[first:] + cursors[:first]:
-            outlet = cursor.outlet
-            if not outlet.ready:
-                continue
-            if cursor.seq == before:
-                cursor.seq = last_seq
-                outlet.write(only)
-            else:
-                cursor.pump()
+        self._fan_out(block, before, cursors[first:] + cursors[:first])
 
     def after(self, seq: int) -> list[Block]:
         """What follows `seq`, at most `FRAME_BYTES` or one block; empty: it is not in the ring."""
@@ -126,6 +117,30 @@ class Ring:
                 outlet.write((heartbeat,))
         if is_silent:
             self._spoke_at = time.monotonic()
+
+    @staticmethod
+    def _fan_out(block: Block, before: int, cursors: Sequence["Cursor"]) -> None:
+        """Write a block to those whose place is `before`. Once for each watcher of each event: it makes no call but the
+        kernel's, as long as sockets take it.
+        """
+        only, frame, size, last_seq = (block,), block.frame, len(block.frame), block.last_seq
+        for cursor in cursors:
+            outlet = cursor.outlet
+            if not outlet.ready:
+                continue
+            if cursor.seq != before:
+                cursor.pump()
+                continue
+            cursor.seq = last_seq
+            if outlet.offer is None:
+                outlet.write(only)
+                continue
+            try:
+                num_taken = outlet.offer(frame)
+            except OSError:  # it is full, or broken
+                num_taken = 0
+            if num_taken < size:
+                outlet.write_rest(frame[num_taken:])
 
     def _hand_out(self) -> None:
         if self._turn is not None:
