@@ -3,17 +3,23 @@
 import asyncio
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
+import redis
 import redis.asyncio
 import uvicorn
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
 from websockets.asyncio.server import ServerConnection, broadcast, serve
+from websockets.frames import Frame, Opcode
+from websockets.utils import accept_key
 
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import events_after
@@ -29,7 +35,7 @@ PEERS = {
     "broadcast": "websockets.broadcast, one Redis subscription",
     "naive": "Starlette with one Redis subscription and one re-encode per browser",
 }
-
+LIMIT = "a bare loop of writes to sockets: what the kernel takes"
 RANGES = "Starlette with one range query and one encoding per browser"
 
 
@@ -124,10 +130,46 @@ async def _serve_broadcast() -> None:
                 broadcast(connections, message["data"].decode())
 
 
+def _serve_bare() -> None:
+    """The limit of one core: a message becomes a frame once, and one write for each socket. No HTTP, no protection."""
+    sockets: list[socket.socket] = []
+    with socket.create_server(("127.0.0.1", int(os.environ["BENCH_PORT"])), backlog=1024) as listener:
+        listening = threading.Thread(target=_accept_bare, args=(listener, sockets), daemon=True)
+        listening.start()
+        client = redis.Redis(unix_socket_path=os.environ["BENCH_SOCKET"], socket_timeout=None)
+        with client.pubsub() as pubsub:  # type: ignore[no-untyped-call]  # untyped in redis-py
+            pubsub.subscribe(os.environ["BENCH_CHANNEL"])
+            for message in pubsub.listen():
+                if message["type"] == "message":
+                    frame = Frame(Opcode.TEXT, message["data"]).serialize(mask=False)
+                    sockets[:] = [each for each in sockets if _is_written(each, frame)]
+
+
+def _accept_bare(listener: socket.socket, sockets: list[socket.socket]) -> None:
+    while True:
+        accepted, _ = listener.accept()
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        key = re.search(rb"Sec-WebSocket-Key: (\S+)", accepted.recv(65536))
+        if key is not None:  # else it only looks whether somebody listens
+            answer = f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept_key(key[1].decode())}"
+            accepted.sendall(f"HTTP/1.1 101 Switching Protocols\r\n{answer}\r\n\r\n".encode())
+            sockets.append(accepted)
+
+
+def _is_written(each: socket.socket, frame: bytes) -> bool:
+    try:
+        each.sendall(frame)
+    except OSError:
+        return False
+    return True
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "naive":
         _serve_naive()
     elif sys.argv[1] == "ranges":
         _serve_ranges()
+    elif sys.argv[1] == "bare":
+        _serve_bare()
     else:
         asyncio.run(_serve_broadcast())
