@@ -30,6 +30,11 @@ _QUEUE_PREFIX = "jobs."  # users name queues, and kombu has keys of its own besi
 PUBLISH_TIMEOUT_S = 2.0
 MAX_HINTS = 1000  # of a queue, in the broker: so many looks are still to come, and one more would change nothing
 _TRANSPORT = "hints"
+_REFUSALS = (
+    OperationalError,
+    RedisError,
+    OSError,
+)  # of a broker; kombu translates some, redis-py's own come as they are
 
 
 class HintChannel(Channel):
@@ -126,15 +131,11 @@ class HintPublisher:
         with self._lock:
             try:
                 self._send(job_id, queue)
-            except (
-                OperationalError,
-                RedisError,
-                OSError,
-            ):  # a broker that was restarted is known only by a broken connection
+            except _REFUSALS:  # a broker that was restarted is known only by a broken connection
                 self._disconnect()
                 try:
                     self._send(job_id, queue)
-                except (OperationalError, RedisError, OSError) as exc:
+                except _REFUSALS as exc:
                     self._disconnect()
                     raise Unavailable(f"the broker does not take messages: {exc}") from exc
 

@@ -2,8 +2,8 @@
 
 Raw sockets and epoll, which only look for the last event in the bytes that come. `probes` also note how long each event
 took from its publication; a `crowd` reads only each 20 ms and when nobody else on its core wants to run, so that it
-leaves the machine to publisher, Redis and probes; `silent` ones read nothing until their standard input ends. Prints `ready`, then one JSON line: when each client had the
-last event, and the delays.
+leaves the machine to publisher, Redis and probes; `silent` ones read nothing until their standard input ends. Prints
+`ready`, then one JSON line: when each client had the last event, and the delays.
 """
 
 import base64

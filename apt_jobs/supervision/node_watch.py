@@ -6,7 +6,6 @@ met, or after the work, would leave the head's ranks to wait for it until torchr
 
 import logging
 import time
-from pathlib import Path
 
 from apt_jobs.db.engine import Database
 from apt_jobs.db.workers import list_workers, node_name
@@ -33,10 +32,13 @@ def write_share(run_file: RunFile, node_rank: int, word: str) -> None:
 
 
 def read_share(run_file: RunFile, node_rank: int) -> str | None:
-    """What the node told last; None: it has not joined."""
-    path: Path = run_file.share_path(node_rank)
+    """What the node told last; None: it has not joined.
+
+    Raises:
+        OSError: the disk does not say.
+    """
     try:
-        return path.read_text()
+        return run_file.share_path(node_rank).read_text()
     except FileNotFoundError:
         return None
 
@@ -51,27 +53,28 @@ class NodeWatch:
         self._began_s = self._looked_s = time.monotonic()
 
     def lost(self) -> str | None:
-        """Why the attempt cannot go on, in words. Looks once in `LOOK_EVERY_S` at most."""
+        """Why the attempt cannot go on; None: it can, or that is not known now. Looks once in `LOOK_EVERY_S`."""
         now_s = time.monotonic()
         if self._run_file.spec.num_nodes == 1 or now_s - self._looked_s < LOOK_EVERY_S:
             return None
         self._looked_s = now_s
-        alive = self._alive()
-        for rank in range(1, self._run_file.spec.num_nodes):
-            name, share = node_name(self._head, rank), read_share(self._run_file, rank)
+        try:
+            shares = {rank: read_share(self._run_file, rank) for rank in range(1, self._run_file.spec.num_nodes)}
+            alive = self._alive()
+        except (OSError, Unavailable) as exc:
+            logger.warning("cannot look after nodes", extra={"job_id": self._run_file.job_id, "why": str(exc)})
+            return None
+        for rank, share in shares.items():
+            name = node_name(self._head, rank)
             if share not in (None, JOINED, FINISHED):
                 return f"{name} ended early: {share}"
-            if share != FINISHED and alive is not None and name not in alive:
+            if share != FINISHED and name not in alive:
                 return f"{name} is gone"
             if share is None and now_s - self._began_s > JOIN_TIMEOUT_S:
                 return f"{name} did not join within {JOIN_TIMEOUT_S:.0f} s; does it see this data directory?"
         return None
 
-    def _alive(self) -> set[str] | None:
-        """Names of workers that were heard of lately; None: the database does not say."""
-        try:
-            with self._database.read() as session:
-                return {row.name for row in list_workers(session, self._alive_within_s)}
-        except Unavailable as exc:
-            logger.warning("cannot look for nodes", extra={"job_id": self._run_file.job_id, "why": str(exc)})
-            return None
+    def _alive(self) -> set[str]:
+        """Names of workers that were heard of lately."""
+        with self._database.read() as session:
+            return {row.name for row in list_workers(session, self._alive_within_s)}

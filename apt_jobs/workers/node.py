@@ -66,6 +66,14 @@ class Node:
         with self._database.write() as session:
             require_free_name(session, self._name, socket.gethostname(), 3 * self._settings.heartbeat_s)
             self._recorded(session, None)
+        self._clear_gpus()
+
+    def _clear_gpus(self) -> None:
+        """Ranks that did not end with their attempt or their worker would share the GPUs with the next one.
+
+        Raises:
+            Unavailable: some cannot be ended.
+        """
         clear_leftovers(worker_marker(self._settings, self._name), self._settings.stop_timeout_s)
 
     def _look(self) -> RunFile | None:
@@ -85,6 +93,7 @@ class Node:
         return run_file if self._node_rank < run_file.spec.num_nodes else None
 
     def _serve(self, run_file: RunFile) -> None:
+        self._clear_gpus()
         if not self._join(run_file):
             return
         job_id, attempt = run_file.job_id, run_file.attempt
