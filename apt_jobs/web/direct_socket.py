@@ -5,9 +5,6 @@ another server it is not there. A send through ASGI costs a task switch and an e
 system call.
 """
 
-import functools
-import os
-from collections.abc import Callable
 from typing import Any
 
 from starlette.types import Scope
@@ -38,14 +35,14 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         self.transport.set_write_buffer_limits(high=0)
         return self.transport.get_write_buffer_size() == 0
 
-    def offer(self) -> Callable[[bytes], int] | None:
-        """What puts bytes into the socket and says how many it took; raises OSError. None: it is encrypted.
-
-        For use while nothing is unsent and the connection is not `lost`; what it did not take is for `write_frames`.
+    def descriptor(self) -> int | None:
+        """Number of the socket, for `os.write` while nothing is unsent and the connection is not `lost`. What the
+        kernel does not take is for `write_frames`. None: the connection is encrypted.
         """
         if self.transport.get_extra_info("sslcontext") is not None:
             return None
-        return functools.partial(os.write, self.transport.get_extra_info("socket").fileno())
+        number: int = self.transport.get_extra_info("socket").fileno()
+        return number
 
     def write_frames(self, frames: bytes) -> None:
         """Send frames, without waiting."""

@@ -19,15 +19,17 @@ class Pump(Protocol):
 
     def pump(self) -> None: ...
 
+    def fall_behind(self) -> None:
+        """The outlet takes nothing for now."""
+        ...
+
 
 class Outlet:
     """A connection. While `ready` is False something is unsent and nothing may be written."""
 
     def __init__(self) -> None:
         self.ready = True
-        self.offer: Callable[[bytes], int] | None = (
-            None  # straight to the socket, while `ready`: how many bytes it took
-        )
+        self.descriptor: int | None = None  # of a socket that takes frames by `os.write`, while `ready`
         self.pumps: list[Pump] = []
         self._paused_at = 0.0  # CLOCK_MONOTONIC seconds
 
@@ -36,7 +38,7 @@ class Outlet:
         raise NotImplementedError
 
     def write_rest(self, rest: bytes) -> None:
-        """Send what `offer` did not take of a frame."""
+        """Send what the socket did not take of a frame."""
         raise NotImplementedError
 
     def close(self, code: int, reason: str) -> None:
@@ -51,6 +53,8 @@ class Outlet:
         if self.ready:
             self._paused_at = time.monotonic()
             self.ready = False
+            for pump in self.pumps:
+                pump.fall_behind()
 
     def drained(self) -> None:
         """All is sent: each cursor in turn may write, another one first each time."""
@@ -69,7 +73,7 @@ class DirectOutlet(Outlet):
     def __init__(self, protocol: DirectWebSocketProtocol) -> None:
         super().__init__()
         self._protocol = protocol
-        self.offer = protocol.offer()
+        self.descriptor = protocol.descriptor()
         if not protocol.take(self):
             self.paused()
 
@@ -83,7 +87,7 @@ class DirectOutlet(Outlet):
     def lost(self) -> None:
         """The connection has ended: nothing may be written any more."""
         self.paused()
-        self.offer = None
+        self.descriptor = None
 
     def close(self, code: int, reason: str) -> None:
         self._protocol.give_up(code, reason)

@@ -7,6 +7,7 @@ one write of memory, and delays nobody else.
 
 import asyncio
 import math
+import os
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -39,7 +40,8 @@ class Ring:
     def __init__(self, job_id: str, view: View, head: int, history: History) -> None:
         self.job_id, self.view, self.history = job_id, view, history
         self.head = head
-        self.cursors: dict[Cursor, None] = {}
+        self.in_step: dict[int, Cursor] = {}  # those at the head whose sockets take frames, by number of the socket
+        self.out_of_step: dict[Cursor, None] = {}  # all others
         self._blocks: list[Block] = []
         self._last_seqs: list[int] = []  # of the blocks, for bisection
         self._num_bytes = 0
@@ -66,6 +68,10 @@ class Ring:
         elif self._turn is None:
             self._turn = asyncio.get_running_loop().call_later(wait_s, self._hand_out)
 
+    @property
+    def is_watched(self) -> bool:
+        return bool(self.in_step or self.out_of_step)
+
     def close(self) -> None:
         """Nobody watches any more."""
         if self._turn is not None:
@@ -77,15 +83,18 @@ class Ring:
         self.head = block.last_seq
         self._keep(block)
         if not block.frame:
-            for cursor in self.cursors:
+            for cursor in self.out_of_step:
                 if cursor.seq == before:
                     cursor.seq = block.last_seq
             return
         self._spoke_at = time.monotonic()
-        cursors = list(self.cursors)
-        self._turns += 1
-        first = int(self._turns * GOLDEN_RATIO % 1.0 * len(cursors))  # nobody is always the last: turns spread evenly
-        self._fan_out(block, before, cursors[first:] + cursors[:first])
+        others, only = list(self.out_of_step), (block,)
+        self._fan_out(block.frame)
+        for cursor in others:
+            if cursor.outlet.ready and cursor.seq == before:
+                cursor.seq = block.last_seq
+                cursor.outlet.write(only)
+            cursor.pump()
 
     def after(self, seq: int) -> list[Block]:
         """What follows `seq`, at most `FRAME_BYTES` or one block; empty: it is not in the ring."""
@@ -105,7 +114,7 @@ class Ring:
         """Once a second: close who takes nothing, tell the head in a silence, try again what failed."""
         is_silent = time.monotonic() - self._spoke_at >= HEARTBEAT_S
         heartbeat = self._heartbeat() if is_silent else None
-        for cursor in list(self.cursors):
+        for cursor in [*self.in_step.values(), *self.out_of_step]:
             outlet = cursor.outlet
             if not outlet.ready:
                 if outlet.stalled_s() > STALL_S:
@@ -118,29 +127,21 @@ class Ring:
         if is_silent:
             self._spoke_at = time.monotonic()
 
-    @staticmethod
-    def _fan_out(block: Block, before: int, cursors: Sequence["Cursor"]) -> None:
-        """Write a block to those whose place is `before`. Once for each watcher of each event: it makes no call but the
-        kernel's, as long as sockets take it.
+    def _fan_out(self, frame: bytes) -> None:
+        """Write a frame to those in step. Whatever is done here is done for each watcher of each event, so it is one
+        system call, and touches nothing of the watcher as long as the socket takes the frame. Each time another one is
+        first, so that nobody is always the last: turns of the golden ratio spread evenly.
         """
-        only, frame, size, last_seq = (block,), block.frame, len(block.frame), block.last_seq
-        for cursor in cursors:
-            outlet = cursor.outlet
-            if not outlet.ready:
-                continue
-            if cursor.seq != before:
-                cursor.pump()
-                continue
-            cursor.seq = last_seq
-            if outlet.offer is None:
-                outlet.write(only)
-                continue
+        descriptors, size = list(self.in_step), len(frame)
+        self._turns += 1
+        first = int(self._turns * GOLDEN_RATIO % 1.0 * len(descriptors))
+        for descriptor in descriptors[first:] + descriptors[:first]:
             try:
-                num_taken = outlet.offer(frame)
+                num_taken = os.write(descriptor, frame)
             except OSError:  # it is full, or broken
                 num_taken = 0
             if num_taken < size:
-                outlet.write_rest(frame[num_taken:])
+                self.in_step[descriptor].outlet.write_rest(frame[num_taken:])
 
     def _hand_out(self) -> None:
         if self._turn is not None:
@@ -171,18 +172,31 @@ class Cursor:
     """The place of one watcher in the sequence of one job."""
 
     def __init__(self, ring: Ring, outlet: Outlet, seq: int) -> None:
-        self.ring, self.outlet, self.seq = ring, outlet, seq
+        self.ring, self.outlet = ring, outlet
+        self.is_in_step = False  # with the ring's head: the ring writes to its socket and does not ask for its place
+        self._seq = seq
         self._filling: asyncio.Task[None] | None = None
+
+    @property
+    def seq(self) -> int:
+        """The last event that it was given."""
+        return self.ring.head if self.is_in_step else self._seq
+
+    @seq.setter
+    def seq(self, seq: int) -> None:
+        assert not self.is_in_step
+        self._seq = seq
 
     def attach(self) -> None:
         """Begin: send what is there already, then follow."""
-        self.ring.cursors[self] = None
+        self.ring.out_of_step[self] = None
         self.outlet.pumps.append(self)
         self.pump()
 
     def detach(self) -> None:
         """End. Nothing is written afterwards."""
-        self.ring.cursors.pop(self, None)
+        self.fall_behind()
+        self.ring.out_of_step.pop(self, None)
         if self in self.outlet.pumps:
             self.outlet.pumps.remove(self)
         if self._filling is not None:
@@ -196,6 +210,25 @@ class Cursor:
                 self._filling = asyncio.create_task(self._fill())
                 return
             self._write(blocks)
+        self._fall_in()
+
+    def _fall_in(self) -> None:
+        """Go in step with the head, once it is reached."""
+        descriptor = self.outlet.descriptor
+        if self.is_in_step or descriptor is None or not self.outlet.ready or self._seq != self.ring.head:
+            return
+        if self in self.ring.out_of_step and descriptor not in self.ring.in_step:
+            self.is_in_step = True
+            del self.ring.out_of_step[self]
+            self.ring.in_step[descriptor] = self
+
+    def fall_behind(self) -> None:
+        """From here on the cursor keeps its own place."""
+        if self.is_in_step:
+            self._seq, self.is_in_step = self.ring.head, False
+            assert self.outlet.descriptor is not None
+            del self.ring.in_step[self.outlet.descriptor]
+            self.ring.out_of_step[self] = None
 
     def _write(self, blocks: Sequence[Block]) -> None:
         self.seq = blocks[-1].last_seq

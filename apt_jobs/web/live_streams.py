@@ -76,7 +76,7 @@ class JobStream:
             yield cursor
         finally:
             cursor.detach()
-            if not ring.cursors and self.rings.get(view) is ring:
+            if not ring.is_watched and self.rings.get(view) is ring:
                 del self.rings[view]
                 ring.close()
 

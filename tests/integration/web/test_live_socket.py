@@ -182,8 +182,8 @@ def test_the_direct_way_is_taken_where_there_is_one(served: Served, request: pyt
         [protocol] = served.connections()
         is_direct = request.node.callspec.params["served"] == "direct"
         until(lambda: (getattr(protocol, "taker", None) is not None) == is_direct)
-        assert not is_direct or protocol.taker.offer is not None
-    until(lambda: not is_direct or protocol.taker.offer is None)  # the number of its socket is another's now
+        assert not is_direct or protocol.taker.descriptor is not None
+    until(lambda: not is_direct or protocol.taker.descriptor is None)  # the number of its socket is another's now
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """How a ring hands a block to its watchers; of a socket that does not take all of it the rest goes another way."""
 
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -8,7 +9,8 @@ from apt_jobs.web.live_blocks import Block, Form, View
 from apt_jobs.web.live_outlets import Outlet
 from apt_jobs.web.live_ring import Cursor, Ring
 
-BLOCK = Block(first_seq=1, last_seq=3, frame=b"a whole frame", payload_at=2)
+FRAME = b"a whole frame"
+LARGE = bytes(16 << 20)  # more than a socket takes
 
 
 class NoHistory:
@@ -19,55 +21,98 @@ class NoHistory:
 
 
 class Told(Outlet):
-    """What each way out was given; its socket takes `num_taken` bytes, or has an error."""
+    """What it was given to write, besides what went to its socket."""
 
-    def __init__(self, num_taken: int | None, *, is_direct: bool = True) -> None:
+    def __init__(self, descriptor: int | None) -> None:
         super().__init__()
-        self.written: list[Sequence[Block]] = []
-        self.offered: list[bytes] = []
+        self.descriptor = descriptor
+        self.written: list[Block] = []
         self.rests: list[bytes] = []
-        self._num_taken = num_taken
-        if is_direct:
-            self.offer = self._offer
 
     def write(self, blocks: Sequence[Block]) -> None:
-        self.written.append(blocks)
+        self.written += blocks
 
     def write_rest(self, rest: bytes) -> None:
         self.rests.append(rest)
 
-    def _offer(self, frame: bytes) -> int:
-        self.offered.append(frame)
-        if self._num_taken is None:
-            raise BlockingIOError
-        return self._num_taken
+
+@pytest.fixture
+def ring() -> Ring:
+    return Ring("job", View(Form.JSON), 0, NoHistory())
 
 
-def handed_to(outlet: Told, *, is_ready: bool = True) -> Cursor:
-    ring = Ring("job", View(Form.JSON), 0, NoHistory())
-    cursor = Cursor(ring, outlet, 0)
+@pytest.fixture
+def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The server's and the client's."""
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    with ours, theirs:
+        yield ours, theirs
+
+
+def watching(ring: Ring, descriptor: int | None) -> tuple[Cursor, Told]:
+    outlet = Told(descriptor)
+    cursor = Cursor(ring, outlet, ring.head)
     cursor.attach()
-    outlet.ready = is_ready
-    ring.append(BLOCK)
-    return cursor
+    return cursor, outlet
 
 
-@pytest.mark.parametrize(
-    ("num_taken", "rests"), [(13, []), (7, [b" frame"]), (0, [BLOCK.frame]), (None, [BLOCK.frame])]
-)
-def test_what_a_socket_does_not_take_is_handed_on(num_taken: int | None, rests: list[bytes]) -> None:
-    outlet = Told(num_taken)
-    assert handed_to(outlet).seq == 3
-    assert (outlet.offered, outlet.rests, outlet.written) == ([BLOCK.frame], rests, [])
+def block(ring: Ring, frame: bytes = FRAME) -> Block:
+    return Block(ring.head + 1, ring.head + 3, frame, 2)
 
 
-def test_without_a_plain_socket_the_outlet_writes() -> None:
-    outlet = Told(13, is_direct=False)
-    assert handed_to(outlet).seq == 3
-    assert outlet.written == [(BLOCK,)]
+def test_a_frame_goes_straight_to_a_socket(ring: Ring, sockets: tuple[socket.socket, socket.socket]) -> None:
+    cursor, outlet = watching(ring, sockets[0].fileno())
+    ring.append(block(ring))
+    assert (cursor.seq, sockets[1].recv(100), outlet.written, outlet.rests) == (3, FRAME, [], [])
 
 
-def test_who_has_bytes_unsent_is_left_where_he_is() -> None:
-    outlet = Told(13)
-    assert handed_to(outlet, is_ready=False).seq == 0
-    assert (outlet.offered, outlet.rests, outlet.written) == ([], [], [])
+def test_what_a_socket_does_not_take_goes_another_way(ring: Ring, sockets: tuple[socket.socket, socket.socket]) -> None:
+    cursor, outlet = watching(ring, sockets[0].fileno())
+    ring.append(block(ring, LARGE))
+    [rest] = outlet.rests
+    taken = 0
+    while taken < len(LARGE) - len(rest):
+        taken += len(sockets[1].recv(len(LARGE)))
+    assert (cursor.seq, taken + len(rest)) == (3, len(LARGE))
+    assert 0 < taken < len(LARGE)
+
+
+def test_a_frame_for_a_broken_socket_goes_another_way(ring: Ring, sockets: tuple[socket.socket, socket.socket]) -> None:
+    _, outlet = watching(ring, sockets[0].fileno())
+    sockets[1].close()
+    ring.append(block(ring))
+    assert outlet.rests == [FRAME]
+
+
+def test_without_a_plain_socket_the_outlet_writes(ring: Ring) -> None:
+    cursor, outlet = watching(ring, None)
+    first = block(ring)
+    ring.append(first)
+    assert (cursor.seq, outlet.written) == (3, [first])
+
+
+def test_who_has_bytes_unsent_gets_what_he_missed_when_they_are_gone(
+    ring: Ring, sockets: tuple[socket.socket, socket.socket]
+) -> None:
+    cursor, outlet = watching(ring, sockets[0].fileno())
+    outlet.paused()
+    first = block(ring)
+    ring.append(first)
+    assert (cursor.seq, outlet.written, outlet.rests) == (0, [], [])
+    outlet.drained()
+    assert (cursor.seq, outlet.written) == (3, [first])
+    ring.append(block(ring))  # straight again
+    assert (cursor.seq, sockets[1].recv(100), outlet.written) == (6, FRAME, [first])
+
+
+def test_who_has_left_gets_nothing(ring: Ring, sockets: tuple[socket.socket, socket.socket]) -> None:
+    cursor, outlet = watching(ring, sockets[0].fileno())
+    assert ring.is_watched
+    cursor.detach()
+    assert not ring.is_watched
+    ring.append(block(ring))
+    assert (cursor.seq, outlet.written, outlet.rests) == (0, [], [])
+    with pytest.raises(BlockingIOError):
+        sockets[1].recv(100)
