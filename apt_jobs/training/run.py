@@ -4,14 +4,18 @@ Reads the run file, runs the built-in trainer or the registered entry point, and
 """
 
 import argparse
+import atexit
 import ctypes
 import importlib
+import os
 import runpy
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from apt_jobs.errors import InvalidInput, TrainingFailed
 from apt_jobs.events.kinds import RankFailed
@@ -25,8 +29,8 @@ BUILT_IN = "apt_jobs.training.loop:train"  # imported like any other: own code d
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def main() -> None:
-    """Entry of a rank. Exit status 1: the spool says why."""
+def main() -> int:
+    """Entry of a rank. Returns the exit status; 1: the spool says why."""
     _die_with_torchrun()
     parser = argparse.ArgumentParser(description="One rank of a training attempt.")
     parser.add_argument("--run-file", type=Path, required=True)
@@ -39,7 +43,8 @@ def main() -> None:
         except BaseException as exc:  # the edge of the process: record, then fail
             spool.append(RankFailed(rank, type(exc).__name__, str(exc), traceback.format_exc()))
             traceback.print_exc()
-            sys.exit(1)
+            return 1
+    return 0
 
 
 def _entry(run_file: RunFile) -> Callable[[RunFile, SpoolWriter], None]:
@@ -89,5 +94,19 @@ def _die_with_torchrun() -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def _leave(status: int) -> NoReturn:
+    """End the process as the interpreter does, but do not take it apart.
+
+    Threads of gloo and NCCL go on meanwhile, and objects that they share with other ranks are destroyed in no order: of
+    some hundred ranks one was aborted there (SIGABRT) after all its work was done. For torchrun it had failed then.
+    """
+    wait_for_threads: Callable[[], None] = threading._shutdown  # type: ignore[attr-defined]  # typeshed lacks it
+    wait_for_threads()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
 if __name__ == "__main__":
-    main()
+    _leave(main())
