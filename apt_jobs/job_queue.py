@@ -30,11 +30,7 @@ _QUEUE_PREFIX = "jobs."  # users name queues, and kombu has keys of its own besi
 PUBLISH_TIMEOUT_S = 2.0
 MAX_HINTS = 1000  # of a queue, in the broker: so many looks are still to come, and one more would change nothing
 _TRANSPORT = "hints"
-_REFUSALS = (
-    OperationalError,
-    RedisError,
-    OSError,
-)  # of a broker; kombu translates some, redis-py's own come as they are
+_REFUSALS = (OperationalError, RedisError, OSError)  # of a broker: kombu translates only some of redis-py's
 
 
 class HintChannel(Channel):

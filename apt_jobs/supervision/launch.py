@@ -42,6 +42,9 @@ def rendezvous_address(settings: Settings) -> str:
 
     torchrun opens it seconds later, and nodes try it before: the kernel must not give it to anybody meanwhile, so it is
     none of those that outgoing connections get.
+
+    Raises:
+        Unavailable: no such port is free.
     """
     if settings.rendezvous_port:
         return f"{settings.rendezvous_host}:{settings.rendezvous_port}"

@@ -1,7 +1,7 @@
 """From a job's row to the run file of one attempt: every reference resolved, every refusal in words."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import orjson
@@ -19,15 +19,20 @@ MIN_FREE_BYTES = 64 << 20  # below it not even the logs of an attempt have room
 
 
 def plan_attempt(
-    settings: Settings, database: Database, job: Job, gpus: Sequence[int], num_nodes: int, rendezvous: str
+    settings: Settings,
+    database: Database,
+    job: Job,
+    gpus: Sequence[int],
+    num_nodes: int,
+    rendezvous: Callable[[], str],
 ) -> RunFile:
     """Write the run file of the job's current attempt and return it.
 
-    `num_nodes` is how many nodes the worker has, `rendezvous` where they would meet.
+    `num_nodes` is how many nodes the worker has; `rendezvous` says where they meet, if the job wants several.
 
     Raises:
         InvalidInput: the job asks for what this worker does not have; the message names both.
-        Unavailable: a node of this worker is not up.
+        Unavailable: a node of this worker is not up, or they find no place to meet.
         OutOfSpace: the disk has no room to start.
     """
     spec = TrainSpec.model_validate_json(orjson.dumps(job.spec))
@@ -46,7 +51,7 @@ def plan_attempt(
         dataset_file=_dataset_file(settings, spec),
         base_model_dir=_base_model_dir(settings, database, spec),
         resume_dir=_resume_dir(settings, database, job.id),
-        rendezvous=rendezvous if spec.num_nodes > 1 else None,
+        rendezvous=rendezvous() if spec.num_nodes > 1 else None,
         run_dir=run_dir,
         checkpoints_dir=settings.checkpoints_dir / job.id,
         checkpoint_prefix=job.id,

@@ -120,8 +120,10 @@ class Supervisor:
     def _plan(self) -> RunFile:
         with self._database.write() as session:
             job = fence(session, self._job_id, self._attempt, self._settings.lease_s)
-        rendezvous = rendezvous_address(self._settings)
-        return plan_attempt(self._settings, self._database, job, self._gpus, self._num_nodes, rendezvous)
+        settings = self._settings
+        return plan_attempt(
+            settings, self._database, job, self._gpus, self._num_nodes, lambda: rendezvous_address(settings)
+        )
 
     def _follow(self, tree: ProcessTree, lease: LeaseKeeper, relay: Relay, run_file: RunFile) -> Ending | None:
         """Relay until the tree has ended; end it when there is a reason to."""

@@ -46,7 +46,7 @@ class Ring:
         self._last_seqs: list[int] = []  # of the blocks, for bisection
         self._num_bytes = 0
         self._spoke_at = time.monotonic()
-        self._turns = 0
+        self._num_fan_outs = 0
         self._held = Conflation()  # for a view with a rate: what waits for its turn
         self._held_to = head  # the last `seq` of it
         self._turn: asyncio.TimerHandle | None = None
@@ -133,8 +133,8 @@ class Ring:
         first, so that nobody is always the last: turns of the golden ratio spread evenly.
         """
         descriptors, size = list(self.in_step), len(frame)
-        self._turns += 1
-        first = int(self._turns * GOLDEN_RATIO % 1.0 * len(descriptors))
+        self._num_fan_outs += 1
+        first = int(self._num_fan_outs * GOLDEN_RATIO % 1.0 * len(descriptors))
         for descriptor in descriptors[first:] + descriptors[:first]:
             try:
                 num_taken = os.write(descriptor, frame)

@@ -1,7 +1,6 @@
 """Hints in a real broker that no worker takes."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import redis
@@ -12,14 +11,6 @@ from apt_jobs.errors import Unavailable
 from apt_jobs.job_queue import HintPublisher, broker_queue, make_celery
 from apt_jobs.settings import Settings
 from tests.integration.faulty_valkey import Valkey
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[Valkey]:
-    server = Valkey(tmp_path)
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,14 +16,6 @@ from apt_jobs.events.live import LivePublisher, LiveSubscriber, channel_of
 from tests.integration.faulty_valkey import Valkey
 
 DEADLINE_S = 90.0
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[Valkey]:
-    server = Valkey(tmp_path)
-    server.start()
-    yield server
-    server.kill()
 
 
 def stored(seq: int) -> StoredEvent:

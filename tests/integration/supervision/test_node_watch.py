@@ -10,23 +10,13 @@ from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.supervision import node_watch
 from apt_jobs.supervision.node_watch import FINISHED, JOINED, NodeWatch, read_share, write_share
+from tests.integration.run_files import run_file_in
 
 
 @pytest.fixture
 def run_file(tmp_path: Path) -> RunFile:
     """Of an attempt on two nodes."""
-    return RunFile(
-        job_id="job",
-        attempt=1,
-        spec=TrainSpec(kind="train", num_nodes=2, num_ranks=2),
-        entry_point=None,
-        dataset_file=None,
-        base_model_dir=None,
-        resume_dir=None,
-        run_dir=tmp_path,
-        checkpoints_dir=tmp_path / "checkpoints",
-        checkpoint_prefix="job",
-    )
+    return run_file_in(tmp_path, TrainSpec(kind="train", num_nodes=2, num_ranks=2))
 
 
 @pytest.fixture

@@ -16,11 +16,11 @@ from apt_jobs.db.jobs import claim, get_job, insert_job
 from apt_jobs.events.kinds import LineLogged
 from apt_jobs.events.live import LivePublisher, channel_of
 from apt_jobs.events.spool import SpoolWriter
-from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.supervision.rank_logs import RankLogs
 from apt_jobs.supervision.relay import Relay
 from tests.integration.faulty_valkey import Valkey
+from tests.integration.run_files import run_file_in
 
 DEADLINE_S = 60.0
 LEASE_S = 3600.0
@@ -35,18 +35,7 @@ class Attempt:
             self.job_id = insert_job(session, TrainSpec(kind="train")).id
             claim(session, self.job_id, "test", LEASE_S)
             self.first_seq = get_job(session, self.job_id).last_seq + 1
-        run_file = RunFile(
-            job_id=self.job_id,
-            attempt=1,
-            spec=TrainSpec(kind="train"),
-            entry_point=None,
-            dataset_file=None,
-            base_model_dir=None,
-            resume_dir=None,
-            run_dir=folder,
-            checkpoints_dir=folder / "checkpoints",
-            checkpoint_prefix=self.job_id,
-        )
+        run_file = run_file_in(folder, TrainSpec(kind="train"), job_id=self.job_id, checkpoint_prefix=self.job_id)
         self.publisher = LivePublisher(redis_url)
         self.relay = Relay(database, self.publisher, run_file, RankLogs(folder, 1), LEASE_S)
         self._spool = SpoolWriter(run_file.spool_path(0))
@@ -80,14 +69,6 @@ def locked(url: str) -> Iterator[None]:
         connection.execute("BEGIN IMMEDIATE")
         yield
         connection.execute("ROLLBACK")
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[Valkey]:
-    server = Valkey(tmp_path)
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import TrainSpec
+from tests.integration.run_files import run_file_in
 
 SCRIPT = """
-import atexit, os, pathlib, sys, threading, time
+import atexit, os, sys, threading, time
 
 class Fragile:
     def __del__(self):
@@ -32,18 +32,7 @@ threading.Thread(target=late).start()
 def test_a_rank_is_not_taken_apart(tmp_path: Path, last_line: str, status: int) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(last_line=last_line))
-    run_file = RunFile(
-        job_id="job_x",
-        attempt=1,
-        spec=TrainSpec(kind="train", entry_point="script"),
-        entry_point=str(script),
-        dataset_file=None,
-        base_model_dir=None,
-        resume_dir=None,
-        run_dir=tmp_path,
-        checkpoints_dir=tmp_path / "checkpoints",
-        checkpoint_prefix="job_x",
-    )
+    run_file = run_file_in(tmp_path, TrainSpec(kind="train", entry_point="script"), entry_point=str(script))
     (tmp_path / "run.json").write_text(run_file.model_dump_json())
     command = [sys.executable, "-m", "apt_jobs.training.run", "--run-file", str(tmp_path / "run.json")]
     environment = {**os.environ, "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}

@@ -24,6 +24,7 @@ from apt_jobs.events.spool import SpoolReader
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.supervision.rank_watch import RankWatch
+from tests.integration.run_files import run_file_in
 from tests.integration.training.struck_weights import STRUCK_AFTER_STEPS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -50,17 +51,11 @@ def trained(folder: Path, monitor: dict[str, Any], entry_point: str | None = Non
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "text.txt").write_text("A short text that is trained on, over and over again.\n" * 300)
     training = {**SPEC["training"], "max_steps": max_steps}
-    run_file = RunFile(
-        job_id="job_x",
-        attempt=1,
-        spec=TrainSpec.model_validate({**SPEC, "training": training, "monitor": monitor}),
+    run_file = run_file_in(
+        folder,
+        TrainSpec.model_validate({**SPEC, "training": training, "monitor": monitor}),
         entry_point=entry_point,
         dataset_file=folder / "text.txt",
-        base_model_dir=None,
-        resume_dir=None,
-        run_dir=folder,
-        checkpoints_dir=folder / "checkpoints",
-        checkpoint_prefix="job_x",
     )
     (folder / "run.json").write_text(run_file.model_dump_json())
     command = [

@@ -16,6 +16,7 @@ from apt_jobs.events.kinds import CheckpointSaved, Event, GradientsRecorded, Ran
 from apt_jobs.events.spool import SpoolReader
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import TrainSpec
+from tests.integration.run_files import run_file_in
 
 MODEL = {"d_model": 16, "num_layers": 1, "num_attention_heads": 2, "vocab_size": 300, "max_seq_len": 32, "dropout": 0.1}
 OPTIONS = {
@@ -36,17 +37,8 @@ def run_ranks(folder: Path, text: str = TEXT, resume_dir: Path | None = None, **
     (folder / "checkpoints").mkdir()
     (folder / "text.txt").write_text(text)
     spec = {"kind": "train", "num_ranks": 2, "device": "cpu", "model": MODEL, "training": {**OPTIONS, **options}}
-    run_file = RunFile(
-        job_id="job_x",
-        attempt=1,
-        spec=TrainSpec.model_validate(spec),
-        entry_point=None,
-        dataset_file=folder / "text.txt",
-        base_model_dir=None,
-        resume_dir=resume_dir,
-        run_dir=folder,
-        checkpoints_dir=folder / "checkpoints",
-        checkpoint_prefix="job_x",
+    run_file = run_file_in(
+        folder, TrainSpec.model_validate(spec), dataset_file=folder / "text.txt", resume_dir=resume_dir
     )
     (folder / "run.json").write_text(run_file.model_dump_json())
     return run_file

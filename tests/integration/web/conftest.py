@@ -1,21 +1,12 @@
 """A service on SQLite with a Valkey of its own that tests may hurt."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from apt_jobs.settings import Settings
 from tests.integration.faulty_valkey import Valkey
 from tests.integration.web.served import Served
-
-
-@pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[Valkey]:
-    server = Valkey(tmp_path)
-    server.start()
-    yield server
-    server.kill()
 
 
 @pytest.fixture(params=["direct", "plain"])

@@ -169,8 +169,9 @@ def test_a_socket_gets_nothing_for_the_one_that_had_its_number_before(served: Se
                 Listener().hear(connection, hello["head"] + 20)
 
 
-def test_a_message_larger_than_a_limit_is_refused_by_its_length_alone(served: Served) -> None:
-    with served.connected("/ws/jobs") as connection:
+@pytest.mark.parametrize("path", ["/ws/jobs", "/ws/jobs/{job_id}"])
+def test_a_message_larger_than_a_limit_is_refused_by_its_length_alone(served: Served, path: str) -> None:
+    with served.connected(path.format(job_id=served.new_job())) as connection:
         connection.socket.sendall(b"\x82\xff" + (100 << 20).to_bytes(8, "big") + bytes(4))  # of 100 MiB nothing follows
         assert closed_with(connection) == 1009
 
