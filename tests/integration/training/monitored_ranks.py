@@ -97,6 +97,7 @@ class Case:
     clip: float | None = None
     poisoned_rank: int | None = None
     other_hook: bool = False
+    scaled_by_hook: bool = False  # a hook of each gradient that runs after the monitor's
     sharded: bool = False
 
 
@@ -119,6 +120,7 @@ CASES = {
     "static_graph": Case(ddp={"static_graph": True}),
     "other_hook": Case(other_hook=True),
     "other_hook_bucket_view": Case(other_hook=True, ddp={"gradient_as_bucket_view": True}),
+    "scaled_by_hook": Case(scale=1024.0, scaled_by_hook=True),
     "sharded": Case(sharded=True),
     "sharded_accumulated": Case(sharded=True, micro_steps=3, scale=1024.0, clip=1e-3),
 }
@@ -149,6 +151,8 @@ def run(case: Case, path: Path, rank: int) -> dict[str, Any]:
     moved: list[list[float]] = []
     with SpoolWriter(path) as spool:
         monitor = GradientMonitor(ddp, spool=spool)
+        if case.scaled_by_hook:
+            _scale_by_hook(case, model)
         for step in range(1, NUM_STEPS + 1):
             batches = [_batch(case, step, micro, rank) for micro in range(case.micro_steps)]
             _copy_weights(whole, model)
@@ -159,7 +163,7 @@ def run(case: Case, path: Path, rank: int) -> dict[str, Any]:
             expected.append([(gradient / 2).norm().item() for gradient in local])
             for number, batch in enumerate(batches, start=1):
                 with nullcontext() if number == case.micro_steps else _not_reduced(ddp):
-                    torch.autograd.backward(_loss(case, forward, batch) * case.scale)
+                    torch.autograd.backward(_loss(case, forward, batch) * (1.0 if case.scaled_by_hook else case.scale))
             if case.is_unscaled:
                 _unscale(case, model)
             totals.append(monitor.step(step, case.scale, is_unscaled=case.is_unscaled).item())
@@ -192,6 +196,15 @@ def run(case: Case, path: Path, rank: int) -> dict[str, Any]:
         "expected_updates": [1, [weight.norm().item() for weight in weights], moved[0]],
         "kinds": [event.kind for event in events],
     }
+
+
+def _scale_by_hook(case: Case, model: nn.Module) -> None:
+    def scale(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        parameter.grad *= case.scale
+
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(scale)  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def _unscale(case: Case, model: nn.Module) -> None:

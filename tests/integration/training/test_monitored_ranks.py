@@ -32,6 +32,7 @@ CASES = {
     "nested": 1e-5,
     "static_graph": 1e-5,
     "other_hook": 1e-5,
+    "scaled_by_hook": 1e-5,
 }
 
 
