@@ -10,7 +10,6 @@ Shapes: L layers.
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -110,9 +109,6 @@ class AtTheEnd(LocalNorms):
     PyTorch calls what was queued in a pass at its end, in that order. DDP queues its own end once it has seen the last
     gradient: whatever a hook on any gradient queues comes earlier. One hook is enough, on the gradient that is ready
     last; an earlier one may belong to a pass within the pass (reentrant checkpointing), which ends earlier.
-
-    All but the last gradient are measured as soon as the last one is computed, on a GPU beside it: of a language model
-    the last one is that of the embedding, which keeps little of a GPU busy.
     """
 
     def __init__(self, ddp: DistributedDataParallel, device: torch.device) -> None:
@@ -122,11 +118,6 @@ class AtTheEnd(LocalNorms):
         self._parameters = [p for name, p in named if p.requires_grad and name not in ddp.parameters_to_ignore]
         self._hooks = {p: p.register_post_accumulate_grad_hook(self._note) for p in self._parameters}
         self._noted: dict[nn.Parameter, None] = {}  # since `take`, as they became ready
-        self._next_to_last: nn.Parameter | None = None  # None: the order is not settled
-        self._early: list[_Measured] = []
-        self._beside: Any = None
-        if self._is_cuda:
-            self._beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._pass = -1
         self._num_steps = 0
 
@@ -134,67 +125,28 @@ class AtTheEnd(LocalNorms):
         if self._seen:
             self._num_steps += 1
             if self._num_steps == ORDER_SETTLED_AT and not self._ddp.find_unused_parameters:
-                self._settle()
+                last = next(reversed(self._noted))
+                for parameter, hook in self._hooks.items():
+                    if parameter is not last:
+                        hook.remove()
         self._noted.clear()
         return super().take(index_of)
 
-    def _settle(self) -> None:
-        """Keep two hooks, now that the order is known."""
-        *_, self._next_to_last, last = [None, *self._noted]
-        for parameter, hook in self._hooks.items():
-            if parameter is not last and parameter is not self._next_to_last:
-                hook.remove()
-
     def _note(self, parameter: nn.Parameter) -> None:
         self._noted[parameter] = None
-        if not self.wanted or not self._ddp.require_backward_grad_sync:
-            return
         current = torch._C._current_graph_task_id()
-        if self._pass != current:
+        if self._pass != current and self.wanted and self._ddp.require_backward_grad_sync:
             self._pass = current
             torch.autograd.Variable._execution_engine.queue_callback(self._measure)
-        if parameter is self._next_to_last:
-            self._measure_early()
-
-    @torch.no_grad()
-    def _measure_early(self) -> None:
-        gradients = {p: p.grad for p in self._parameters[:-1] if p.grad is not None}
-        if self._beside is None:
-            norms = norms_of(list(gradients.values()))
-        else:
-            self._beside.wait_stream(torch.cuda.current_stream(self._device))
-            with torch.cuda.stream(self._beside):
-                norms = norms_of(list(gradients.values()))
-        versions = [gradient._version for gradient in gradients.values()]
-        self._early = list(map(_Measured, gradients, gradients.values(), versions, norms))
 
     @torch.no_grad()
     def _measure(self) -> None:
         self._ready = moment(is_cuda=self._is_cuda)
-        if self._next_to_last is None:
+        if len(self._noted) > 1:  # only one: its hook is the last that there is
             self._parameters = [*self._noted, *(p for p in self._parameters if p not in self._noted)]
-        early, self._early = self._early, []
-        if early and self._beside is not None:
-            torch.cuda.current_stream(self._device).wait_stream(self._beside)
-        known = {measured.parameter: measured.norm for measured in early if measured.is_valid}
-        gradients = {p: p.grad for p in self._parameters if p not in known and p.grad is not None}
-        known.update(zip(gradients, norms_of(list(gradients.values())), strict=True))
-        if known:
-            self._seen = [(list(known), list(known.values()))]
-
-
-@dataclass(slots=True, frozen=True)
-class _Measured:
-    """A gradient's norm, and what tells whether the gradient is still the same."""
-
-    parameter: nn.Parameter
-    gradient: Tensor
-    version: int
-    norm: Tensor
-
-    @property
-    def is_valid(self) -> bool:
-        return self.parameter.grad is self.gradient and self.gradient._version == self.version
+        gradients = {p: p.grad for p in self._parameters if p.grad is not None}
+        if gradients:
+            self._seen = [(list(gradients), norms_of(list(gradients.values())))]
 
 
 class EachBucket(LocalNorms):
