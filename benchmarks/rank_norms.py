@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,7 @@ from apt_jobs.events.spool import SpoolReader, SpoolWriter
 from apt_jobs.training import local_norms
 from apt_jobs.training.ddp import Rank, process_group, repeatable
 from apt_jobs.training.gradient_monitor import GradientMonitor
+from apt_jobs.training.norms import norms_of
 from benchmarks.gpt2 import GPT2
 
 NUM_STEPS = 3  # DDP sorts its buckets anew after the first
@@ -79,11 +81,10 @@ class Recorded:
 
     def __init__(self) -> None:
         self.norms: list[Tensor] = []
-        self._measure = local_norms.norms_of
 
-    def __call__(self, tensors: list[Tensor]) -> list[Tensor]:
+    def __call__(self, tensors: list[Tensor], device: torch.device) -> Tensor:
         self.norms += [tensor.double().norm() for tensor in tensors]
-        return self._measure(tensors)
+        return norms_of(tensors, device)
 
 
 def main() -> None:
@@ -184,12 +185,8 @@ def _spread(case: Case, model: nn.Module, rank: Rank) -> nn.Module:
 @contextmanager
 def _recorded() -> Iterator[Recorded]:
     """While it lasts, local gradients are measured in float64 as well."""
-    recorded, measure = Recorded(), local_norms.norms_of
-    local_norms.norms_of = recorded  # type: ignore[assignment]  # called with one list
-    try:
+    with patch.object(local_norms, "norms_of", Recorded()) as recorded:
         yield recorded
-    finally:
-        local_norms.norms_of = measure
 
 
 @contextmanager

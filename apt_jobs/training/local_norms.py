@@ -19,64 +19,9 @@ from torch._C._distributed_c10d import GradBucket
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
+from apt_jobs.training.norms import norms_of
+
 ORDER_SETTLED_AT = 2  # steps that were seen: DDP rebuilds its buckets after the first
-CPU_PIECE_ELEMENTS = 1 << 16  # PyTorch adds a whole CPU tensor in float32: of 38 million elements 0.3 % get lost
-
-
-def stacked(norms: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Scalars as one vector on `device`."""
-    if not norms:
-        return torch.zeros(0, device=device)
-    index = -1 if device.type == "cpu" else device.index
-    if any(norm.get_device() != index for norm in norms):
-        norms = [norm.to(device) for norm in norms]
-    return torch.stack(list(norms))
-
-
-def norms_of(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """L2 norm of each tensor as a float32 scalar: one fused call for each type and device. Sparse ones are allowed."""
-    dense = [tensor if tensor.layout is torch.strided else tensor.coalesce().values() for tensor in tensors]
-    dense = [as_real(tensor) for tensor in dense]
-    norms: list[Tensor] = [torch.empty(0)] * len(dense)
-    for indexes in alike(dense):
-        measured = _foreach_norm([dense[index] for index in indexes])
-        if len(indexes) == len(dense):  # nearly always; the host's time for a step can be as short as the GPU's
-            return list(measured)
-        for index, norm in zip(indexes, measured, strict=True):
-            norms[index] = norm
-    return norms
-
-
-def as_real(tensor: Tensor) -> Tensor:
-    """The same elements, a complex one as two."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
-def alike(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Indexes of tensors of one type and device together, in their order."""
-    groups: dict[tuple[torch.dtype, int], list[int]] = {}
-    for index, tensor in enumerate(tensors):
-        groups.setdefault((tensor.dtype, tensor.get_device()), []).append(index)
-    return list(groups.values())
-
-
-def _foreach_norm(tensors: list[Tensor]) -> Sequence[Tensor]:
-    """Norms of tensors of one type and device. Large ones on a CPU are added up in pieces, as GPUs do by themselves."""
-    if tensors[0].dtype is torch.float64:
-        return [norm.float() for norm in torch._foreach_norm(tensors, 2)]
-    if tensors[0].device.type != "cpu":
-        return torch._foreach_norm(tensors, 2, dtype=torch.float32)
-    pieces = [
-        torch.split(tensor.reshape(-1), CPU_PIECE_ELEMENTS) if tensor.numel() > CPU_PIECE_ELEMENTS else (tensor,)
-        for tensor in tensors
-    ]
-    measured = torch._foreach_norm([piece for of_tensor in pieces for piece in of_tensor], 2, dtype=torch.float32)
-    norms, start = list[Tensor](), 0
-    for of_tensor in pieces:
-        of_pieces = measured[start : start + len(of_tensor)]
-        norms.append(of_pieces[0] if len(of_pieces) == 1 else torch.linalg.vector_norm(torch.stack(of_pieces)))
-        start += len(of_tensor)
-    return norms
 
 
 class LocalNorms:
@@ -85,7 +30,7 @@ class LocalNorms:
     def __init__(self, device: torch.device) -> None:
         self.wanted = True  # False: measure nothing, as this step is not recorded
         self._device, self._is_cuda = device, device.type == "cuda"
-        self._seen: list[tuple[Sequence[Tensor], Sequence[Tensor]]] = []  # parameters as they became ready, their norms
+        self._seen: list[tuple[Sequence[Tensor], Tensor]] = []  # parameters as they became ready, their norms
         self._ready: Any = None
 
     def take(self, index_of: dict[int, int]) -> tuple[Tensor | None, list[int], Any]:
@@ -98,9 +43,11 @@ class LocalNorms:
         if not seen:
             return None, [], None
         places = [index_of.get(id(parameter), -1) for parameters, _ in seen for parameter in parameters]
-        norms = [norm for _, measured in seen for norm in measured]
-        known = {place: norm for place, norm in zip(places, norms, strict=True) if place >= 0}  # the last of a layer
-        return stacked(list(known.values()), self._device), list(known), ready
+        norms = seen[0][1] if len(seen) == 1 else torch.cat([measured for _, measured in seen])
+        last_of = {place: position for position, place in enumerate(places) if place >= 0}
+        if len(last_of) < len(places):
+            norms = torch.stack([norms[position] for position in last_of.values()])
+        return norms, list(last_of), ready
 
 
 class AtTheEnd(LocalNorms):
@@ -146,7 +93,7 @@ class AtTheEnd(LocalNorms):
             self._parameters = [*self._noted, *(p for p in self._parameters if p not in self._noted)]
         gradients = {p: p.grad for p in self._parameters if p.grad is not None}
         if gradients:
-            self._seen = [(list(gradients), norms_of(list(gradients.values())))]
+            self._seen = [(list(gradients), norms_of(list(gradients.values()), self._device))]
 
 
 class EachBucket(LocalNorms):
@@ -168,7 +115,8 @@ class EachBucket(LocalNorms):
         """Called before the reduction of a bucket begins. No wait, no copy to the host."""
         buffer = bucket.buffer()
         if self.wanted:
-            self._seen.append((bucket.parameters(), norms_of([buffer] if buffer.is_sparse else bucket.gradients())))
+            gradients = [buffer] if buffer.is_sparse else bucket.gradients()
+            self._seen.append((bucket.parameters(), norms_of(gradients, self._device)))
             if bucket.is_last():
                 self._ready = moment(is_cuda=self._is_cuda)
         options = dist.AllreduceOptions()

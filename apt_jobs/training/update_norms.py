@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from apt_jobs.training.local_norms import alike, as_real, norms_of
+from apt_jobs.training.norms import alike, as_real, norms_of
 
 UPDATE_EVERY_STEPS = 10
 SAMPLE_ELEMENTS = 4 << 20  # 16 MiB in float32
@@ -48,11 +48,10 @@ class UpdateNorms:
         return result
 
     def _measure(self, weights: Sequence[Tensor], before: list[Tensor], after: list[Tensor]) -> Tensor:
-        moved = torch.stack(norms_of(torch._foreach_sub(after, before)))
-        of_sample = torch.stack(norms_of(after))
+        moved = norms_of(torch._foreach_sub(after, before), self._device)
+        of_sample = norms_of(after, self._device)
         ratios = moved / of_sample.clamp_min(torch.finfo(torch.float32).tiny)
-        whole = torch.stack([norm.to(self._device) for norm in norms_of(weights)])
-        return torch.cat([whole, ratios.to(self._device)])
+        return torch.cat([norms_of(weights, self._device), ratios])
 
 
 class _Sample:

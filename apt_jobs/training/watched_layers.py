@@ -15,7 +15,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
 from apt_jobs.errors import InvalidInput
-from apt_jobs.training.local_norms import norms_of, stacked
+from apt_jobs.training.norms import norms_of
 from apt_jobs.training.parallel import local_part
 
 WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module"})  # parts of names that DDP and compile add
@@ -66,11 +66,11 @@ class WatchedLayers:
         parts = [gradient for index in order if (gradient := gradients[index]) is not None]
         if self._mesh is not None:
             parts = [local_part(gradient) for gradient in parts]
-        norms = norms_of(parts)
+        norms = norms_of(parts, self.device)
         if len(order) < len(gradients):  # the others count as 0
-            of_layer = dict(zip(order, norms, strict=True))
-            norms = [of_layer.get(index, self._zero) for index in range(len(gradients))]
-        return self.whole(stacked(norms, self.device)), present
+            of_layer = dict(zip(order, norms.unbind(), strict=True))
+            norms = torch.stack([of_layer.get(index, self._zero) for index in range(len(gradients))])
+        return self.whole(norms), present
 
     def whole(self, norms: Tensor) -> Tensor:
         """The norms [L] of whole tensors, from each rank's norms of its shards. Of tensors that are whole: as they are.

@@ -1,0 +1,134 @@
+"""L2 norms of many tensors of a GPU in two launches that read each element once (Triton).
+
+PyTorch's own `torch._foreach_norm` launches a kernel for each 320 pieces of 256 KiB and makes a tensor of each norm:
+a fifth slower on the GPU, and on the host half a millisecond for 148 layers, which a compiled step of a small model
+does not have to spare.
+Shapes: N tensors, P pieces of them.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+PIECE_ELEMENTS = 16_384  # that one program adds up
+LANES = 2_048  # partial sums of a program
+SUM_LANES = 256
+ALIGNMENT_BYTES = 16  # of the widest read
+MAX_PLANS = 16  # sets of sizes that are remembered, and sets of addresses of each
+T = TypeVar("T")
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+
+
+@dataclass(slots=True)
+class _Plan:
+    """Which piece belongs to which tensor: made once for a set of sizes, on the device."""
+
+    tensor_of: Tensor  # int32 [P]
+    first_piece: Tensor  # int32 [N + 1]
+    num_elements: Tensor  # int64 [N]
+    addresses: dict[tuple[int, ...], Tensor] = field(default_factory=dict)  # int64 [N] each
+
+
+class NormKernels:
+    """Measures tensors of one device. Remembers where their pieces are, as they mostly are where they were."""
+
+    def __init__(self) -> None:
+        self._plans: dict[tuple[int, ...], _Plan] = {}
+
+    def norms(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Float32 norms [N], added up in float32, of contiguous tensors of one of `TYPES` on the current device."""
+        device = tensors[0].device
+        plan = self._plan(tuple([tensor.numel() for tensor in tensors]), device)
+        starts = tuple([tensor.data_ptr() for tensor in tensors])
+        addresses = plan.addresses.get(starts)
+        if addresses is None:
+            addresses = _remember(plan.addresses, starts, _sent(starts, torch.int64, device))
+        num_pieces = len(plan.tensor_of)
+        sums = torch.empty(num_pieces, device=device)
+        norms = torch.empty(len(tensors), device=device)
+        is_aligned = not any(start % ALIGNMENT_BYTES for start in starts)
+        if num_pieces:
+            _sum_squares[(num_pieces,)](
+                *(addresses, plan.tensor_of, plan.first_piece, plan.num_elements, sums),
+                TYPE=TYPES[tensors[0].dtype],
+                ALIGNMENT=ALIGNMENT_BYTES // tensors[0].element_size() if is_aligned else 1,
+                PIECE=PIECE_ELEMENTS,
+                LANES=LANES,
+                num_warps=8,
+            )
+        _root_of_sums[(len(tensors),)](sums, plan.first_piece, norms, LANES=SUM_LANES)
+        return norms
+
+    def _plan(self, sizes: tuple[int, ...], device: torch.device) -> _Plan:
+        plan = self._plans.get(sizes)
+        if plan is None:
+            counts = [triton.cdiv(size, PIECE_ELEMENTS) for size in sizes]
+            tensor_of = [index for index, count in enumerate(counts) for _ in range(count)]
+            first = list(itertools.accumulate(counts, initial=0))
+            plan = _Plan(
+                tensor_of=_sent(tensor_of, torch.int32, device),
+                first_piece=_sent(first, torch.int32, device),
+                num_elements=_sent(sizes, torch.int64, device),
+            )
+            _remember(self._plans, sizes, plan)
+        return plan
+
+
+def _remember(known: dict[tuple[int, ...], T], key: tuple[int, ...], value: T) -> T:
+    if len(known) >= MAX_PLANS:
+        known.clear()
+    known[key] = value
+    return value
+
+
+def _sent(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """On `device`, without a wait for it."""
+    on_host = torch.tensor(values, dtype=dtype)
+    return on_host if device.type == "cpu" else on_host.pin_memory().to(device, non_blocking=True)
+
+
+@triton.jit
+def _sum_squares(
+    addresses: Any,
+    tensor_of: Any,
+    first_piece: Any,
+    num_elements: Any,
+    sums: Any,
+    TYPE: tl.constexpr,
+    ALIGNMENT: tl.constexpr,
+    PIECE: tl.constexpr,
+    LANES: tl.constexpr,
+) -> None:
+    """One program for each piece."""
+    piece = tl.program_id(0)
+    tensor = tl.load(tensor_of + piece)
+    start = (piece - tl.load(first_piece + tensor)).to(tl.int64) * PIECE
+    left = tl.load(num_elements + tensor) - start
+    values = tl.load(addresses + tensor).to(tl.pointer_type(TYPE)) + start
+    values = tl.multiple_of(values, ALIGNMENT)
+    lanes = tl.arange(0, LANES)
+    partial = tl.zeros([LANES], tl.float32)
+    for offset in range(0, PIECE, LANES):
+        value = tl.load(values + offset + lanes, mask=offset + lanes < left, other=0.0).to(tl.float32)
+        partial += value * value
+    tl.store(sums + piece, tl.sum(partial, 0))
+
+
+@triton.jit
+def _root_of_sums(sums: Any, first_piece: Any, norms: Any, LANES: tl.constexpr) -> None:
+    """One program for each tensor."""
+    tensor = tl.program_id(0)
+    end = tl.load(first_piece + tensor + 1)
+    lanes = tl.arange(0, LANES)
+    partial = tl.zeros([LANES], tl.float32)
+    first = tl.load(first_piece + tensor)
+    while first < end:
+        partial += tl.load(sums + first + lanes, mask=first + lanes < end, other=0.0)
+        first += LANES
+    tl.store(norms + tensor, tl.sqrt(tl.sum(partial, 0)))
