@@ -9,7 +9,7 @@ Shapes: N tensors, P pieces of them.
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import triton
@@ -19,7 +19,6 @@ from torch import Tensor
 PIECE_ELEMENTS = 16_384  # that one program adds up
 LANES = 2_048  # partial sums of a program
 SUM_LANES = 256
-ALIGNMENT_BYTES = 16  # of the widest read
 MAX_PLANS = 16  # sets of sizes that are remembered, and sets of addresses of each
 T = TypeVar("T")
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
@@ -52,12 +51,10 @@ class NormKernels:
         num_pieces = len(plan.tensor_of)
         sums = torch.empty(num_pieces, device=device)
         norms = torch.empty(len(tensors), device=device)
-        is_aligned = not any(start % ALIGNMENT_BYTES for start in starts)
         if num_pieces:
             _sum_squares[(num_pieces,)](
                 *(addresses, plan.tensor_of, plan.first_piece, plan.num_elements, sums),
                 TYPE=TYPES[tensors[0].dtype],
-                ALIGNMENT=ALIGNMENT_BYTES // tensors[0].element_size() if is_aligned else 1,
                 PIECE=PIECE_ELEMENTS,
                 LANES=LANES,
                 num_warps=8,
@@ -95,13 +92,12 @@ def _sent(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Te
 
 @triton.jit
 def _sum_squares(
-    addresses: Any,
-    tensor_of: Any,
-    first_piece: Any,
-    num_elements: Any,
-    sums: Any,
+    addresses: tl.tensor,
+    tensor_of: tl.tensor,
+    first_piece: tl.tensor,
+    num_elements: tl.tensor,
+    sums: tl.tensor,
     TYPE: tl.constexpr,
-    ALIGNMENT: tl.constexpr,
     PIECE: tl.constexpr,
     LANES: tl.constexpr,
 ) -> None:
@@ -111,7 +107,6 @@ def _sum_squares(
     start = (piece - tl.load(first_piece + tensor)).to(tl.int64) * PIECE
     left = tl.load(num_elements + tensor) - start
     values = tl.load(addresses + tensor).to(tl.pointer_type(TYPE)) + start
-    values = tl.multiple_of(values, ALIGNMENT)
     lanes = tl.arange(0, LANES)
     partial = tl.zeros([LANES], tl.float32)
     for offset in range(0, PIECE, LANES):
@@ -121,7 +116,7 @@ def _sum_squares(
 
 
 @triton.jit
-def _root_of_sums(sums: Any, first_piece: Any, norms: Any, LANES: tl.constexpr) -> None:
+def _root_of_sums(sums: tl.tensor, first_piece: tl.tensor, norms: tl.tensor, LANES: tl.constexpr) -> None:
     """One program for each tensor."""
     tensor = tl.program_id(0)
     end = tl.load(first_piece + tensor + 1)

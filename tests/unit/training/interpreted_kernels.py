@@ -1,4 +1,4 @@
-"""Norms by the kernels for GPUs and in float64, printed as JSON. Started with TRITON_INTERPRET=1: Triton reads it once."""
+"""Norms by the kernels for GPUs and in float64, printed as JSON. Needs TRITON_INTERPRET=1 from its start."""
 
 import json
 
