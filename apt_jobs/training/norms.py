@@ -17,11 +17,11 @@ def norms_of(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
 
     No wait for a GPU.
     """
+    kinds = {(tensor.dtype, tensor.get_device(), tensor.layout) for tensor in tensors}
+    if len(kinds) == 1 and tensors[0].layout is torch.strided:  # nearly always; a step can be short on the host, too
+        return _norms_of_alike(list(tensors)).to(device)
     dense = [tensor if tensor.layout is torch.strided else tensor.coalesce().values() for tensor in tensors]
-    dense = [as_real(tensor) for tensor in dense]
     groups = alike(dense)
-    if len(groups) == 1:  # nearly always; the host's time for a step can be as short as the GPU's
-        return _norms_of_alike(dense).to(device)
     norms: list[Tensor] = [torch.empty(0)] * len(dense)
     for indexes in groups:
         measured = _norms_of_alike([dense[index] for index in indexes]).to(device)
@@ -45,6 +45,7 @@ def alike(tensors: Sequence[Tensor]) -> list[list[int]]:
 
 def _norms_of_alike(tensors: list[Tensor]) -> Tensor:
     """Norms of tensors of one type and device. Large ones on a CPU are added up in pieces, as GPUs do by themselves."""
+    tensors = [*map(as_real, tensors)] if tensors[0].is_complex() else tensors
     if tensors[0].dtype is torch.float64:
         return torch.stack(list(torch._foreach_norm(tensors, 2))).float()
     if tensors[0].device.type == "cpu":

@@ -48,3 +48,13 @@ def test_tensors_that_moved_or_grew_are_read_where_they_are_now(results: Results
     assert len(moved) == 48
     for measured, expected in moved:
         assert measured == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_kernels_can_be_compiled_for_gpus(capability: int, tmp_path: Path) -> None:
+    """Down to machine code, with the assembler that Triton has with it."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, str(SCRIPT.with_name("compiled_kernels.py")), str(capability)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert all(size > 1_000 for size in json.loads(done.stdout).values())
