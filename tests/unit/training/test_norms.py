@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from apt_jobs.training import norms
 from apt_jobs.training.norms import CPU_PIECE_ELEMENTS, norms_of
 from apt_jobs.training.update_norms import UpdateNorms
 
@@ -37,6 +38,18 @@ def test_a_nan_in_a_late_piece_is_a_nan() -> None:
     values = torch.ones(3 * CPU_PIECE_ELEMENTS)
     values[-1] = torch.nan
     assert norms_of([values], CPU)[0].isnan()
+
+
+def test_a_machine_that_cannot_compile_kernels_says_so_once_and_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr("apt_jobs.training.norm_kernels.NormKernels", refuse)
+    norms._gpu_kernels.cache_clear()
+    with pytest.warns(UserWarning, match="slower kernels: Failed to find C compiler"):
+        assert norms._gpu_kernels() is None
+    assert norms._gpu_kernels() is None  # without a warning, which would fail the test
+    norms._gpu_kernels.cache_clear()
 
 
 @pytest.mark.parametrize(
