@@ -12,6 +12,8 @@ CMD ["web"]
 
 FROM service AS trainer
 USER root
+# Triton compiles kernels as they are first used
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 RUN pip install --no-cache-dir -c constraints.txt '.[train]'
 USER apt
 CMD ["worker", "train"]
