@@ -5,7 +5,6 @@ GPT-2's 148 gradients it takes 172 us on an H200, these 120 us; on the host of t
 Shapes: N tensors, P pieces of them.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -19,13 +18,13 @@ PIECE_ELEMENTS = 16_384  # that one program adds up
 LANES = 2_048  # partial sums of a program
 SUM_LANES = 256
 MAX_PLANS = 16  # sets of sizes that are remembered, and sets of addresses of each
-T = TypeVar("T")
+K, V = TypeVar("K"), TypeVar("V")
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
 @dataclass(slots=True)
 class _Plan:
-    """Which piece belongs to which tensor: made once for a set of sizes, on the device."""
+    """Which piece belongs to which tensor: made once for a set of sizes on a device."""
 
     tensor_of: Tensor  # int32 [P]
     first_piece: Tensor  # int32 [N + 1]
@@ -34,19 +33,19 @@ class _Plan:
 
 
 class NormKernels:
-    """Measures tensors of one device. Remembers where their pieces are, as they mostly are where they were."""
+    """Measures tensors. Remembers which pieces belong to which, and where they are, as both mostly stay as they were."""
 
     def __init__(self) -> None:
-        self._plans: dict[tuple[int, ...], _Plan] = {}
+        self._plans: dict[tuple[torch.device, tuple[int, ...]], _Plan] = {}
 
     def norms(self, tensors: Sequence[Tensor]) -> Tensor:
         """Float32 norms [N], added up in float32, of contiguous tensors of one of `TYPES` on the current device."""
         device = tensors[0].device
-        plan = self._plan(tuple([tensor.numel() for tensor in tensors]), device)
+        plan = self._plan(device, tuple([tensor.numel() for tensor in tensors]))
         starts = tuple([tensor.data_ptr() for tensor in tensors])
         addresses = plan.addresses.get(starts)
         if addresses is None:
-            addresses = _remember(plan.addresses, starts, _sent(starts, torch.int64, device))
+            addresses = _remember(plan.addresses, starts, _sent(torch.tensor(starts), device))
         num_pieces = len(plan.tensor_of)
         sums = torch.empty(num_pieces, device=device)
         norms = torch.empty(len(tensors), device=device)
@@ -61,32 +60,30 @@ class NormKernels:
         _root_of_sums[(len(tensors),)](sums, plan.first_piece, norms, LANES=SUM_LANES)
         return norms
 
-    def _plan(self, sizes: tuple[int, ...], device: torch.device) -> _Plan:
-        plan = self._plans.get(sizes)
+    def _plan(self, device: torch.device, sizes: tuple[int, ...]) -> _Plan:
+        plan = self._plans.get((device, sizes))
         if plan is None:
-            counts = [triton.cdiv(size, PIECE_ELEMENTS) for size in sizes]
-            tensor_of = [index for index, count in enumerate(counts) for _ in range(count)]
-            first = list(itertools.accumulate(counts, initial=0))
+            num_elements = torch.tensor(sizes)
+            num_pieces = -(-num_elements // PIECE_ELEMENTS)
             plan = _Plan(
-                tensor_of=_sent(tensor_of, torch.int32, device),
-                first_piece=_sent(first, torch.int32, device),
-                num_elements=_sent(sizes, torch.int64, device),
+                tensor_of=_sent(torch.repeat_interleave(num_pieces).int(), device),
+                first_piece=_sent(torch.cat([torch.zeros(1, dtype=torch.int64), num_pieces.cumsum(0)]).int(), device),
+                num_elements=_sent(num_elements, device),
             )
-            _remember(self._plans, sizes, plan)
+            _remember(self._plans, (device, sizes), plan)
         return plan
 
 
-def _remember(known: dict[tuple[int, ...], T], key: tuple[int, ...], value: T) -> T:
+def _remember(known: dict[K, V], key: K, value: V) -> V:
     if len(known) >= MAX_PLANS:
         known.clear()
     known[key] = value
     return value
 
 
-def _sent(values: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+def _sent(values: Tensor, device: torch.device) -> Tensor:
     """On `device`, without a wait for it."""
-    on_host = torch.tensor(values, dtype=dtype)
-    return on_host if device.type == "cpu" else on_host.pin_memory().to(device, non_blocking=True)
+    return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
 
 
 @triton.jit
