@@ -18,7 +18,8 @@ PIECE_ELEMENTS = 16_384  # that one program adds up
 LANES = 2_048  # partial sums of a program
 SUM_LANES = 256
 MAX_PLANS = 16  # sets of sizes that are remembered, and sets of addresses of each
-K, V = TypeVar("K"), TypeVar("V")
+K = TypeVar("K")
+V = TypeVar("V")
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
@@ -33,7 +34,7 @@ class _Plan:
 
 
 class NormKernels:
-    """Measures tensors. Remembers which pieces belong to which, and where they are, as both mostly stay as they were."""
+    """Measures tensors. Remembers which pieces belong to which and where they are, as both mostly stay the same."""
 
     def __init__(self) -> None:
         self._plans: dict[tuple[torch.device, tuple[int, ...]], _Plan] = {}
