@@ -145,7 +145,9 @@ class MonitorOptions(Strict):
     vanished_steps: int = Field(20, ge=1, description="For so many records in a row.")
     rank_ratio: float = Field(8.0, gt=1.0, description="A rank is an outlier at so many times the other ranks.")
     rank_mads: float = Field(10.0, gt=0.0, description="And so many deviations from where it usually is.")
-    straggler_ratio: float = Field(1.3, gt=1.0, description="A straggler computes so many times as long as others.")
+    straggler_ratio: float = Field(
+        1.3, gt=1.0, description="A straggler computes so many times as long as others, and 5 ms longer."
+    )
     straggler_steps: int = Field(50, ge=5, le=4_096, description="For nearly so many records in a row.")
     quiet_steps: int = Field(20, ge=1, description="Records without it after which an incident is over.")
     on_anomaly: list[AnomalyPolicy] = Field(

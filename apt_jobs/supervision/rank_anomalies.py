@@ -21,6 +21,7 @@ OUTLIER_WINDOW = 10
 HABIT_STEPS = 6  # a layer of a rank that was apart so often half a window ago always is: no fault
 MANY_RANKS = 6
 STRAGGLER_SHARE = 0.9  # of `straggler_steps`
+LEAST_LAG_MS = 5.0  # a rank that is behind by less may have lost no more than a time slice of the operating system
 LEAST_LOSS_GAP = 0.5  # nats: below it a rank's loss is never an outlier
 WEIGHT_TOLERANCE = 1e-6  # relative, while the ranks never agreed to the last bit: different GPUs add differently
 CLEARLY = 10.0  # of two ranks one left, if its weights moved by so many times what the other's did
@@ -197,13 +198,13 @@ class RankDetector:
             return found
         for rank, past in enumerate(self._past):
             others = _median_of_others(times, rank)
-            past.slow.append(times[rank] > self._options.straggler_ratio * others)
+            limit = max(self._options.straggler_ratio * others, others + LEAST_LAG_MS)
+            past.slow.append(times[rank] > limit)
             if past.slow[-1] and sum(past.slow) >= STRAGGLER_SHARE * self._options.straggler_steps:
                 message = (
                     f"rank {rank} computes for {times[rank]:.0f} ms a step, the others {others:.0f}; they wait for it"
                 )
-                expected = (0.0, self._options.straggler_ratio * others)
-                found.append(Finding("straggler", (), (rank,), None, times[rank], expected, message))
+                found.append(Finding("straggler", (), (rank,), None, times[rank], (0.0, limit), message))
         return found
 
     def _is_suspect(self, rank: int, size: float | None) -> tuple[bool, float]:

@@ -271,6 +271,17 @@ def test_a_straggler_is_named_after_fifty_steps() -> None:
     assert {(finding.anomaly, finding.ranks) for finding in found} == {("straggler", (3,))}
 
 
+@pytest.mark.parametrize(("lag_ms", "is_told"), [(3.0, False), (6.0, True)])
+def test_in_short_steps_a_straggler_is_behind_by_more_than_a_time_slice(lag_ms: float, is_told: bool) -> None:
+    def spoil(joined: JoinedStep) -> None:
+        for rank, told in joined.ranks.items():
+            joined.ranks[rank] = replace(told, compute_time_ms=4.0 + (lag_ms if rank == 1 else 0.0))
+
+    training = Training(num_ranks=2)
+    found = [finding.anomaly for _ in range(60) for finding in training.step(spoil)]
+    assert set(found) == ({"straggler"} if is_told else set())
+
+
 def update(
     rank: int, weights: tuple[float, ...], ratios: tuple[float, ...] = (0.01,) * 6, step: int = 10
 ) -> UpdatesMeasured:

@@ -284,7 +284,7 @@ export const TRAIN_FIELDS: Record<string, FieldRule> = {
   "monitor.vanished_steps": {"type": "integer", "nullable": false, "description": "For so many records in a row.", "minimum": 1, "default": 20},
   "monitor.rank_ratio": {"type": "number", "nullable": false, "description": "A rank is an outlier at so many times the other ranks.", "exclusiveMinimum": 1.0, "default": 8.0},
   "monitor.rank_mads": {"type": "number", "nullable": false, "description": "And so many deviations from where it usually is.", "exclusiveMinimum": 0.0, "default": 10.0},
-  "monitor.straggler_ratio": {"type": "number", "nullable": false, "description": "A straggler computes so many times as long as others.", "exclusiveMinimum": 1.0, "default": 1.3},
+  "monitor.straggler_ratio": {"type": "number", "nullable": false, "description": "A straggler computes so many times as long as others, and 5 ms longer.", "exclusiveMinimum": 1.0, "default": 1.3},
   "monitor.straggler_steps": {"type": "integer", "nullable": false, "description": "For nearly so many records in a row.", "minimum": 5, "maximum": 4096, "default": 50},
   "monitor.quiet_steps": {"type": "integer", "nullable": false, "description": "Records without it after which an incident is over.", "minimum": 1, "default": 20},
 };
