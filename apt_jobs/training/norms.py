@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 CPU_PIECE_ELEMENTS = 1 << 16  # PyTorch adds a whole CPU tensor in float32: of 38 million elements 0.3 % get lost
-
 KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -50,8 +49,8 @@ def _norms_of_alike(tensors: list[Tensor]) -> Tensor:
         return torch.stack(list(torch._foreach_norm(tensors, 2))).float()
     if tensors[0].device.type == "cpu":
         return _norms_in_pieces(tensors)
-    measure = _gpu_kernels()
-    if measure is None or tensors[0].dtype not in KERNEL_TYPES or not all(map(Tensor.is_contiguous, tensors)):
+    measure = _gpu_kernels(tensors[0].dtype)
+    if measure is None or not all(map(Tensor.is_contiguous, tensors)):
         return torch.stack(list(torch._foreach_norm(tensors, 2, dtype=torch.float32)))
     with torch.cuda.device(tensors[0].device):
         return measure(tensors)
@@ -72,13 +71,15 @@ def _norms_in_pieces(tensors: list[Tensor]) -> Tensor:
 
 
 @functools.cache
-def _gpu_kernels() -> Callable[[list[Tensor]], Tensor] | None:
-    """Our kernels, if they can be compiled here; None: PyTorch's own have to do, which are a fifth slower."""
+def _gpu_kernels(dtype: torch.dtype) -> Callable[[list[Tensor]], Tensor] | None:
+    """Our kernels, if they can be compiled here for tensors of this type; None: PyTorch's slower ones have to do."""
+    if dtype not in KERNEL_TYPES:
+        return None
     try:
         from apt_jobs.training.norm_kernels import NormKernels  # needs Triton, which PyTorch has on Linux alone
 
         kernels = NormKernels()
-        kernels.norms([torch.zeros(1, device="cuda")])
+        kernels.norms([torch.zeros(1, dtype=dtype, device="cuda")])
     except Exception as exc:  # many ways: no Triton, no C compiler, no place for what is compiled, an old GPU
         warnings.warn(f"gradients are measured by PyTorch's slower kernels: {exc}", stacklevel=2)
         return None

@@ -47,8 +47,8 @@ def test_a_machine_that_cannot_compile_kernels_says_so_once_and_does_without(mon
     monkeypatch.setattr("apt_jobs.training.norm_kernels.NormKernels", refuse)
     norms._gpu_kernels.cache_clear()
     with pytest.warns(UserWarning, match="slower kernels: Failed to find C compiler"):
-        assert norms._gpu_kernels() is None
-    assert norms._gpu_kernels() is None  # without a warning, which would fail the test
+        assert norms._gpu_kernels(torch.float32) is None
+    assert norms._gpu_kernels(torch.float32) is None  # without a warning, which would fail the test
     norms._gpu_kernels.cache_clear()
 
 
