@@ -10,7 +10,9 @@ Shapes: L layers.
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
+from weakref import WeakMethod
 
 import torch
 import torch.distributed as dist
@@ -56,6 +58,10 @@ class AtTheEnd(LocalNorms):
     PyTorch calls what was queued in a pass at its end, in that order. DDP queues its own end once it has seen the last
     gradient: whatever a hook on any gradient queues comes earlier. One hook is enough, on the gradient that is ready
     last; an earlier one may belong to a pass within the pass (reentrant checkpointing), which ends earlier.
+
+    The hooks do not keep this object alive: it knows the DDP module, whose parameters have the hooks, and Python does not
+    free such a circle. The process group and its threads would live until the process is taken apart, and abort it there
+    now and then.
     """
 
     def __init__(self, ddp: DistributedDataParallel, device: torch.device) -> None:
@@ -63,7 +69,8 @@ class AtTheEnd(LocalNorms):
         self._ddp = ddp
         named = ddp.module.named_parameters()
         self._parameters = [p for name, p in named if p.requires_grad and name not in ddp.parameters_to_ignore]
-        self._hooks = {p: p.register_post_accumulate_grad_hook(self._note) for p in self._parameters}
+        note = WeakMethod(self._note)
+        self._hooks = {p: p.register_post_accumulate_grad_hook(partial(_call, note)) for p in self._parameters}
         self._noted: dict[nn.Parameter, None] = {}  # since `take`, as they became ready
         self._pass = -1
         self._num_steps = 0
@@ -94,6 +101,13 @@ class AtTheEnd(LocalNorms):
         gradients = {p: p.grad for p in self._parameters if p.grad is not None}
         if gradients:
             self._seen = [(list(gradients), norms_of(list(gradients.values()), self._device))]
+
+
+def _call(note: WeakMethod[Any], parameter: nn.Parameter) -> None:
+    """The hook of a parameter."""
+    method = note()
+    if method is not None:
+        method(parameter)
 
 
 class EachBucket(LocalNorms):

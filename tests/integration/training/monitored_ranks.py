@@ -5,8 +5,10 @@ with a plain all-reduce. Writes what was measured and what was expected as JSON.
 """
 
 import copy
+import gc
 import json
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -129,19 +131,26 @@ CASES = {
 def main(folder: Path) -> None:
     """Run every case."""
     with process_group("cpu") as rank:
-        results: dict[str, Any] = {
-            name: run(case, folder / f"{name}-{rank.rank}.spool", rank.rank) for name, case in CASES.items()
-        }
+        results: dict[str, Any] = {}
+        for name, case in CASES.items():
+            alive: list[weakref.ref[Any]] = []
+            results[name] = run(case, folder / f"{name}-{rank.rank}.spool", rank.rank, alive)
+            gc.collect()
+            results[name]["is_freed"] = alive[0]() is None
         results["other_layers"] = _disagree(rank.rank)
         (folder / f"results-{rank.rank}.json").write_text(json.dumps(results))
 
 
-def run(case: Case, path: Path, rank: int) -> dict[str, Any]:
-    """Names, measured and expected norms of each step, measured and expected local norms of each step."""
+def run(case: Case, path: Path, rank: int, alive: list[weakref.ref[Any]]) -> dict[str, Any]:
+    """Names, measured and expected norms of each step, measured and expected local norms of each step.
+
+    `alive` gets the DDP module.
+    """
     torch.manual_seed(11)
     model = case.model().to(case.dtype)
     whole = copy.deepcopy(model)  # of the same weights, on this rank alone
     ddp = _spread(case, model)
+    alive.append(weakref.ref(ddp))
     forward = torch.compile(ddp, backend="aot_eager") if case.compiled else ddp
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     expected: list[list[float]] = []

@@ -63,6 +63,12 @@ def test_norms_agree_with_float64_on_every_rank(results: list[dict[str, Any]], c
         assert found == pytest.approx(expected, rel=tolerance, abs=1e-7)
 
 
+@pytest.mark.parametrize("case", [*CASES, "sharded", "sharded_accumulated"])
+def test_the_monitor_keeps_no_model_alive(results: list[dict[str, Any]], case: str) -> None:
+    """Nor with it the process group, whose threads can abort a process that is being taken apart."""
+    assert all(result[case]["is_freed"] for result in results)
+
+
 @pytest.mark.parametrize("case", ["sharded", "sharded_accumulated"])
 def test_norms_of_sharded_gradients_are_those_of_whole_ones(results: list[dict[str, Any]], case: str) -> None:
     for result in (result[case] for result in results):
