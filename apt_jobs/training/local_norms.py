@@ -59,9 +59,9 @@ class AtTheEnd(LocalNorms):
     gradient: whatever a hook on any gradient queues comes earlier. One hook is enough, on the gradient that is ready
     last; an earlier one may belong to a pass within the pass (reentrant checkpointing), which ends earlier.
 
-    The hooks do not keep this object alive: it knows the DDP module, whose parameters have the hooks, and Python does not
-    free such a circle. The process group and its threads would live until the process is taken apart, and abort it there
-    now and then.
+    The hooks do not keep this object alive: it knows the DDP module, whose parameters have the hooks, and Python does
+    not free such a circle. The process group and its threads would live until the process is taken apart, and abort it
+    there now and then.
     """
 
     def __init__(self, ddp: DistributedDataParallel, device: torch.device) -> None:
