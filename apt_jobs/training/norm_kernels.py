@@ -83,7 +83,7 @@ def _remember(known: dict[K, V], key: K, value: V) -> V:
 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """On `device`, without a wait for it."""
+    """On `device`, without a wait for it. On a CPU, which is Triton's interpreter, it is there already."""
     return values if device.type == "cpu" else values.pin_memory().to(device, non_blocking=True)
 
 

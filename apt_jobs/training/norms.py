@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 CPU_PIECE_ELEMENTS = 1 << 16  # PyTorch adds a whole CPU tensor in float32: of 38 million elements 0.3 % get lost
-KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def norms_of(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -73,11 +72,11 @@ def _norms_in_pieces(tensors: list[Tensor]) -> Tensor:
 @functools.cache
 def _gpu_kernels(dtype: torch.dtype) -> Callable[[list[Tensor]], Tensor] | None:
     """Our kernels, if they can be compiled here for tensors of this type; None: PyTorch's slower ones have to do."""
-    if dtype not in KERNEL_TYPES:
-        return None
     try:
-        from apt_jobs.training.norm_kernels import NormKernels  # needs Triton, which PyTorch has on Linux alone
+        from apt_jobs.training.norm_kernels import TYPES, NormKernels  # needs Triton, which PyTorch has on Linux alone
 
+        if dtype not in TYPES:
+            return None
         kernels = NormKernels()
         kernels.norms([torch.zeros(1, dtype=dtype, device="cuda")])
     except Exception as exc:  # many ways: no Triton, no C compiler, no place for what is compiled, an old GPU

@@ -97,8 +97,9 @@ def _die_with_torchrun() -> None:
 def _leave(status: int) -> NoReturn:
     """End the process as the interpreter does, but do not take it apart.
 
-    Threads of gloo and NCCL go on meanwhile, and objects that they share with other ranks are destroyed in no order: of
-    some hundred ranks one was aborted there (SIGABRT) after all its work was done. For torchrun it had failed then.
+    Threads of a process group that own code still holds go on meanwhile, and objects that they share with the main one
+    are destroyed in no order: such a rank is aborted now and then (SIGABRT) after all its work was done, and for torchrun
+    it has failed.
     """
     wait_for_threads: Callable[[], None] = threading._shutdown  # type: ignore[attr-defined]  # typeshed lacks it
     wait_for_threads()

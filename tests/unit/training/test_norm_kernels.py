@@ -25,9 +25,9 @@ def results() -> Results:
     return found
 
 
-@pytest.mark.parametrize("case", [*(f"sizes of torch.{name}" for name in ("float32", "bfloat16", "float16"))])
-def test_norms_agree_with_float64_for_sizes_around_those_of_pieces(results: Results, case: str) -> None:
-    measured, expected = results[case]
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_norms_agree_with_float64_for_sizes_around_those_of_pieces(results: Results, dtype: str) -> None:
+    measured, expected = results[f"sizes of torch.{dtype}"]
     assert measured == pytest.approx(expected, rel=1e-6)
 
 
@@ -52,7 +52,7 @@ def test_tensors_that_moved_or_grew_are_read_where_they_are_now(results: Results
 
 @pytest.mark.parametrize("capability", [80, 90])
 def test_the_kernels_can_be_compiled_for_gpus(capability: int, tmp_path: Path) -> None:
-    """Down to machine code, with the assembler that Triton has with it."""
+    """Down to machine code, by the assembler that comes with Triton."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, str(SCRIPT.with_name("compiled_kernels.py")), str(capability)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
