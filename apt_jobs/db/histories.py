@@ -1,4 +1,4 @@
-"""Histories of a training: curves, gradient norms, statistics of layers, for people and for the payloads of the SPEC.
+"""Read histories of a training: curves, gradient norms, statistics of layers.
 
 A history is at most so many points. A point stands for one step, or for a bucket of neighbouring steps if there are
 more; db/series_reader.py says which steps count.
@@ -44,25 +44,24 @@ class GradientOverview:
 def training_history(
     session: Session, job_id: str, max_points: int, from_step: int = 0, to_step: int = MAX_STEP
 ) -> TrainingHistory:
-    """Loss and rates over steps, and validation losses: at most `max_points` points of each."""
+    """Return loss and rates over steps, and validation losses: at most `max_points` points of each."""
     points = read_buckets(session, job_id, "metric", max_points, from_step=from_step, to_step=to_step)
     validations = read_buckets(session, job_id, "validation", max_points, from_step=from_step, to_step=to_step)
     return TrainingHistory(points, validations, points.num_steps)
 
 
 def shown_values(points: Summary, column: int) -> list[float]:
-    """One value a point: that of its step, or the mean of its steps. Trouble is never hidden: a point of several steps
-    is NaN if one of them is not finite."""
+    """Return one value a point: that of its step, or the mean of its steps; NaN if one of several is not finite."""
     values = points.mean_BL[:, column].astype(np.float64)
-    is_broken = (points.num_broken_BL[:, column] > 0) & (points.num_steps_B > 1)
-    shown: list[float] = np.where(is_broken, np.nan, values).tolist()
+    has_nonfinite = (points.num_nonfinite_BL[:, column] > 0) & (points.num_steps_B > 1)
+    shown: list[float] = np.where(has_nonfinite, np.nan, values).tolist()
     return shown
 
 
 def gradient_overview(
     session: Session, job_id: str, max_points: int, from_step: int = 0, to_step: int = MAX_STEP
 ) -> GradientOverview:
-    """At most `max_points` buckets of a range of steps; statistics of all steps, whatever the range is."""
+    """Return at most `max_points` buckets of a range of steps, and statistics of all steps, whatever the range is."""
     names = layer_names(session, job_id)
     return GradientOverview(
         names=names,
@@ -73,10 +72,10 @@ def gradient_overview(
 
 
 def gradient_export(session: Session, job_id: str, max_points: int) -> dict[str, Any]:
-    """The payload of SPEC S1: timeline of at most `max_points` points, statistics over all steps.
+    """Return gradient norms in the form of `export_for_webui`: a timeline of at most `max_points` points, statistics.
 
-    A point that stands for several steps has the mean norm of each layer. Thinning never hides trouble: of an anomalous
-    layer it has the norm farthest from the mean, or "NaN" if a norm was not finite, and the point is at the first
+    A point that stands for several steps has the mean norm of each layer. Downsampling hides no anomaly: of an
+    anomalous layer it has the norm farthest from the mean, or "NaN" if a norm was not finite, and the point is at the first
     anomalous step. A norm that is not finite is the string "NaN", "Infinity" or "-Infinity"; a layer that never had a
     finite norm has null for its mean, std, min and max.
     """
@@ -91,14 +90,14 @@ def gradient_export(session: Session, job_id: str, max_points: int) -> dict[str,
 
 
 def layer_statistics(overview: GradientOverview) -> dict[str, dict[str, Any]]:
-    """Statistics of each layer over all steps. Norms that are not finite count as steps, not in the mean."""
+    """Return statistics of each layer over all steps. Norms that are not finite count as steps, not in the mean."""
     whole = overview.of_all_steps
     if whole.num_buckets == 0:
         nothing = {"mean": None, "std": None, "min": None, "max": None, "total_steps": 0, "anomaly_count": 0}
         return {name: dict(nothing) for name in overview.names}
     statistics: dict[str, dict[str, Any]] = {}
     finite = whole.num_finite_BL[0].tolist()
-    numbers = [values[0].tolist() for values in (whole.mean_BL, whole.deviation_BL, whole.least_BL, whole.most_BL)]
+    numbers = [values[0].tolist() for values in (whole.mean_BL, whole.std_BL, whole.min_BL, whole.max_BL)]
     counts = whole.num_anomalous_BL[0].tolist()
     for index, name in enumerate(overview.names):
         of_layer = [finite_or_name(column[index]) if finite[index] else None for column in numbers]
@@ -111,7 +110,7 @@ def layer_statistics(overview: GradientOverview) -> dict[str, dict[str, Any]]:
 
 
 def timeline_steps(points: Summary) -> list[int]:
-    """Where each point is: at its first anomalous step, else at its last one; the first point at its first step."""
+    """Return the step of each point: its first anomalous one, else its last one; of the first point its first step."""
     steps = points.last_steps_B.copy()
     if len(steps):
         steps[0] = points.first_steps_B[0]
@@ -120,31 +119,31 @@ def timeline_steps(points: Summary) -> list[int]:
 
 
 def timeline_norms(points: Summary) -> np.ndarray[Any, Any]:
-    """The norm of each point and layer that shows what was wrong, if something was."""
+    """Return the norm of each point and layer that shows what was wrong, if something was."""
     mean = points.mean_BL.astype(np.float64)
     with np.errstate(all="ignore"):
-        is_high = points.most_BL * points.least_BL >= mean * mean  # most / mean >= mean / least
-    extreme = np.where(is_high, points.most_BL, points.least_BL)
+        is_high = points.max_BL * points.min_BL >= mean * mean  # max / mean >= mean / min
+    extreme = np.where(is_high, points.max_BL, points.min_BL)
     is_bucket = (points.num_steps_B > 1)[:, None]
     norms = np.where(is_bucket & (points.num_anomalous_BL > 0), extreme, mean)
-    shown: np.ndarray[Any, Any] = np.where(is_bucket & (points.num_broken_BL > 0), np.nan, norms)
+    shown: np.ndarray[Any, Any] = np.where(is_bucket & (points.num_nonfinite_BL > 0), np.nan, norms)
     return shown
 
 
 def layer_names(session: Session, job_id: str) -> tuple[str, ...]:
-    """Names of the layers, in the order of `gradient` events; empty before the first one."""
+    """Return the names of the layers, in the order of `gradient` events; empty before the first one."""
     event = _last_event(session, job_id, "layers")
     return event.names if isinstance(event, LayersNamed) else ()
 
 
 def last_start(session: Session, job_id: str) -> TrainingStarted | None:
-    """What the newest attempt said when its ranks were up."""
+    """Return what the newest attempt reported when its ranks were up."""
     event = _last_event(session, job_id, "started")
     return event if isinstance(event, TrainingStarted) else None
 
 
 def current_training_job(session: Session) -> Job | None:
-    """The training job that runs (the newest, if several); else the newest one that ever ran; else the newest."""
+    """Return the training job that runs (the newest, if several); else the newest that ever ran; else the newest."""
     owned = case((Job.state.in_(OWNED_STATES), 0), (Job.attempt > 0, 1), else_=2)
     return session.scalar(select(Job).where(Job.kind == "train").order_by(owned, Job.id.desc()).limit(1))
 

@@ -1,4 +1,4 @@
-"""The full histories of a job as a table, block by block: a row for each step that counts, a column for each number.
+"""Read the full histories of a job as a table, block by block: a row for each step that counts, a column a number.
 
 What is exported is what counts when the export begins. Each block is read in a session of its own, so a slow reader
 holds no transaction open; memory is bounded by a block of each series.
@@ -15,7 +15,7 @@ from apt_jobs.db.engine import Database
 from apt_jobs.db.histories import layer_names
 from apt_jobs.db.jobs import get_job
 from apt_jobs.db.series import CURVES, Steps, read_steps
-from apt_jobs.db.series_reader import Stretch, block_seqs, cut, effective_stretches
+from apt_jobs.db.series_reader import SegmentRange, block_seqs, clip, effective_ranges
 
 SERIES = ("metric", "validation", "gradient")  # in the order of their columns
 
@@ -31,7 +31,7 @@ class Block:
 
 
 class HistoryTable:
-    """Of one job.
+    """The histories of one job as a table.
 
     Raises:
         NotFound: there is no such job.
@@ -42,41 +42,41 @@ class HistoryTable:
         with database.read() as session:
             get_job(session, job_id)
             self.layers = layer_names(session, job_id)
-            stretches = {kind: effective_stretches(session, job_id, kind) for kind in SERIES}
+            ranges = {kind: effective_ranges(session, job_id, kind) for kind in SERIES}
             session.expunge_all()
-        self._stretches: dict[str, list[Stretch]] = stretches
+        self._ranges: dict[str, list[SegmentRange]] = ranges
         self.columns = [*CURVES, "val_loss", *(f"gradients/{name}" for name in self.layers)]
 
     def blocks(self) -> Iterator[Block]:
-        """A few hundred rows at a time."""
+        """Yield the table, a few hundred rows at a time."""
         series = [_Series(self._steps_of(kind)) for kind in SERIES]
         first = np.cumsum([0, len(CURVES), 1]).tolist()
         while True:
             waiting = [one for one in series if one.fill()]
             if not waiting:
                 return
-            up_to = min(one.last_step for one in waiting)
-            parts = [one.take(up_to) for one in series]
+            last_step = min(one.last_step for one in waiting)
+            parts = [one.pop_until(last_step) for one in series]
             steps_N = np.unique(np.concatenate([part.steps_N for part in parts if part is not None]))
             block = _empty(steps_N, len(self.columns))
             for part, column in zip(parts, first, strict=True):
                 if part is not None:
-                    _place(block, part, column)
+                    _fill_columns(block, part, column)
             yield block
 
     def _steps_of(self, kind: str) -> Iterator[Steps]:
-        for stretch in self._stretches[kind]:
+        for segment_range in self._ranges[kind]:
             with self._database.read() as session:
-                places = block_seqs(session, stretch)
-            for first_seq, last_seq in places:
+                seq_ranges = block_seqs(session, segment_range)
+            for first_seq, last_seq in seq_ranges:
                 with self._database.read() as session:
-                    steps = cut(read_steps(session, self.job_id, kind, first_seq, last_seq), stretch)
+                    steps = clip(read_steps(session, self.job_id, kind, first_seq, last_seq), segment_range)
                 if len(steps.seqs_N):
                     yield steps
 
 
 class _Series:
-    """Steps of one series that are read and not yet taken."""
+    """Steps of one series that were read and are not in a block yet."""
 
     def __init__(self, source: Iterator[Steps]) -> None:
         self._source = source
@@ -88,18 +88,19 @@ class _Series:
         return int(self._steps.steps_N[-1])
 
     def fill(self) -> bool:
-        """Whether there is anything left."""
+        """Read more if nothing is left; False at the end of the series."""
         if self._steps is None:
             self._steps = next(self._source, None)
         return self._steps is not None
 
-    def take(self, up_to: int) -> Steps | None:
+    def pop_until(self, last_step: int) -> Steps | None:
+        """Remove and return the steps up to `last_step`; None if there are none."""
         if self._steps is None:
             return None
-        count = int(np.searchsorted(self._steps.steps_N, up_to, side="right"))
-        taken, rest = self._steps.chosen(slice(count)), self._steps.chosen(slice(count, None))
+        count = int(np.searchsorted(self._steps.steps_N, last_step, side="right"))
+        popped, rest = self._steps.select(slice(count)), self._steps.select(slice(count, None))
         self._steps = rest if len(rest.seqs_N) else None
-        return taken if count else None
+        return popped if count else None
 
 
 def _empty(steps_N: NDArray[np.int64], num_columns: int) -> Block:
@@ -107,7 +108,7 @@ def _empty(steps_N: NDArray[np.int64], num_columns: int) -> Block:
     return Block(steps_N, np.zeros(len(steps_N), np.int64), np.zeros(shape), np.zeros(shape, bool))
 
 
-def _place(block: Block, steps: Steps, column: int) -> None:
+def _fill_columns(block: Block, steps: Steps, column: int) -> None:
     rows = np.searchsorted(block.steps_N, steps.steps_N)
     width = min(steps.values_NL.shape[1], block.values_NC.shape[1] - column)
     block.values_NC[rows, column : column + width] = steps.values_NL[:, :width]
@@ -116,7 +117,7 @@ def _place(block: Block, steps: Steps, column: int) -> None:
 
 
 def plain_rows(block: Block, missing: Any) -> Iterator[tuple[int, int, list[Any]]]:
-    """Step, time in Unix ms and values of each row; `missing` for what was not recorded."""
+    """Yield step, time in Unix ms and values of each row; `missing` for what was not recorded."""
     everything = block.known_NC.all()
     for step, at_ms, values, known in zip(
         block.steps_N.tolist(), block.at_ms_N.tolist(), block.values_NC.tolist(), block.known_NC, strict=True

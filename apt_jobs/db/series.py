@@ -1,4 +1,4 @@
-"""The series of a training as they are stored: numbers of every step in chunks, and buckets of steps at several levels.
+"""Store the series of a training: numbers of every step in chunks, and buckets of steps at several rollup levels.
 
 A batch adds its chunks, whatever its size. When `FACTOR ** 2` steps of a segment are there, one row of level 1 is
 written for them: `FACTOR` buckets of `FACTOR` steps. `FACTOR` such rows give one row of level 2, and so on. A row is
@@ -27,7 +27,7 @@ from apt_jobs.events.kinds import AnomaliesFound, GradientsRecorded, StoredEvent
 FACTOR = 16
 BLOCK_STEPS = FACTOR**2  # of a row of level 1; no chunk has steps of two
 MAX_CHUNK_VALUES = 1 << 18  # 1 MB
-_READ_CHUNKS = 4  # at a time: most readers need few
+_READ_CHUNKS = 4  # at a time: few readers need more
 CURVES = ("train_loss", "learning_rate", "grad_norm", "step_time_ms", "tokens_per_s")
 ANOMALY_KINDS = ("nan", "inf", "exploding", "vanishing")
 WIDTHS = {"metric": len(CURVES), "gradient": 0, "validation": 1, "anomaly": len(ANOMALY_KINDS)}  # 0: as many as layers
@@ -47,7 +47,7 @@ class Steps:
     def summary(self) -> Summary:
         return Summary.of_steps(self.steps_N, self.at_ms_N, self.values_NL, self.anomalous_NL)
 
-    def chosen(self, which_N: NDArray[np.bool_] | slice) -> "Steps":
+    def select(self, which_N: NDArray[np.bool_] | slice) -> "Steps":
         return Steps(*(getattr(self, name)[which_N] for name in self.__slots__))
 
 
@@ -70,7 +70,7 @@ def store_series(session: Session, stored: Sequence[StoredEvent]) -> None:
 
 
 def read_steps(session: Session, job_id: str, kind: str, first_seq: int, last_seq: int) -> Steps:
-    """The steps of a series whose events lie in a range of `seq`, in which no segment and no chunk begins or ends."""
+    """Read the steps of a series whose events lie in a range of `seq` in which no segment or chunk begins or ends."""
     if kind in COLUMN_TYPES:
         query = select(EventChunk.body).where(EventChunk.job_id == job_id, EventChunk.kind == kind)
         query = query.where(EventChunk.last_seq.between(first_seq, last_seq)).order_by(EventChunk.last_seq)
@@ -85,7 +85,7 @@ def read_steps(session: Session, job_id: str, kind: str, first_seq: int, last_se
 def chunked_events(
     session: Session, job_id: str, kind: str, after: int, limit: int, last_seq: int | None = None
 ) -> list[LoggedEvent]:
-    """At most `limit` events of one of `COLUMN_TYPES` with `seq > after`, and up to `last_seq` if that is given."""
+    """Return at most `limit` events of one of `COLUMN_TYPES` with `seq > after`, up to `last_seq` if that is given."""
     query = (
         select(EventChunk.first_seq, EventChunk.attempt, EventChunk.body)
         .where(EventChunk.job_id == job_id, EventChunk.kind == kind, EventChunk.last_seq > after)
@@ -109,7 +109,7 @@ def chunked_events(
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """Events of one segment."""
+    """Consecutive events of one segment."""
 
     segment: int
     is_new: bool
@@ -194,10 +194,10 @@ def _add(session: Session, run: _Run, newest: dict[str, SeriesSegment]) -> None:
 def _insert_chunks(session: Session, events: list[StoredEvent], before: int) -> None:
     """Cut at multiples of `BLOCK_STEPS` from the segment's first step, of which `before` are stored already."""
     width = max(len(getattr(events[0].event, "norms", ())), 1)
-    most = min(BLOCK_STEPS, max(MAX_CHUNK_VALUES // width, 1))
+    max_steps = min(BLOCK_STEPS, max(MAX_CHUNK_VALUES // width, 1))
     rows, begin = [], 0
     while begin < len(events):
-        end = min(begin + most, begin + BLOCK_STEPS - (before + begin) % BLOCK_STEPS, len(events))
+        end = min(begin + max_steps, begin + BLOCK_STEPS - (before + begin) % BLOCK_STEPS, len(events))
         chunk = events[begin:end]
         rows.append(
             {
@@ -218,8 +218,8 @@ def _fold(session: Session, segment: SeriesSegment, number: int) -> None:
     steps = read_steps(session, segment.job_id, segment.kind, segment.open_seq, segment.last_seq)
     num_blocks = len(steps.seqs_N) // BLOCK_STEPS
     for block in range(num_blocks):
-        of_block = steps.chosen(slice(block * BLOCK_STEPS, (block + 1) * BLOCK_STEPS))
-        buckets = of_block.summary().merged(np.arange(0, BLOCK_STEPS, FACTOR))
+        of_block = steps.select(slice(block * BLOCK_STEPS, (block + 1) * BLOCK_STEPS))
+        buckets = of_block.summary().merge(np.arange(0, BLOCK_STEPS, FACTOR))
         seqs = int(of_block.seqs_N[0]), int(of_block.seqs_N[-1])
         _insert_level(session, segment, 1, number + block, buckets, seqs)
     rest = num_blocks * BLOCK_STEPS
@@ -251,13 +251,13 @@ def _insert_level(
         .where(*level_rows(segment, level), SeriesLevel.number.between(number + 1 - FACTOR, number))
         .order_by(SeriesLevel.number)
     ).all()
-    parts = [Summary.decode(row.body).merged(np.zeros(1, np.int64)) for row in rows]
-    merged = Summary.joined(parts, segment.num_columns)
+    parts = [Summary.decode(row.body).merge(np.zeros(1, np.int64)) for row in rows]
+    merged = Summary.concatenate(parts, segment.num_columns)
     _insert_level(session, segment, level + 1, number // FACTOR, merged, (rows[0].first_seq, rows[-1].last_seq))
 
 
 def level_rows(segment: SeriesSegment, level: int) -> tuple[Any, ...]:
-    """Conditions for a segment's rows of one level."""
+    """Return the SQL conditions for a segment's rows of one rollup level."""
     return (
         SeriesLevel.job_id == segment.job_id,
         SeriesLevel.kind == segment.kind,
@@ -275,9 +275,9 @@ def _steps_of(columns: Columns) -> Steps:
         return Steps(columns.seqs, steps_N, columns.at_ms, values_NL, np.zeros(values_NL.shape, bool))
     values_NL = fields["norms"].matrix()
     anomalous_NL = np.zeros(values_NL.shape, bool)
-    places, layers = np.repeat(np.arange(len(steps_N)), fields["anomalous"].lengths), fields["anomalous"].items
-    inside = (layers >= 0) & (layers < values_NL.shape[1])  # a rank's own word
-    anomalous_NL[places[inside], layers[inside]] = True
+    indices, layers = np.repeat(np.arange(len(steps_N)), fields["anomalous"].lengths), fields["anomalous"].items
+    inside = (layers >= 0) & (layers < values_NL.shape[1])  # ranks are not trusted
+    anomalous_NL[indices[inside], layers[inside]] = True
     return Steps(columns.seqs, steps_N, columns.at_ms, values_NL, anomalous_NL)
 
 

@@ -103,11 +103,11 @@ def overview_answer(overview: GradientOverview) -> dict[str, Any]:
         "first_steps": points.first_steps_B.tolist(),
         "last_steps": points.last_steps_B.tolist(),
         "num_steps": points.num_steps_B.tolist(),
-        "least": points.least_BL.tolist(),  # orjson writes NaN as null
-        "most": points.most_BL.tolist(),
+        "least": points.min_BL.tolist(),  # orjson writes NaN as null
+        "most": points.max_BL.tolist(),
         "mean": np.where(np.isfinite(points.mean_BL), points.mean_BL, np.nan).tolist(),
         "anomalous": [np.flatnonzero(row).tolist() for row in points.num_anomalous_BL],
-        "broken": [np.flatnonzero(row).tolist() for row in points.num_broken_BL],
+        "broken": [np.flatnonzero(row).tolist() for row in points.num_nonfinite_BL],
         "layer_statistics": layer_statistics(overview),
         "anomaly_summary": overview.anomaly_counts,
         "total_steps": overview.of_all_steps.num_steps,
@@ -133,7 +133,7 @@ def overview_bytes(overview: GradientOverview) -> bytes:
     values = (
         [points.mean_BL.astype("<f4")]
         if is_single
-        else [_half(points.least_BL, 0), _half(points.most_BL, 0xFFFF), _half(points.mean_BL, 0x8000)]
+        else [_half(points.min_BL, 0), _half(points.max_BL, 0xFFFF), _half(points.mean_BL, 0x8000)]
     )
     size = 4 if is_single else 2
     parts = [
@@ -143,7 +143,7 @@ def overview_bytes(overview: GradientOverview) -> bytes:
         points.num_steps_B.astype("<u4").tobytes(),
         *(column.tobytes() for column in values),
         np.packbits(points.num_anomalous_BL > 0, bitorder="little").tobytes(),
-        np.packbits(points.num_broken_BL > 0, bitorder="little").tobytes(),
+        np.packbits(points.num_nonfinite_BL > 0, bitorder="little").tobytes(),
         rest,
     ]
     return b"".join(parts)
@@ -159,9 +159,9 @@ def _half(values: NDArray[Any], added: int) -> NDArray[np.uint16]:
 
 def _extremes(points: Summary, column: int) -> CurveExtremes:
     return CurveExtremes(
-        least=_nullable(points.least_BL[:, column]),
-        most=_nullable(points.most_BL[:, column]),
-        num_broken=points.num_broken_BL[:, column].tolist(),
+        least=_nullable(points.min_BL[:, column]),
+        most=_nullable(points.max_BL[:, column]),
+        num_broken=points.num_nonfinite_BL[:, column].tolist(),
     )
 
 

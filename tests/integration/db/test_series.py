@@ -111,16 +111,16 @@ def _check_bucket(found: Summary, bucket: int, steps: list[tuple[int, tuple[floa
     for layer in (0, 1):
         norms = np.array([norms[layer] for _, norms in steps], np.float64)
         finite = norms[np.isfinite(norms)]
-        assert found.num_broken_BL[bucket, layer] == len(norms) - len(finite)
+        assert found.num_nonfinite_BL[bucket, layer] == len(norms) - len(finite)
         assert found.num_anomalous_BL[bucket, layer] == (0 if layer == 0 else int((norms == 0).sum()))
         if len(finite) == 0:
-            assert np.isnan(found.least_BL[bucket, layer])
+            assert np.isnan(found.min_BL[bucket, layer])
             continue
-        assert found.least_BL[bucket, layer] == finite.min()
-        assert found.most_BL[bucket, layer] == finite.max()
+        assert found.min_BL[bucket, layer] == finite.min()
+        assert found.max_BL[bucket, layer] == finite.max()
         if len(norms) > 1:
             assert found.mean_BL[bucket, layer] == pytest.approx(finite.mean(), rel=1e-5)
-            assert found.deviation_BL[bucket, layer] == pytest.approx(finite.std(), rel=1e-4, abs=1e-6 * finite.max())
+            assert found.std_BL[bucket, layer] == pytest.approx(finite.std(), rel=1e-4, abs=1e-6 * finite.max())
 
 
 def test_what_is_read_does_not_grow_with_the_job(database: Database) -> None:
