@@ -75,8 +75,8 @@ def gradient_export(session: Session, job_id: str, max_points: int) -> dict[str,
     """Return gradient norms in the form of `export_for_webui`: a timeline of at most `max_points` points, statistics.
 
     A point that stands for several steps has the mean norm of each layer. Downsampling hides no anomaly: of an
-    anomalous layer it has the norm farthest from the mean, or "NaN" if a norm was not finite, and the point is at the first
-    anomalous step. A norm that is not finite is the string "NaN", "Infinity" or "-Infinity"; a layer that never had a
+    anomalous layer it has the norm farthest from the mean, or "NaN" if a norm was not finite, and the point is at its
+    first anomalous step. A norm that is not finite is the string "NaN", "Infinity" or "-Infinity"; a layer without any
     finite norm has null for its mean, std, min and max.
     """
     overview = gradient_overview(session, job_id, max_points)

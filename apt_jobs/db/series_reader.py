@@ -109,7 +109,7 @@ def _level_for(num_steps: float, max_buckets: int) -> int:
 
 
 def _parts(session: Session, span: SegmentRange, level: int) -> Iterator[Summary]:
-    """Yield the buckets of one segment, in order: first those of `level`, then finer ones that no coarser row covers."""
+    """Yield the buckets of one segment, in order: first those of `level`, then what no coarser row covers."""
     segment, num_covered = span.segment, 0
     for at in range(level, 0, -1):
         num_rows = segment.num_steps // (BLOCK_STEPS * FACTOR ** (at - 1))

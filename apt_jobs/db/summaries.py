@@ -1,6 +1,6 @@
 """Summarise neighbouring steps in buckets: min, max, mean and std of each column, and what was wrong in them.
 
-Buckets can be merged into larger ones without their steps, so a history is kept at several rollup levels and read at any
+Buckets can be merged into larger ones without their steps, so a history is kept at rollup levels and read at any
 of them. Values that are not finite are counted, and stay out of everything else. Legend: B buckets, L columns (layers
 of the model, or curves).
 """
