@@ -233,7 +233,7 @@ def _incidents(watch: RankWatch, steps: Section) -> Iterator[tuple[int, Incident
     for step, told in steps:
         for events in told:
             for event in events:
-                for _, result in watch.take(_NOW, event):
+                for _, result in watch.add(_NOW, event):
                     if isinstance(result, IncidentChanged) and result.phase == "begun":
                         yield step, result
 

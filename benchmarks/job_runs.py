@@ -235,7 +235,7 @@ class JobRuns:
         watch = RankWatch(run_file)
         at = datetime.now(UTC)
         told = [event for rank in range(self._num_ranks) for event in _events(run_file, rank)]
-        found = [result for event in told for _, result in watch.take(at, event)]
+        found = [result for event in told for _, result in watch.add(at, event)]
         found += [event for _, event in watch.end()]
         return [event for event in found if isinstance(event, IncidentChanged)]
 

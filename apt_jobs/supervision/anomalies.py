@@ -1,4 +1,4 @@
-"""Decides what is wrong with a step, outside the training process: fixed thresholds, and what is usual for each layer.
+"""Find what is wrong with a step, outside the training process: fixed thresholds, and baselines of each layer.
 
 Per layer: not finite; beyond SPEC's thresholds; a spike (its log norm is above what its newest values let expect, alone
 or with its whole block, by more than the larger of some usual errors and a factor); vanished (far below its median for
@@ -19,18 +19,18 @@ from apt_jobs.supervision.rank_anomalies import RankDetector
 MAX_OVERFLOWS = 5  # steps in a row that a loss scaler may skip before it is an incident
 UPDATE_RATIO = 8.0  # an update ratio is a spike at so many times the largest of the last few
 UPDATES_COMPARED = 4
-LEAST_COMPANIONS = 3  # layers of a block of which it can be said what they share
+MIN_COMPANIONS = 3  # layers of a block of which it can be said what they share
 
 
 class AnomalyDetector:
-    """Of one attempt. Steps come in order."""
+    """Find anomalies of one attempt. Steps come in order."""
 
     def __init__(self, options: MonitorOptions, num_ranks: int) -> None:
         self._options = options
         self._names: tuple[str, ...] = ()
         self._baselines: list[Baseline] = []
         self._companions: list[list[int]] = []  # layers of one block each, and those outside of all blocks
-        self._place: dict[int, int] = {}  # of each layer in the backward pass
+        self._backward_index: dict[int, int] = {}  # of each layer in the backward pass
         self._ranks = RankDetector(options, num_ranks)
         self._num_overflows = 0
         self._ratios: list[list[float]] = []
@@ -40,33 +40,33 @@ class AnomalyDetector:
         return len(self._names)
 
     def name_layers(self, names: tuple[str, ...]) -> None:
-        """The layers, in the order of all norms; further ones may be added at the end."""
+        """Set the layers, in the order of all norms; further ones may be added at the end."""
         for _ in names[len(self._names) :]:
             self._baselines.append(Baseline(self._options))
             self._ratios.append([])
-        if len(self._place) < len(names):
-            self._place = {index: len(names) - index for index in range(len(names))}  # the usual order: backwards
+        if len(self._backward_index) < len(names):
+            self._backward_index = {index: len(names) - index for index in range(len(names))}
         self._names = names
         self._companions = _companions(names)
 
     def order_layers(self, order: Sequence[int]) -> None:
-        """The order in which the backward pass really goes."""
-        self._place = {index: place for place, index in enumerate(order)}
+        """Set the order in which the backward pass really goes."""
+        self._backward_index = {layer: index for index, layer in enumerate(order)}
 
-    def look(self, joined: JoinedStep) -> list[Finding]:
-        """What is wrong with a step of all ranks."""
-        broken = self._not_finite(joined)
-        self._num_overflows = self._num_overflows + 1 if broken else 0
-        if broken:
+    def detect(self, joined: JoinedStep) -> list[Finding]:
+        """Return what is wrong with a step of all ranks."""
+        nonfinite = self._nonfinite(joined)
+        self._num_overflows = self._num_overflows + 1 if nonfinite else 0
+        if nonfinite:
             is_scaled = any(record.is_scaled for record in joined.ranks.values())
-            return [] if is_scaled and self._num_overflows <= MAX_OVERFLOWS else broken
-        return [*self._layers(joined), *self._ranks.look(joined, self._names)]
+            return [] if is_scaled and self._num_overflows <= MAX_OVERFLOWS else nonfinite
+        return [*self._layers(joined), *self._ranks.detect(joined, self._names)]
 
-    def look_at_updates(self, updates: Sequence[UpdatesMeasured]) -> list[Finding]:
-        """What is wrong with an update that all ranks measured."""
-        return [*self._ranks.look_at_weights(updates, self._names), *self._update_spikes(updates)]
+    def detect_in_updates(self, updates: Sequence[UpdatesMeasured]) -> list[Finding]:
+        """Return what is wrong with an update that all ranks measured."""
+        return [*self._ranks.detect_in_weights(updates, self._names), *self._update_spikes(updates)]
 
-    def _not_finite(self, joined: JoinedStep) -> list[Finding]:
+    def _nonfinite(self, joined: JoinedStep) -> list[Finding]:
         found: dict[IncidentKind, tuple[list[int], list[int]]] = {}
         for rank, record in sorted(joined.ranks.items()):
             for index, norm in enumerate(record.norms):
@@ -80,10 +80,10 @@ class AnomalyDetector:
         for index, norm in enumerate(joined.gradients.norms if joined.gradients else ()):
             if not math.isfinite(norm) and not is_known:
                 found.setdefault("nan" if math.isnan(norm) else "inf", ([], []))[0].append(index)
-        return [self._broken(kind, layers, ranks, joined) for kind, (layers, ranks) in found.items()]
+        return [self._as_finding(kind, layers, ranks, joined) for kind, (layers, ranks) in found.items()]
 
-    def _broken(self, kind: IncidentKind, layers: list[int], ranks: list[int], joined: JoinedStep) -> Finding:
-        ordered = sorted(set(layers), key=lambda index: self._place.get(index, len(self._names)))
+    def _as_finding(self, kind: IncidentKind, layers: list[int], ranks: list[int], joined: JoinedStep) -> Finding:
+        ordered = sorted(set(layers), key=lambda index: self._backward_index.get(index, len(self._names)))
         names = tuple(self._name(index) for index in ordered)
         culprits = tuple(sorted(set(ranks)))
         forward = [r for r in culprits if (loss := joined.ranks[r].loss) is not None and not math.isfinite(loss)]
@@ -121,11 +121,11 @@ class AnomalyDetector:
         return [self._finding(kind, layers, norms) for kind, layers in found if layers]  # type: ignore[arg-type]  # literals
 
     def _shared(self, errors: Sequence[float | None]) -> list[float]:
-        """Of each layer the part of its error that the layers of its block have in common: their median."""
+        """Return the part of each layer's error that the layers of its block have in common: their median."""
         shared = [0.0] * len(errors)
         for companions in self._companions:
             known = [error for index in companions if index < len(errors) and (error := errors[index]) is not None]
-            if len(known) >= LEAST_COMPANIONS:
+            if len(known) >= MIN_COMPANIONS:
                 middle = median(known)
                 for index in companions:
                     if index < len(errors):
@@ -171,9 +171,9 @@ def _companions(names: Sequence[str]) -> list[list[int]]:
 
 
 def _compared(norm: float, expected: tuple[float, float] | None, word: str) -> str:
-    """How far a norm is from its range."""
+    """Describe how far a norm is from its range."""
     if expected is not None and norm > expected[1]:
-        return f"{norm / expected[1]:.3g} times the most that is {word}"
+        return f"{norm / expected[1]:.3g} times the {word} maximum"
     if expected is not None and 0.0 < norm < expected[0]:
-        return f"1/{expected[0] / norm:.3g} of the least that is {word}"
+        return f"1/{expected[0] / norm:.3g} of the {word} minimum"
     return f"{norm:.3g}"

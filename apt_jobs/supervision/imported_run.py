@@ -177,5 +177,5 @@ def _watched(job_id: str, spec: TrainSpec, folder: Path, spools: list[Path]) -> 
             if not batch:
                 waiting.remove(events)
             for at, event in batch:
-                yield from watch.take(at, event)
+                yield from watch.add(at, event)
     yield from watch.end()

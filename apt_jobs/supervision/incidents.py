@@ -1,7 +1,7 @@
-"""Incidents: many findings, few events. One when something begins, at most one a second while it lasts, one at its end.
+"""Group findings into incidents: an event when one begins, at most one a second while it lasts, one at its end.
 
 Findings of one kind in one block of the model (or on one rank) are one incident; a quarter of all layers at once is one
-for the whole model; while values are not finite, nothing else is worth saying.
+for the whole model; while values are not finite, other findings are muted.
 """
 
 import re
@@ -44,7 +44,7 @@ class _Incident:
     num_steps: int
     ranks: set[int]
     num_layers: int
-    told_at: datetime
+    emitted_at: datetime
 
 
 class IncidentLog:
@@ -58,28 +58,28 @@ class IncidentLog:
     def step(
         self, step: int, at: datetime, findings: Sequence[Finding], num_layers: int, *, closes: bool = True
     ) -> Iterator[IncidentChanged]:
-        """The events of one step. `closes` False: nothing was looked for that could end an incident."""
-        is_broken = any(kind in NON_FINITE for kind, _ in self._open)
-        is_broken = is_broken or any(finding.anomaly in NON_FINITE for finding in findings)
+        """Yield the events of one step. With `closes` False no incident ends: not everything was measured."""
+        is_nonfinite = any(kind in NON_FINITE for kind, _ in self._open)
+        is_nonfinite = is_nonfinite or any(finding.anomaly in NON_FINITE for finding in findings)
         for finding in findings:
-            if is_broken and finding.anomaly not in NON_FINITE:
+            if is_nonfinite and finding.anomaly not in NON_FINITE:
                 continue
             for group, part in _groups(finding, num_layers):
-                yield from self._take(step, at, group, part)
+                yield from self._add(step, at, group, part)
         if closes:
             yield from self._close(step)
 
     def open(self) -> list[IncidentChanged]:
-        """What is wrong now."""
+        """Return the incidents that are open now."""
         return [_event(incident, "updated") for incident in self._open.values()]
 
     def end(self) -> Iterator[IncidentChanged]:
-        """The attempt is over or rolled back, and so is everything that was wrong with it."""
+        """End all incidents: the attempt has ended or was rolled back."""
         for incident in self._open.values():
             yield _event(incident, "ended")
         self._open.clear()
 
-    def _take(self, step: int, at: datetime, group: str, finding: Finding) -> Iterator[IncidentChanged]:
+    def _add(self, step: int, at: datetime, group: str, finding: Finding) -> Iterator[IncidentChanged]:
         whole = self._open.get((finding.anomaly, ALL_LAYERS))
         incident = whole or self._open.get((finding.anomaly, group))
         if incident is None:
@@ -93,7 +93,7 @@ class IncidentLog:
                 num_steps=1,
                 ranks=set(finding.ranks),
                 num_layers=len(finding.layers),
-                told_at=at,
+                emitted_at=at,
             )
             self._open[finding.anomaly, group] = incident
             yield _event(incident, "begun")
@@ -102,8 +102,8 @@ class IncidentLog:
         incident.step = step
         incident.ranks |= set(finding.ranks)
         incident.num_layers = max(incident.num_layers, len(finding.layers))
-        if (at - incident.told_at).total_seconds() >= UPDATE_EVERY_S:
-            incident.told_at = at
+        if (at - incident.emitted_at).total_seconds() >= UPDATE_EVERY_S:
+            incident.emitted_at = at
             yield _event(incident, "updated")
 
     def _close(self, step: int) -> Iterator[IncidentChanged]:
@@ -113,18 +113,18 @@ class IncidentLog:
 
 
 def block_of(layer: str) -> str:
-    """The part of the model that a layer belongs to: `model.layers.2` of `model.layers.2.mlp.up_proj.weight`."""
+    """Return the part of the model that a layer belongs to: `model.layers.2` of `model.layers.2.mlp.up_proj.weight`."""
     return numbered_block_of(layer) or layer.rpartition(".")[0] or layer
 
 
 def numbered_block_of(layer: str) -> str | None:
-    """The one of the model's like blocks that a layer belongs to; None: it is outside of them."""
+    """Return the repeated block that a layer belongs to; None if it is outside of them."""
     found = _BLOCK.match(layer)
     return found[1] if found else None
 
 
 def _groups(finding: Finding, num_layers: int) -> Iterator[tuple[str, Finding]]:
-    """The incidents that a finding belongs to."""
+    """Yield the group of each incident that a finding belongs to, with its part of the finding."""
     if finding.anomaly in NON_FINITE or len(finding.layers) > max(GLOBAL_SHARE * num_layers, 1):
         yield ALL_LAYERS, finding
         return

@@ -1,4 +1,4 @@
-"""Joins what the ranks of one attempt say of the same step, and what only the join can tell: the noise scale.
+"""Join the records of all ranks by step, and estimate the gradient noise scale, which needs all of them.
 
 The ranks' spools are read one after another, so a step is complete a little after its first record. A rank that fell
 silent does not hold the others up for longer than `MAX_OPEN_STEPS`.
@@ -19,13 +19,13 @@ class JoinedStep:
     """One step of all ranks."""
 
     step: int
-    gradients: GradientsRecorded | None = None  # the global norms; None: rank 0 did not say
+    gradients: GradientsRecorded | None = None  # the global norms; None: rank 0 recorded none
     ranks: dict[int, RankGradientsRecorded] = field(default_factory=dict)
     num_rollbacks: int = 0
 
 
 class StepJoiner:
-    """Takes records in any order, gives steps in order."""
+    """Join records, which come in any order, to steps in order."""
 
     def __init__(self, num_ranks: int) -> None:
         self._num_ranks = num_ranks
@@ -33,7 +33,7 @@ class StepJoiner:
         self._last = 0, 0
 
     def add(self, event: GradientsRecorded | RankGradientsRecorded) -> Iterator[JoinedStep]:
-        """Steps that are complete now, or for which nobody waits any longer."""
+        """Yield the steps that are complete now, or that have waited too long."""
         key = event.num_rollbacks, event.step
         joined = self._open.setdefault(key, JoinedStep(event.step, num_rollbacks=event.num_rollbacks))
         if isinstance(event, RankGradientsRecorded):
@@ -41,35 +41,39 @@ class StepJoiner:
         else:
             joined.gradients = event
         if joined.gradients is not None and len(joined.ranks) == self._num_ranks:
-            yield from self._give(key)
+            yield from self._emit(key)
         elif len(self._open) > MAX_OPEN_STEPS:
-            yield from self._give(min(self._open))
+            yield from self._emit(min(self._open))
 
-    def rest(self) -> Iterator[JoinedStep]:
-        """What is not complete and never will be: the ranks have ended."""
+    def flush(self) -> Iterator[JoinedStep]:
+        """Yield the steps that will never be complete: the ranks have ended."""
         if self._open:
-            yield from self._give(max(self._open))
+            yield from self._emit(max(self._open))
 
-    def _give(self, up_to: tuple[int, int]) -> Iterator[JoinedStep]:
-        """A step that is complete also ends the wait for those before it: ranks write in order."""
+    def _emit(self, up_to: tuple[int, int]) -> Iterator[JoinedStep]:
+        """Yield the steps up to a key: a complete one ends the wait for those before it, since ranks write in order."""
         for key in sorted(key for key in self._open if key <= up_to):
             joined = self._open.pop(key)
-            if key > self._last:  # else a late record of a step that was given already
+            if key > self._last:  # else a late record of a step that was emitted already
                 self._last = key
                 yield joined
 
 
 class NoiseScale:
-    """The gradient noise scale B_simple in samples (McCandlish et al. 2018, appendix A.1).
+    """Estimate the gradient noise scale B_simple, in samples (McCandlish et al. 2018, arXiv 1812.06162, appendix A.1).
 
-    From the squared norm of small batches (each rank's gradient) and of the big one (their mean).
+    With g_b the gradient of a rank's batch of b samples, and g_B their mean over all B samples:
+        |G|^2 ~ (B |g_B|^2 - b |g_b|^2) / (B - b)
+        S ~ (|g_b|^2 - |g_B|^2) / (1/b - 1/B)
+        B_simple = S / |G|^2
+    Numerator and denominator are smoothed apart, as their ratio is biased.
     """
 
     def __init__(self) -> None:
         self._signal = self._noise = 0.0
 
     def add(self, joined: JoinedStep) -> float | None:
-        """The smoothed estimate after one more step; None: not known."""
+        """Add a step and return the smoothed estimate; None while it is not known."""
         ranks = [rank for rank in joined.ranks.values() if rank.norms]
         if joined.gradients is None or len(ranks) < 2:
             return None
@@ -86,8 +90,8 @@ class NoiseScale:
         return self._noise / self._signal if self._signal > 0.0 and self._noise > 0.0 else None
 
 
-def summary(joined: JoinedStep, num_ranks: int, noise_scale: float | None) -> RanksJoined:
-    """What is stored of every step."""
+def summarize(joined: JoinedStep, num_ranks: int, noise_scale: float | None) -> RanksJoined:
+    """Make the event that is stored of every step."""
     ranks = [joined.ranks.get(rank) for rank in range(num_ranks)]
     return RanksJoined(
         step=joined.step,

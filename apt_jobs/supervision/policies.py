@@ -1,7 +1,7 @@
-"""The job's own answers to incidents (`monitor.on_anomaly`): decided here, carried out by the ranks or the job's row.
+"""Decide what a job's policies (`monitor.on_anomaly`) do about incidents; the ranks or the supervisor apply it.
 
-Orders for the ranks are a file in the run folder that is replaced as a whole; rank 0 looks at it, and all ranks obey at
-the same step. A policy answers an incident once, and at most `max_times` in an attempt.
+Commands to the ranks are a file in the run folder that is replaced as a whole; rank 0 reads it, and all ranks apply
+them at the same step. A policy responds to an incident once, and at most `max_times` in an attempt.
 """
 
 import json
@@ -17,24 +17,24 @@ OF_RANKS = frozenset({"checkpoint", "rollback", "skip_batches", "cut_lr"})  # th
 
 
 class Policies:
-    """Of one attempt."""
+    """The policies of one attempt."""
 
     def __init__(self, policies: Sequence[AnomalyPolicy], orders_path: Path) -> None:
         self._policies, self._path = policies, orders_path
-        self._answered: set[tuple[int, int]] = set()  # (policy, incident)
+        self._responded: set[tuple[int, int]] = set()  # (policy, incident)
         self._num_times = [0] * len(policies)
         self._orders: list[dict[str, Any]] = []
 
-    def answer(self, step: int, incidents: Sequence[IncidentChanged]) -> Iterator[ActionTaken]:
-        """What is ordered about the incidents that are open after `step`."""
+    def respond(self, step: int, incidents: Sequence[IncidentChanged]) -> Iterator[ActionTaken]:
+        """Yield the actions that policies take about the incidents that are open after `step`."""
         for number, policy in enumerate(self._policies):
             for incident in incidents:
                 key = (number, incident.incident)
-                if key in self._answered or not _matches(policy, incident):
+                if key in self._responded or not _matches(policy, incident):
                     continue
                 if self._num_times[number] >= policy.max_times:
                     continue
-                self._answered.add(key)
+                self._responded.add(key)
                 self._num_times[number] += 1
                 if policy.action in OF_RANKS:
                     self._order(policy, incident)

@@ -1,4 +1,4 @@
-"""What sets one rank apart from the others: its gradients, its loss, its speed, its weights.
+"""Find the rank that differs from the others: in its gradients, loss, speed or weights.
 
 After DDP has averaged, all ranks look alike; everything here is from before that, or from weights that should be equal.
 With two ranks "the other one" cannot tell who is wrong: then it is the rank that left its own past.
@@ -21,15 +21,15 @@ OUTLIER_WINDOW = 10
 HABIT_STEPS = 6  # a layer of a rank that was apart so often half a window ago always is: no fault
 MANY_RANKS = 6
 STRAGGLER_SHARE = 0.9  # of `straggler_steps`
-LEAST_LAG_MS = 5.0  # a rank that is behind by less may have lost no more than a time slice of the operating system
-LEAST_LOSS_GAP = 0.5  # nats: below it a rank's loss is never an outlier
+MIN_LAG_MS = 5.0  # a rank that is behind by less may have lost no more than a time slice of the operating system
+MIN_LOSS_GAP = 0.5  # nats: below it a rank's loss is never an outlier
 WEIGHT_TOLERANCE = 1e-6  # relative, while the ranks never agreed to the last bit: different GPUs add differently
 CLEARLY = 10.0  # of two ranks one left, if its weights moved by so many times what the other's did
 
 
 @dataclass(slots=True)
 class _Past:
-    """What one rank was like."""
+    """The recent past of one rank."""
 
     gap: Window  # median over layers of log(own norm / norm of the others)
     loss_gap: Window
@@ -42,7 +42,7 @@ class _Past:
 
 
 class RankDetector:
-    """Compares the ranks of one attempt. Needs two."""
+    """Compare the ranks of one attempt, if there are at least two."""
 
     def __init__(self, options: MonitorOptions, num_ranks: int) -> None:
         self._options, self._num_ranks = options, num_ranks
@@ -53,21 +53,21 @@ class RankDetector:
         for past in self._past:
             past.slow = deque(maxlen=options.straggler_steps)
         self._habits: dict[tuple[int, int], deque[int]] = {}  # (rank, layer): numbers of steps on which it was apart
-        self._num_looks = 0
-        self._add_alike = False  # once all layers had the same norms to the last bit on all ranks
+        self._num_steps = 0
+        self._sums_are_equal = False  # once all layers had the same norms to the last bit on all ranks
 
-    def look(self, joined: JoinedStep, names: Sequence[str]) -> list[Finding]:
-        """Outliers and stragglers at one step on which all values are finite."""
+    def detect(self, joined: JoinedStep, names: Sequence[str]) -> list[Finding]:
+        """Return outliers and stragglers at one step on which all values are finite."""
         if self._num_ranks < 2 or len(joined.ranks) < self._num_ranks:
             return []
-        self._num_looks += 1
+        self._num_steps += 1
         records = [joined.ranks[rank] for rank in range(self._num_ranks)]
         by_loss = self._losses(records)
         by_gradients = self._gradients(records, names) if all(record.norms for record in records) else []
         return [*(by_gradients or by_loss), *self._stragglers(records)]
 
-    def look_at_weights(self, updates: Sequence[UpdatesMeasured], names: Sequence[str]) -> list[Finding]:
-        """Ranks whose weights are no longer the others'."""
+    def detect_in_weights(self, updates: Sequence[UpdatesMeasured], names: Sequence[str]) -> list[Finding]:
+        """Return the ranks whose weights are no longer equal to the others'."""
         if self._num_ranks < 2 or len(updates) < self._num_ranks:
             return []
         ordered = sorted(updates, key=lambda update: update.rank)
@@ -75,20 +75,20 @@ class RankDetector:
         layers = list(zip(*(update.weight_norms for update in ordered), strict=False))
         for index, norms in enumerate(layers):
             if self._differ(norms):
-                apart.setdefault(self._who_left(index, norms), []).append(index)
+                apart.setdefault(self._diverged_ranks(index, norms), []).append(index)
         for past, update in zip(self._past, ordered, strict=True):
             past.weights = update.weight_norms
-        self._add_alike |= all(len(set(norms)) == 1 for norms in layers)
+        self._sums_are_equal |= all(len(set(norms)) == 1 for norms in layers)
         return [self._desync(ranks, indexes, ordered, names) for ranks, indexes in apart.items()]
 
     def _differ(self, norms: Sequence[float]) -> bool:
-        """Whether weights that should be equal are not: to the last bit, if the ranks' machines add alike."""
-        if self._add_alike:
+        """Return whether weights that should be equal differ: bitwise, if the ranks' machines sum in the same order."""
+        if self._sums_are_equal:
             return len(set(norms)) > 1
         return max(norms) - min(norms) > WEIGHT_TOLERANCE * max(norms) or not all(map(math.isfinite, norms))
 
-    def _who_left(self, index: int, norms: Sequence[float]) -> tuple[int, ...]:
-        """The rank whose weights are not those of most; of two the one that clearly left its past, else both."""
+    def _diverged_ranks(self, index: int, norms: Sequence[float]) -> tuple[int, ...]:
+        """Return the rank whose weights are not the median's; of two the one that left its own past, else both."""
         middle = sorted(norms)[len(norms) // 2] if len(norms) > 2 else None
 
         def distance(rank: int) -> float:
@@ -147,19 +147,19 @@ class RankDetector:
     def _single_layers(
         self, gaps: list[list[tuple[float, int]]], sizes: list[float | None], names: Sequence[str]
     ) -> list[Finding]:
-        least, found = math.log(self._options.rank_ratio), []
+        min_gap, found = math.log(self._options.rank_ratio), []
         for rank, of_rank in enumerate(gaps):
-            apart = [(gap, index) for gap, index in of_rank if gap > least and self._is_new(rank, index)]
+            apart = [(gap, index) for gap, index in of_rank if gap > min_gap and self._is_new(rank, index)]
             if apart:
                 found.append(self._outlier(rank, max(apart)[0], sorted(apart, reverse=True), names))
         return found
 
     def _is_new(self, rank: int, index: int) -> bool:
-        """Whether this layer of this rank is apart often enough now, and was not before."""
+        """Return whether this layer of this rank is apart often enough now, and was not before."""
         steps = self._habits.setdefault((rank, index), deque(maxlen=self._options.window_steps))
-        steps.append(self._num_looks)
-        long_ago = self._num_looks - self._options.window_steps // 2
-        now = sum(step > self._num_looks - OUTLIER_WINDOW for step in steps)
+        steps.append(self._num_steps)
+        long_ago = self._num_steps - self._options.window_steps // 2
+        now = sum(step > self._num_steps - OUTLIER_WINDOW for step in steps)
         before = sum(step <= long_ago for step in steps)
         return now >= OUTLIER_STEPS and before < HABIT_STEPS and long_ago > max(OUTLIER_WINDOW, HABIT_STEPS)
 
@@ -182,8 +182,8 @@ class RankDetector:
             # When the others' loss has grown too, the model is off, and every batch fits it badly in its own way.
             grown = others - past.others_loss.median if len(past.others_loss) else 0.0
             past.others_loss.add(others)
-            least = max(LEAST_LOSS_GAP, 0.1 * abs(others), grown)
-            is_far, kept = _beyond(past.loss_gap, gap, least, self._options.rank_mads, self._options)
+            min_gap = max(MIN_LOSS_GAP, 0.1 * abs(others), grown)
+            is_far, kept = _beyond(past.loss_gap, gap, min_gap, self._options.rank_mads, self._options)
             past.loss_gap.add(kept)
             past.loss_apart.append(is_far and gap > 0.0)
             if past.loss_apart[-1] and sum(past.loss_apart) >= OUTLIER_STEPS:
@@ -198,7 +198,7 @@ class RankDetector:
             return found
         for rank, past in enumerate(self._past):
             others = _median_of_others(times, rank)
-            limit = max(self._options.straggler_ratio * others, others + LEAST_LAG_MS)
+            limit = max(self._options.straggler_ratio * others, others + MIN_LAG_MS)
             past.slow.append(times[rank] > limit)
             if past.slow[-1] and sum(past.slow) >= STRAGGLER_SHARE * self._options.straggler_steps:
                 message = (
@@ -208,17 +208,17 @@ class RankDetector:
         return found
 
     def _is_suspect(self, rank: int, size: float | None) -> tuple[bool, float]:
-        """Of two ranks that differ, what speaks against this one: its loss of late, or how far it left its own past."""
+        """Score the evidence against one of two ranks that differ: its recent loss, then the distance from its past."""
         past = self._past[rank]
         gone = abs(size - past.size.median) if size is not None and len(past.size) else 0.0
         return sum(past.loss_apart) >= OUTLIER_STEPS, gone
 
 
-def _beyond(past: Window, value: float, least: float, mads: float, options: MonitorOptions) -> tuple[bool, float]:
-    """Whether `value` is outside its usual range, and what to remember of it (winsorised)."""
+def _beyond(past: Window, value: float, min_limit: float, mads: float, options: MonitorOptions) -> tuple[bool, float]:
+    """Return whether `value` is outside its usual range, and what to remember of it (winsorised)."""
     if len(past) < options.arm_after_steps:
         return False, value
-    limit = max(mads * past.spread(), least)
+    limit = max(mads * past.mad(), min_limit)
     gap = value - past.median
     if abs(gap) <= limit:
         return False, value
@@ -226,7 +226,7 @@ def _beyond(past: Window, value: float, least: float, mads: float, options: Moni
 
 
 def _gaps(values: Sequence[float]) -> list[float]:
-    """Of each rank its distance from the others' median; among many ranks its own share in the median is nothing."""
+    """Return each rank's distance from the others' median; of many ranks, from the median of all."""
     if len(values) < MANY_RANKS:
         return [value - _median_of_others(values, rank) for rank, value in enumerate(values)]
     median = sorted(values)[len(values) // 2]

@@ -1,4 +1,4 @@
-"""What the supervisor makes of the ranks' events on their way to the database: joined steps, and incidents.
+"""Turn the ranks' events into what is stored: joined steps, and incidents.
 
 Each rank's own norms are a lot: of every step a summary is stored, of every tenth and of each on which an incident
 begins all of them. The rest stays in the spools.
@@ -19,7 +19,7 @@ from apt_jobs.events.kinds import (
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.supervision.anomalies import AnomalyDetector
 from apt_jobs.supervision.incidents import IncidentLog
-from apt_jobs.supervision.joined_steps import JoinedStep, NoiseScale, StepJoiner, summary
+from apt_jobs.supervision.joined_steps import JoinedStep, NoiseScale, StepJoiner, summarize
 from apt_jobs.supervision.policies import Policies
 
 MAX_OPEN_UPDATES = 32
@@ -27,7 +27,7 @@ Timed = tuple[datetime, Event]
 
 
 class RankWatch:
-    """Of one attempt. Takes the events of every rank in the order in which they are read."""
+    """Watch the ranks of one attempt. Events of all ranks come in the order in which they are read."""
 
     def __init__(self, run_file: RunFile) -> None:
         options = run_file.spec.monitor
@@ -40,8 +40,8 @@ class RankWatch:
         self._updates: dict[int, list[UpdatesMeasured]] = {}
         self._num_rollbacks = 0
 
-    def take(self, at: datetime, event: Event) -> Iterator[Timed]:
-        """What is to be stored because of `event`, itself included."""
+    def add(self, at: datetime, event: Event) -> Iterator[Timed]:
+        """Yield what is to be stored because of `event`, itself included."""
         match event:
             case RankGradientsRecorded():
                 yield from self._joined(at, self._joiner.add(event))
@@ -64,7 +64,7 @@ class RankWatch:
     def end(self) -> list[Timed]:
         """The ranks have ended: judge what is left, and close every incident."""
         at = datetime.now(UTC)
-        rest = list(self._joined(at, self._joiner.rest()))
+        rest = list(self._joined(at, self._joiner.flush()))
         return rest + [(at, event) for event in self._incidents.end()]
 
     def _joined(self, at: datetime, steps: Iterator[JoinedStep]) -> Iterator[Timed]:
@@ -73,14 +73,14 @@ class RankWatch:
                 self._num_rollbacks = joined.num_rollbacks
                 yield from ((at, event) for event in self._incidents.end())
             noise_scale = self._noise.add(joined)
-            findings = self._detector.look(joined)
+            findings = self._detector.detect(joined)
             events = list(self._incidents.step(joined.step, at, findings, self._detector.num_layers))
             if self._num_ranks > 1:
-                yield at, summary(joined, self._num_ranks, noise_scale)
+                yield at, summarize(joined, self._num_ranks, noise_scale)
                 if joined.step % self._store_every == 0 or _begins(events):
                     yield from ((at, record) for _, record in sorted(joined.ranks.items()))
             yield from ((at, event) for event in events)
-            yield from self._answers(at, joined.step)
+            yield from self._responses(at, joined.step)
 
     def _update(self, at: datetime, event: UpdatesMeasured) -> Iterator[Timed]:
         of_step = self._updates.setdefault(event.step, [])
@@ -90,13 +90,13 @@ class RankWatch:
                 del self._updates[min(self._updates)]
             return
         del self._updates[event.step]
-        findings = self._detector.look_at_updates(of_step)
+        findings = self._detector.detect_in_updates(of_step)
         events = self._incidents.step(event.step, at, findings, self._detector.num_layers, closes=False)
         yield from ((at, change) for change in events)
-        yield from self._answers(at, event.step)
+        yield from self._responses(at, event.step)
 
-    def _answers(self, at: datetime, step: int) -> Iterator[Timed]:
-        for action in self._policies.answer(step, self._incidents.open()):
+    def _responses(self, at: datetime, step: int) -> Iterator[Timed]:
+        for action in self._policies.respond(step, self._incidents.open()):
             yield at, action
 
 

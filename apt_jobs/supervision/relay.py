@@ -133,7 +133,7 @@ class Relay:
         try:
             for at, event in islice(events, max(BATCH_EVENTS // len(self._spools), LEAST_RANK_EVENTS)):
                 self._notice(event)
-                yield from self._watch.take(at, event)
+                yield from self._watch.add(at, event)
         except InvalidInput as exc:
             message = f"rank {rank} wrote a line that is no event: {exc}"
             yield datetime.now(UTC), LineLogged("warning", "supervisor", message[:2000])

@@ -86,7 +86,7 @@ def follow(run_file: RunFile, ranks: "subprocess.Popen[bytes]") -> list[Event]:
         is_over = ranks.poll() is not None
         for reader in readers:
             for at, event in reader.read():
-                events += [result for _, result in watch.take(at, event)]
+                events += [result for _, result in watch.add(at, event)]
         if is_over:
             break
         time.sleep(0.01)

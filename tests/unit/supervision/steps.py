@@ -43,7 +43,7 @@ class Training:
 
     def step(self, spoil: Callable[[JoinedStep], None] | None = None) -> list[Finding]:
         """One more step. `spoil` may change it before it is looked at."""
-        return self.detector.look(self.make(spoil))
+        return self.detector.detect(self.make(spoil))
 
     def make(self, spoil: Callable[[JoinedStep], None] | None = None) -> JoinedStep:
         self.number += 1

@@ -30,7 +30,7 @@ def test_a_layer_fifteen_times_as_large_is_found_at_once_and_named() -> None:
     assert found.expected is not None
     assert found.value is not None
     assert found.expected[0] < found.expected[1] < found.value
-    assert found.message == f"{LAYERS[3]} is {found.value / found.expected[1]:.3g} times the most that is usual"
+    assert found.message == f"{LAYERS[3]} is {found.value / found.expected[1]:.3g} times the usual maximum"
     assert training.healthy(50) == []
 
 
@@ -65,7 +65,7 @@ def test_a_block_that_jumps_as_a_whole_now_and_then_hides_no_layer_that_jumps_al
         norms[2] *= factor
         joined = JoinedStep(number, GradientsRecorded(number, tuple(norms), ()))
         joined.ranks = {0: record(number, 0, ())}
-        return detector.look(joined)
+        return detector.detect(joined)
 
     assert [step(number) for number in range(1, 201)] == [[]] * 200
     found = [finding.layers for number in range(201, 206) for finding in step(number, 10.0)]
@@ -292,34 +292,34 @@ def update(
 def test_weights_that_differ_are_traced_to_the_rank_that_left(num_ranks: int) -> None:
     detector = Training(num_ranks).detector
     same = (1.0, 2.0, 3.0, 4.0, 5.0, 6.0)
-    assert detector.look_at_updates([update(rank, same) for rank in range(num_ranks)]) == []
+    assert detector.detect_in_updates([update(rank, same) for rank in range(num_ranks)]) == []
     broken = (1.0, 2.0, 90.0, 4.0, 5.0, 6.0)
-    (found,) = detector.look_at_updates([update(rank, broken if rank == 1 else same) for rank in range(num_ranks)])
+    (found,) = detector.detect_in_updates([update(rank, broken if rank == 1 else same) for rank in range(num_ranks)])
     assert (found.anomaly, found.ranks, found.layers) == ("desync", (1,), (LAYERS[2],))
 
 
 def test_weights_that_part_by_the_last_bit_are_a_desync() -> None:
     detector = Training(4).detector
     same, parted = (1.0,) * 6, (1.0, 1.0, 1.0 + 2**-23, 1.0, 1.0, 1.0)
-    assert detector.look_at_updates([update(rank, same) for rank in range(4)]) == []
+    assert detector.detect_in_updates([update(rank, same) for rank in range(4)]) == []
     for _ in range(2):
-        (found,) = detector.look_at_updates([update(rank, parted if rank == 3 else same) for rank in range(4)])
+        (found,) = detector.detect_in_updates([update(rank, parted if rank == 3 else same) for rank in range(4)])
         assert (found.anomaly, found.ranks, found.layers) == ("desync", (3,), (LAYERS[2],))
-    assert detector.look_at_updates([update(rank, same) for rank in range(4)]) == []
+    assert detector.detect_in_updates([update(rank, same) for rank in range(4)]) == []
 
 
 def test_weights_that_never_agreed_to_the_last_bit_are_no_desync() -> None:
     detector = Training(2).detector
     for number in range(1, 5):
         updates = [update(rank, tuple(number * (1 + rank * 2**-21) for _ in range(6))) for rank in range(2)]
-        assert detector.look_at_updates(updates) == []
+        assert detector.detect_in_updates(updates) == []
 
 
 def test_of_two_ranks_that_moved_alike_both_are_named() -> None:
     detector = Training(2).detector
-    assert detector.look_at_updates([update(rank, (1.0,) * 6) for rank in range(2)]) == []
+    assert detector.detect_in_updates([update(rank, (1.0,) * 6) for rank in range(2)]) == []
     moved = (1.01, 1.01001)
-    (found,) = detector.look_at_updates([update(rank, (1.01, moved[rank], *(1.01,) * 4)) for rank in range(2)])
+    (found,) = detector.detect_in_updates([update(rank, (1.01, moved[rank], *(1.01,) * 4)) for rank in range(2)])
     assert (found.ranks, found.layers) == ((0, 1), (LAYERS[1],))
 
 
@@ -328,7 +328,7 @@ def test_an_update_far_larger_than_the_last_ones_is_found() -> None:
     weights = (1.0,) * 6
 
     def look(ratio: float) -> list[Finding]:
-        return detector.look_at_updates([update(0, weights, (0.01, 0.01, ratio, 0.01, 0.01, 0.01))])
+        return detector.detect_in_updates([update(0, weights, (0.01, 0.01, ratio, 0.01, 0.01, 0.01))])
 
     assert [look(0.01 * number) for number in range(1, 6)] == [[]] * 5
     (found,) = look(4.0)
@@ -344,8 +344,8 @@ def test_layers_that_come_later_are_judged_by_their_own_past() -> None:
         assert joined.gradients is not None
         norms = (*joined.gradients.norms, 1e-3)
         joined.gradients = GradientsRecorded(step, norms, ())
-        assert training.detector.look(joined) == []
+        assert training.detector.detect(joined) == []
     joined.gradients = GradientsRecorded(90, (*norms[:-1], 1e-1), ())
     joined.ranks = {0: record(90, 0, ())}
-    (found,) = training.detector.look(joined)
+    (found,) = training.detector.detect(joined)
     assert found.layers == ("late.weight",)

@@ -47,7 +47,7 @@ def watch_of(num_ranks: int) -> RankWatch:
 
 
 def stored(watch: RankWatch, *events: Event) -> list[Event]:
-    return [result for event in events for _, result in watch.take(NOW, event)]
+    return [result for event in events for _, result in watch.add(NOW, event)]
 
 
 def test_ranks_that_are_read_one_after_another_are_joined_by_step() -> None:
@@ -58,14 +58,14 @@ def test_ranks_that_are_read_one_after_another_are_joined_by_step() -> None:
     given = [joined.step for step in range(1, 6) for joined in joiner.add(record(step, 1, (2.0,)))]
     assert given == [1, 2, 3, 4, 5]
     assert list(joiner.add(record(3, 1, (2.0,)))) == []
-    assert list(joiner.rest()) == []
+    assert list(joiner.flush()) == []
 
 
 def test_a_rank_that_fell_silent_does_not_hold_the_others_up() -> None:
     joiner = StepJoiner(2)
     given = [joined.step for step in range(1, 301) for joined in joiner.add(GradientsRecorded(step, (1.0,), ()))]
     assert given == list(range(1, 301 - MAX_OPEN_STEPS))
-    assert [joined.step for joined in joiner.rest()][-1] == 300
+    assert [joined.step for joined in joiner.flush()][-1] == 300
 
 
 def test_the_noise_scale_is_that_of_the_samples() -> None:
