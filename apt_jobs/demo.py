@@ -75,7 +75,7 @@ def _show(
 
 
 def _client(settings: Settings, stack: "subprocess.Popen[bytes]") -> Client:
-    """A client, as soon as the stack is ready."""
+    """Return a client, as soon as the stack is ready."""
     deadline = time.monotonic() + START_DEADLINE_S
     while time.monotonic() < deadline:
         if stack.poll() is not None:

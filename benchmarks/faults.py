@@ -36,7 +36,7 @@ class Fault:
 
 
 def draw(kind: FaultKind, first_step: int, num_ranks: int, model: nn.Module, seed: int) -> Fault:
-    """A fault at one of ten steps, on any rank, in any matrix of the blocks. The same on every rank."""
+    """Return a fault at one of ten steps, on any rank, in any matrix of the blocks. The same on every rank."""
     dice = random.Random(f"{kind} {seed}")
     matrices = [name for name, p in model.named_parameters() if p.dim() == 2 and name.startswith("blocks.")]
     has_rank = kind in ("nan_batch", "inf_gradient", "labels", "bit_flip", "scaled_loss")
@@ -65,13 +65,13 @@ class Injection:
         return LEARNING_RATE_TIMES if self._since and self._fault.kind == "learning_rate" else 1.0
 
     def labels(self, ids: Tensor) -> Tensor:
-        """What the model is to predict: of a rank with corrupted labels, anything."""
+        """Return what the model is to predict: of a rank with corrupted labels, anything."""
         if self._since and self._is_here and self._fault.kind == "labels":
             return torch.randint(0, int(self._model.tokens.num_embeddings), ids.shape)  # type: ignore[union-attr, arg-type]  # GPT2's own
         return ids
 
     def loss(self, loss: Tensor) -> Tensor:
-        """The loss that is differentiated."""
+        """Return the loss that is differentiated."""
         is_scaled = self._since and self._is_here and self._fault.kind == "scaled_loss"
         return loss * TIMES if is_scaled else loss
 

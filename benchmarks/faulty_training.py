@@ -131,7 +131,7 @@ def _train(num_layers: int, width: int, seed: int, text: Tensor, rank: Rank, spo
 
 @contextmanager
 def _branch(training: Training, spool: SpoolWriter, fault: Fault) -> Iterator[None]:
-    """A fault in, and afterwards everything as it was."""
+    """Put a fault in, and restore everything afterwards."""
     model_state = copy.deepcopy(training.model.state_dict())
     optimizer_state = copy.deepcopy(training.optimizer.state_dict())
     training.injection = Injection(fault, training.model, training.rank, FLIP_SEED + training.seed)

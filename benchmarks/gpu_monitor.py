@@ -145,7 +145,7 @@ def _measure(options: argparse.Namespace, rank: Rank, folder: Path) -> Iterator[
 
 
 def _copies(options: argparse.Namespace, rank: Rank, batches: list[Tensor], *, is_ddp: bool) -> list[Trained]:
-    """The model and, for the monitor with local norms, another with the same weights and optimizer state.
+    """Return the model and, for the monitor with local norms, another with the same weights and optimizer state.
 
     A hook cannot be taken off DDP again; and of a large model there is no room for all of it twice.
     """
@@ -215,7 +215,7 @@ def _clipping(trained: Trained, watch: Watch) -> Watch:
 
 
 def _item_per_parameter(parameters: list[nn.Parameter]) -> None:
-    """The way of the monitor that the SPEC describes: each norm is read alone, and each layer has a collective."""
+    """Measure as SPEC describes: each norm is read alone, and each layer has a collective."""
     for parameter in parameters:
         assert parameter.grad is not None
         norm = torch.tensor(parameter.grad.norm().item(), device=parameter.device)
@@ -223,7 +223,7 @@ def _item_per_parameter(parameters: list[nn.Parameter]) -> None:
 
 
 def _histograms(parameters: list[nn.Parameter]) -> None:
-    """What `wandb.watch(log="gradients")` computes of each tensor at each step (wandb 0.2x, `TorchHistory`)."""
+    """Compute what `wandb.watch(log="gradients")` computes of each tensor at each step (wandb 0.2x, `TorchHistory`)."""
     for parameter in parameters:
         assert parameter.grad is not None
         flat = parameter.grad.detach().reshape(-1)
@@ -295,7 +295,7 @@ def _cells(
 
 
 def _error(trained: Trained, batch: Tensor) -> float:
-    """The largest relative difference between a norm of the monitor and the same in float64. Called by every rank."""
+    """Return the largest relative error of the monitor's norms against float64. Called by every rank."""
     model = trained.model.module if isinstance(trained.model, DistributedDataParallel) else trained.model
     monitor = GradientMonitor(model, runs_dir=None)
     torch.autograd.backward(model(batch))

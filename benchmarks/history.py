@@ -151,7 +151,7 @@ def _size(file: Path) -> int:
 
 
 def _write_huge(url: str) -> tuple[str, float]:
-    """A job of `HUGE_STEPS`; its id, and how fast it was written."""
+    """Return a job of `HUGE_STEPS`; its id, and how fast it was written."""
     database = Database(url)
     job_id, took_s = _job(database), 0.0
     for first_step in range(1, HUGE_STEPS + 1, HUGE_BATCH_EVENTS // 2):

@@ -68,7 +68,7 @@ class Score:
     false_alarms: list[str] = field(default_factory=list)
 
     def of(self, kind: str, *, is_early: bool) -> "Score":
-        """The part of the faults."""
+        """Return the part of the faults."""
         return Score([found for found in self.found if found.fault.kind == kind and found.is_early == is_early])
 
     @property
@@ -160,7 +160,7 @@ def _row(name: str, ours: float, peer: float, peer_name: str, unit: str) -> Row:
 
 
 def _sections(path: Path) -> list[list[Event]]:
-    """The healthy parts of the training and, at odd places, its branches (with nothing between two of a kind)."""
+    """Return the healthy parts of the training and, at odd indices, its branches (nothing between two of a kind)."""
     sections: list[list[Event]] = [[]]
     reader = SpoolReader(path)
     while events := list(reader.read()):
@@ -173,7 +173,7 @@ def _sections(path: Path) -> list[list[Event]]:
 
 
 def _steps(sections: Sequence[Iterable[Event]]) -> Section:
-    """What all ranks wrote, by the step during which they wrote it."""
+    """Return what all ranks wrote, by the step during which they wrote it."""
     by_step: dict[int, Told] = defaultdict(lambda: [[] for _ in sections])
     for rank, events in enumerate(sections):
         step = 0
@@ -253,7 +253,7 @@ def _judge_peer(score: Score, rule: Rule, faults: list[Fault], sections: list[Se
 
 
 def _alarms(rule: Rule, steps: Section) -> list[int]:
-    """The steps on which the rule speaks."""
+    """Return the steps on which the rule speaks."""
     alarms: list[int] = []
     for step, told in steps:
         events = [event for of_rank in told for event in of_rank]

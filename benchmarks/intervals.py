@@ -18,7 +18,7 @@ class Interval:
 
 
 def bootstrap(values: Sequence[float], seed: int = 0) -> Interval:
-    """The median of `values`, with the percentile interval of its bootstrap (Efron 1979). Needs one value."""
+    """Return the median of `values`, with the percentile interval of its bootstrap (Efron 1979). Needs one value."""
     known = np.asarray(values, dtype=np.float64)
     picked = np.random.default_rng(seed).integers(0, len(known), size=(NUM_RESAMPLES, len(known)))
     low, high = np.percentile(np.median(known[picked], axis=1), [2.5, 97.5])

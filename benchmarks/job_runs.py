@@ -231,7 +231,7 @@ class JobRuns:
         return step
 
     def _watched(self, run_file: RunFile) -> list[IncidentChanged]:
-        """What the supervisor makes of the spools."""
+        """Return the events that the supervisor makes of the spools."""
         watch = RankWatch(run_file)
         at = datetime.now(UTC)
         told = [event for rank in range(self._num_ranks) for event in _events(run_file, rank)]

@@ -43,7 +43,7 @@ class Poison:
         return None
 
     def told(self) -> dict[str, Any]:
-        """The weights before the poisoned step, after it and after the next one."""
+        """Return the weights before the poisoned step, after it and after the next one."""
         assert self._ddp is not None
         before, after, following = self._steps[:3]
         is_finite = all(bool(p.isfinite().all()) for p in self._ddp.parameters())

@@ -229,7 +229,7 @@ def _batches(options: argparse.Namespace, case: Case, step: int, rank: Rank) -> 
 
 
 def _error(found: Sequence[Sequence[float]], expected: Sequence[Sequence[float]]) -> float:
-    """The largest relative difference, over all steps and layers."""
+    """Return the largest relative difference, over all steps and layers."""
     pairs = [pair for steps in zip(found, expected, strict=True) for pair in zip(*steps, strict=True)]
     return max(abs(one / other - 1.0) for one, other in pairs)
 

@@ -22,6 +22,6 @@ class Row:
 
 
 def paired_row(name: str, ours: Sequence[float], peer: Sequence[float], peer_name: str, unit: str) -> Row:
-    """A row from measurements taken in turns: the ratio is the median of the pairs' ratios."""
+    """Return a row from measurements taken in turns: the ratio is the median of the pairs' ratios."""
     ratio = statistics.median(mine / other for mine, other in zip(ours, peer, strict=True))
     return Row(name, statistics.median(ours), statistics.median(peer), peer_name, ratio, unit)

@@ -84,7 +84,7 @@ def _serve_naive() -> None:
 
 
 def _serve_ranges() -> None:
-    """What a client missed, as many servers with a database send it; with the cheap encoding that ours has, too."""
+    """Send what a client missed as many servers with a database do; also with the cheap encoding that ours has."""
     database = Database(os.environ["BENCH_DATABASE"])
 
     def read(job_id: str, after: int) -> bytes:
@@ -131,7 +131,7 @@ async def _serve_broadcast() -> None:
 
 
 def _serve_bare() -> None:
-    """The limit of one core: a message becomes a frame once, and one write for each socket. No HTTP, no protection."""
+    """Serve at the limit of one core: a message becomes a frame once, one write a socket. No HTTP, no protection."""
     sockets: list[socket.socket] = []
     with socket.create_server(("127.0.0.1", int(os.environ["BENCH_PORT"])), backlog=1024) as listener:
         listening = threading.Thread(target=_accept_bare, args=(listener, sockets), daemon=True)

@@ -101,7 +101,7 @@ def measure(server: Server, load: Load) -> Outcome:
 
 
 def new_job(settings: Settings, num_events: int = 0) -> tuple[str, int]:
-    """A job with stored gradient events, the last of them marked; and the `seq` that its next event would have."""
+    """Return a job with stored gradient events, the last of them marked, and the `seq` of its next event."""
     database = Database(settings.database)
     with database.write() as session:
         job_id = insert_job(session, TrainSpec(kind="train")).id

@@ -102,7 +102,7 @@ def _wait_for_port(port: int, process: "subprocess.Popen[bytes]") -> None:
 
 @contextmanager
 def _cores(choose: Callable[[list[int]], list[int]]) -> Iterator[None]:
-    """Processes started meanwhile run on some of the cores only, and so does this one."""
+    """Bind this process, and those started meanwhile, to some of the cores."""
     before = os.sched_getaffinity(0)
     allowed = sorted(_ALL_CORES)
     if len(allowed) > 1:

@@ -112,7 +112,7 @@ FAULTS: dict[str, Callable[[Stack], AbstractContextManager[None]]] = {
 
 
 def _disk_row() -> Row:
-    """The spool is a pipe that nobody reads: every write to it hangs."""
+    """Make the spool a pipe that nobody reads: every write to it hangs."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         pipe = Path(folder) / "pipe"

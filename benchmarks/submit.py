@@ -44,7 +44,7 @@ def rows() -> Iterator[Row]:
 
 @contextmanager
 def service(folder: Path) -> Iterator[tuple[Settings, str]]:
-    """A web process with its own Valkey and SQLite, without workers; yields its settings and an API key."""
+    """Provide a web process with its own Valkey and SQLite, without workers; yields its settings and an API key."""
     socket = folder / "v.sock"
     valkey = subprocess.Popen(
         [str(get_binary_path()), "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)],

@@ -1,5 +1,6 @@
-"""The binary form of a frame: gradient norms as float32 arrays that a browser draws without parsing. docs/streams.md
-has the layout.
+"""Encode frames in binary: gradient norms as float32 arrays that a browser draws without parsing.
+
+docs/streams.md has the layout.
 
 Little-endian; everything begins at a multiple of four bytes. A gradient event of 150 layers is 668 bytes instead of
 3,200. Norms are float32 where they are measured, so nothing is lost; NaN and the infinities are themselves.
@@ -27,14 +28,14 @@ _GRADIENT_FIELDS = frozenset({"seq", "kind", "attempt", "at", "step", "num_rollb
 
 
 def encode_binary(first_seq: int, last_seq: int, events: Iterable[dict[str, Any]], job_id: str | None) -> bytes:
-    """Events in their JSON form as one binary message; with whose they are, if `job_id` is given."""
+    """Encode events in their JSON form as one binary message, with their job if `job_id` is given."""
     records = [] if job_id is None else [_record(_JOB, job_id.encode())]
     records += map(_encoded, events)
     return _HEADER.pack(VERSION, len(records), first_seq, last_seq) + b"".join(records)
 
 
 def decode_binary(message: bytes) -> dict[str, Any]:
-    """Inverse of `encode_binary`: the frame as JSON would have given it.
+    """Decode what `encode_binary` returned, to the frame as JSON would have given it.
 
     Raises:
         InvalidInput: the message does not have this form.

@@ -38,24 +38,24 @@ _ADAPTERS: dict[str, TypeAdapter[Event]] = {cls.kind: TypeAdapter(cls) for cls i
 
 
 def finite_or_name(value: float) -> float | str:
-    """`value`, or the string that stands for it in JSON when it is not finite."""
+    """Return `value`, or the string that stands for it in JSON when it is not finite."""
     if math.isfinite(value):
         return value
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def payload_of(event: Event) -> dict[str, Any]:
-    """The event's fields as JSON-serialisable values, without `kind`."""
+    """Return the event's fields as JSON-serialisable values, without `kind`."""
     return {field.name: _plain(getattr(event, field.name)) for field in fields(event)}
 
 
 def encode_payload(event: Event) -> bytes:
-    """`payload_of` as JSON bytes: what the database stores."""
+    """Encode the event's fields as JSON: what the database stores."""
     return orjson.dumps(payload_of(event))
 
 
 def decode_payload(kind: str, payload: bytes) -> Event:
-    """Inverse of `encode_payload`.
+    """Decode what `encode_payload` returned.
 
     Raises:
         InvalidInput: the kind is unknown or the payload does not have its form.
@@ -70,31 +70,31 @@ def decode_payload(kind: str, payload: bytes) -> Event:
 
 
 def encode_stored(event: StoredEvent) -> bytes:
-    """One event as browsers and REST clients see it: `seq`, `kind`, `attempt`, `at`, then its fields."""
+    """Encode one event as browsers and REST clients see it: `seq`, `kind`, `attempt`, `at`, then its fields."""
     return splice_stored(event.seq, event.event.kind, event.attempt, event.at, encode_payload(event.event))
 
 
 def splice_stored(seq: int, kind: str, attempt: int, at: datetime, payload: bytes) -> bytes:
-    """`encode_stored` from a payload that is already JSON: nothing is parsed between database and browser."""
+    """Do as `encode_stored` with a payload that is JSON already: nothing is parsed between database and browser."""
     head = orjson.dumps({"seq": seq, "kind": kind, "attempt": attempt, "at": timestamp(at)})
     return head if payload == b"{}" else head[:-1] + b"," + payload[1:]
 
 
 def encode_frame(first_seq: int, encoded: Iterable[bytes]) -> bytes:
-    """A run of contiguous events as one wire frame: `{"first_seq", "count", "events": [...]}`."""
+    """Encode a run of contiguous events as one wire frame: `{"first_seq", "count", "events": [...]}`."""
     events = list(encoded)
     return b'{"first_seq":%d,"count":%d,"events":[%b]}' % (first_seq, len(events), b",".join(events))
 
 
 def frames_of(first_seq: int, encoded: Iterable[bytes]) -> Iterator[bytes]:
-    """Contiguous events as frames of at most `FRAME_BYTES` (or one event), so that nobody has to cut them later."""
+    """Encode contiguous events as frames of at most `FRAME_BYTES` (or one event): nobody has to cut them later."""
     for run in runs(encoded, len, FRAME_BYTES):
         yield encode_frame(first_seq, run)
         first_seq += len(run)
 
 
 def runs(items: Iterable[Item], size_of: Callable[[Item], int], max_size: int) -> Iterator[list[Item]]:
-    """Neighbours together, as long as their sizes sum up to at most `max_size`; a larger item stays alone."""
+    """Group neighbours while their sizes sum up to at most `max_size`; a larger item stays alone."""
     run: list[Item] = []
     total = 0
     for item in items:
@@ -109,13 +109,13 @@ def runs(items: Iterable[Item], size_of: Callable[[Item], int], max_size: int) -
 
 
 def encode_spooled(at: datetime, event: Event) -> bytes:
-    """One spool line, newline included."""
+    """Encode one spool line, newline included."""
     record = {"at": timestamp(at), "kind": event.kind, "payload": payload_of(event)}
     return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def decode_spooled(line: bytes) -> tuple[datetime, Event]:
-    """Inverse of `encode_spooled`.
+    """Decode what `encode_spooled` returned.
 
     Raises:
         InvalidInput: the line is not a spool record.
@@ -131,7 +131,7 @@ def decode_spooled(line: bytes) -> tuple[datetime, Event]:
 
 
 def timestamp(at: datetime) -> str:
-    """RFC 3339 in UTC with milliseconds."""
+    """Format an instant by RFC 3339, in UTC with milliseconds."""
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 

@@ -63,7 +63,7 @@ class Ragged:
     known: NDArray[np.bool_] | None = None  # None: all are
 
     def matrix(self) -> Array:
-        """One row an event.
+        """Return the items as a matrix with a row for each event.
 
         Raises:
             InvalidInput: the events have tuples of different lengths.
@@ -84,7 +84,7 @@ class Columns:
     fields: dict[str, Any]
 
     def logged(self, attempt: int, rows: slice = slice(None)) -> list[LoggedEvent]:
-        """The events as the log shows them."""
+        """Return the events as the log shows them."""
         steps = self.fields["step"][rows].tolist()
         of_events = zip(self.seqs[rows].tolist(), steps, self.at_ms[rows].tolist(), self.payloads(rows), strict=True)
         return [
@@ -93,13 +93,13 @@ class Columns:
         ]
 
     def payloads(self, rows: slice) -> list[bytes]:
-        """The JSON of each event."""
+        """Return the JSON of each event."""
         values = {field.name: _values(self.fields[field.name], field, rows) for field in _fields_of(self.kind)}
         return [orjson.dumps(dict(zip(values, event, strict=True))) for event in zip(*values.values(), strict=True)]
 
 
 def encode_columns(events: Sequence[StoredEvent]) -> bytes:
-    """Events of one of `COLUMN_TYPES`, in order of `seq`."""
+    """Encode events of one of `COLUMN_TYPES`, in order of `seq`."""
     parts = [
         bytes([VERSION]),
         _pack(np.array([event.seq for event in events], np.int64)),
@@ -111,7 +111,7 @@ def encode_columns(events: Sequence[StoredEvent]) -> bytes:
 
 
 def decode_columns(kind: str, body: bytes) -> Columns:
-    """Inverse of `encode_columns`.
+    """Decode what `encode_columns` returned.
 
     Raises:
         InvalidInput: the body does not have this form.
@@ -128,7 +128,7 @@ def decode_columns(kind: str, body: bytes) -> Columns:
 
 
 def pack_floats(values: Array) -> bytes:
-    """An array of floats: `float32` if that is exact."""
+    """Pack an array of floats, as `float32` if that is exact."""
     with np.errstate(over="ignore", under="ignore"):
         narrow = values.astype(np.float32)
     exact = np.array_equal(narrow.astype(values.dtype), values, equal_nan=True)
@@ -136,12 +136,12 @@ def pack_floats(values: Array) -> bytes:
 
 
 def pack_integers(values: Array) -> bytes:
-    """An array of integers."""
+    """Pack an array of integers, in its narrowest exact form."""
     return _pack(values.astype(np.int64))
 
 
 def unpack(body: bytes, at: int) -> tuple[Array, int]:
-    """The array that begins at `at`, and where it ends."""
+    """Return the array that begins at `at`, and where it ends."""
     reader = _Reader(body, at)
     return reader.array(), reader.at
 
@@ -196,7 +196,7 @@ def _flat(values: list[Any]) -> Array:
 
 
 def _pack(values: Array) -> bytes:
-    """Integers in their narrowest form; floats as they are given."""
+    """Pack integers in their narrowest form, floats as they are given."""
     count = values.size
     if values.dtype.kind == "f":
         values = np.ascontiguousarray(values)
@@ -205,28 +205,28 @@ def _pack(values: Array) -> bytes:
         return _ARRAY.pack(_CODES[values.dtype], _PLAIN, count) + values.tobytes()
     if count == 0:
         return _ARRAY.pack(_CODES[_INTEGERS[0]], _PLAIN, 0)
-    least, most = int(values.min()), int(values.max())
-    narrow = _narrowest(least, most)
-    if count > 1 and least == most:
+    low, high = int(values.min()), int(values.max())
+    narrow = _narrowest(low, high)
+    if count > 1 and low == high:
         return _ARRAY.pack(_CODES[narrow], _CONSTANT, count) + values[:1].astype(narrow).tobytes()
-    if count > 2 and most < 2**62 and least > -(2**62):
+    if count > 2 and high < 2**62 and low > -(2**62):
         steps = np.diff(values)
-        least, most = int(steps.min()), int(steps.max())
-        if least == most or _narrowest(least, most).itemsize < narrow.itemsize:
+        low, high = int(steps.min()), int(steps.max())
+        if low == high or _narrowest(low, high).itemsize < narrow.itemsize:
             head = _ARRAY.pack(_CODES[_INTEGERS[-1]], _STEPS, count) + values[:1].astype("<i8").tobytes()
-            narrow = _narrowest(least, most)
-            if least == most:
+            narrow = _narrowest(low, high)
+            if low == high:
                 return head + _ARRAY.pack(_CODES[narrow], _CONSTANT, count - 1) + steps[:1].astype(narrow).tobytes()
             return head + _ARRAY.pack(_CODES[narrow], _PLAIN, count - 1) + steps.astype(narrow).tobytes()
     return _ARRAY.pack(_CODES[narrow], _PLAIN, count) + values.astype(narrow).tobytes()
 
 
-def _narrowest(least: int, most: int) -> "np.dtype[Any]":
-    return next(dtype for dtype in _INTEGERS if np.iinfo(dtype).min <= least and most <= np.iinfo(dtype).max)
+def _narrowest(low: int, high: int) -> "np.dtype[Any]":
+    return next(dtype for dtype in _INTEGERS if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max)
 
 
 def _values(column: Any, field: _Field, rows: slice) -> list[Any]:
-    """Of each event of `rows` what JSON shows."""
+    """Return what JSON shows of each event of `rows`."""
     if isinstance(column, Ragged):
         ends = np.cumsum(column.lengths)[rows].tolist()
         lengths = column.lengths[rows].tolist()
@@ -252,7 +252,7 @@ def _plain(values: Array, known: NDArray[np.bool_] | None, field: _Field) -> lis
 
 
 def _ms(at: datetime) -> int:
-    """As `codec.timestamp` cuts it."""
+    """Return Unix milliseconds, cut as `codec.timestamp` cuts them."""
     return (at - _EPOCH) // timedelta(milliseconds=1)
 
 

@@ -1,4 +1,4 @@
-"""Fewer events for overviews: what repeats is folded into its last one, with the extremes of those before it.
+"""Make fewer events for overviews: what repeats is folded into its last one, with the extremes of those before it.
 
 Only `metric`, `gradient` and `log` are folded. An anomaly, a state, a checkpoint is never dropped, merged or delayed.
 """
@@ -11,7 +11,7 @@ _PLACE = frozenset({"seq", "attempt", "step", "epoch", "num_rollbacks", "anomalo
 
 
 class Conflation:
-    """Takes events in their JSON form; `take` returns what is left of them."""
+    """Fold events, in their JSON form; `pop` returns what is left of them."""
 
     def __init__(self) -> None:
         self._kept: list[dict[str, Any]] = []
@@ -26,8 +26,8 @@ class Conflation:
         else:
             self._last[kind] = _folded(before, event)
 
-    def take(self) -> list[dict[str, Any]]:
-        """All since the last call, in order of `seq`."""
+    def pop(self) -> list[dict[str, Any]]:
+        """Remove and return all since the last call, in order of `seq`."""
         events = sorted([*self._kept, *self._last.values()], key=lambda event: int(event["seq"]))
         self._kept, self._last = [], {}
         return events

@@ -1,4 +1,4 @@
-"""Writes docs/events.md from the event types, so that it is never out of date.
+"""Write docs/events.md from the event types, so that it is never out of date.
 
 `python -m apt_jobs.events.document` rewrites the page; a test compares it.
 """
@@ -36,7 +36,7 @@ _FIELD = re.compile(r"^    (\w+): .*?(?:  # (.*))?$")
 
 
 def document() -> str:
-    """The whole page."""
+    """Return the whole page."""
     return "\n".join([_HEAD, *(_section(cls, f"`{cls.kind}`") for cls in EVENT_TYPES), _section(LayerAnomaly, "Layer")])
 
 
@@ -52,7 +52,7 @@ def _section(cls: type[Any], title: str) -> str:
 
 
 def _comments(cls: type[Any]) -> dict[str, str]:
-    """What the source says behind each field."""
+    """Return the comment behind each field in the source."""
     matches = map(_FIELD.match, inspect.getsource(cls).splitlines())
     return {match[1]: match[2] for match in matches if match and match[2]}
 

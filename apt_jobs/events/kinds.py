@@ -141,7 +141,7 @@ class UpdatesMeasured:
 
 @dataclass(frozen=True, slots=True)
 class RanksJoined:
-    """One step as each rank saw it, joined by the supervisor; in the order of ranks. null: that rank said nothing."""
+    """One step as each rank saw it, joined by the supervisor, in the order of ranks; null: that rank has none."""
 
     kind: ClassVar[str] = "ranks"
     step: int
@@ -176,7 +176,7 @@ class IncidentChanged:
 
 @dataclass(frozen=True, slots=True)
 class ActionTaken:
-    """A policy of the job answered an incident: `ordered` by the supervisor, then `done` or `refused` by the ranks."""
+    """A policy responded to an incident: `ordered` by the supervisor, then `done` or `refused` by the ranks."""
 
     kind: ClassVar[str] = "action"
     step: int

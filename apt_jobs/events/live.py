@@ -28,12 +28,12 @@ WAKE_CHANNEL = "apt:wake"  # every subscriber listens here, so that a connection
 
 
 def channel_of(job_id: str) -> str:
-    """The pub/sub channel of one job."""
+    """Name the pub/sub channel of one job."""
     return f"{CHANNEL_PREFIX}{job_id}"
 
 
 class LivePublisher:
-    """Sends frames of stored events. Thread-safe, bounded in time, never raises."""
+    """Publish frames of stored events. Thread-safe, bounded in time, never raises."""
 
     def __init__(self, redis_url: str) -> None:
         self._redis = redis.Redis.from_url(

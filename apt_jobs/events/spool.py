@@ -26,7 +26,7 @@ CLOSE_TIMEOUT_S = 30.0
 
 
 class SpoolWriter:
-    """Appends events to one file, up to `max_bytes` of them. One writer per file; threads may share it."""
+    """Append events to one file, up to `max_bytes` of them. One writer per file; threads may share it."""
 
     def __init__(self, path: Path, max_bytes: int | None = None) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ class SpoolWriter:
                 self._is_slow = not self._changed.wait_for(lambda: not self._unwritten, PATIENCE_S)
 
     def _fits(self, line: bytes) -> bool:
-        """Whether the line is within `max_bytes`. After the first one that is not, none is."""
+        """Return whether the line is within `max_bytes`. After the first one that is not, none is."""
         if self._bytes_left is None:
             return True
         self._bytes_left = max(self._bytes_left - len(line), -1)
@@ -86,7 +86,7 @@ class SpoolWriter:
                         self._changed.notify_all()
 
     def _write(self, line: bytes) -> bool:
-        """One system call; whether the disk took the whole line."""
+        """Write with one system call; return whether the disk took the whole line."""
         try:
             written = os.write(self._fd, line)
             if written < len(line):  # a full disk can cut a line short: end it, so that the next one is whole
@@ -114,14 +114,14 @@ class SpoolWriter:
 
 
 class SpoolReader:
-    """Follows one spool file from a byte offset. The file may not exist yet."""
+    """Follow one spool file from a byte offset. The file may not exist yet."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
         self._path = path
         self.offset = offset  # everything before it was returned
 
     def has_more(self) -> bool:
-        """Whether the file goes on after `offset`, be it with half a line."""
+        """Return whether the file goes on after `offset`, be it with half a line."""
         try:
             return self._path.stat().st_size > self.offset
         except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Writes the TypeScript that the web UI shares with Python: event types, job states, fields of a training job.
+"""Write the TypeScript that the web UI shares with Python: event types, job states, fields of a training job.
 
 `python -m apt_jobs.events.typescript` rewrites `web/ui/src/generated/events.ts`; a test fails when it is out of date.
 """
@@ -25,7 +25,7 @@ _FIELD_KEYS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "ma
 
 
 def typescript() -> str:
-    """The whole generated file."""
+    """Generate the whole file."""
     states = " | ".join(json.dumps(state.value) for state in JobState)
     terminal = ", ".join(json.dumps(state.value) for state in JobState if state in TERMINAL_STATES)
     parts = [
@@ -85,7 +85,7 @@ def _type(hint: Any) -> str:
 
 
 def _train_fields() -> str:
-    """Bounds, defaults and descriptions of every field of a training job: the form shows what the server checks."""
+    """Return bounds, defaults and descriptions of all fields of a training job: the form shows what the server checks."""
     schema = TrainSpec.model_json_schema()
     rows = {path: _field(field) for path, field in _leaves(schema, schema, "")}
     body = "".join(f"  {json.dumps(path)}: {json.dumps(row)},\n" for path, row in rows.items())

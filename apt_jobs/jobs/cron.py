@@ -1,4 +1,4 @@
-"""When a schedule is due: cron expressions in a time zone, as instants in UTC. Pure: the clock is the caller's.
+"""Compute when a schedule is due: cron expressions in a time zone, as instants in UTC. Pure: the clock is the caller's.
 
 Changes of daylight saving time are Debian cron's: a job at a time that does not exist runs right after the gap, one at
 a time that exists twice runs once; jobs of every hour or minute follow the clock on the wall.
@@ -26,7 +26,7 @@ MAX_SHOWN_CHARS = 60
 
 
 def due_after(cron: str, time_zone: str, moment: datetime) -> Iterator[datetime]:
-    """The due times after `moment` (aware), in order, in UTC. Ends when there are no more within 50 years.
+    """Return the due times after `moment` (aware), in order, in UTC. It ends when there are no more within 50 years.
 
     Raises:
         InvalidInput: the expression or the zone is not known.
@@ -41,7 +41,7 @@ def due_after(cron: str, time_zone: str, moment: datetime) -> Iterator[datetime]
 
 
 def next_due(cron: str, time_zone: str, moment: datetime) -> datetime | None:
-    """The first due time after `moment`; None: there is none within 50 years.
+    """Return the first due time after `moment`; None: there is none within 50 years.
 
     Raises:
         InvalidInput: the expression or the zone is not known.
@@ -50,7 +50,7 @@ def next_due(cron: str, time_zone: str, moment: datetime) -> datetime | None:
 
 
 def require_due(cron: str, time_zone: str, moment: datetime, count: int = 1) -> list[datetime]:
-    """The next `count` due times.
+    """Return the next `count` due times.
 
     Raises:
         InvalidInput: the expression or the zone is not known, or the expression never comes due.

@@ -1,4 +1,4 @@
-"""The run file: what the supervisor hands to the ranks of one attempt. JSON in its folder, read once by each rank.
+"""The run file: what the supervisor passes to the ranks of one attempt. JSON in its folder, read once by each rank.
 
 The ranks know nothing else of the service: no database, no broker, no network but their own.
 """
@@ -32,11 +32,11 @@ class RunFile(BaseModel):
     )
 
     def spool_path(self, rank: int) -> Path:
-        """Spool of one rank."""
+        """Return the path of one rank's spool."""
         return self.run_dir / spool_name(rank)
 
     def share_path(self, node_rank: int) -> Path:
-        """How the share of one further node goes: see `apt_jobs/supervision/node_watch.py`."""
+        """Return the path of one further node's report: see `apt_jobs/supervision/node_watch.py`."""
         return self.run_dir / f"node-{node_rank}"
 
     @property
@@ -56,5 +56,5 @@ class RunFile(BaseModel):
 
 
 def spool_name(rank: int) -> str:
-    """File name of one rank's spool, in a job's run folder and outside of jobs."""
+    """Return the file name of one rank's spool, in a job's run folder and outside of jobs."""
     return f"rank-{rank}.spool"

@@ -229,7 +229,7 @@ AnyJobSpec = Annotated[TrainSpec | GenerateSpec, Field(discriminator="kind")]
 
 
 def queue_of(spec: TrainSpec | GenerateSpec) -> str:
-    """The queue that the job waits in."""
+    """Return the queue that the job waits in."""
     return spec.queue or spec.kind
 
 

@@ -13,7 +13,7 @@ from apt_jobs.errors import TransitionRefused
 class JobState(StrEnum):
     QUEUED = "queued"  # waits for a worker, or for its `not_before_at`
     RUNNING = "running"  # one attempt holds the lease
-    PAUSING = "pausing"  # the attempt was told to save and stop
+    PAUSING = "pausing"  # the attempt was asked to save and stop
     PAUSED = "paused"  # saved; waits for someone to resume it
     SUCCEEDED = "succeeded"  # done, with its result
     FAILED = "failed"  # the job's own fault: it said why
@@ -55,7 +55,7 @@ OWNED_STATES = frozenset({JobState.RUNNING, JobState.PAUSING})  # an attempt hol
 
 
 def sources_of(target: JobState) -> frozenset[JobState]:
-    """All states from which `target` may be entered."""
+    """Return all states from which `target` may be entered."""
     return frozenset(source for source, targets in TRANSITIONS.items() if target in targets)
 
 

@@ -148,7 +148,7 @@ def _merged(view: View, job_id: str, batches: Sequence[Batch]) -> Block:
             conflation = Conflation()
             for event in events:
                 conflation.add(event)
-            events = conflation.take()
+            events = conflation.pop()
         return block_of(view, job_id, first_seq, last_seq, events)
     if len(batches) == 1 and not view.names_job:
         return Block(first_seq, last_seq, *framed(batches[0].raw))

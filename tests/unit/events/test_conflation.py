@@ -18,8 +18,8 @@ def folded(*events: dict[str, Any]) -> list[dict[str, Any]]:
     conflation = Conflation()
     for event in events:
         conflation.add(event)
-    taken = conflation.take()
-    assert conflation.take() == []
+    taken = conflation.pop()
+    assert conflation.pop() == []
     return taken
 
 

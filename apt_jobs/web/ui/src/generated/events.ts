@@ -122,7 +122,7 @@ export interface UpdatesMeasured {
   update_ratios: Float[];
 }
 
-/** One step as each rank saw it, joined by the supervisor; in the order of ranks. null: that rank said nothing. */
+/** One step as each rank saw it, joined by the supervisor, in the order of ranks; null: that rank has none. */
 export interface RanksJoined {
   kind: "ranks";
   step: number;
@@ -153,7 +153,7 @@ export interface IncidentChanged {
   message: string;
 }
 
-/** A policy of the job answered an incident: `ordered` by the supervisor, then `done` or `refused` by the ranks. */
+/** A policy responded to an incident: `ordered` by the supervisor, then `done` or `refused` by the ranks. */
 export interface ActionTaken {
   kind: "action";
   step: number;
