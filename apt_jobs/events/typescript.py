@@ -85,7 +85,7 @@ def _type(hint: Any) -> str:
 
 
 def _train_fields() -> str:
-    """Return bounds, defaults and descriptions of all fields of a training job: the form shows what the server checks."""
+    """Return bounds, default and description of each field of a training job: the form shows what the server checks."""
     schema = TrainSpec.model_json_schema()
     rows = {path: _field(field) for path, field in _leaves(schema, schema, "")}
     body = "".join(f"  {json.dumps(path)}: {json.dumps(row)},\n" for path, row in rows.items())
