@@ -25,9 +25,7 @@ def prepare_directory(path: Path, setting: str) -> None:
     """
     with named_os_errors(f"{setting} is {str(path)!r}, which cannot be used"):
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(
-            dir=path
-        ) as probe:  # to ask for permissions is not enough for root
+        with tempfile.TemporaryFile(dir=path) as probe:  # to ask for permissions is not enough for root
             probe.write(bytes(_PROBE_BYTES))
             probe.flush()
 
