@@ -8,7 +8,7 @@ SETUP_INPUTS := pyproject.toml constraints.txt hatch_build.py apt_jobs/web/ui/pa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 UI_SOURCES := $(shell find apt_jobs/web/ui/src apt_jobs/web/ui/index.html -type f 2>/dev/null)
 
-.PHONY: help setup setup-dev demo test check faults bench screenshots clean
+.PHONY: help setup setup-dev demo test check faults bench screenshots lock clean
 
 help:
 	@echo "make demo         set up, start everything, train a small model, show it live"
@@ -17,6 +17,7 @@ help:
 	@echo "make faults       every promise under its full number of faults; takes hours (SHARE=0.1 for a tenth)"
 	@echo "make bench        benchmarks (ONLY=group for one of them)"
 	@echo "make screenshots  the pictures of docs/images"
+	@echo "make lock         the hashed locks of the images, from pyproject.toml and constraints.txt"
 	@echo "make clean        remove .venv, build/ and caches"
 
 setup: $(VENV)/.ready
@@ -26,6 +27,10 @@ setup-dev: $(VENV)/.ready-dev
 	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } || \
 	  { command -v sudo >/dev/null && sudo -n apt-get update -qq && sudo -n apt-get install -y -qq chromium >/dev/null; } || \
 	  { echo "The browser tests need Chromium: install it (apt-get install chromium) and run this again." >&2; exit 1; }
+	@PATH="$$PATH:/usr/sbin"; command -v nginx >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq nginx-light >/dev/null; } || \
+	  { command -v sudo >/dev/null && sudo -n apt-get update -qq && sudo -n apt-get install -y -qq nginx-light >/dev/null; } || \
+	  { echo "The tests behind a proxy need nginx: install it (apt-get install nginx-light) and run this again." >&2; exit 1; }
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -65,6 +70,17 @@ bench: setup-dev
 
 screenshots: setup-dev
 	$(BIN)/python -m pytest tests/browser/screenshots.py
+
+# uv reads only names, versions and hashes here; pip installs. `--universal`: one file for every Python and machine.
+LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+  --constraint constraints.txt --custom-compile-command "make lock"
+
+lock: $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(LOCK) pyproject.toml --extra export --output-file requirements.lock
+	$(LOCK) pyproject.toml --extra export --extra train --output-file requirements-train.lock
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' | \
+	  $(LOCK) - --output-file requirements-build.lock
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache apt_jobs/web/static apt_jobs/web/ui/node_modules

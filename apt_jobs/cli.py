@@ -59,7 +59,8 @@ def up(port: Port = None, data_dir: DataDir = None) -> None:
     configure_logging(settings.log_level)
 
     def on_ready(stack: Stack) -> None:
-        console.print(f"\napt_jobs is up: [bold]{stack.url}[/]  (data in {settings.root})")
+        console.print(f"\napt_jobs is up: [bold]{stack.browser_url}[/]", soft_wrap=True)
+        console.print(f"data in {settings.root}", markup=False, highlight=False, soft_wrap=True)
         console.print("Open this link once, in the browser that you want to use:")
         console.print(f"  {stack.login_link}", soft_wrap=True)
         console.print("Ctrl-C stops everything.\n")
@@ -373,7 +374,7 @@ def _service_url() -> str:
     """Where a browser of this user finds the service: what runs on this data directory, else what the settings say."""
     try:
         with open_client() as client:
-            return client.url
+            return client.browser_url
     except Unavailable:
         return load_settings().browser_url
 

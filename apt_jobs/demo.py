@@ -60,7 +60,8 @@ def _show(
     with _client(settings, stack) as client:
         job = client.submit(json.loads(_job_file().read_text()))
         console.print(
-            f"\nsubmitted {job['id']}; watch it live (after the login link above): {client.url}/jobs/{job['id']}\n"
+            f"\nsubmitted {job['id']}; watch it live (after the login link above): "
+            f"{client.browser_url}/jobs/{job['id']}\n"
         )
         ended = follow(client, job["id"])
         if ended["state"] != "succeeded":

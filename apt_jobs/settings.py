@@ -1,16 +1,18 @@
 """One frozen `Settings`, built once from `APT_JOBS_*` at a process's entry and passed down."""
 
-import hashlib
-import tempfile
+import ipaddress
+import re
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-UNIX_SOCKET_PATH_MAX = 100  # unix(7): sun_path holds 108 bytes
-LOOPBACK_HOSTS = frozenset({"127.0.0.1", "localhost", "::1"})
+from apt_jobs.addresses import connect_host, http_origin, is_loopback
+from apt_jobs.socket_folder import find_socket
+
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
 
 class Settings(BaseSettings):
@@ -36,6 +38,12 @@ class Settings(BaseSettings):
         (), description="Further values of the `Host` header, `name` or `name:port`, that are answered (JSON list)."
     )
     https: bool = Field(False, description="The service is reached through HTTPS: cookies are `Secure`.")
+    root_path: str = Field(
+        "", description="Path below which a proxy shows the service, as `/apt`. Default: the whole host is its own."
+    )
+    trusted_proxies: tuple[str, ...] = Field(
+        (), description="Addresses or networks whose `X-Forwarded-For` and `-Proto` are believed (JSON list)."
+    )
     session_hours: float = Field(168.0, gt=0, le=8760, description="How long a browser session lasts, in hours.")
     max_body_bytes: int = Field(4 << 20, ge=1024, description="Largest JSON body of a request, in bytes.")
     max_upload_bytes: int = Field(1 << 30, ge=1024, description="Largest data set that can be uploaded, in bytes.")
@@ -77,6 +85,50 @@ class Settings(BaseSettings):
     warm_models: int = Field(2, ge=1, le=16, description="Models that a generation worker keeps in memory.")
     log_level: str = Field("INFO", description="Least severe level that is logged.")
 
+    @field_validator("host")
+    @classmethod
+    def _host_is_an_address(cls, host: str) -> str:
+        host = host.strip()
+        bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+        if not bare or "/" in bare or bare.isdecimal() or (":" in bare and bare.count(":") < 2):
+            raise ValueError(f"{host!r} is no address to bind to; write 127.0.0.1, ::1, a name, or 0.0.0.0 for all")
+        return bare
+
+    @field_validator("data_dir", "models_dir")
+    @classmethod
+    def _directory_can_be_named(cls, path: Path | None) -> Path | None:
+        text = str(path or "")
+        if not text.isprintable():  # neither control characters nor bytes that are not UTF-8: logs and URLs carry it
+            raise ValueError(f"the directory {text!a} has signs that cannot be printed; choose another name")
+        return path
+
+    @field_validator("root_path")
+    @classmethod
+    def _root_path_is_a_path(cls, root_path: str) -> str:
+        root_path = root_path.rstrip("/")
+        segments = root_path.split("/")
+        if not _ROOT_PATH.fullmatch(root_path) or "." in segments or ".." in segments:
+            raise ValueError(f"{root_path!r} is no path of a URL; write it as /apt or /tools/apt")
+        return root_path
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _allowed_hosts_are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            if not host or any(sign in host for sign in "/@*, "):
+                raise ValueError(f"{host!r} is no value of a Host header; write jobs.example or jobs.example:8443")
+        return hosts
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies_are_networks(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError as exc:
+                raise ValueError(f"{exc}; write an address or a network, as 127.0.0.1 or 10.0.0.0/8") from exc
+        return proxies
+
     @model_validator(mode="after")
     def _leases_outlast_heartbeats(self) -> Self:
         if self.lease_s < 2 * self.heartbeat_s:
@@ -92,7 +144,7 @@ class Settings(BaseSettings):
         parts = urlsplit(self.redis_url.get_secret_value())
         if parts.scheme not in ("redis", "rediss", "unix"):
             raise ValueError("APT_JOBS_REDIS_URL begins with neither redis://, rediss:// nor unix://")
-        if parts.scheme != "unix" and parts.hostname not in LOOPBACK_HOSTS and not parts.password:
+        if parts.scheme != "unix" and not is_loopback(parts.hostname or "localhost") and not parts.password:
             raise ValueError(
                 f"APT_JOBS_REDIS_URL names {parts.hostname!r} without a password: a Redis off loopback needs one"
             )
@@ -105,36 +157,43 @@ class Settings(BaseSettings):
 
     @property
     def own_url(self) -> str:
-        """Where the web process answers on this machine."""
-        return f"http://[{self.host}]:{self.port}" if ":" in self.host else f"http://{self.host}:{self.port}"
+        """Where processes of this machine reach the web process, which is not always what it binds to."""
+        return http_origin(connect_host(self.host), self.port) + self.root_path
 
     @property
     def browser_url(self) -> str:
-        """Where browsers find the service: the first of `allowed_hosts`, else where it binds to."""
-        return f"{'https' if self.https else 'http'}://{self.allowed_hosts[0]}" if self.allowed_hosts else self.own_url
+        """Where browsers find the service: the first of `allowed_hosts`, else where this machine does."""
+        if not self.allowed_hosts:
+            return self.own_url
+        return f"{'https' if self.https else 'http'}://{self.allowed_hosts[0]}{self.root_path}"
 
     @property
     def database(self) -> str:
         """SQLAlchemy URL, password included: never log it."""
         if self.database_url is not None:
             return self.database_url.get_secret_value()
-        return f"sqlite:///{self.root / 'apt_jobs.sqlite3'}"
+        return f"sqlite:///{quote(str(self.root / 'apt_jobs.sqlite3'))}"
 
     @property
     def redis(self) -> str:
         """Redis URL, password included: never log it. Default: the embedded Valkey's unix socket."""
         if self.redis_url is not None:
             return self.redis_url.get_secret_value()
-        return f"unix://{self.valkey_socket}?db=0"
+        return f"unix://{quote(str(self.valkey_socket))}?db=0"
+
+    @property
+    def valkey_dir(self) -> Path:
+        """Where the embedded Valkey keeps its append-only file."""
+        return self.root / "valkey"
 
     @property
     def valkey_socket(self) -> Path:
-        """Socket of the embedded Valkey, in a folder that only its owner may enter."""
-        path = self.root / "valkey" / "valkey.sock"
-        if len(str(path)) < UNIX_SOCKET_PATH_MAX:
-            return path
-        digest = hashlib.sha256(str(path).encode()).hexdigest()[:16]
-        return Path(tempfile.gettempdir()) / f"apt-jobs-{digest}" / "valkey.sock"
+        """Socket of the embedded Valkey, in a folder that only its owner may enter.
+
+        Raises:
+            Denied: others can enter the folder that is recorded for it.
+        """
+        return find_socket(self.valkey_dir)
 
     @property
     def checkpoints_dir(self) -> Path:

@@ -41,6 +41,8 @@ class Client:
     def __init__(self, url: str | None = None, api_key: str | None = None, data_dir: Path = Path(".apt_jobs")) -> None:
         local = _local_access(data_dir)
         self.url = (url or os.environ.get("APT_JOBS_URL") or local.get("url") or "").rstrip("/")
+        named = url or os.environ.get("APT_JOBS_URL")  # whoever named an address uses it in the browser, too
+        self.browser_url = self.url if named else local.get("browser_url", self.url)
         key = api_key or os.environ.get("APT_JOBS_API_KEY") or local.get("api_key")
         if not self.url or not key:
             raise Unavailable(

@@ -16,6 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.documents import encode_document
+from apt_jobs.directories import named_os_errors
 from apt_jobs.errors import InvalidInput, OutOfSpace, Unavailable
 
 BUSY_TIMEOUT_S = 10  # how long a SQLite writer waits for another one
@@ -104,7 +105,9 @@ def _parse(url: str) -> URL:
 
 def _sqlite_engine(url: URL) -> Engine:
     assert url.database is not None  # `_parse` asks for it
-    Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(url.database).parent
+    with named_os_errors(f"the database cannot be kept in {str(folder)!r}"):
+        folder.mkdir(parents=True, exist_ok=True)
     engine = create_engine(
         url,
         pool_size=POOL_SIZE,

@@ -33,6 +33,7 @@ from apt_jobs.web.live_socket import watch_job
 from apt_jobs.web.live_streams import LiveStreams
 from apt_jobs.web.loops import dispatch_for_ever, fire_for_ever, reap_for_ever
 from apt_jobs.web.problems import ProblemError, on_apt_jobs_error, on_http_exception, on_problem, on_unexpected
+from apt_jobs.web.root_path import RootPath
 from apt_jobs.web.service import Service
 
 ROUTES: list[BaseRoute] = [
@@ -134,6 +135,7 @@ def create_app(settings: Settings) -> Starlette:
             Exception: on_unexpected,
         },
     )
+    app.user_middleware.append(Middleware(RootPath, root_path=settings.root_path))
     app.user_middleware.append(Middleware(Guard, settings=settings, service=lambda: app.state.service))
     return app
 

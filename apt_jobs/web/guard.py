@@ -12,12 +12,14 @@ from http.cookies import SimpleCookie
 from typing import Any
 
 from sqlalchemy.orm import Session
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from apt_jobs.addresses import arrival_hosts, normalized_host, own_hosts
 from apt_jobs.db.access import KEY_PREFIX, Principal, authenticate_key, authenticate_session
 from apt_jobs.errors import AptJobsError, Denied
-from apt_jobs.settings import LOOPBACK_HOSTS, Settings
+from apt_jobs.settings import Settings
 from apt_jobs.web.direct_socket import has_left
 from apt_jobs.web.problems import problem_response
 from apt_jobs.web.service import Service
@@ -31,7 +33,7 @@ OPEN = re.compile(
     r"|/assets/[^/]+"  # its scripts and styles, by exact name: see pages.py
 )
 MAX_LOOKUPS = 4  # of keys at once; the others wait here, where those that leave cost nothing more
-ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104  # no name of a host: whoever binds there lists the names
+PROBES = frozenset({"/healthz", "/readyz"})  # an orchestrator asks by address, and is told no more than "ok"
 SECURITY_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -51,8 +53,6 @@ class Guard:
     def __init__(self, app: ASGIApp, settings: Settings, service: Callable[[], Service]) -> None:
         self._app, self._settings, self._service = app, settings, service
         self._hosts = allowed_hosts(settings)
-        scheme = "https" if settings.https else "http"
-        self._origins = frozenset(f"{scheme}://{host}" for host in self._hosts)
         self._num_open = 0
         self._turns = asyncio.Semaphore(MAX_LOOKUPS)
 
@@ -71,7 +71,7 @@ class Guard:
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
-        if (refusal := self._wrong_place(headers)) is not None:
+        if (refusal := self._wrong_place(scope, headers)) is not None:
             await _refuse(scope, receive, send, 403, refusal)
             return
         try:
@@ -84,12 +84,15 @@ class Guard:
             return
         await self._app(scope, receive, _with_security_headers(send))
 
-    def _wrong_place(self, headers: Headers) -> str | None:
+    def _wrong_place(self, scope: Scope, headers: Headers) -> str | None:
+        scheme = scheme_of(self._settings)
+        known = self._hosts | arrival_hosts(self._settings.host, scope.get("server"))
         hosts = headers.getlist("host")
-        if len(hosts) != 1 or hosts[0].lower() not in self._hosts:
+        is_probe = scope["type"] == "http" and get_route_path(scope) in PROBES
+        if not is_probe and (len(hosts) != 1 or normalized_host(hosts[0], scheme) not in known):
             return f"this service does not answer to Host {', '.join(hosts)[:200]!r}; see APT_JOBS_ALLOWED_HOSTS"
         origins = headers.getlist("origin")
-        if origins and (len(origins) != 1 or origins[0].lower() not in self._origins):
+        if origins and (len(origins) != 1 or not _is_own_origin(origins[0], scheme, known)):
             return f"requests from Origin {', '.join(origins)[:200]!r} are refused"
         return None
 
@@ -101,7 +104,7 @@ class Guard:
         Raises:
             Denied: a key or session is needed, and there is none that is valid.
         """
-        if scope["type"] == "http" and is_open(scope["path"]):
+        if scope["type"] == "http" and is_open(get_route_path(scope)):
             return None
         service = self._service()
         authorization = headers.get("authorization")
@@ -130,14 +133,19 @@ def is_open(path: str) -> bool:
 
 
 def allowed_hosts(settings: Settings) -> frozenset[str]:
-    """Every value of `Host` that is answered."""
-    names = {settings.host} if settings.host not in ANY_ADDRESS else set()
-    if settings.host in LOOPBACK_HOSTS:
-        names |= LOOPBACK_HOSTS
-    bracketed = {f"[{name}]" if ":" in name else name for name in names}
-    return frozenset(
-        {f"{name}:{settings.port}" for name in bracketed} | {name.lower() for name in settings.allowed_hosts}
-    )
+    """Every value of `Host` that is answered, as `normalized_host` writes it, besides the address of arrival."""
+    listed = {normalized_host(name, scheme_of(settings)) for name in settings.allowed_hosts}
+    return own_hosts(settings.host, settings.port) | listed
+
+
+def scheme_of(settings: Settings) -> str:
+    """The scheme of the addresses that browsers use."""
+    return "https" if settings.https else "http"
+
+
+def _is_own_origin(origin: str, scheme: str, hosts: frozenset[str]) -> bool:
+    found, separator, host = origin.partition("://")
+    return bool(separator) and found.lower() == scheme and normalized_host(host, scheme) in hosts
 
 
 def _session_secret(headers: Headers) -> str | None:

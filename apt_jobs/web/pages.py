@@ -18,12 +18,13 @@ _NOT_BUILT = """<!doctype html><html lang="en"><title>apt_jobs</title>
 </html>"""
 
 
-async def get_page(_request: Request) -> Response:
-    """The page of the user interface; it looks at its address itself."""
+async def get_page(request: Request) -> Response:
+    """The page of the user interface; it looks at its address itself, and is told below which path it is shown."""
     try:
-        return _file(STATIC, "index.html", _ALWAYS_ASK)
-    except NotFound:
+        text = (STATIC / "index.html").read_text()
+    except FileNotFoundError:
         return HTMLResponse(_NOT_BUILT, 503)
+    return HTMLResponse(_below(text, request.scope.get("root_path", "")), headers=_ALWAYS_ASK)
 
 
 async def get_favicon(_request: Request) -> Response:
@@ -36,14 +37,22 @@ async def get_asset(request: Request) -> Response:
     return _file(STATIC / "assets", request.path_params["name"], _FOR_EVER)
 
 
-async def get_openapi(_request: Request) -> Response:
-    """The OpenAPI document of this service."""
-    return JSONResponse(openapi_document())
+async def get_openapi(request: Request) -> Response:
+    """The OpenAPI document of this service, with the address at which it was asked for."""
+    return JSONResponse({**openapi_document(), "servers": [{"url": request.scope.get("root_path") or "/"}]})
 
 
 async def get_docs(_request: Request) -> Response:
     """The OpenAPI document as a page, without scripts."""
     return HTMLResponse(_docs_page())
+
+
+def _below(page: str, root_path: str) -> str:
+    """The page with its assets, which the build names relative to it (`./`), below `root_path`."""
+    head = (
+        f'<head>\n    <meta name="root-path" content="{root_path}" />'  # the setting has no sign that needs an escape
+    )
+    return page.replace("<head>", head, 1).replace('="./', f'="{root_path}/')
 
 
 def _file(folder: Path, name: str, headers: dict[str, str]) -> Response:
@@ -56,7 +65,7 @@ def _file(folder: Path, name: str, headers: dict[str, str]) -> Response:
 
 def _docs_page() -> str:
     parts = ["<!doctype html><html lang='en'><head><meta charset='utf-8'><title>apt_jobs: REST</title></head><body>"]
-    parts.append("<h1>apt_jobs: REST</h1><p>The document for programs: <a href='/openapi.json'>/openapi.json</a></p>")
+    parts.append("<h1>apt_jobs: REST</h1><p>The document for programs: <a href='openapi.json'>openapi.json</a></p>")
     for path, methods in sorted(openapi_document()["paths"].items()):
         for method, operation in methods.items():
             parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>")

@@ -123,7 +123,7 @@ async def log_in(request: Request) -> Response:
         SESSION_COOKIE,
         secret,
         max_age=int(hours * 3600),
-        path="/",
+        path=service.settings.root_path or "/",
         httponly=True,
         samesite="strict",
         secure=service.settings.https,
@@ -138,7 +138,7 @@ async def log_out(request: Request) -> Response:
     if secret is not None:
         await service_of(request).write(end_session, secret)
     response = Response(status_code=204)
-    response.delete_cookie(SESSION_COOKIE, path="/")
+    response.delete_cookie(SESSION_COOKIE, path=service_of(request).settings.root_path or "/")
     return response
 
 

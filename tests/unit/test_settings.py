@@ -12,7 +12,7 @@ from apt_jobs.settings import Settings
     [
         ({}, "http://127.0.0.1:8000", "http://127.0.0.1:8000"),
         ({"host": "::1", "port": 81}, "http://[::1]:81", "http://[::1]:81"),
-        ({"host": "0.0.0.0", "allowed_hosts": ("localhost:8000",)}, "http://0.0.0.0:8000", "http://localhost:8000"),
+        ({"host": "0.0.0.0", "allowed_hosts": ("localhost:8000",)}, "http://127.0.0.1:8000", "http://localhost:8000"),
         ({"allowed_hosts": ("jobs.example", "b"), "https": True}, "http://127.0.0.1:8000", "https://jobs.example"),
     ],
 )

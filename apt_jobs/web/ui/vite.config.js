@@ -5,6 +5,7 @@ import { defineConfig } from "vite";
 const backend = process.env.APT_JOBS_DEV_BACKEND ?? "http://127.0.0.1:8000";
 
 export default defineConfig({
+  base: "./", // one build for every path below which a proxy may show it: see web/pages.py
   plugins: [svelte()],
   build: {
     outDir: "../static",

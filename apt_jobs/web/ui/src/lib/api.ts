@@ -1,4 +1,5 @@
 // The one way to the REST API: JSON in and out, problem+json as an exception, 401 as a state of the whole page.
+import { inRoot } from "./rootpath.ts";
 import type { Json } from "./types.ts";
 
 const TIMEOUT_MS = 30_000;
@@ -91,7 +92,7 @@ async function answerTo(
   const limits = [signal, timeoutMs === null ? undefined : AbortSignal.timeout(timeoutMs)].filter((one) => one !== undefined);
   let response: Response;
   try {
-    response = await fetch(path, {
+    response = await fetch(inRoot(path), {
       method,
       body,
       headers: { Accept: "application/json", ...headers },

@@ -2,6 +2,7 @@
 import type { StoredEvent } from "../generated/events.ts";
 import { decodeFrame, SUBPROTOCOL, type Frame } from "./frames.ts";
 import { reachability } from "./reachability.svelte.ts";
+import { rootPath } from "./rootpath.ts";
 import type { Job } from "./types.ts";
 
 export type LiveStatus = "connecting" | "live" | "reconnecting" | "offline" | "missing" | "login";
@@ -61,7 +62,7 @@ export class LiveConnection {
 
   private open(): void {
     const scheme = window.location.protocol === "https:" ? "wss" : "ws";
-    const url = `${scheme}://${window.location.host}/ws/jobs/${encodeURIComponent(this.jobId)}?after=${this.seq}`;
+    const url = `${scheme}://${window.location.host}${rootPath}/ws/jobs/${encodeURIComponent(this.jobId)}?after=${this.seq}`;
     const socket = new WebSocket(url, SUBPROTOCOL); // a server that does not know it answers in JSON
     socket.binaryType = "arraybuffer";
     this.socket = socket;

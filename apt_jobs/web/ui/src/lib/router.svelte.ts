@@ -1,5 +1,7 @@
 // Client-side routing by path: seven pages do not need a library.
 
+import { inRoot, rootPath } from "./rootpath.ts";
+
 export type Route =
   | { page: "jobs" }
   | { page: "new" }
@@ -11,7 +13,7 @@ export type Route =
   | { page: "missing" };
 
 class Location {
-  path = $state(window.location.pathname);
+  path = $state(pathBelowRoot(window.location.pathname));
   query = $state(window.location.search);
   hash = $state(window.location.hash);
 
@@ -21,12 +23,14 @@ class Location {
   }
 
   read(): void {
-    this.path = window.location.pathname;
+    this.path = pathBelowRoot(window.location.pathname);
     this.query = window.location.search;
     this.hash = window.location.hash;
   }
 
-  go(url: string, replace = false): void {
+  /** Go to "/jobs/ID", as this service calls its pages, or to a "#part" of the page. */
+  go(path: string, replace = false): void {
+    const url = inRoot(path);
     const moved = new URL(url, window.location.href).pathname !== window.location.pathname;
     if (replace) history.replaceState(null, "", url);
     else history.pushState(null, "", url);
@@ -39,10 +43,16 @@ class Location {
     if (event.defaultPrevented || event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
     const link = event.target instanceof Element ? event.target.closest("a") : null;
     if (link === null || link.target || link.hasAttribute("download") || link.origin !== window.location.origin) return;
-    if (routeOf(link.pathname, "").page === "missing") return;
+    if (!link.pathname.startsWith(`${rootPath}/`)) return;
+    const path = pathBelowRoot(link.pathname);
+    if (routeOf(path, "").page === "missing") return;
     event.preventDefault();
-    this.go(link.pathname + link.search + link.hash);
+    this.go(path + link.search + link.hash);
   }
+}
+
+function pathBelowRoot(path: string): string {
+  return path.startsWith(`${rootPath}/`) ? path.slice(rootPath.length) : path;
 }
 
 export function routeOf(path: string, hash: string): Route {
