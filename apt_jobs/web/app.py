@@ -28,6 +28,7 @@ from apt_jobs.web import (
 )
 from apt_jobs.web.endpoint import openapi_document, spec
 from apt_jobs.web.guard import Guard
+from apt_jobs.web.idempotency import sweep_loop
 from apt_jobs.web.live_jobs_socket import watch_jobs
 from apt_jobs.web.live_socket import watch_job
 from apt_jobs.web.live_streams import LiveStreams
@@ -112,6 +113,7 @@ def create_app(settings: Settings) -> Starlette:
         service = Service(settings, database, hints, publisher, streams, asyncio.Event())
         app.state.service = service
         loops = [streams.follow(), streams.check_heads(), streams.look_after()]
+        loops += [sweep_loop(service)]
         loops += [dispatch_for_ever(service), reap_for_ever(service), fire_for_ever(service)]
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:

@@ -22,6 +22,7 @@ from apt_jobs import __version__
 from apt_jobs.db.access import Principal, Role
 from apt_jobs.settings import Settings
 from apt_jobs.web import exports, overviews
+from apt_jobs.web.idempotency import idempotency_key_of
 from apt_jobs.web.problems import MEDIA_TYPE, Problem, ProblemError, faults_of
 from apt_jobs.web.service import service_of
 
@@ -29,6 +30,10 @@ MAX_DEPTH = 32  # of brackets in a JSON body
 _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _ROUND = bytes.maketrans(b"[{]}", b"(())")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
+_IDEMPOTENCY = (
+    "With an `Idempotency-Key` (1 to 255 printable characters), a repeated request within 24 hours creates nothing and is "
+    "marked `Idempotent-Replayed: true`; the same key with another body is refused with 422."
+)
 Handler = Callable[[Request], Awaitable[Response]]
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -56,10 +61,12 @@ def endpoint(
     answers: dict[int, Any],
     query: type[BaseModel] | None = None,
     body: Any = None,
+    creates: bool = False,
 ) -> Callable[[Handler], Handler]:
     """Declare a handler, which finds what was validated in `request.state.query` and `request.state.body`.
 
     `answers` maps a status to the pydantic model of its body, or None. `body` is a model or a union of models.
+    `creates`: an `Idempotency-Key` is checked and is in `request.state.idempotency_key`, or None.
     """
     adapter: TypeAdapter[Any] | None = TypeAdapter(body) if body is not None else None
 
@@ -81,8 +88,12 @@ def endpoint(
             if faults:
                 detail = f"{len(faults)} fault{'s' * (len(faults) > 1)} in the request; see `errors`"
                 raise ProblemError(422, detail, kind="invalid-request", errors=faults)
+            if creates:
+                request.state.idempotency_key = idempotency_key_of(request, _asked(request, query, body))
             return await handler(request)
 
+        if creates:
+            checked.__doc__ = f"{handler.__doc__} {_IDEMPOTENCY}"
         responses = {f"HTTP_{status}": model for status, model in answers.items()}
         problems = {
             f"HTTP_{status}": Problem for status in (400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 503)
@@ -98,6 +109,12 @@ def endpoint(
         return decorated
 
     return decorate
+
+
+def _asked(request: Request, query: type[BaseModel] | None, body: Any) -> list[Any]:
+    """What a validated request asks for, the same for any way to write it."""
+    parts = [request.state.query if query else None, request.state.body if body else None]
+    return [None if part is None else part.model_dump(mode="json") for part in parts]
 
 
 def _query(request: Request, model: type[BaseModel]) -> dict[str, Any]:
