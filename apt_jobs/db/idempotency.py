@@ -1,7 +1,7 @@
 """What an `Idempotency-Key` made: remembered for a day, for each owner of a key and each route apart.
 
-`create_once` takes the key in the transaction that creates the resource, so of any number of requests with one key one creates
-it and the others learn its id. A key that is older than `LIFETIME_S` is as good as unused.
+`create_once` takes the key in the transaction that creates the resource, so of any number of requests with one key one
+creates it and the others learn its id. A key that is older than `LIFETIME_S` is as good as unused.
 """
 
 from collections.abc import Callable

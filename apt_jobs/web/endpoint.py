@@ -31,8 +31,8 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _ROUND = bytes.maketrans(b"[{]}", b"(())")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 _IDEMPOTENCY = (
-    "With an `Idempotency-Key` (1 to 255 printable characters), a repeated request within 24 hours creates nothing and is "
-    "marked `Idempotent-Replayed: true`; the same key with another body is refused with 422."
+    "With an `Idempotency-Key` (1 to 255 printable characters), a repeated request within 24 hours creates nothing "
+    "and is marked `Idempotent-Replayed: true`; the same key with another body is refused with 422."
 )
 Handler = Callable[[Request], Awaitable[Response]]
 Model = TypeVar("Model", bound=BaseModel)

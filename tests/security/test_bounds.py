@@ -194,8 +194,9 @@ def test_more_connections_than_there_is_room_for_are_told_so(small: AttackedWeb)
         held = [stack.enter_context(small.connect()) for _ in range(MAX_CONNECTIONS)]
         for connection in held:
             connection.sendall(slow)
-        answer = small.raw(small.request_head("GET", "/healthz"))
+        answer = small.raw(small.request_head("GET", "/api/jobs"))
         assert (status_of(answer), b"retry-after" in answer) == (503, True)
+        assert status_of(small.raw(small.request_head("GET", "/healthz"))) == 200
         with (
             connect(f"ws://{small.host}/ws/jobs/x", additional_headers=headers, proxy=None) as websocket,
             pytest.raises(ConnectionClosed) as caught,
