@@ -54,6 +54,12 @@ class Settings(BaseSettings):
         120.0, gt=0, le=600, description="Longest time that `POST /api/generate` waits for its job."
     )
     max_connections: int = Field(1000, ge=1, description="Most requests and WebSockets at once in one web process.")
+    max_connections_per_key: int = Field(
+        800, ge=1, description="Most requests and WebSockets at once of one key or browser session in one web process."
+    )
+    max_connections_per_address: int = Field(
+        512, ge=1, description="Most connections of one address that have shown no key; the oldest idle one gives way."
+    )
     max_queued_jobs: int = Field(10_000, ge=1, description="Most jobs that may wait; further ones are refused.")
     lease_s: float = Field(60.0, ge=3, description="How long an attempt owns its job after a heartbeat.")
     heartbeat_s: float = Field(10.0, gt=0, description="Time between two heartbeats of an attempt.")

@@ -7,7 +7,8 @@ import hashlib
 import hmac
 import re
 import secrets
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -19,6 +20,7 @@ from apt_jobs.db.models import ApiKey, BrowserSession, LoginToken
 from apt_jobs.errors import Denied, NotFound
 
 KEY_PREFIX = "apt_"
+KEY_OWNER = "key:"  # begins the `owner` of a principal that came with a key
 _KEY = re.compile(r"apt_([0-9a-f]{16})_([0-9a-f]{64})")
 
 
@@ -41,6 +43,7 @@ class Principal:
 
     name: str
     role: Role
+    owner: str = field(default="", compare=False)  # stable id of the key or session; holds no secret
 
 
 def create_key(session: Session, name: str, role: Role, expires_at: datetime | None = None) -> str:
@@ -71,7 +74,7 @@ def authenticate_key(session: Session, key: str) -> Principal:
     right = hmac.compare_digest(expected, _sha256(secret))
     if row is None or not right:
         raise Denied("this API key is not valid")
-    return Principal(row.name, Role(row.role))
+    return Principal(row.name, Role(row.role), f"{KEY_OWNER}{row.id}")
 
 
 def list_keys(session: Session) -> list[ApiKey]:
@@ -94,6 +97,28 @@ def revoke_key(session: Session, key_id: str) -> None:
         .values(revoked_at=now_plus(0))
         .execution_options(synchronize_session=False)
     )
+
+
+def revoke_keys_named(session: Session, name: str) -> None:
+    """End all keys of a name: those that an earlier start of the same program left behind."""
+    session.execute(
+        update(ApiKey)
+        .where(ApiKey.name == name, ApiKey.revoked_at.is_(None))
+        .values(revoked_at=now_plus(0))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def note_use(session: Session, owners: Collection[str]) -> None:
+    """Set `last_used_at` of the keys among these owners of requests to now."""
+    key_ids = sorted(owner.removeprefix(KEY_OWNER) for owner in owners if owner.startswith(KEY_OWNER))
+    if key_ids:
+        session.execute(
+            update(ApiKey)
+            .where(ApiKey.id.in_(key_ids))
+            .values(last_used_at=now_plus(0))
+            .execution_options(synchronize_session=False)
+        )
 
 
 def create_login_token(session: Session, role: Role, lifetime_s: float) -> str:
@@ -149,7 +174,7 @@ def authenticate_session(session: Session, secret: str) -> Principal:
     )
     if role is None:
         raise Denied("this browser session is over; `apt-jobs login-link` prints a new link")
-    return Principal("browser", Role(role))
+    return Principal("browser", Role(role), f"session:{_sha256(secret)[:32]}")
 
 
 def end_session(session: Session, secret: str) -> None:

@@ -244,6 +244,21 @@ class ApiKey(Base):
     created_at: Mapped[datetime] = mapped_column(default=now_plus(0))
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]  # to about a minute
+
+
+class IdempotencyKeyRow(Base):
+    """What an `Idempotency-Key` made. The primary key is the promise that it makes one thing."""
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (Index("ix_idempotency_keys_created_at", "created_at"),)
+
+    owner: Mapped[str] = mapped_column(String(100), primary_key=True)
+    route: Mapped[str] = mapped_column(String(300), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    request_sha256: Mapped[str] = mapped_column(String(64))
+    resource_id: Mapped[str] = mapped_column(String(200))
+    created_at: Mapped[datetime] = mapped_column(default=now_plus(0))
 
 
 class LoginToken(Base):

@@ -6,7 +6,9 @@ One model validates the REST body, documents it (OpenAPI) and is read by the wor
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+
+from apt_jobs.jobs.printable import require_printable
 
 BUILTIN_DATASET = "pydoc-topics"  # English text shipped with CPython (pydoc_data.topics), 0.7 MB
 BUILTIN_ENTRY_POINT = "language-model"
@@ -15,9 +17,20 @@ MAX_NEW_TOKENS = 4_096
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS)]
-Title = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00]*$")]  # Postgres holds no NUL in a text
+Title = Annotated[str, StringConstraints(max_length=200), AfterValidator(require_printable)]
 LabelValue = Title
-ArgumentValue = bool | int | float | Annotated[str, StringConstraints(max_length=1_000)]
+
+
+def _require_64_bits(value: object) -> object:
+    """Refuse what would become a float, or break a reader, on its way to the ranks."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError("the integer does not fit 64 bits (-2**63 to 2**63 - 1); send it as a string")
+    return value
+
+
+ArgumentValue = Annotated[
+    bool | int | float | Annotated[str, StringConstraints(max_length=1_000)], BeforeValidator(_require_64_bits)
+]
 
 
 IncidentKind = Literal[

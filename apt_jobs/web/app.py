@@ -26,8 +26,10 @@ from apt_jobs.web import (
     service_api,
     training_api,
 )
+from apt_jobs.web.admissions import Admissions
 from apt_jobs.web.endpoint import openapi_document, spec
 from apt_jobs.web.guard import Guard
+from apt_jobs.web.idempotency import sweep_loop
 from apt_jobs.web.live_jobs_socket import watch_jobs
 from apt_jobs.web.live_socket import watch_job
 from apt_jobs.web.live_streams import LiveStreams
@@ -87,6 +89,7 @@ ROUTES: list[BaseRoute] = [
     Route("/openapi.json", pages.get_openapi, methods=["GET"]),
     Route("/docs", pages.get_docs, methods=["GET"]),
     Route("/", pages.get_page, methods=["GET"]),
+    Route("/jobs", pages.get_page, methods=["GET"]),
     Route("/jobs/{job_id}", pages.get_page, methods=["GET"]),
     Route("/checkpoints", pages.get_page, methods=["GET"]),
     Route("/generate", pages.get_page, methods=["GET"]),
@@ -94,7 +97,6 @@ ROUTES: list[BaseRoute] = [
     Route("/workers", pages.get_page, methods=["GET"]),
     Route("/favicon.svg", pages.get_favicon, methods=["GET"]),
     Route("/assets/{name}", pages.get_asset, methods=["GET"]),
-    Route("/{page}", pages.get_page, methods=["GET"]),  # it says itself that there is nothing at this address
     WebSocketRoute("/ws/jobs", watch_jobs),
     WebSocketRoute("/ws/jobs/{job_id}", watch_job),
 ]
@@ -110,9 +112,11 @@ def create_app(settings: Settings) -> Starlette:
         database = Database(settings.database)
         streams = LiveStreams(database, settings.redis)
         hints, publisher = HintPublisher(make_celery(settings)), LivePublisher(settings.redis)
-        service = Service(settings, database, hints, publisher, streams, asyncio.Event())
+        admissions = Admissions(database)
+        service = Service(settings, database, hints, publisher, streams, admissions, asyncio.Event())
         app.state.service = service
         loops = [streams.follow(), streams.check_heads(), streams.look_after()]
+        loops += [sweep_loop(service), admissions.recheck_loop()]
         loops += [dispatch_for_ever(service), reap_for_ever(service), fire_for_ever(service)]
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:

@@ -24,6 +24,7 @@ from apt_jobs.events.kinds import CheckpointRemoved
 from apt_jobs.jobs.spec import GenerateSpec, Strict
 from apt_jobs.jobs.states import TERMINAL_STATES
 from apt_jobs.web.endpoint import endpoint
+from apt_jobs.web.idempotency import replay_headers
 from apt_jobs.web.jobs_api import Query, submit
 from apt_jobs.web.payloads import CheckpointAnswer, CheckpointList, checkpoint_answer
 from apt_jobs.web.service import Service, service_of
@@ -66,7 +67,7 @@ async def get_one_checkpoint(request: Request) -> Response:
     return JSONResponse(checkpoint_answer(row).model_dump(mode="json"))
 
 
-@endpoint(role=Role.SUBMITTER, tag="checkpoints", body=LoadRequest, answers={200: LoadAnswer})
+@endpoint(role=Role.SUBMITTER, tag="checkpoints", body=LoadRequest, answers={200: LoadAnswer}, creates=True)
 async def load_checkpoint(request: Request) -> Response:
     """Make a checkpoint the default model of generation, and warm it with a one-token job."""
     service = service_of(request)
@@ -75,9 +76,9 @@ async def load_checkpoint(request: Request) -> Response:
     _folder(service, row)
     await service.write(set_value, DEFAULT_MODEL, row.id)
     warm_up = GenerateSpec(kind="generate", name="warm up", texts=["\n"], max_length=1, model=row.id)
-    job = await submit(service, warm_up, None)
+    job, is_replay = await submit(service, warm_up, request.state.idempotency_key)
     answer = LoadAnswer(loaded=True, model=row.id, checkpoint=checkpoint_answer(row), job_id=job.id)
-    return JSONResponse(answer.model_dump(mode="json"))
+    return JSONResponse(answer.model_dump(mode="json"), headers=replay_headers(is_replay))
 
 
 @endpoint(role=Role.VIEWER, tag="checkpoints", answers={200: None})

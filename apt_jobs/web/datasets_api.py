@@ -1,26 +1,32 @@
 """`/api/datasets`: texts to train on. An upload is streamed to disk and checked before it gets its name."""
 
 import asyncio
-import codecs
+import hashlib
 import os
 import secrets
 import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
+from sqlalchemy.orm import Session
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from apt_jobs.db.access import Role
+from apt_jobs.db.idempotency import create_once
 from apt_jobs.errors import Conflict, InvalidDataset, InvalidInput, NotFound, OutOfSpace
 from apt_jobs.jobs.spec import BUILTIN_DATASET, Name
 from apt_jobs.settings import Settings
 from apt_jobs.web.endpoint import endpoint
+from apt_jobs.web.idempotency import replay_headers
 from apt_jobs.web.jobs_api import Query, dataset_file
 from apt_jobs.web.payloads import Listing
 from apt_jobs.web.problems import ProblemError
 from apt_jobs.web.service import service_of
+from apt_jobs.web.uploads import TextCheck, upload_parts
 
 IDLE_TIMEOUT_S = 30.0  # between two pieces of an upload
 MIN_BYTES_PER_S = 1_000  # of an upload as a whole, after the first `IDLE_TIMEOUT_S`
@@ -38,10 +44,11 @@ async def get_datasets(request: Request) -> Response:
     return JSONResponse(Listing(data=[builtin, *rows]).model_dump(mode="json"))
 
 
-@endpoint(role=Role.SUBMITTER, tag="datasets", query=UploadQuery, answers={201: None})
+@endpoint(role=Role.SUBMITTER, tag="datasets", query=UploadQuery, answers={201: None}, creates=True)
 async def upload_dataset(request: Request) -> Response:
-    """Upload UTF-8 text as the body; `?name=` names it. An existing name is refused."""
-    settings = service_of(request).settings
+    """Upload UTF-8 text as the body or as the file of a form; `?name=` names it. An existing name is refused."""
+    service = service_of(request)
+    settings, key = service.settings, request.state.idempotency_key
     name = request.state.query.name
     if name == BUILTIN_DATASET:
         raise InvalidInput(f"{BUILTIN_DATASET!r} is built in; choose another name")
@@ -49,14 +56,20 @@ async def upload_dataset(request: Request) -> Response:
     settings.datasets_dir.mkdir(parents=True, exist_ok=True)
     temporary = settings.datasets_dir / f".upload-{secrets.token_hex(8)}"
     try:
-        size = await _receive(request, temporary, settings)
-        await asyncio.to_thread(_publish, temporary, target)
+        size, sha256 = await _receive(upload_parts(request), temporary, settings)
+        if key is not None:
+            key = replace(key, request_sha256=hashlib.sha256(f"{key.request_sha256} {sha256}".encode()).hexdigest())
+
+        def publish(session: Session) -> tuple[str, bool]:
+            return create_once(session, key, lambda: _publish(temporary, target, name))
+
+        _, is_replay = await service.write(publish)
     except FileExistsError as exc:
         raise Conflict(f"there is a data set {name!r} already; delete it first or choose another name") from exc
     finally:
         temporary.unlink(missing_ok=True)
     answer = {"name": name, "size_bytes": size, "is_builtin": False}
-    return JSONResponse(answer, 201, headers={"location": "/api/datasets"})
+    return JSONResponse(answer, 201, headers={"location": "/api/datasets", **replay_headers(is_replay)})
 
 
 @endpoint(role=Role.ADMIN, tag="datasets", answers={204: None})
@@ -70,31 +83,28 @@ async def remove_dataset(request: Request) -> Response:
     return Response(status_code=204)
 
 
-async def _receive(request: Request, file: Path, settings: Settings) -> int:
-    """Stream the body into a file, checking it on the way; returns its size in bytes."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    size = 0
+async def _receive(parts: AsyncIterator[bytes], file: Path, settings: Settings) -> tuple[int, str]:
+    """Stream a text into a file, checking it on the way; returns its size in bytes and its SHA-256."""
+    check, digest = TextCheck(), hashlib.sha256()
+    num_received = size = 0
     began_s = time.monotonic()
     try:
         with file.open("wb") as opened:
-            parts = aiter(request.stream())
-            while (part := await asyncio.wait_for(anext(parts, None), IDLE_TIMEOUT_S)) is not None:
-                size += len(part)
-                if size > settings.max_upload_bytes:
+            is_over = False
+            while not is_over:
+                part = await asyncio.wait_for(anext(parts, None), IDLE_TIMEOUT_S)
+                is_over = part is None
+                num_received += len(part or b"")
+                if num_received > settings.max_upload_bytes:
                     raise ProblemError(413, f"the data set is larger than {settings.max_upload_bytes:,} bytes")
-                if b"\0" in part:
-                    raise InvalidDataset("the data set is binary (it has a zero byte); upload UTF-8 text")
-                if time.monotonic() - began_s > IDLE_TIMEOUT_S + size / MIN_BYTES_PER_S:
+                if time.monotonic() - began_s > IDLE_TIMEOUT_S + num_received / MIN_BYTES_PER_S:
                     raise ProblemError(408, f"the data set comes with less than {MIN_BYTES_PER_S:,} bytes a second")
-                decoder.decode(part)
-                await asyncio.to_thread(opened.write, part)
-            decoder.decode(b"", final=True)
+                text = check.feed(part or b"", final=is_over)
+                size += len(text)
+                digest.update(text)
+                await asyncio.to_thread(opened.write, text)
             opened.flush()
             os.fsync(opened.fileno())
-    except UnicodeDecodeError as exc:
-        raise InvalidDataset(
-            f"the data set is not UTF-8 near byte {size:,}; convert it, for instance with iconv"
-        ) from exc
     except TimeoutError as exc:
         raise ProblemError(408, f"nothing more of the data set came for {IDLE_TIMEOUT_S:.0f} s") from exc
     except ClientDisconnect as exc:
@@ -102,12 +112,13 @@ async def _receive(request: Request, file: Path, settings: Settings) -> int:
     except OSError as exc:
         raise OutOfSpace(f"the data set cannot be written: {exc.strerror}") from exc
     if size == 0:
-        raise InvalidDataset("the data set is empty; send its text as the body")
-    return size
+        raise InvalidDataset("the data set is empty; send its text as the body, or as the file of a form")
+    return size, digest.hexdigest()
 
 
-def _publish(temporary: Path, target: Path) -> None:
+def _publish(temporary: Path, target: Path, name: str) -> str:
     os.link(temporary, target)  # unlike a rename it never replaces a file
+    return name
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:

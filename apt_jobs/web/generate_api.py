@@ -11,6 +11,7 @@ from starlette.responses import JSONResponse, Response
 
 from apt_jobs.db.access import Role
 from apt_jobs.db.checkpoints import list_checkpoints, newest_checkpoint
+from apt_jobs.db.idempotency import IdempotencyKey, known_resource
 from apt_jobs.db.jobs import get_job
 from apt_jobs.db.models import Job
 from apt_jobs.db.service_values import DEFAULT_MODEL, get_value
@@ -19,6 +20,7 @@ from apt_jobs.events.codec import timestamp
 from apt_jobs.jobs.spec import MAX_NEW_TOKENS, GenerateSpec, Name, Strict, Text
 from apt_jobs.jobs.states import TERMINAL_STATES, JobState
 from apt_jobs.web.endpoint import endpoint
+from apt_jobs.web.idempotency import made_job, replay_headers
 from apt_jobs.web.jobs_api import require_references, submit
 from apt_jobs.web.payloads import JobAnswer, job_answer
 from apt_jobs.web.problems import ProblemError
@@ -87,13 +89,19 @@ class ModelList(BaseModel):
     has_more: bool
 
 
-@endpoint(role=Role.SUBMITTER, tag="generation", body=GenerateRequest, answers={200: GenerateAnswer, 202: JobAnswer})
+@endpoint(
+    role=Role.SUBMITTER,
+    tag="generation",
+    body=GenerateRequest,
+    answers={200: GenerateAnswer, 202: JobAnswer},
+    creates=True,
+)
 async def generate(request: Request) -> Response:
     """Continue one text. `Prefer: respond-async` answers 202 with the job at once."""
     body: GenerateRequest = request.state.body
-    job = await _submitted(request, [body.text], body)
+    job, is_replay = await _submitted(request, [body.text], body)
     if _wants_no_wait(request):
-        return _accepted(job)
+        return _accepted(job, is_replay)
     result = await _result(service_of(request), job)
     answer = GenerateAnswer(
         generated_text=result["outputs"][0],
@@ -102,17 +110,23 @@ async def generate(request: Request) -> Response:
         model=result["model"],
         job_id=job.id,
     )
-    return JSONResponse(answer.model_dump(mode="json"))
+    return JSONResponse(answer.model_dump(mode="json"), headers=replay_headers(is_replay))
 
 
-@endpoint(role=Role.SUBMITTER, tag="generation", body=BatchGenerateRequest, answers={200: BatchAnswer, 202: JobAnswer})
+@endpoint(
+    role=Role.SUBMITTER,
+    tag="generation",
+    body=BatchGenerateRequest,
+    answers={200: BatchAnswer, 202: JobAnswer},
+    creates=True,
+)
 async def batch_generate(request: Request) -> Response:
     """Continue many texts in one batch. `Prefer: respond-async` answers 202 with the job at once."""
     body: BatchGenerateRequest = request.state.body
     started = time.monotonic()
-    job = await _submitted(request, list(body.texts), body)
+    job, is_replay = await _submitted(request, list(body.texts), body)
     if _wants_no_wait(request):
-        return _accepted(job)
+        return _accepted(job, is_replay)
     result = await _result(service_of(request), job)
     answer = BatchAnswer(
         results=[
@@ -123,7 +137,7 @@ async def batch_generate(request: Request) -> Response:
         model=result["model"],
         job_id=job.id,
     )
-    return JSONResponse(answer.model_dump(mode="json"))
+    return JSONResponse(answer.model_dump(mode="json"), headers=replay_headers(is_replay))
 
 
 @endpoint(role=Role.VIEWER, tag="generation", answers={200: ModelList})
@@ -167,8 +181,11 @@ async def get_models(request: Request) -> Response:
     return JSONResponse((await service.read(read)).model_dump(mode="json"))
 
 
-async def _submitted(request: Request, texts: list[str], sampling: Sampling) -> Job:
+async def _submitted(request: Request, texts: list[str], sampling: Sampling) -> tuple[Job, bool]:
     service = service_of(request)
+    key: IdempotencyKey | None = request.state.idempotency_key
+    if key is not None and (known := await service.read(known_resource, key)) is not None:
+        return await made_job(service, key, known), True
     spec = GenerateSpec(
         kind="generate",
         texts=texts,
@@ -184,7 +201,7 @@ async def _submitted(request: Request, texts: list[str], sampling: Sampling) -> 
     alive = await service.read(list_workers, alive_within_s=3 * service.settings.heartbeat_s)
     if not any(spec.kind in worker.queues for worker in alive) and not _wants_no_wait(request):
         raise ProblemError(503, "no generation worker is running; start one: apt-jobs worker generate")
-    return await submit(service, spec, request.headers.get("idempotency-key"))
+    return await submit(service, spec, key)
 
 
 async def _result(service: Service, job: Job) -> dict[str, Any]:
@@ -216,8 +233,12 @@ def _wants_no_wait(request: Request) -> bool:
     return "respond-async" in request.headers.get("prefer", "").lower()
 
 
-def _accepted(job: Job) -> Response:
-    headers = {"location": f"/api/jobs/{job.id}", "preference-applied": "respond-async"}
+def _accepted(job: Job, is_replay: bool) -> Response:
+    headers = {
+        "location": f"/api/jobs/{job.id}",
+        "preference-applied": "respond-async",
+        **replay_headers(is_replay),
+    }
     return JSONResponse(job_answer(job).model_dump(mode="json"), 202, headers=headers)
 
 

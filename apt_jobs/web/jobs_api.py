@@ -1,14 +1,12 @@
 """`/api/jobs`: submit, list, look, cancel, delete; the event log, the printed lines and the histories of one job."""
 
 import asyncio
-import hashlib
 import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import orjson
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from sqlalchemy.orm import Session
 from starlette.requests import Request
@@ -18,6 +16,7 @@ from apt_jobs.db.access import Role
 from apt_jobs.db.checkpoints import get_checkpoint
 from apt_jobs.db.dispatch import mark_dispatched
 from apt_jobs.db.events import events_after
+from apt_jobs.db.idempotency import IdempotencyKey, create_once, known_resource
 from apt_jobs.db.jobs import get_job, insert_job, list_attempts, list_jobs, queue_position
 from apt_jobs.db.models import Job
 from apt_jobs.db.steering import delete_job, request_cancel, request_pause, request_resume, request_retry
@@ -29,6 +28,7 @@ from apt_jobs.jobs.spec import BUILTIN_DATASET, CHECKPOINT_ID_PATTERN, AnyJobSpe
 from apt_jobs.jobs.states import JobState
 from apt_jobs.settings import Settings
 from apt_jobs.web.endpoint import endpoint
+from apt_jobs.web.idempotency import made_job, replay_headers
 from apt_jobs.web.live_sse import event_stream, wants_event_stream
 from apt_jobs.web.payloads import JobAnswer, JobList, attempt_answers, job_answer
 from apt_jobs.web.problems import Fault, ProblemError
@@ -77,17 +77,15 @@ class EventList(BaseModel):
     has_more: bool
 
 
-@endpoint(role=Role.SUBMITTER, tag="jobs", body=AnyJobSpec, answers={202: JobAnswer})
+@endpoint(role=Role.SUBMITTER, tag="jobs", body=AnyJobSpec, answers={202: JobAnswer}, creates=True)
 async def submit_job(request: Request) -> Response:
     """Submit a training or generation job. The answer is durable: the job will reach an end."""
     service = service_of(request)
     spec: TrainSpec | GenerateSpec = request.state.body
-    key = request.headers.get("idempotency-key")
-    if key is not None and not 1 <= len(key) <= 255:
-        raise ProblemError(400, f"Idempotency-Key has {len(key)} characters; 1 to 255 are allowed")
-    await require_references(service, spec)
-    job = await submit(service, spec, key)
-    return JSONResponse(job_answer(job).model_dump(mode="json"), 202, headers={"location": f"/api/jobs/{job.id}"})
+    key: IdempotencyKey | None = request.state.idempotency_key
+    job, is_replay = await submit_once(service, spec, key)
+    headers = {"location": f"/api/jobs/{job.id}", **replay_headers(is_replay)}
+    return JSONResponse(job_answer(job).model_dump(mode="json"), 202, headers=headers)
 
 
 @endpoint(role=Role.VIEWER, tag="jobs", query=ListQuery, answers={200: JobList})
@@ -187,23 +185,38 @@ async def _changed(request: Request, change: Callable[[Session, str], tuple[Job,
     return JSONResponse(job_answer(job).model_dump(mode="json"))
 
 
-async def submit(service: Service, spec: TrainSpec | GenerateSpec, key: str | None) -> Job:
+async def submit_once(service: Service, spec: TrainSpec | GenerateSpec, key: IdempotencyKey | None) -> tuple[Job, bool]:
+    """Submit a job, or return the one that the key made; and whether it was made before."""
+    if key is not None and (known := await service.read(known_resource, key)) is not None:
+        return await made_job(service, key, known), True  # whatever of its references is gone by now
+    await require_references(service, spec)
+    return await submit(service, spec, key)
+
+
+async def submit(service: Service, spec: TrainSpec | GenerateSpec, key: IdempotencyKey | None) -> tuple[Job, bool]:
     """Insert a job, then send its hint, waiting at most `PUBLISH_WAIT_S` for the broker."""
-    digest = hashlib.sha256(orjson.dumps(spec.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)).hexdigest()
-    job = await service.write(
-        insert_job,
-        spec,
-        idempotency_key=key,
-        request_sha256=digest if key is not None else None,
-        max_queued_jobs=service.settings.max_queued_jobs,
-    )
+
+    def insert(session: Session) -> tuple[Job | str, bool]:
+        made: list[Job] = []
+
+        def create() -> str:
+            made.append(insert_job(session, spec, max_queued_jobs=service.settings.max_queued_jobs))
+            return made[0].id
+
+        job_id, is_replay = create_once(session, key, create)
+        return (job_id if is_replay else made[0]), is_replay
+
+    job, is_replay = await service.write(insert)
+    if isinstance(job, str):
+        assert key is not None  # only a key makes a replay
+        return await made_job(service, key, job), True
     try:
         async with asyncio.timeout(PUBLISH_WAIT_S):
             await asyncio.to_thread(_send_hint, service, job)
     except (TimeoutError, Unavailable):
         logger.warning("the hint waits for the dispatch loop", extra={"job_id": job.id})
         service.dispatch_now.set()
-    return job
+    return job, is_replay
 
 
 async def require_references(service: Service, spec: TrainSpec | GenerateSpec, under: str = "#") -> None:

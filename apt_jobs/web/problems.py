@@ -7,10 +7,12 @@ from http import HTTPStatus
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
 
 from apt_jobs.errors import (
     AptJobsError,
@@ -22,6 +24,8 @@ from apt_jobs.errors import (
     OutOfSpace,
     Unavailable,
 )
+from apt_jobs.jobs.messages import without_server_paths
+from apt_jobs.web.error_pages import error_page, wants_page
 
 logger = logging.getLogger(__name__)
 
@@ -85,8 +89,10 @@ def problem_response(
     errors: Sequence[Fault] = (),
     headers: Mapping[str, str] | None = None,
     incident: str | None = None,
+    scope: Scope | None = None,
 ) -> Response:
-    """The one way in which an error leaves the service."""
+    """Return an error as the service answers it: with a `scope`, a page for browsers that asked for one."""
+    detail = without_server_paths(detail)
     title = HTTPStatus(status).phrase
     problem = Problem(
         type=f"urn:apt-jobs:{kind or title.lower().replace(' ', '-')}",
@@ -99,6 +105,9 @@ def problem_response(
     extra = dict(headers or {})
     if status in (429, 503):
         extra.setdefault("retry-after", str(RETRY_AFTER_S))
+    if scope is not None and wants_page(Headers(scope=scope)):
+        shown = f"{detail} ({incident})" if incident else detail
+        return error_page(status, title, shown, scope.get("root_path", ""), extra)
     return JSONResponse(problem.model_dump(mode="json"), status, headers=extra, media_type=MEDIA_TYPE)
 
 
@@ -113,31 +122,38 @@ def faults_of(error: ValidationError, *, in_body: bool) -> list[Fault]:
     return faults
 
 
-async def on_problem(_request: Request, exc: Exception) -> Response:
+async def on_problem(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, ProblemError)
-    return problem_response(exc.status, exc.detail, kind=exc.kind, errors=exc.errors, headers=exc.headers)
+    return problem_response(
+        exc.status, exc.detail, kind=exc.kind, errors=exc.errors, headers=exc.headers, scope=request.scope
+    )
 
 
 async def on_apt_jobs_error(request: Request, exc: Exception) -> Response:
     status = next((status for error, status in _STATUS_OF if isinstance(exc, error)), 500)
     if status == 500:
         return await on_unexpected(request, exc)
-    return problem_response(status, str(exc))
+    return problem_response(status, str(exc), scope=request.scope)
 
 
 async def on_http_exception(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, HTTPException)
+    if exc.status_code == 404:
+        detail = "there is nothing at this address; /docs lists what programs can ask for"
+        return problem_response(404, detail, headers=exc.headers, scope=request.scope)
     if exc.status_code != 405:
-        return problem_response(exc.status_code, exc.detail, headers=exc.headers)
+        return problem_response(exc.status_code, exc.detail, headers=exc.headers, scope=request.scope)
     allowed = ", ".join(sorted(_allowed_methods(request)))
-    return problem_response(405, f"{request.method} is not possible here; {allowed} is", headers={"allow": allowed})
+    detail = f"{request.method} is not possible here; {allowed} is"
+    return problem_response(405, detail, headers={"allow": allowed}, scope=request.scope)
 
 
 async def on_unexpected(request: Request, exc: Exception) -> Response:
     """A fault of our own: the caller gets an id, the log gets the rest."""
     incident = secrets.token_hex(8)
     logger.error("a request broke", exc_info=exc, extra={"incident": incident, "path": request.url.path})
-    return problem_response(500, "The server failed; its log tells more under this incident.", incident=incident)
+    detail = "The server failed; its log tells more under this incident."
+    return problem_response(500, detail, incident=incident, scope=request.scope)
 
 
 def _shown(fault: Mapping[str, Any]) -> str | None:

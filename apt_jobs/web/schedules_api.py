@@ -11,6 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from apt_jobs.db.access import Role
+from apt_jobs.db.idempotency import create_once
+from apt_jobs.db.jobs import get_job
 from apt_jobs.db.models import Schedule, ScheduleRun
 from apt_jobs.db.schedules import (
     ScheduleValues,
@@ -29,6 +31,7 @@ from apt_jobs.events.codec import timestamp
 from apt_jobs.jobs.cron import MAX_CHARS, due_after, require_due
 from apt_jobs.jobs.spec import AnyJobSpec, Strict, Title
 from apt_jobs.web.endpoint import endpoint
+from apt_jobs.web.idempotency import made_job, replay_headers
 from apt_jobs.web.jobs_api import require_references
 from apt_jobs.web.payloads import JobAnswer, ScheduleAnswer, ScheduleList, ScheduleRunAnswer, job_answer
 from apt_jobs.web.problems import Fault, ProblemError
@@ -76,11 +79,19 @@ async def get_schedules(request: Request) -> Response:
     return JSONResponse(answer.model_dump(mode="json"))
 
 
-@endpoint(role=Role.SUBMITTER, tag="schedules", body=ScheduleBody, answers={201: ScheduleAnswer})
+@endpoint(role=Role.SUBMITTER, tag="schedules", body=ScheduleBody, answers={201: ScheduleAnswer}, creates=True)
 async def add_schedule(request: Request) -> Response:
     """Add a schedule. Its first run is the first due time from now on."""
     values = await _values(request)
-    return await _answered(request, lambda session: create_schedule(session, values), status=201)
+    service, key = service_of(request), request.state.idempotency_key
+
+    def write(session: Session) -> tuple[ScheduleAnswer, bool]:
+        schedule_id, is_replay = create_once(session, key, lambda: create_schedule(session, values).id)
+        return _answer(session, get_schedule(session, schedule_id), database_now(session)), is_replay
+
+    answer, is_replay = await service.write(write)
+    headers = {"location": f"/api/schedules/{answer.id}", **replay_headers(is_replay)}
+    return JSONResponse(answer.model_dump(mode="json"), 201, headers=headers)
 
 
 @endpoint(role=Role.VIEWER, tag="schedules", body=DueBody, answers={200: DueTimes})
@@ -135,13 +146,20 @@ async def resume_schedule(request: Request) -> Response:
     return await _answered(request, lambda session: pause_schedule(session, schedule_id, paused=False))
 
 
-@endpoint(role=Role.SUBMITTER, tag="schedules", answers={202: JobAnswer})
+@endpoint(role=Role.SUBMITTER, tag="schedules", answers={202: JobAnswer}, creates=True)
 async def run_schedule(request: Request) -> Response:
     """Submit the schedule's job now."""
-    service = service_of(request)
-    job = await service.write(run_now, request.path_params["schedule_id"], service.settings.max_queued_jobs)
+    service, key = service_of(request), request.state.idempotency_key
+    schedule_id, max_queued_jobs = request.path_params["schedule_id"], service.settings.max_queued_jobs
+
+    def write(session: Session) -> tuple[str, bool]:
+        return create_once(session, key, lambda: run_now(session, schedule_id, max_queued_jobs).id)
+
+    job_id, is_replay = await service.write(write)
+    job = await (made_job(service, key, job_id) if is_replay else service.read(get_job, job_id))
     service.dispatch_now.set()
-    return JSONResponse(job_answer(job).model_dump(mode="json"), 202, headers={"location": f"/api/jobs/{job.id}"})
+    headers = {"location": f"/api/jobs/{job.id}", **replay_headers(is_replay)}
+    return JSONResponse(job_answer(job).model_dump(mode="json"), 202, headers=headers)
 
 
 async def _values(request: Request) -> ScheduleValues:
@@ -171,13 +189,12 @@ def _checked(body: DueBody, now: datetime, count: int) -> list[datetime]:
     return times
 
 
-async def _answered(request: Request, change: Callable[[Session], Schedule], status: int = 200) -> Response:
+async def _answered(request: Request, change: Callable[[Session], Schedule]) -> Response:
     def write(session: Session) -> ScheduleAnswer:
         return _answer(session, change(session), database_now(session))
 
     answer = await service_of(request).write(write)
-    headers = {"location": f"/api/schedules/{answer.id}"} if status == 201 else None
-    return JSONResponse(answer.model_dump(mode="json"), status, headers=headers)
+    return JSONResponse(answer.model_dump(mode="json"))
 
 
 def _answer(session: Session, schedule: Schedule, now: datetime) -> ScheduleAnswer:

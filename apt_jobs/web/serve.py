@@ -4,6 +4,7 @@ import asyncio
 import functools
 import gc
 import logging
+import resource
 import socket
 import time
 from typing import Any
@@ -14,13 +15,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from apt_jobs.errors import AlreadyRunning
 from apt_jobs.settings import Settings
 from apt_jobs.web.app import create_app
-from apt_jobs.web.bounded_protocol import BoundedProtocol
+from apt_jobs.web.bounded_protocol import SPARE_CONNECTIONS, BoundedProtocol
+from apt_jobs.web.connection_table import ConnectionTable
 from apt_jobs.web.direct_socket import DirectWebSocketProtocol
 
 logger = logging.getLogger(__name__)
 
 GRACEFUL_STOP_S = 3
 BACKLOG = 1024
+OTHER_FILES = 256  # database, broker, files that are sent, connections that are about to be refused
 MAX_WEBSOCKET_BYTES = 1 << 16  # clients have nothing to say
 
 
@@ -40,6 +43,7 @@ def run_web(settings: Settings) -> None:
                 f"cannot listen on {settings.host} port {settings.port}: {exc.strerror}; choose another APT_JOBS_PORT"
             ) from exc
         listener.listen(BACKLOG)
+        _allow_open_files(settings.max_connections + SPARE_CONNECTIONS + OTHER_FILES)
         app = create_app(settings)
         gc.collect()
         gc.freeze()  # what lives as long as the process: to look through it again and again stops all streams for 70 ms
@@ -60,9 +64,18 @@ def run_web(settings: Settings) -> None:
         uvicorn.Server(config).run(sockets=[listener])
 
 
+def _allow_open_files(num_files: int) -> None:
+    """Raise the soft limit of this process, which is often 1,024, as far as the hard one allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = num_files if hard == resource.RLIM_INFINITY else min(num_files, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def _protocol(settings: Settings) -> type[asyncio.Protocol]:
+    table = ConnectionTable(settings.max_connections + SPARE_CONNECTIONS, settings.max_connections_per_address)
     made: Any = functools.partial(  # Any: uvicorn calls what it says is a class
-        BoundedProtocol, max_connections=settings.max_connections, patience_s=settings.request_timeout_s
+        BoundedProtocol, table=table, patience_s=settings.request_timeout_s
     )
     protocol: type[asyncio.Protocol] = made
     return protocol

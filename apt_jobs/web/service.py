@@ -14,6 +14,7 @@ from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.events.live import LivePublisher
 from apt_jobs.job_queue import HintPublisher
 from apt_jobs.settings import Settings
+from apt_jobs.web.admissions import Admissions
 from apt_jobs.web.live_streams import LiveStreams
 
 Arguments = ParamSpec("Arguments")
@@ -29,6 +30,7 @@ class Service:
     hints: HintPublisher
     publisher: LivePublisher
     streams: LiveStreams
+    admissions: Admissions
     dispatch_now: asyncio.Event  # set after a submission: the dispatch loop looks at once
 
     async def read(

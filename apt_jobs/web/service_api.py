@@ -15,7 +15,7 @@ from apt_jobs.events.codec import timestamp
 from apt_jobs.jobs.spec import QUEUE_NAME, Strict
 from apt_jobs.settings import Settings
 from apt_jobs.web.endpoint import endpoint
-from apt_jobs.web.guard import SESSION_COOKIE
+from apt_jobs.web.guard import session_cookie
 from apt_jobs.web.payloads import Listing, QueueAnswer, QueueList, WorkerAnswer, at, worker_json
 from apt_jobs.web.problems import ProblemError
 from apt_jobs.web.service import service_of
@@ -102,6 +102,7 @@ async def get_keys(request: Request) -> Response:
             "created_at": timestamp(row.created_at),
             "expires_at": at(row.expires_at),
             "revoked_at": at(row.revoked_at),
+            "last_used_at": at(row.last_used_at),
         }
         for row in rows
     ]
@@ -120,7 +121,7 @@ async def log_in(request: Request) -> Response:
     secret = await service.write(redeem_login_token, token, hours)
     response = RedirectResponse("/", 303)
     response.set_cookie(
-        SESSION_COOKIE,
+        session_cookie(service.settings),
         secret,
         max_age=int(hours * 3600),
         path=service.settings.root_path or "/",
@@ -134,11 +135,12 @@ async def log_in(request: Request) -> Response:
 @endpoint(role=Role.VIEWER, tag="service", answers={204: None})
 async def log_out(request: Request) -> Response:
     """End this browser's session."""
-    secret = request.cookies.get(SESSION_COOKIE)
+    name = session_cookie(service_of(request).settings)
+    secret = request.cookies.get(name)
     if secret is not None:
         await service_of(request).write(end_session, secret)
     response = Response(status_code=204)
-    response.delete_cookie(SESSION_COOKIE, path=service_of(request).settings.root_path or "/")
+    response.delete_cookie(name, path=service_of(request).settings.root_path or "/")
     return response
 
 

@@ -143,7 +143,7 @@ def test_a_session_ends_with_the_logout(web: AttackedWeb) -> None:
     with web.client(None) as browser:
         browser.get("/login", params={"token": web.login_token()})
         cookies = dict(browser.cookies)
-        assert browser.post("/api/logout").status_code == 204
+        assert browser.post("/api/logout", headers={"origin": f"http://{web.host}"}).status_code == 204
         assert httpx.get(f"http://{web.host}/api/jobs", cookies=cookies, trust_env=False).status_code == 401
 
 

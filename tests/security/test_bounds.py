@@ -13,7 +13,7 @@ from websockets.sync.client import connect
 
 from apt_jobs.db.access import Role
 from apt_jobs.web.bounded_protocol import MAX_HEAD_BYTES, SPARE_CONNECTIONS
-from apt_jobs.web.endpoint import nests_deeper
+from apt_jobs.web.json_text import nests_deeper
 from tests.security.attacked import AttackedWeb, attacked_web, read_to_end, status_of
 
 PATIENCE_S = 2.0  # APT_JOBS_REQUEST_TIMEOUT_S of the attacked process
@@ -194,8 +194,9 @@ def test_more_connections_than_there_is_room_for_are_told_so(small: AttackedWeb)
         held = [stack.enter_context(small.connect()) for _ in range(MAX_CONNECTIONS)]
         for connection in held:
             connection.sendall(slow)
-        answer = small.raw(small.request_head("GET", "/healthz"))
+        answer = small.raw(small.request_head("GET", "/api/jobs"))
         assert (status_of(answer), b"retry-after" in answer) == (503, True)
+        assert status_of(small.raw(small.request_head("GET", "/healthz"))) == 200
         with (
             connect(f"ws://{small.host}/ws/jobs/x", additional_headers=headers, proxy=None) as websocket,
             pytest.raises(ConnectionClosed) as caught,

@@ -1,0 +1,179 @@
+"""The text of an upload, piece by piece: the body itself, or the one file of a multipart form.
+
+`TextCheck` sees every piece on its way to the disk: it takes a UTF-8 byte order mark away and names the byte that is
+wrong.
+"""
+
+import codecs
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, cast
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from apt_jobs.errors import InvalidDataset
+from apt_jobs.web.problems import ProblemError
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks  # is not there when it runs
+
+RAW_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})  # curl sends the last one
+FORM_TYPE = "multipart/form-data"
+MAX_FIELDS_BYTES = 1 << 16  # of a form, besides its file
+_UTF8_MARK = codecs.BOM_UTF8
+_OTHER_MARKS = (  # the longer ones first: a mark of UTF-32 begins as one of UTF-16
+    (codecs.BOM_UTF32_LE, "UTF-32"),
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+_MARK_BYTES = 4
+
+
+class TextCheck:
+    """A text as it arrives. What `feed` returns is to be stored."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._head: bytes | None = b""  # until enough came to see a byte order mark
+        self._num_bytes = 0  # that were decoded, or wait in the decoder
+
+    def feed(self, part: bytes, *, final: bool = False) -> bytes:
+        """Check a piece.
+
+        Raises:
+            InvalidDataset: it is no UTF-8 text; the message has the offset in what was sent.
+        """
+        if self._head is not None:
+            part = self._head + part
+            if len(part) < _MARK_BYTES and not final:
+                self._head = part
+                return b""
+            self._head = None
+            part = self._without_mark(part)
+        if (zero := part.find(b"\0")) >= 0:
+            raise InvalidDataset(f"the data set is binary: byte {self._num_bytes + zero:,} is zero; upload UTF-8 text")
+        waiting = len(self._decoder.getstate()[0])
+        try:
+            self._decoder.decode(part, final)
+        except UnicodeDecodeError as exc:
+            offset = self._num_bytes - waiting + exc.start
+            raise InvalidDataset(
+                f"the data set is not UTF-8: byte {offset:,} is {exc.object[exc.start]:#04x} ({exc.reason}); "
+                "convert it, for instance with iconv -f LATIN1 -t UTF-8"
+            ) from exc
+        self._num_bytes += len(part)
+        return part
+
+    def _without_mark(self, part: bytes) -> bytes:
+        for mark, name in _OTHER_MARKS:
+            if part.startswith(mark):
+                raise InvalidDataset(
+                    f"the data set is {name}, says its byte order mark; convert it: iconv -f {name} -t UTF-8"
+                )
+        if part.startswith(_UTF8_MARK):
+            self._num_bytes = len(_UTF8_MARK)
+            return part[len(_UTF8_MARK) :]
+        return part
+
+
+def upload_parts(request: Request) -> AsyncIterator[bytes]:
+    """Return the pieces of the text.
+
+    Raises:
+        ProblemError: 415, the content type is none of ours; 400, the form is broken or has not one file.
+    """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding not in ("", "identity"):
+        raise ProblemError(415, f"the body is encoded as {encoding[:40]!r}; send it as it is")
+    sent = request.headers.get("content-type", "")
+    kind = sent.partition(";")[0].strip().lower()
+    if kind == FORM_TYPE:
+        _, options = parse_options_header(sent)
+        boundary = options.get(b"boundary", b"")
+        if not boundary:
+            raise ProblemError(400, "the multipart form has no boundary in its Content-Type")
+        return _file_of_form(request, boundary)
+    if kind in RAW_TYPES or kind.startswith("text/"):
+        return request.stream()
+    raise ProblemError(415, f"the body is {kind[:100]!r}; send the text as text/plain, or as the file of a form")
+
+
+async def _file_of_form(request: Request, boundary: bytes) -> AsyncIterator[bytes]:
+    form = _Form(boundary)
+    async for part in request.stream():
+        for piece in form.feed(part):
+            yield piece
+    form.end()
+
+
+class _Form:
+    """A multipart form with one file, parsed as it arrives; its other fields are dropped."""
+
+    def __init__(self, boundary: bytes) -> None:
+        self._pieces: list[bytes] = []
+        self._header_name = self._header_value = b""
+        self._is_file = False
+        self._num_files = 0
+        self._num_other_bytes = 0
+        self._has_ended = False
+        callbacks = {
+            "on_part_begin": self._begin_part,
+            "on_part_data": self._take_data,
+            "on_header_field": self._take_header_name,
+            "on_header_value": self._take_header_value,
+            "on_header_end": self._end_header,
+            "on_end": self._end,
+        }
+        try:
+            self._parser = MultipartParser(boundary, cast("MultipartCallbacks", callbacks))
+        except FormParserError as exc:
+            raise ProblemError(400, f"the multipart form cannot be read: {exc}") from exc
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Parse what came; the pieces of the file in it."""
+        self._pieces = []
+        try:
+            self._parser.write(data)
+        except FormParserError as exc:
+            raise ProblemError(400, f"the multipart form cannot be read: {exc}") from exc
+        if self._num_files > 1:
+            raise ProblemError(400, "the form has several files; a data set is one: upload each by itself")
+        if self._num_other_bytes > MAX_FIELDS_BYTES:
+            raise ProblemError(413, f"the fields of the form are larger than {MAX_FIELDS_BYTES:,} bytes")
+        return self._pieces
+
+    def end(self) -> None:
+        """Return if the form was whole and had a file."""
+        if not self._has_ended:
+            raise ProblemError(400, "the multipart form ends before its closing boundary")
+        if not self._num_files:
+            raise ProblemError(400, "the form has no file; send one: curl -F file=@corpus.txt")
+
+    def _begin_part(self) -> None:
+        self._is_file = False
+        self._header_name = self._header_value = b""
+
+    def _take_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _take_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _end_header(self) -> None:
+        if self._header_name.lower() == b"content-disposition":
+            _, options = parse_options_header(self._header_value)
+            if b"filename" in options or options.get(b"name") == b"file":
+                self._is_file = True
+                self._num_files += 1
+        self._header_name = self._header_value = b""
+
+    def _take_data(self, data: bytes, start: int, end: int) -> None:
+        if self._is_file:
+            self._pieces.append(data[start:end])
+        else:
+            self._num_other_bytes += end - start
+
+    def _end(self) -> None:
+        self._has_ended = True
