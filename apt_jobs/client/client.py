@@ -1,250 +1,312 @@
-"""The Python client: submit, follow, fetch, generate.
+"""The client for programs without asyncio, and for the command line.
 
 with Client() as client:
     job = client.submit({"kind": "train"})
-    for event in client.events(job["id"]): ...
+    for event in job.events(): ...
 """
 
-import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Self
-from urllib.parse import quote
+from typing import IO, Any, Literal
 
-import httpx
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
-from websockets.sync.client import connect
-from websockets.typing import Subprotocol
-
-from apt_jobs.errors import AptJobsError, Conflict, Denied, InvalidInput, NotFound, Unavailable
-from apt_jobs.events.binary import SUBPROTOCOL, decode_binary
-
-TIMEOUT_S = 30.0
-GENERATE_TIMEOUT_S = 660.0
-RECONNECT_MAX_S = 5.0
-MAX_RECONNECTS = 60  # in a row without an event
-MAX_FRAME_BYTES = 64 << 20
-ENDED = ("succeeded", "failed", "cancelled", "dead")
-NO_SUCH_JOB, NOT_AUTHENTICATED = 4404, 4401  # close codes of the WebSocket
-_ERROR_OF: dict[int, type[AptJobsError]] = {401: Denied, 403: Denied, 404: NotFound, 409: Conflict, 503: Unavailable}
+from apt_jobs.client import calls
+from apt_jobs.client.access import find_access
+from apt_jobs.client.answers import JobAnswer
+from apt_jobs.client.calls import Call
+from apt_jobs.client.following import Event, Follower
+from apt_jobs.client.retry import MAX_RETRIES
+from apt_jobs.client.transport import Transport
 
 
-class Client:
-    """One service. Address and key: the arguments, else APT_JOBS_URL and APT_JOBS_API_KEY, else what `up` wrote.
+class Job(JobAnswer):
+    """One job as it was when it was asked for: a dictionary, with what can be done about it."""
 
-    Every call raises the `AptJobsError` that the service's problem stands for; `Unavailable` if it cannot be reached.
+    def __init__(self, values: Mapping[str, Any], client: "Client") -> None:
+        super().__init__(values)
+        self._client = client
+
+    def refresh(self) -> "Job":
+        """Get the job as it is now."""
+        return self._client.get(self.id)
+
+    def wait(self, timeout_s: float | None = None) -> "Job":
+        """Follow the job to its end; see `Client.wait`."""
+        return self._client.wait(self.id, timeout_s)
+
+    def events(self, after: int = 0, kinds: Sequence[str] = ()) -> Iterator[Event]:
+        """Follow the job's events; see `Client.events`."""
+        return self._client.events(self.id, after, kinds)
+
+    def metrics(self, points: int = 1000) -> dict[str, Any]:
+        """Get the job's curves; see `Client.metrics`."""
+        return self._client.metrics(self.id, points)
+
+    def cancel(self) -> "Job":
+        """Cancel the job."""
+        return self._client.cancel(self.id)
+
+
+class Client(Transport):
+    """One service.
+
+    Every call raises the `AptJobsError` that the service's problem stands for, and `Unavailable` if the service cannot
+    be reached. Requests that can safely be repeated are, up to `max_retries` times, after the time that the service's
+    `Retry-After` names. A client may be used by several threads.
+
+    Args:
+        url: Address of the service; default: APT_JOBS_URL, else what `apt-jobs up` wrote into `data_dir`.
+        api_key: Key of the service; default: APT_JOBS_API_KEY, else the one in `data_dir`.
+        data_dir: Data directory of a service on this machine.
+        max_retries: Further tries of a request after the first.
+
+    Raises:
+        Unavailable: no service is known.
+        InvalidInput: the address, the key or a certificate file cannot be used.
+
+    Example:
+        with Client("https://jobs.example.com", api_key) as client:
+            job = client.submit({"kind": "train", "num_ranks": 2})
+            print(job.wait().state)
     """
 
-    def __init__(self, url: str | None = None, api_key: str | None = None, data_dir: Path = Path(".apt_jobs")) -> None:
-        local = _local_access(data_dir)
-        self.url = (url or os.environ.get("APT_JOBS_URL") or local.get("url") or "").rstrip("/")
-        named = url or os.environ.get("APT_JOBS_URL")  # whoever named an address uses it in the browser, too
-        self.browser_url = self.url if named else local.get("browser_url", self.url)
-        key = api_key or os.environ.get("APT_JOBS_API_KEY") or local.get("api_key")
-        if not self.url or not key:
-            raise Unavailable(
-                f"no service is known: start one with `apt-jobs up` (nothing is running on {data_dir}), "
-                "or set APT_JOBS_URL and APT_JOBS_API_KEY"
-            )
-        self._headers = {"authorization": f"Bearer {key}"}
-        self._http = httpx.Client(base_url=self.url, headers=self._headers, timeout=TIMEOUT_S, trust_env=False)
+    def __init__(
+        self,
+        url: str | None = None,
+        api_key: str | None = None,
+        data_dir: str | os.PathLike[str] = Path(".apt_jobs"),
+        *,
+        max_retries: int = MAX_RETRIES,
+    ) -> None:
+        super().__init__(find_access(url, api_key, Path(data_dir)), max_retries)
 
-    def submit(self, job: dict[str, Any], idempotency_key: str | None = None) -> dict[str, Any]:
-        """Submit a job; with a key, repeating the call returns the same job."""
-        headers = {"idempotency-key": idempotency_key} if idempotency_key else {}
-        return self._json("POST", "/api/jobs", json=job, headers=headers)
+    def submit(self, job: Mapping[str, Any], idempotency_key: str | None = None) -> Job:
+        """Submit a job.
 
-    def get(self, job_id: str) -> dict[str, Any]:
-        """One job."""
-        return self._json("GET", f"/api/jobs/{job_id}")
+        Args:
+            job: The job, as `POST /api/jobs` takes it.
+            idempotency_key: With the same key, repeating the call returns the same job, also from another process.
 
-    def list_jobs(self, **filters: Any) -> list[dict[str, Any]]:
-        """Jobs, newest first: one page. Filters are those of `GET /api/jobs`."""
-        rows: list[dict[str, Any]] = self._json("GET", "/api/jobs", params=filters)["data"]
-        return rows
+        Returns:
+            The job, which waits in its queue.
 
-    def cancel(self, job_id: str) -> dict[str, Any]:
-        """Cancel a job."""
-        return self._json("POST", f"/api/jobs/{job_id}/cancel")
+        Raises:
+            InvalidInput: the job is wrong; the error names each fault.
 
-    def pause(self, job_id: str) -> dict[str, Any]:
+        Example:
+            client.submit({"kind": "train", "dataset": "mine", "num_ranks": 2}, idempotency_key="nightly-2026-03-01")
+        """
+        return self._job(calls.submit_job(job, idempotency_key))
+
+    def get(self, job_id: str) -> Job:
+        """Get one job.
+
+        Raises:
+            NotFound: there is no such job.
+        """
+        return self._job(calls.get_job(job_id))
+
+    def list_jobs(self, **filters: Any) -> list[Job]:
+        """Get one page of jobs, newest first. Filters are those of `GET /api/jobs`."""
+        return self._job_page(filters)[0]
+
+    def iter_jobs(self, **filters: Any) -> Iterator[Job]:
+        """Iterate over all jobs, newest first, page by page.
+
+        Example:
+            for job in client.iter_jobs(state=["failed"], label="team=a"): ...
+        """
+        has_more, page = True, dict(filters)
+        while has_more:
+            jobs, has_more = self._job_page(page)
+            yield from jobs
+            has_more = has_more and bool(jobs)
+            page["after"] = jobs[-1].id if jobs else None
+
+    def cancel(self, job_id: str) -> Job:
+        """Cancel a job: at once if it waits, within seconds if it runs."""
+        return self._job(calls.change_job(job_id, "cancel"))
+
+    def pause(self, job_id: str) -> Job:
         """Pause a job; a running training saves first."""
-        return self._json("POST", f"/api/jobs/{job_id}/pause")
+        return self._job(calls.change_job(job_id, "pause"))
 
-    def resume(self, job_id: str) -> dict[str, Any]:
+    def resume(self, job_id: str) -> Job:
         """Let a paused job go on."""
-        return self._json("POST", f"/api/jobs/{job_id}/resume")
+        return self._job(calls.change_job(job_id, "resume"))
 
-    def retry(self, job_id: str) -> dict[str, Any]:
+    def retry(self, job_id: str) -> Job:
         """Queue a failed, cancelled or dead job again, from its last checkpoint."""
-        return self._json("POST", f"/api/jobs/{job_id}/retry")
+        return self._job(calls.change_job(job_id, "retry"))
 
-    def wait(self, job_id: str) -> dict[str, Any]:
-        """Follow a job to its end and return it."""
+    def delete(self, job_id: str) -> None:
+        """Delete an ended job with its log, its checkpoints and its files."""
+        self._send(calls.delete_job(job_id))
+
+    def wait(self, job_id: str, timeout_s: float | None = None) -> Job:
+        """Follow a job to its end.
+
+        Args:
+            job_id: Its id.
+            timeout_s: Longest time to wait, in seconds; None: as long as it takes.
+
+        Returns:
+            The job as it ended: look at its `state`.
+
+        Raises:
+            TimeoutError: it has not ended in time.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
         job = self.get(job_id)
-        while job["state"] not in ENDED:  # it may be retried as soon as it has ended
-            for event in self.events(job_id, after=job["last_seq"]):
-                if event["kind"] == "state" and event["state"] in ENDED:
-                    break
+        while not job.is_ended:  # it may be retried as soon as it has ended
+            left_s = None if deadline is None else deadline - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                raise TimeoutError(f"{job_id} is still {job.state} after {timeout_s:g} s")
+            for _ in self._follow(Follower(job_id, job.last_seq, ("state",), left_s)):
+                pass
             job = self.get(job_id)
         return job
 
-    def events(self, job_id: str, after: int = 0) -> Iterator[dict[str, Any]]:
-        """Every event of a job after `after`, once and in order, then live ones, through restarts of the service."""
-        cursor, failures = after, 0
-        while True:
-            try:
-                for event in self._connection_events(job_id, cursor):
-                    cursor, failures = event["seq"], 0
-                    yield event
-            except (OSError, WebSocketException) as exc:
-                failures += 1
-                if failures > MAX_RECONNECTS:
-                    raise Unavailable(f"{self.url} cannot be reached: {exc}") from exc
-                time.sleep(min(0.1 * 2**failures, RECONNECT_MAX_S))
+    def events(self, job_id: str, after: int = 0, kinds: Sequence[str] = ()) -> Iterator[Event]:
+        """Follow a job: every event after `after`, once and in order, then live ones, until the job has ended.
+
+        Restarts of the service are bridged. Where WebSockets are refused, server-sent events are used.
+
+        Args:
+            job_id: Its id.
+            after: Last `seq` that was seen.
+            kinds: Only events of these kinds; none: all.
+
+        Yields:
+            Events as docs/events.md describes them.
+
+        Raises:
+            NotFound: there is no such job.
+            Denied: the key is not valid.
+            Unavailable: the service was away for some minutes.
+
+        Example:
+            for event in client.events(job.id, kinds=["metric"]):
+                print(event["step"], event["train_loss"])
+        """
+        return self._follow(Follower(job_id, after, kinds))
+
+    def stored_events(self, job_id: str, after: int = 0, kinds: Sequence[str] = ()) -> Iterator[Event]:
+        """Iterate over the events that are stored now, without waiting for others."""
+        has_more = True
+        while has_more:
+            events, has_more = self._send(calls.stored_events(job_id, after, tuple(kinds)))
+            yield from events
+            has_more = has_more and bool(events)
+            after = events[-1]["seq"] if events else after
 
     def metrics(self, job_id: str, points: int = 1000) -> dict[str, Any]:
-        """Curves by step: `steps`, `train_loss`, `learning_rate` and more."""
-        curves: dict[str, Any] = self._json("GET", f"/api/jobs/{job_id}/metrics", params={"points": points})
-        return dict(curves["training_history"])
+        """Get curves by step: `steps`, `train_loss`, `learning_rate` and more, of at most `points` points."""
+        return self._send(calls.get_metrics(job_id, points))
 
     def checkpoints(self, job_id: str | None = None) -> list[dict[str, Any]]:
-        """Checkpoints, newest first: one page."""
-        params = {"job_id": job_id} if job_id else {}
-        rows: list[dict[str, Any]] = self._json("GET", "/api/checkpoints", params=params)["data"]
-        return rows
+        """Get one page of checkpoints, newest first."""
+        return self._send(calls.list_checkpoints(job_id))[0]
 
-    def download(self, checkpoint_id: str, target: Path) -> None:
-        """Write a checkpoint's tar file."""
-        self._download(f"/api/checkpoints/{checkpoint_id}/download", {}, target)
+    def iter_checkpoints(self, job_id: str | None = None) -> Iterator[dict[str, Any]]:
+        """Iterate over all checkpoints, newest first, page by page."""
+        has_more, after = True, None
+        while has_more:
+            rows, has_more = self._send(calls.list_checkpoints(job_id, after))
+            yield from rows
+            has_more = has_more and bool(rows)
+            after = rows[-1]["id"] if rows else None
 
-    def export(self, job_id: str, form: str, target: Path) -> None:
-        """Write a job's full histories: `csv`, `json`, `parquet`, `tensorboard` or `wandb`."""
-        self._download(f"/api/jobs/{job_id}/export", {"format": form}, target)
+    def download(self, checkpoint_id: str, target: str | os.PathLike[str]) -> int:
+        """Write a checkpoint's tar file.
+
+        Args:
+            checkpoint_id: Its id.
+            target: A path, which is replaced when all has come, or `-` for standard output.
+
+        Returns:
+            How many bytes were written.
+
+        Raises:
+            InvalidInput: the target cannot be written.
+            OutOfSpace: its disk is full.
+        """
+        return self._download(calls.download_checkpoint(checkpoint_id), target)
+
+    def export(self, job_id: str, form: str, target: str | os.PathLike[str]) -> int:
+        """Write a job's full histories: `csv`, `json`, `parquet`, `tensorboard` or `wandb`; else as `download`."""
+        return self._download(calls.export_job(job_id, form), target)
+
+    def delete_checkpoint(self, checkpoint_id: str) -> None:
+        """Delete a checkpoint."""
+        self._send(calls.delete_checkpoint(checkpoint_id))
 
     def generate(self, text: str, **options: Any) -> dict[str, Any]:
-        """Continue a text; options are those of `POST /api/generate`."""
-        body = {"text": text, **{name: value for name, value in options.items() if value is not None}}
-        return self._json("POST", "/api/generate", json=body, timeout=GENERATE_TIMEOUT_S)
+        """Continue a text; options are those of `POST /api/generate`.
+
+        Example:
+            client.generate("Once upon a time", max_length=50)["generated_text"]
+        """
+        return self._send(calls.generate(text, options))
+
+    def models(self) -> list[dict[str, Any]]:
+        """Get the models and checkpoints that can generate."""
+        return self._send(calls.list_of_all("models"))
+
+    def datasets(self) -> list[dict[str, Any]]:
+        """Get the data sets, the built-in one first."""
+        return self._send(calls.list_of_all("datasets"))
+
+    def upload_dataset(self, name: str, content: bytes | IO[bytes]) -> dict[str, Any]:
+        """Add a data set of UTF-8 text, from bytes or an open file."""
+        answer = self._json("POST", "/api/datasets", params={"name": name}, content=content)
+        return dict(answer)
+
+    def delete_dataset(self, name: str) -> None:
+        """Delete a data set."""
+        self._send(calls.delete_dataset(name))
 
     def workers(self) -> list[dict[str, Any]]:
-        """The workers, with `alive`."""
-        rows: list[dict[str, Any]] = self._json("GET", "/api/workers")["data"]
-        return rows
+        """Get the workers, with `alive`."""
+        return self._send(calls.list_of_all("workers"))
 
     def steer_worker(self, name: str, action: Literal["drain", "resume"]) -> dict[str, Any]:
         """Drain a worker, or let it claim jobs again."""
-        return self._json("POST", f"/api/workers/{quote(name)}/{action}")
+        return self._send(calls.steer_worker(name, action))
 
     def queues(self) -> list[dict[str, Any]]:
-        """The queues with their depths and limits."""
-        rows: list[dict[str, Any]] = self._json("GET", "/api/queues")["data"]
-        return rows
+        """Get the queues with their depths and limits."""
+        return self._send(calls.list_of_all("queues"))
 
     def configure_queue(self, name: str, *, max_running: int | None = None, paused: bool = False) -> dict[str, Any]:
         """Limit how many jobs of a queue run at once, or pause it."""
-        return self._json("PUT", f"/api/queues/{quote(name)}", json={"max_running": max_running, "paused": paused})
+        return self._send(calls.configure_queue(name, max_running, paused))
 
     def schedules(self) -> list[dict[str, Any]]:
-        """All schedules, by name."""
-        rows: list[dict[str, Any]] = self._json("GET", "/api/schedules")["data"]
-        return rows
+        """Get all schedules, by name."""
+        return self._send(calls.list_of_all("schedules"))
 
     def schedule(self, schedule_id: str) -> dict[str, Any]:
-        """One schedule with its newest runs."""
-        return self._json("GET", f"/api/schedules/{schedule_id}")
+        """Get one schedule with its newest runs."""
+        return self._send(calls.get_schedule(schedule_id))
 
     def create_schedule(self, **values: Any) -> dict[str, Any]:
         """Add a schedule; values are those of `POST /api/schedules`."""
-        return self._json("POST", "/api/schedules", json=values)
+        return self._send(calls.create_schedule(values))
 
     def steer_schedule(self, schedule_id: str, action: Literal["pause", "resume", "run"]) -> dict[str, Any]:
         """Pause or resume a schedule, or run its job now (which returns the job)."""
-        return self._json("POST", f"/api/schedules/{schedule_id}/{action}")
+        return self._send(calls.steer_schedule(schedule_id, action))
 
     def delete_schedule(self, schedule_id: str) -> None:
         """Delete a schedule; its jobs stay."""
-        self._json("DELETE", f"/api/schedules/{schedule_id}")
+        self._send(calls.delete_schedule(schedule_id))
 
-    def close(self) -> None:
-        self._http.close()
+    def _job(self, call: Call[JobAnswer]) -> Job:
+        answer = self._send(call)
+        return Job(answer, self)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _connection_events(self, job_id: str, after: int) -> Iterator[dict[str, Any]]:
-        """Events of one WebSocket, until it breaks."""
-        address = self.url.replace("http", "ws", 1)
-        try:
-            with connect(
-                f"{address}/ws/jobs/{job_id}?after={after}",
-                additional_headers=self._headers,
-                subprotocols=[Subprotocol(SUBPROTOCOL)],
-                max_size=MAX_FRAME_BYTES,
-                proxy=None,
-            ) as socket:
-                for message in socket:
-                    frame = decode_binary(message) if isinstance(message, bytes) else json.loads(message)
-                    yield from frame.get("events", ())
-        except ConnectionClosed as exc:
-            code = exc.rcvd.code if exc.rcvd else None
-            if code == NO_SUCH_JOB:
-                raise NotFound(f"no job {job_id!r}") from exc
-            if code == NOT_AUTHENTICATED:
-                raise Denied("the API key is not valid") from exc
-            raise
-        except InvalidStatus as exc:
-            raise ConnectionError(str(exc)) from exc
-
-    def _download(self, path: str, params: dict[str, str], target: Path) -> None:
-        """Write an answer to a file, which is there when all of it has come."""
-        partial = target.with_name(f"{target.name}.partial")
-        try:
-            with self._http.stream("GET", path, params=params) as response:
-                if response.is_error:
-                    response.read()
-                    raise _error(response)
-                with partial.open("wb") as file:
-                    for part in response.iter_bytes():
-                        file.write(part)
-            partial.replace(target)
-        except httpx.HTTPError as exc:
-            raise Unavailable(f"{self.url} cannot be reached: {exc}") from exc
-        finally:
-            partial.unlink(missing_ok=True)
-
-    def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        try:
-            response = self._http.request(method, path, **options)
-        except httpx.HTTPError as exc:
-            raise Unavailable(f"{self.url} cannot be reached: {exc}") from exc
-        if response.is_error:
-            raise _error(response)
-        answer: dict[str, Any] = response.json() if response.content else {}
-        return answer
-
-
-def _local_access(data_dir: Path) -> dict[str, str]:
-    try:
-        access: dict[str, str] = json.loads((data_dir / "local.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return access
-
-
-def _error(response: httpx.Response) -> AptJobsError:
-    try:
-        problem = response.json()
-        faults = "".join(f"\n  {fault['pointer']}: {fault['detail']}" for fault in problem.get("errors", []))
-        text = f"{problem['detail']}{faults}"
-    except (ValueError, KeyError, TypeError):
-        text = f"{response.status_code} {response.reason_phrase}"
-    return _ERROR_OF.get(response.status_code, InvalidInput)(text)
+    def _job_page(self, filters: Mapping[str, Any]) -> tuple[list[Job], bool]:
+        rows, has_more = self._send(calls.list_jobs(filters))
+        return [Job(row, self) for row in rows], has_more

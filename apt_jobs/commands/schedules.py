@@ -1,11 +1,10 @@
 """`apt-jobs schedules`: jobs that come due by themselves."""
 
-import json
 from typing import Annotated, Any
 
 import typer
 
-from apt_jobs.commands.terminal import AsJson, JobFile, console, open_client, print_table, read_job
+from apt_jobs.commands.terminal import AsJson, JobFile, open_client, print_json, print_table, read_job, say
 
 app = typer.Typer(no_args_is_help=True, help="Jobs that come due by a cron expression.")
 ScheduleId = Annotated[str, typer.Argument(help="As `apt-jobs schedules list` shows it.")]
@@ -17,10 +16,11 @@ def list_all(as_json: AsJson = False) -> None:
     with open_client() as client:
         rows = client.schedules()
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return
-    columns, known = ["id", "name", "cron", "time zone", "next run", "last run"], ("id", "name", "cron", "time_zone")
-    print_table(columns, [[*(row[name] for name in known), _next(row), _last(row)] for row in rows])
+    columns = ["id", "cron", "time zone", "next run", "last run", "name"]
+    table = [[row["id"], row["cron"], row["time_zone"], _next(row), _last(row), row["name"]] for row in rows]
+    print_table(columns, table)
 
 
 @app.command()
@@ -38,14 +38,14 @@ def create(
         row = client.create_schedule(
             name=name, cron=cron, job=job, time_zone=time_zone, overlap=overlap, catch_up=catch_up
         )
-    console.print(f"{row['id']} is due next at " + ", ".join(row["next_runs"]))
+    say(f"{row['id']} is due next at " + ", ".join(row["next_runs"]))
 
 
 @app.command()
 def inspect(schedule_id: ScheduleId) -> None:
     """Print all about one schedule with its runs, as JSON."""
     with open_client() as client:
-        print(json.dumps(client.schedule(schedule_id), indent=2, ensure_ascii=False))
+        print_json(client.schedule(schedule_id))
 
 
 @app.command()
@@ -53,7 +53,7 @@ def pause(schedule_id: ScheduleId) -> None:
     """Stop firing."""
     with open_client() as client:
         client.steer_schedule(schedule_id, "pause")
-    console.print(f"{schedule_id} is paused")
+    say(f"{schedule_id} is paused")
 
 
 @app.command()
@@ -61,7 +61,7 @@ def resume(schedule_id: ScheduleId) -> None:
     """Fire again, from the next due time on."""
     with open_client() as client:
         row = client.steer_schedule(schedule_id, "resume")
-    console.print(f"{schedule_id} is due next at {row['next_run_at']}")
+    say(f"{schedule_id} is due next at {row['next_run_at']}")
 
 
 @app.command()
@@ -69,7 +69,7 @@ def run(schedule_id: ScheduleId) -> None:
     """Submit the schedule's job now."""
     with open_client() as client:
         job = client.steer_schedule(schedule_id, "run")
-    console.print(f"{job['id']} is {job['state']}")
+    say(f"{job['id']} is {job['state']}")
 
 
 @app.command()
@@ -85,4 +85,4 @@ def _next(row: dict[str, Any]) -> str:
 
 def _last(row: dict[str, Any]) -> str:
     last = row["last_run"]
-    return "" if last is None else f"{last['outcome']} {last['job_state'] or ''}"
+    return "" if last is None else f"{last['outcome']} {last['job_state'] or ''}".rstrip()

@@ -1,14 +1,68 @@
-"""`apt-jobs workers`: look at the running workers, drain one for maintenance, let it work again."""
+"""`apt-jobs worker` starts one; `apt-jobs workers` lists those that run, drains one and lets it work again."""
 
-import json
+import os
+import socket
 from typing import Annotated
 
 import typer
 
-from apt_jobs.commands.terminal import AsJson, console, open_client, print_table
+from apt_jobs.commands.terminal import AsJson, load_settings, open_client, print_json, print_table, say
+from apt_jobs.logs import configure_logging
 
 app = typer.Typer(no_args_is_help=True, help="The workers that run, and what they do.")
+start_app = typer.Typer(no_args_is_help=True, help="Start a worker.")
 Name = Annotated[str, typer.Argument(help="As `apt-jobs workers list` shows it.")]
+NewName = Annotated[str | None, typer.Option("--name", help="Unique name of this worker.")]
+Gpus = Annotated[str | None, typer.Option(help="Indexes of the GPUs to use, as 0,1; default: all.")]
+Queue = Annotated[list[str] | None, typer.Option("--queue", help="Queue to serve; may be repeated.")]
+
+
+@start_app.command("train")
+def start_train(
+    gpus: Gpus = None,
+    queue: Queue = None,
+    name: NewName = None,
+    num_nodes: Annotated[
+        int, typer.Option(min=1, max=64, help="Machines that train together; the others run `worker node`.")
+    ] = 1,
+) -> None:
+    """Start a training worker: one job at a time."""
+    from apt_jobs.workers.train import run_train_worker
+
+    settings = load_settings()
+    configure_logging(settings.log_level)
+    indexes = None if gpus is None else _gpu_indexes(gpus)
+    run_train_worker(
+        settings,
+        name=name or _worker_name("train"),
+        queues=queue or ["train"],
+        gpus=indexes,
+        num_nodes=num_nodes,
+    )
+
+
+@start_app.command("node")
+def start_node(
+    head: Annotated[str, typer.Option(help="Name of the training worker that this machine belongs to.")],
+    node_rank: Annotated[int, typer.Option(min=1, max=63, help="Which of its machines this is; the head is 0.")] = 1,
+    gpus: Gpus = None,
+) -> None:
+    """Start a further machine of a training worker."""
+    from apt_jobs.workers.node import run_node
+
+    settings = load_settings()
+    configure_logging(settings.log_level)
+    run_node(settings, head=head, node_rank=node_rank, gpus=None if gpus is None else _gpu_indexes(gpus))
+
+
+@start_app.command("generate")
+def start_generate(queue: Queue = None, name: NewName = None) -> None:
+    """Start a generation worker, which keeps models warm."""
+    from apt_jobs.workers.generate import run_generate_worker
+
+    settings = load_settings()
+    configure_logging(settings.log_level)
+    run_generate_worker(settings, name=name or _worker_name("generate"), queues=queue or ["generate"])
 
 
 @app.command("list")
@@ -17,15 +71,14 @@ def list_all(as_json: AsJson = False) -> None:
     with open_client() as client:
         rows = client.workers()
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print_json(rows)
         return
-    columns = ["name", "kind", "queues", "state", "job", "GPUs"]
     table = []
     for row in rows:
         state = "lost" if not row["alive"] else "drained" if row["drained"] else "working"
         job, gpus = row["current_job_id"] or "", str(len(row["gpus"]))
-        table.append([row["name"], row["kind"], ", ".join(row["queues"]), state, job, gpus])
-    print_table(columns, table)
+        table.append([row["name"], row["kind"], state, job, gpus, ", ".join(row["queues"])])
+    print_table(["name", "kind", "state", "job", "GPUs", "queues"], table)
 
 
 @app.command()
@@ -33,7 +86,7 @@ def drain(name: Name) -> None:
     """Have a worker hand back its job, with a checkpoint, and claim no other. Its process stays."""
     with open_client() as client:
         client.steer_worker(name, "drain")
-    console.print(f"{name} is told to hand back its job and to claim no other")
+    say(f"{name} is told to hand back its job and to claim no other")
 
 
 @app.command()
@@ -41,4 +94,15 @@ def resume(name: Name) -> None:
     """Let a drained worker claim jobs again."""
     with open_client() as client:
         client.steer_worker(name, "resume")
-    console.print(f"{name} may claim jobs again")
+    say(f"{name} may claim jobs again")
+
+
+def _worker_name(kind: str) -> str:
+    return f"{kind}-{socket.gethostname()}-{os.getpid()}"
+
+
+def _gpu_indexes(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as exc:
+        raise typer.BadParameter(f"{text!r} is no list of GPU indexes; write 0,1") from exc

@@ -1,0 +1,201 @@
+"""The core of both clients: every request of the REST interface as a value, made without doing any I/O.
+
+`Client` and `AsyncClient` send them, each in its way. Ids become single segments of a path here, so that no id,
+whatever is in it, leads to another address than the one that was meant.
+"""
+
+import json
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+from urllib.parse import quote
+
+from apt_jobs.client.access import require_header
+from apt_jobs.client.answers import JobAnswer, list_of
+from apt_jobs.errors import InvalidInput, NotFound
+
+TIMEOUT_S = 30.0
+GENERATE_TIMEOUT_S = 660.0
+MAX_ID_CHARS = 300
+MAX_KEY_CHARS = 255  # of an Idempotency-Key
+STORED_PAGE = 1_000  # events of a page
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[Answer]):
+    """One request, and how its answer is read."""
+
+    method: str
+    path: str
+    read: Callable[[Any], Answer]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    body: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float = TIMEOUT_S
+    is_repeatable: bool = True  # doing it twice changes nothing more
+
+
+def segment(value: str, what: str, *, may_have_slashes: bool = False) -> str:
+    """Quote an id as one segment of a path.
+
+    Args:
+        value: The id.
+        what: What it is the id of, for the error.
+        may_have_slashes: Names of workers may.
+
+    Returns:
+        The id, percent-encoded whole.
+
+    Raises:
+        NotFound: nothing has such an id, and no address could name it.
+    """
+    parts = value.split("/") if may_have_slashes else [value]
+    is_wrong = any(part in ("", ".", "..") or "/" in part or "\\" in part for part in parts)
+    if is_wrong or len(value) > MAX_ID_CHARS or any(ord(char) < 32 or ord(char) == 127 for char in value):
+        raise NotFound(f"no {what} {value[:100]!r}: an id is one word, without slashes or control characters")
+    try:
+        return quote(value, safe="")
+    except UnicodeEncodeError as exc:  # half a surrogate pair
+        raise NotFound(f"no {what} {value[:100]!r}: an id is text") from exc
+
+
+def job_path(job_id: str, *rest: str) -> str:
+    """The address of a job, or of something that it has."""
+    return "/".join(["/api/jobs", segment(job_id, "job"), *rest])
+
+
+def submit_job(job: Mapping[str, Any], idempotency_key: str | None) -> Call[JobAnswer]:
+    """Build the submission. Without a key it gets one of its own, so that repeating it is safe."""
+    key = idempotency_key or f"client-{secrets.token_hex(16)}"
+    if len(key) > MAX_KEY_CHARS:
+        raise InvalidInput(f"the idempotency key has {len(key):,} characters; at most {MAX_KEY_CHARS} are allowed")
+    headers = {"idempotency-key": require_header(key, "the idempotency key")}
+    return _with_json("POST", "/api/jobs", job, JobAnswer, headers=headers)
+
+
+def get_job(job_id: str) -> Call[JobAnswer]:
+    return Call("GET", job_path(job_id), JobAnswer)
+
+
+def list_jobs(filters: Mapping[str, Any]) -> Call[tuple[list[JobAnswer], bool]]:
+    """Build the request of one page, and whether there are more."""
+    return Call("GET", "/api/jobs", _page_of_jobs, params=_given(filters))
+
+
+def change_job(job_id: str, action: Literal["cancel", "pause", "resume", "retry"]) -> Call[JobAnswer]:
+    is_repeatable = action in ("cancel", "pause")
+    return Call("POST", job_path(job_id, action), JobAnswer, is_repeatable=is_repeatable)
+
+
+def delete_job(job_id: str) -> Call[None]:
+    return Call("DELETE", job_path(job_id), _nothing, is_repeatable=False)
+
+
+def stored_events(job_id: str, after: int, kinds: tuple[str, ...]) -> Call[tuple[list[dict[str, Any]], bool]]:
+    """Build the request of one page of the log after `after`, and whether there are more."""
+    params = {"after": after, "limit": STORED_PAGE, "kind": list(kinds)}
+    return Call("GET", job_path(job_id, "events"), _page, params=params)
+
+
+def get_metrics(job_id: str, points: int) -> Call[dict[str, Any]]:
+    return Call(
+        "GET", job_path(job_id, "metrics"), lambda answer: dict(answer["training_history"]), params={"points": points}
+    )
+
+
+def list_checkpoints(job_id: str | None, after: str | None = None) -> Call[tuple[list[dict[str, Any]], bool]]:
+    return Call("GET", "/api/checkpoints", _page, params=_given({"job_id": job_id, "after": after}))
+
+
+def download_checkpoint(checkpoint_id: str) -> Call[None]:
+    return Call("GET", f"/api/checkpoints/{segment(checkpoint_id, 'checkpoint')}/download", _nothing)
+
+
+def delete_checkpoint(checkpoint_id: str) -> Call[None]:
+    return Call("DELETE", f"/api/checkpoints/{segment(checkpoint_id, 'checkpoint')}", _nothing, is_repeatable=False)
+
+
+def export_job(job_id: str, form: str) -> Call[None]:
+    return Call("GET", job_path(job_id, "export"), _nothing, params={"format": form})
+
+
+def generate(text: str, options: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    body = {"text": text, **_given(options)}
+    return _with_json("POST", "/api/generate", body, dict, timeout_s=GENERATE_TIMEOUT_S, is_repeatable=False)
+
+
+def list_of_all(what: Literal["workers", "queues", "schedules", "datasets", "models"]) -> Call[list[dict[str, Any]]]:
+    return Call("GET", f"/api/{what}", list_of)
+
+
+def steer_worker(name: str, action: Literal["drain", "resume"]) -> Call[dict[str, Any]]:
+    return Call("POST", f"/api/workers/{segment(name, 'worker', may_have_slashes=True)}/{action}", dict)
+
+
+def configure_queue(name: str, max_running: int | None, paused: bool) -> Call[dict[str, Any]]:
+    body = {"max_running": max_running, "paused": paused}
+    return _with_json("PUT", f"/api/queues/{segment(name, 'queue')}", body, dict)
+
+
+def get_schedule(schedule_id: str) -> Call[dict[str, Any]]:
+    return Call("GET", f"/api/schedules/{segment(schedule_id, 'schedule')}", dict)
+
+
+def create_schedule(values: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    return _with_json("POST", "/api/schedules", values, dict, is_repeatable=False)
+
+
+def steer_schedule(schedule_id: str, action: Literal["pause", "resume", "run"]) -> Call[dict[str, Any]]:
+    path = f"/api/schedules/{segment(schedule_id, 'schedule')}/{action}"
+    return Call("POST", path, dict, is_repeatable=action != "run")
+
+
+def delete_schedule(schedule_id: str) -> Call[None]:
+    return Call("DELETE", f"/api/schedules/{segment(schedule_id, 'schedule')}", _nothing, is_repeatable=False)
+
+
+def delete_dataset(name: str) -> Call[None]:
+    return Call("DELETE", f"/api/datasets/{segment(name, 'data set')}", _nothing, is_repeatable=False)
+
+
+def _with_json(
+    method: str,
+    path: str,
+    body: Mapping[str, Any],
+    read: Callable[[Any], Answer],
+    *,
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float = TIMEOUT_S,
+    is_repeatable: bool = True,
+) -> Call[Answer]:
+    """Build a request with a JSON body.
+
+    Raises:
+        InvalidInput: the body holds what JSON has no form for.
+    """
+    try:
+        encoded = json.dumps(body, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError) as exc:  # a set, NaN, half a surrogate pair, a loop
+        raise InvalidInput(f"the body of {method} {path} has no form in JSON: {exc}") from exc
+    all_headers = {"content-type": "application/json", **(headers or {})}
+    return Call(method, path, read, body=encoded, headers=all_headers, timeout_s=timeout_s, is_repeatable=is_repeatable)
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _page(answer: Any) -> tuple[list[dict[str, Any]], bool]:
+    return list_of(answer), bool(answer.get("has_more"))
+
+
+def _page_of_jobs(answer: Any) -> tuple[list[JobAnswer], bool]:
+    rows, has_more = _page(answer)
+    return [JobAnswer(row) for row in rows], has_more
+
+
+def _nothing(_answer: Any) -> None:
+    return None

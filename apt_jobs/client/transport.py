@@ -1,0 +1,180 @@
+"""How Client sends requests, writes files and follows jobs: the I/O, and nothing else.
+
+What is sent is in calls.py, when it is sent again in retry.py, when a job is over in following.py.
+"""
+
+import os
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from websockets.exceptions import ConnectionClosed, ConnectionClosedOK, InvalidHandshake, WebSocketException
+from websockets.sync.client import connect
+from websockets.typing import Subprotocol
+
+from apt_jobs.client import calls
+from apt_jobs.client.access import Access
+from apt_jobs.client.answers import error_of, json_of, require_event_stream, require_file, unreachable
+from apt_jobs.client.calls import Call
+from apt_jobs.client.following import MAX_FRAME_BYTES, Event, Follower, SseDecoder, closed_error
+from apt_jobs.client.output_file import open_output
+from apt_jobs.client.retry import backoff_s, wait_before_retry_s
+from apt_jobs.client.trust import httpx_options, trust_for, websocket_options, why_not_trusted
+from apt_jobs.errors import InvalidInput, Unavailable
+from apt_jobs.events.binary import SUBPROTOCOL
+
+Answer = TypeVar("Answer")
+
+
+class Transport:
+    """Connections to one service. Close it, or use it in `with`."""
+
+    def __init__(self, access: Access, max_retries: int) -> None:
+        self._access, self._trust, self._max_retries = access, trust_for(access), max_retries
+        self.url, self.browser_url = access.url, access.browser_url
+        self._headers = access.headers
+        self._http = httpx.Client(timeout=calls.TIMEOUT_S, **httpx_options(access, self._trust))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _send(self, call: Call[Answer]) -> Answer:
+        """Send a request, again where that is safe; its answer."""
+        num_failures = 0
+        while True:
+            outcome = self._try(call)
+            if isinstance(outcome, httpx.Response) and not outcome.is_error:
+                return call.read(json_of(outcome))
+            num_failures += 1
+            wait_s = wait_before_retry_s(
+                outcome, num_failures, is_repeatable=call.is_repeatable, max_retries=self._max_retries
+            )
+            if wait_s is None:
+                raise error_of(outcome) if isinstance(outcome, httpx.Response) else unreachable(self.url, outcome)
+            time.sleep(wait_s)
+
+    def _try(self, call: Call[Any]) -> httpx.Response | httpx.HTTPError:
+        try:
+            return self._http.request(
+                call.method,
+                call.path,
+                params=dict(call.params),
+                content=call.body,
+                headers=dict(call.headers),
+                timeout=call.timeout_s,
+            )
+        except httpx.HTTPError as exc:
+            return exc
+        except (httpx.InvalidURL, UnicodeError) as exc:  # half a surrogate pair, or megabytes, in a parameter
+            raise InvalidInput(f"a parameter of {call.method} {call.path} cannot be sent: {exc}") from exc
+
+    def _json(self, method: str, path: str, **options: Any) -> Any:
+        """Send one request as httpx takes it, once; its answer."""
+        try:
+            response = self._http.request(method, path, **options)
+        except httpx.HTTPError as exc:
+            raise unreachable(self.url, exc) from exc
+        return json_of(response)
+
+    def _download(self, call: Call[None], target: str | os.PathLike[str]) -> int:
+        num_bytes = 0
+        try:
+            with self._http.stream(call.method, call.path, params=dict(call.params)) as response:
+                if response.is_error:
+                    response.read()
+                require_file(response)
+                with open_output(target) as output:
+                    for part in response.iter_bytes():
+                        output.write(part)
+                        num_bytes += len(part)
+        except httpx.HTTPError as exc:
+            raise unreachable(self.url, exc) from exc
+        return num_bytes
+
+    def _follow(self, follower: Follower) -> Iterator[Event]:
+        """Connect, read, look at the job when it is due, come back when the connection breaks."""
+        while not (follower.is_over or follower.is_expired):
+            try:
+                if follower.uses_sse:
+                    yield from self._look(follower)
+                    if follower.is_over:
+                        return
+                stream = self._sse_events(follower) if follower.uses_sse else self._socket_events(follower)
+                with closing(stream):
+                    for events in stream:
+                        yield from events
+                        if follower.is_due_for_a_look and not follower.is_over:
+                            yield from self._look(follower)
+                        if follower.is_over or follower.is_expired:
+                            return
+                yield from self._look(follower)
+                num_failures = follower.note_failure(self.url, ConnectionError("the stream ends early"))
+            except httpx.ReadTimeout:
+                continue  # a silence of the event stream
+            except InvalidHandshake as exc:
+                if not follower.uses_sse:  # a proxy or the service refused the upgrade: the stream says why, or works
+                    follower.uses_sse = True
+                    continue
+                num_failures = follower.note_failure(self.url, exc)
+            except (OSError, WebSocketException, httpx.HTTPError, Unavailable) as exc:
+                if why_not_trusted(exc) is not None:
+                    raise unreachable(self.url, exc) from exc
+                num_failures = follower.note_failure(self.url, exc)
+                follower.uses_sse = False
+            if not follower.is_over:
+                time.sleep(min(backoff_s(num_failures), follower.wait_s))
+
+    def _look(self, follower: Follower) -> Iterator[Event]:
+        """Look whether the job has ended; the rest of its log where the stream does not bring it."""
+        if not follower.receive_job(self._send(calls.get_job(follower.job_id))):
+            return
+        while not follower.is_over:
+            call = calls.stored_events(follower.job_id, follower.cursor, follower.kinds)
+            yield from follower.receive_page(*self._send(call))
+
+    def _socket_events(self, follower: Follower) -> Generator[list[Event]]:
+        """Events of one WebSocket, until it is closed; an empty list after a silence."""
+        with connect(
+            f"{self._access.websocket_url}{follower.socket_path}",
+            subprotocols=[Subprotocol(SUBPROTOCOL)],
+            max_size=MAX_FRAME_BYTES,
+            **websocket_options(self._access, self._trust),
+        ) as socket:
+            while True:
+                try:
+                    message = socket.recv(timeout=follower.wait_s)
+                except TimeoutError:
+                    yield []
+                    continue
+                except ConnectionClosedOK:
+                    return
+                except ConnectionClosed as exc:
+                    if (error := closed_error(exc, follower.job_id)) is not None:
+                        raise error from exc
+                    raise
+                yield follower.receive_message(message)
+
+    def _sse_events(self, follower: Follower) -> Generator[list[Event]]:
+        """Events of one stream of server-sent events, until it ends."""
+        headers = {"accept": "text/event-stream"}
+        timeout = httpx.Timeout(calls.TIMEOUT_S, read=follower.wait_s)
+        decoder = SseDecoder()
+        with self._http.stream("GET", follower.stream_path, headers=headers, timeout=timeout) as response:
+            if response.is_error:
+                response.read()
+            require_event_stream(response)
+            for part in response.iter_bytes():
+                for kind, data in decoder.feed(part):
+                    yield follower.receive_sse(kind, data)

@@ -1,0 +1,157 @@
+"""`apt-jobs submit`, `ps`, `watch`, `logs` and all else that is about jobs and what comes of them."""
+
+from typing import Annotated, Any
+
+import typer
+
+from apt_jobs.client.output_file import is_stream
+from apt_jobs.commands.progress import follow, place
+from apt_jobs.commands.terminal import BLOCK, AsJson, JobFile, open_client, print_json, print_table, read_job, say
+
+app = typer.Typer()
+JobId = Annotated[str, typer.Argument(help="As `apt-jobs ps` shows it.")]
+PAGE = 200  # jobs
+
+
+@app.command()
+def submit(
+    file: JobFile,
+    detach: Annotated[bool, typer.Option("-d", "--detach", help="Do not follow it.")] = False,
+) -> None:
+    """Submit a job and follow it; the exit status is 0 if it succeeds. Ctrl-C only stops following."""
+    spec = read_job(file)
+    with open_client() as client:
+        job = client.submit(spec)
+        say(f"{job.id} is {job.state}")
+        if not detach and follow(client, job.id).state != "succeeded":
+            raise typer.Exit(1)
+
+
+@app.command()
+def ps(
+    as_json: AsJson = False,
+    state: Annotated[list[str] | None, typer.Option(help="Only in this state; may be repeated.")] = None,
+    limit: Annotated[int, typer.Option("-n", "--limit", min=1, max=100_000, help="Most jobs to show.")] = 50,
+) -> None:
+    """List jobs, newest first."""
+    rows = []
+    with open_client() as client:
+        for job in client.iter_jobs(state=state or [], limit=min(limit, PAGE)):
+            rows.append(job)
+            if len(rows) == limit:
+                break
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        ["id", "kind", "state", "step", "created", "name"],
+        [[row["id"], row["kind"], row["state"], _steps(row), row["created_at"], row["name"] or ""] for row in rows],
+    )
+
+
+@app.command()
+def inspect(job_id: JobId) -> None:
+    """Print all about one job, as JSON."""
+    with open_client() as client:
+        print_json(client.get(job_id))
+
+
+@app.command()
+def logs(
+    job_id: JobId, follow_on: Annotated[bool, typer.Option("-f", "--follow", help="Go on until it ends.")] = False
+) -> None:
+    """Print what a job's ranks printed."""
+    with open_client() as client:
+        read = client.events if follow_on else client.stored_events
+        for event in read(job_id, kinds=("log",)):
+            say(f"[{event['source']}] {event['message']}", keep="\t")
+
+
+@app.command()
+def watch(job_id: JobId) -> None:
+    """Follow a job with a progress bar; the exit status is 0 if it succeeds, else 1."""
+    with open_client() as client:
+        if follow(client, job_id).state != "succeeded":
+            raise typer.Exit(1)
+
+
+@app.command()
+def cancel(job_id: JobId) -> None:
+    """Cancel a job."""
+    with open_client() as client:
+        job = client.cancel(job_id)
+    say(f"{job_id} is {job.state}" + ("" if job.state == "cancelled" else ", and told to stop"))
+
+
+@app.command()
+def pause(job_id: JobId) -> None:
+    """Pause a job; a training saves first."""
+    with open_client() as client:
+        job = client.pause(job_id)
+    say(f"{job_id} is {job.state}")
+
+
+@app.command()
+def resume(job_id: JobId) -> None:
+    """Let a paused job go on."""
+    with open_client() as client:
+        job = client.resume(job_id)
+    say(f"{job_id} is {job.state}")
+
+
+@app.command()
+def retry(job_id: JobId) -> None:
+    """Queue a failed, cancelled or dead job again, from its last checkpoint."""
+    with open_client() as client:
+        job = client.retry(job_id)
+    say(f"{job_id} is {job.state}")
+
+
+@app.command()
+def export(
+    job_id: JobId,
+    output: Annotated[str, typer.Option("--output", "-o", help="File to write; - is standard output.")],
+    form: Annotated[str, typer.Option("--format", help="csv, json, parquet, tensorboard or wandb.")] = "csv",
+) -> None:
+    """Write a job's full histories to a file."""
+    with open_client() as client:
+        _tell_written(output, client.export(job_id, form, output))
+
+
+@app.command()
+def checkpoints(job_id: Annotated[str | None, typer.Argument()] = None, as_json: AsJson = False) -> None:
+    """List checkpoints, newest first."""
+    with open_client() as client:
+        rows = client.checkpoints(job_id)
+    if as_json:
+        print_json(rows)
+        return
+    columns = ["id", "job_id", "global_step", "val_loss", "file_size_mb", "is_best"]
+    print_table(columns, [[str(row[column]) for column in columns] for row in rows])
+
+
+@app.command()
+def download(
+    checkpoint_id: Annotated[str, typer.Argument(help="As `apt-jobs checkpoints` shows it.")],
+    output: Annotated[str, typer.Option("--output", "-o", help="File to write; - is standard output.")],
+) -> None:
+    """Write a checkpoint's tar file."""
+    with open_client() as client:
+        _tell_written(output, client.download(checkpoint_id, output))
+
+
+@app.command()
+def generate(text: str, max_length: int = 100, temperature: float = 0.0, model: str | None = None) -> None:
+    """Continue a text with the newest checkpoint, or with `--model`."""
+    with open_client() as client:
+        answer = client.generate(text, max_length=max_length, temperature=temperature, model=model)
+    say(answer["input_text"] + answer["generated_text"], keep=BLOCK)
+
+
+def _tell_written(output: str, num_bytes: int) -> None:
+    if not is_stream(output):
+        say(f"wrote {output} ({num_bytes:,} bytes)")
+
+
+def _steps(job: dict[str, Any]) -> str:
+    return "" if job["step"] is None else place(job["step"], job["num_steps"])
