@@ -27,8 +27,9 @@ from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.states import JobState
 from apt_jobs.logs import configure_logging
 from apt_jobs.settings import Settings
-from apt_jobs.supervision.launch import rendezvous_address, start_node
+from apt_jobs.supervision.launch import start_node
 from apt_jobs.supervision.lease import KILL_FRACTION, STOP_FRACTION, LeaseKeeper
+from apt_jobs.supervision.network import rendezvous_address
 from apt_jobs.supervision.node_watch import NodeWatch
 from apt_jobs.supervision.plan import plan_attempt
 from apt_jobs.supervision.process_tree import MARKER, ProcessTree, adopt_orphans
