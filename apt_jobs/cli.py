@@ -22,6 +22,7 @@ from apt_jobs.commands import schedules, workers
 from apt_jobs.commands.terminal import AsJson, JobFile, console, load_settings, open_client, print_table, read_job
 from apt_jobs.errors import AptJobsError, Unavailable
 from apt_jobs.logs import configure_logging
+from apt_jobs.private_files import keep_private
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="A job queue with a live monitor for language models."
@@ -382,7 +383,10 @@ def _service_url() -> str:
 def _database() -> Iterator[Any]:
     from apt_jobs.db.engine import Database
 
-    database = Database(load_settings().database)
+    settings = load_settings()
+    if settings.database_url is None:
+        keep_private(settings.root)
+    database = Database(settings.database)
     try:
         yield database
     finally:

@@ -1,4 +1,7 @@
-"""What listens while a training runs: nothing beyond loopback or the named interface; and nothing is unpickled."""
+"""What others on the machine and its network reach while trainings run.
+
+Nothing listens beyond loopback or the named interface, nothing unpickles what it gets, no file can be read.
+"""
 
 import base64
 import pickle
@@ -32,7 +35,9 @@ Address = tuple[str, int]
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    stack = Stack(tmp_path_factory.mktemp("listeners"))
+    folder = tmp_path_factory.mktemp("neighbours")
+    folder.chmod(0o755)  # as an earlier version left it
+    stack = Stack(folder)
     try:
         until(lambda: (stack.data_dir / "local.json").exists() or stack.process.poll() is not None)
         with stack.client() as client:
@@ -200,3 +205,24 @@ def write_raw(at: Address, payload: bytes) -> None:
             connection.sendall(payload)
     except OSError:
         pass
+
+
+def test_no_other_user_can_read_what_the_service_and_the_ranks_write(stack: Stack, client: Client) -> None:
+    assert client.wait(client.submit(JOBS["own script"])["id"])["state"] == "succeeded"
+    assert client.wait(client.submit(TINY)["id"])["state"] == "succeeded"
+    own = {stack.data_dir / "logs" / "head.log", stack.data_dir / "logs" / "node.log"}  # this test's, not the service's
+    written = {stack.data_dir, *stack.data_dir.rglob("*")} - own
+    assert {str(path): oct(path.lstat().st_mode) for path in written if path.lstat().st_mode & 0o077} == {}
+    names = {path.name for path in written}
+    assert {"apt_jobs.sqlite3", "rank-0.spool", "stdout.log", "model.safetensors", "worker-train.log"} <= names
+    umasks = {pid: umask_of(pid) for pid in stack.pids()}
+    assert {umask for umask in umasks.values() if umask is not None} == {"0077"}
+
+
+def umask_of(pid: int) -> str | None:
+    """Of a process; None: it has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((line.split()[1] for line in lines if line.startswith("Umask:")), None)
