@@ -14,6 +14,7 @@ import typer
 from apt_jobs.commands.terminal import load_settings, open_client, print_json, print_table, say
 from apt_jobs.errors import Unavailable
 from apt_jobs.logs import configure_logging
+from apt_jobs.private_files import keep_private
 
 app = typer.Typer()
 keys_app = typer.Typer(no_args_is_help=True, help="API keys.")
@@ -145,7 +146,10 @@ def _service_url() -> str:
 def _database() -> Iterator[Any]:
     from apt_jobs.db.engine import Database
 
-    database = Database(load_settings().database)
+    settings = load_settings()
+    if settings.database_url is None:
+        keep_private(settings.root)
+    database = Database(settings.database)
     try:
         yield database
     finally:

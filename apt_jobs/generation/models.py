@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import logging as transformers_logging
 
+from apt_jobs.artifacts.paths import inside
 from apt_jobs.db.checkpoints import get_checkpoint, newest_checkpoint
 from apt_jobs.db.engine import Database
 from apt_jobs.db.service_values import DEFAULT_MODEL, get_value
@@ -96,11 +97,11 @@ def find_model(settings: Settings, database: Database, model_id: str) -> Path:
     if CHECKPOINT_ID_PATTERN.match(model_id):
         with database.read() as session:
             filename = get_checkpoint(session, model_id).filename
-        folder = _inside(settings.checkpoints_dir, filename)
+        folder = inside(settings.checkpoints_dir, filename)
         if folder is None or not (folder / MANIFEST).is_file():
             raise InvalidCheckpoint(f"checkpoint {model_id} is registered, but its files are not complete on this host")
         return folder
-    local = _inside(settings.local_models_dir, model_id) if LOCAL_NAME_PATTERN.fullmatch(model_id) else None
+    local = inside(settings.local_models_dir, model_id) if LOCAL_NAME_PATTERN.fullmatch(model_id) else None
     if local is None or not (local / "config.json").is_file():
         raise NotFound(f"no model {model_id!r}; GET /api/models lists what can generate")
     return local
@@ -206,13 +207,6 @@ def _first_tokens(tokenizer: PreTrainedTokenizerBase, end_tokens: frozenset[int]
     if end_tokens:
         return (min(end_tokens),)
     return tuple(tokenizer.encode("\n", verbose=False)) or (0,)
-
-
-def _inside(root: Path, name: str) -> Path | None:
-    """The existing folder `root/name`, unless links or dots lead out of `root`."""
-    root = root.resolve()
-    folder = (root / name).resolve()
-    return folder if folder != root and folder.is_relative_to(root) and folder.is_dir() else None
 
 
 def _loaded(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import orjson
 
+from apt_jobs.artifacts.paths import inside
 from apt_jobs.db.checkpoints import get_checkpoint, newest_of_job
 from apt_jobs.db.engine import Database
 from apt_jobs.db.models import Job
@@ -126,12 +127,12 @@ def _base_model_dir(settings: Settings, database: Database, spec: TrainSpec) -> 
     if CHECKPOINT_ID_PATTERN.match(spec.base_model):
         try:
             with database.read() as session:
-                folder = settings.checkpoints_dir / get_checkpoint(session, spec.base_model).filename
+                folder = inside(settings.checkpoints_dir, get_checkpoint(session, spec.base_model).filename)
         except NotFound as exc:
             raise InvalidCheckpoint(f"base_model {spec.base_model!r} does not exist any more") from exc
-    else:
+    else:  # one plain part, by its pattern; the operator may have linked it to another disk
         folder = settings.local_models_dir / spec.base_model
-    if not (folder / "config.json").is_file():
+    if folder is None or not (folder / "config.json").is_file():
         raise InvalidCheckpoint(f"base_model {spec.base_model!r} is not on this worker; GET /api/models lists them")
     return folder
 
@@ -141,7 +142,9 @@ def _resume_dir(settings: Settings, database: Database, job_id: str) -> Path | N
         checkpoint = newest_of_job(session, job_id)
     if checkpoint is None:
         return None
-    folder = settings.checkpoints_dir / checkpoint.filename
+    folder = inside(settings.checkpoints_dir, checkpoint.filename)
+    if folder is None:
+        raise InvalidCheckpoint(f"checkpoint {checkpoint.id} of this job is registered outside of the checkpoints")
     if not folder.is_dir():
         raise InvalidCheckpoint(f"checkpoint {checkpoint.id} of this job is registered, but its folder is gone")
     return folder

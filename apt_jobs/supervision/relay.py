@@ -12,6 +12,7 @@ from itertools import islice
 
 from sqlalchemy.orm import Session
 
+from apt_jobs.artifacts.paths import is_plain_name
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import append_events
 from apt_jobs.db.jobs import Orders
@@ -35,6 +36,7 @@ from apt_jobs.supervision.rank_watch import RankWatch
 logger = logging.getLogger(__name__)
 
 BATCH_EVENTS = 500  # read at once, of all ranks together; what is decided from them comes on top
+MAX_FILENAME_CHARS = 300  # as the database's column
 LEAST_RANK_EVENTS = 20  # read at once of one rank: they are read in turns, so that their steps meet
 RETRY_MIN_S = 0.2
 RETRY_MAX_S = 5.0
@@ -49,6 +51,7 @@ class Relay:
         self._database, self._publisher = database, publisher
         self._job_id, self._attempt, self._lease_s = run_file.job_id, run_file.attempt, lease_s
         self._spools = [SpoolReader(run_file.spool_path(rank)) for rank in range(run_file.spec.num_ranks)]
+        self._checkpoint_prefix = run_file.checkpoint_prefix
         self._watch = RankWatch(run_file)
         self._is_over = False  # the ranks have ended and all that they said was read
         self._logs = logs
@@ -132,11 +135,19 @@ class Relay:
         events = self._spools[rank].read()
         try:
             for at, event in islice(events, max(BATCH_EVENTS // len(self._spools), LEAST_RANK_EVENTS)):
+                if isinstance(event, CheckpointSaved) and not self._is_own_checkpoint(event):
+                    yield at, _refused(rank, event)
+                    continue
                 self._notice(event)
                 yield from self._watch.add(at, event)
         except InvalidInput as exc:
             message = f"rank {rank} wrote a line that is no event: {exc}"
             yield datetime.now(UTC), LineLogged("warning", "supervisor", message[:2000])
+
+    def _is_own_checkpoint(self, event: CheckpointSaved) -> bool:
+        """Whether the folder is one of this job's: others read, resume from and delete what is registered."""
+        is_own = event.filename.startswith(f"{self._checkpoint_prefix}/")
+        return is_own and is_plain_name(event.filename) and len(event.filename) <= MAX_FILENAME_CHARS
 
     def _carry_out(self, session: Session) -> list[StoredEvent]:
         """What a policy of the job decided about the job itself; in the transaction of the event that says so."""
@@ -158,6 +169,11 @@ class Relay:
             self.finished = event
         elif isinstance(event, CheckpointSaved):
             self.saved_step = event.step
+
+
+def _refused(rank: int, event: CheckpointSaved) -> LineLogged:
+    message = f"rank {rank} reported a checkpoint in {event.filename[:200]!r}, which is no folder of this job"
+    return LineLogged("warning", "supervisor", f"{message}; it is not registered")
 
 
 def first_cause(failures: Sequence[RankFailed]) -> RankFailed | None:

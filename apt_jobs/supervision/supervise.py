@@ -26,9 +26,11 @@ from apt_jobs.events.live import LivePublisher
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.states import JobState
 from apt_jobs.logs import configure_logging
+from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
-from apt_jobs.supervision.launch import rendezvous_address, start_node
+from apt_jobs.supervision.launch import start_node
 from apt_jobs.supervision.lease import KILL_FRACTION, STOP_FRACTION, LeaseKeeper
+from apt_jobs.supervision.network import rendezvous_address
 from apt_jobs.supervision.node_watch import NodeWatch
 from apt_jobs.supervision.plan import plan_attempt
 from apt_jobs.supervision.process_tree import MARKER, ProcessTree, adopt_orphans
@@ -305,6 +307,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = Settings()
     configure_logging(settings.log_level)
+    keep_private(settings.root)
     adopt_orphans()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the worker's to handle
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # only its stdin tells it to stop

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -30,6 +29,7 @@ from transformers import PreTrainedTokenizerFast
 
 from apt_jobs.errors import InvalidCheckpoint, OutOfSpace
 from apt_jobs.jobs.ids import new_checkpoint_id
+from apt_jobs.training.byte_collectives import gather_bytes
 from apt_jobs.training.ddp import Rank
 
 MANIFEST, STATE, OPTIMIZER = "manifest.json", "training_state.json", "optimizer.safetensors"
@@ -53,7 +53,7 @@ class Snapshot:
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]  # "parameter/value"
     optimizer_groups: list[dict[str, Any]]
-    generators: list[dict[str, Tensor]]  # random generators of each rank
+    generators: list[bytes]  # random generators of each rank, as a safetensors file
 
     @property
     def size_bytes(self) -> int:
@@ -67,8 +67,7 @@ def take_snapshot(model: nn.Module, optimizer: Optimizer, rank: Rank) -> Snapsho
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights: Any = get_model_state_dict(model, options=options)
     whole = get_optimizer_state_dict(model, optimizer, options=options)
-    generators: list[Any] | None = [None] * rank.world_size if rank.is_first else None
-    dist.gather_object(_rng_state(rank), generators)
+    generators = gather_bytes(save(_rng_state(rank)), rank.device)
     if generators is None:
         return None
     states: Any = whole["state"]
@@ -110,7 +109,7 @@ def write_checkpoint(
         tokenizer.save_pretrained(temporary)
         save_file(snapshot.optimizer, temporary / OPTIMIZER)
         for number, generators in enumerate(snapshot.generators):
-            save_file(generators, temporary / _rng_file(number))
+            (temporary / _rng_file(number)).write_bytes(generators)
         document = {**state, "checkpoint_id": checkpoint_id, "optimizer_groups": snapshot.optimizer_groups}
         (temporary / STATE).write_text(json.dumps(document, allow_nan=True))
         size_bytes = _seal(temporary)

@@ -8,8 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
-
+from apt_jobs.training.byte_collectives import broadcast_bytes
 from apt_jobs.training.ddp import Rank
 
 
@@ -47,10 +46,8 @@ class Orders:
             for order in orders:
                 before = [entry for entry in checkpoints if entry["step"] < order["began_step"]]
                 order["checkpoint"] = before[-1]["name"] if before else None
-        box: list[Any] = [orders]
-        dist.broadcast_object_list(box, src=0)
         self._num_obeyed += num_waiting
-        taken: list[dict[str, Any]] = box[0]
+        taken: list[dict[str, Any]] = json.loads(broadcast_bytes(json.dumps(orders).encode(), self._rank.device))
         return taken
 
     def _read(self) -> list[dict[str, Any]]:

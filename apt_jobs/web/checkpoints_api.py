@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from apt_jobs.artifacts.paths import inside
 from apt_jobs.db.access import Role
 from apt_jobs.db.checkpoints import delete_checkpoint, get_checkpoint, list_checkpoints, newest_of_job
 from apt_jobs.db.events import append_service_event
@@ -110,22 +111,16 @@ async def remove_checkpoint(request: Request) -> Response:
         return row
 
     row = await service.write(remove)
-    if (folder := _inside(service.settings.checkpoints_dir, row.filename)) is not None:
+    if (folder := inside(service.settings.checkpoints_dir, row.filename)) is not None:
         await asyncio.to_thread(_delete_folder, folder)
     return Response(status_code=204)
 
 
 def _folder(service: Service, row: Checkpoint) -> Path:
-    folder = _inside(service.settings.checkpoints_dir, row.filename)
+    folder = inside(service.settings.checkpoints_dir, row.filename)
     if folder is None or not folder.is_dir():
         raise InvalidCheckpoint(f"the files of checkpoint {row.id} are not on this machine")
     return folder
-
-
-def _inside(root: Path, filename: str) -> Path | None:
-    """`root/filename`, unless it leads out of `root`: a training process chose the name."""
-    folder = (root.resolve() / filename).resolve()
-    return folder if root.resolve() in folder.parents else None
 
 
 def _delete_folder(folder: Path) -> None:

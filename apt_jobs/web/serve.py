@@ -13,6 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from apt_jobs.errors import AlreadyRunning
+from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.web.app import create_app
 from apt_jobs.web.bounded_protocol import SPARE_CONNECTIONS, BoundedProtocol
@@ -32,7 +33,9 @@ def run_web(settings: Settings) -> None:
 
     Raises:
         AlreadyRunning: the port is in use.
+        Unavailable: the data directory is not to be used.
     """
+    keep_private(settings.root)
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

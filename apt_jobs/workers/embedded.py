@@ -30,6 +30,7 @@ from apt_jobs.db.upgrade import upgrade_database
 from apt_jobs.db.workers import list_workers
 from apt_jobs.directories import named_os_errors, prepare_directory
 from apt_jobs.errors import AlreadyRunning, Unavailable
+from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.socket_folder import prepare_socket, remove_socket_folder
 from apt_jobs.supervision.process_tree import die_with_parent
@@ -138,6 +139,7 @@ def free_port(host: str, after: int) -> int:
 
 def _run(settings: Settings, on_ready: Callable[[Stack], None], stack: ExitStack, hard: threading.Event) -> None:
     prepare_directory(settings.root, "APT_JOBS_DATA_DIR")
+    keep_private(settings.root)
     stack.enter_context(_only_one(settings))
     _require_port(settings)
     logs = settings.root / "logs"

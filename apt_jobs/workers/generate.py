@@ -23,6 +23,7 @@ from apt_jobs.generation.models import choose_model, find_model
 from apt_jobs.generation.request import Request, Stopped
 from apt_jobs.jobs.spec import GenerateSpec
 from apt_jobs.jobs.states import JobState
+from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.lease import LeaseKeeper
 from apt_jobs.workers.consumer import Consumer
@@ -191,4 +192,5 @@ class GenerateWorker:
 
 def run_generate_worker(settings: Settings, *, name: str, queues: Sequence[str]) -> None:
     """Entry of the process."""
+    keep_private(settings.root)
     GenerateWorker(settings, name=name, queues=queues).run()

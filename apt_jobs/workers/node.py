@@ -22,6 +22,7 @@ from apt_jobs.db.upgrade import require_current_schema
 from apt_jobs.db.workers import node_name, record_worker, remove_worker, require_free_name
 from apt_jobs.errors import AlreadyRunning, OutOfSpace, Unavailable
 from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.launch import start_node, worker_marker
 from apt_jobs.supervision.lease import STOP_FRACTION, boot_clock_s
@@ -173,4 +174,5 @@ class Node:
 
 def run_node(settings: Settings, *, head: str, node_rank: int, gpus: Sequence[int] | None) -> None:
     """Entry of the process. `gpus=None`: all of this machine."""
+    keep_private(settings.root)
     Node(settings, head=head, node_rank=node_rank, gpus=gpus).run()

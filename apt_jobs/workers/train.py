@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from apt_jobs.db.jobs import Claimed, finish_broken
 from apt_jobs.errors import Fenced, Unavailable
+from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.launch import worker_marker
 from apt_jobs.supervision.process_tree import clear_leftovers, kill_marked
@@ -108,4 +109,5 @@ def run_train_worker(
     settings: Settings, *, name: str, queues: Sequence[str], gpus: Sequence[int] | None, num_nodes: int
 ) -> None:
     """Entry of the process. `gpus=None`: all of this machine. `num_nodes`: with those of `apt-jobs worker node`."""
+    keep_private(settings.root)
     TrainWorker(settings, name=name, queues=queues, gpus=gpus, num_nodes=num_nodes).run()

@@ -85,7 +85,7 @@ def test_an_attempt_breaks_when_the_ranks_of_a_node_end_before_they_meet_the_oth
 ) -> None:
     job = client.submit({**WAITS_ONCE, **CLUSTER})
     until(lambda: ranks(stack, 0) and ranks(stack, 1))
-    os.kill(until(lambda: stack.pids("torch.distributed.run", "--node-rank=1"))[0], signal.SIGKILL)
+    os.kill(until(lambda: stack.pids("apt_jobs.training.launch_ranks", "node_rank=1"))[0], signal.SIGKILL)
     assert client.wait(job["id"])["state"] == "succeeded"
     first = attempts_of(client, job["id"])[0]
     assert "cluster/node-1 ended early: torchrun ended with status -9" in first["reason"]

@@ -176,7 +176,7 @@ def resumed(client: Client, job_id: str) -> bool:
 def pid_of(stack: Stack, victim: str, job_id: str) -> int:
     """One process of the kind; of the ranks, any."""
     words = {
-        "torchrun": ("torch.distributed.run", job_id),
+        "torchrun": ("apt_jobs.training.launch_ranks", job_id),
         "rank": ("-u", "apt_jobs.training.run", job_id),
         "supervisor": ("apt_jobs.supervision.supervise", job_id),
         "worker": (WORKER,),

@@ -9,11 +9,13 @@ from pathlib import Path
 import orjson
 import pytest
 import redis
+from sqlalchemy import select
 
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import events_after
 from apt_jobs.db.jobs import claim, get_job, insert_job
-from apt_jobs.events.kinds import LineLogged
+from apt_jobs.db.models import Checkpoint
+from apt_jobs.events.kinds import CheckpointSaved, Event, LineLogged
 from apt_jobs.events.live import LivePublisher, channel_of
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.jobs.spec import TrainSpec
@@ -44,6 +46,13 @@ class Attempt:
         for message in messages:
             self._spool.append(LineLogged("info", "rank 0", message))
 
+    def tell(self, event: Event) -> None:
+        self._spool.append(event)
+
+    def checkpoints(self) -> list[Checkpoint]:
+        with self._database.read() as session:
+            return list(session.scalars(select(Checkpoint)))
+
     def pump_until_moved(self) -> int:
         deadline = time.monotonic() + DEADLINE_S
         while not (moved := self.relay.pump()):
@@ -55,7 +64,7 @@ class Attempt:
         """`seq`, counted from the first line, and message."""
         with self._database.read() as session:
             rows = events_after(session, self.job_id, self.first_seq - 1, 100)
-        return [(row.seq - self.first_seq, orjson.loads(row.payload)["message"]) for row in rows]
+        return [(row.seq - self.first_seq, orjson.loads(row.payload).get("message", row.kind)) for row in rows]
 
     def close(self) -> None:
         self._spool.close()
@@ -125,3 +134,15 @@ def test_a_dead_redis_keeps_nothing_from_the_database_and_is_fed_again(attempt: 
     assert frame["first_seq"] - attempt.first_seq == 2
     assert [event["message"] for event in frame["events"]] == ["c"]
     assert attempt.stored() == [(0, "a"), (1, "b"), (2, "c")]
+
+
+@pytest.mark.parametrize(
+    "filename",
+    ["../../outside", "{job}/../../outside", "/etc", "", "{job}", "{job}/", "job_other/step-1", "{job}/a\0b"],
+)
+def test_a_checkpoint_outside_of_its_jobs_folder_is_not_registered(attempt: Attempt, filename: str) -> None:
+    attempt.tell(CheckpointSaved("ckpt_1", filename.format(job=attempt.job_id), 1, 0, 1.0, 1.0, 10, is_best=True))
+    attempt.tell(CheckpointSaved("ckpt_2", f"{attempt.job_id}/step-2", 2, 0, 1.0, 1.0, 10, is_best=True))
+    attempt.pump_until_moved()
+    assert [row.id for row in attempt.checkpoints()] == ["ckpt_2"]
+    assert "is no folder of this job" in attempt.stored()[0][1]
