@@ -5,9 +5,9 @@ import logging
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -15,14 +15,15 @@ from starlette.responses import JSONResponse, Response
 from apt_jobs.db.access import Role
 from apt_jobs.db.checkpoints import get_checkpoint
 from apt_jobs.db.dispatch import mark_dispatched
-from apt_jobs.db.events import events_after
+from apt_jobs.db.events import events_after, log_events_before
 from apt_jobs.db.idempotency import IdempotencyKey, create_once, known_resource
 from apt_jobs.db.jobs import get_job, insert_job, list_attempts, list_jobs, queue_position
 from apt_jobs.db.models import Job
 from apt_jobs.db.steering import delete_job, request_cancel, request_pause, request_resume, request_retry
 from apt_jobs.db.workers import list_workers
 from apt_jobs.errors import NotFound, Unavailable
-from apt_jobs.events.codec import splice_stored
+from apt_jobs.events.codec import LoggedEvent, splice_stored
+from apt_jobs.events.columns import COLUMN_TYPES
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.jobs.spec import BUILTIN_DATASET, CHECKPOINT_ID_PATTERN, AnyJobSpec, GenerateSpec, TrainSpec
 from apt_jobs.jobs.states import JobState
@@ -64,6 +65,16 @@ class EventsQuery(Query):
     kind: list[Annotated[str, StringConstraints(max_length=40)]] = Field(
         default_factory=list, max_length=20, description="May be repeated."
     )
+    before: int | None = Field(
+        None, ge=0, le=MAX_SEQ, description="The newest events before this `seq` instead, of the log's `kind`s."
+    )
+
+    @model_validator(mode="after")
+    def _only_kinds_of_the_log(self) -> Self:
+        """Events of steps are stored by columns, which are read forwards only."""
+        if self.before is not None and (not self.kind or not COLUMN_TYPES.keys().isdisjoint(self.kind)):
+            raise ValueError(f"`before` needs `kind`s, and none of {', '.join(sorted(COLUMN_TYPES))}; got {self.kind}")
+        return self
 
 
 class LogsQuery(Query):
@@ -165,6 +176,11 @@ async def get_events(request: Request) -> Response:
     query: EventsQuery = request.state.query
     if wants_event_stream(request):
         return await event_stream(request, query.after, query.kind)
+    if query.before is not None:
+        service = service_of(request)
+        job = await service.read(get_job, request.path_params["job_id"])
+        rows = await service.read(log_events_before, job.id, query.before, query.limit + 1, query.kind)
+        return _event_list(rows[-query.limit :], has_more=len(rows) > query.limit)
     return await _event_page(request, query.after, query.limit, query.kind)
 
 
@@ -275,9 +291,12 @@ async def _event_page(request: Request, after: int, limit: int, kinds: Sequence[
     service = service_of(request)
     job = await service.read(get_job, request.path_params["job_id"])
     rows = await service.read(events_after, job.id, after, limit + 1, kinds)
-    encoded = [splice_stored(row.seq, row.kind, row.attempt, row.at, row.payload) for row in rows[:limit]]
-    has_more = b"true" if len(rows) > limit else b"false"
-    body = b'{"object":"list","data":[%b],"has_more":%b}' % (b",".join(encoded), has_more)
+    return _event_list(rows[:limit], has_more=len(rows) > limit)
+
+
+def _event_list(rows: Sequence[LoggedEvent], *, has_more: bool) -> Response:
+    encoded = [splice_stored(row.seq, row.kind, row.attempt, row.at, row.payload) for row in rows]
+    body = b'{"object":"list","data":[%b],"has_more":%b}' % (b",".join(encoded), b"true" if has_more else b"false")
     return Response(body, media_type="application/json")
 
 

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 from apt_jobs.client.client import Client
 from apt_jobs.db.series import CURVES
 from apt_jobs.errors import InvalidInput
-from apt_jobs.events.kinds import Event, GradientsRecorded, LayersNamed, Validated
+from apt_jobs.events.kinds import Event, GradientsRecorded, LayersNamed, LineLogged, Validated
 from apt_jobs.web.overviews import MEDIA_TYPE, points_that_fit
 from tests.integration.db.steps import trained
 from tests.integration.web.served import Served
@@ -197,3 +197,26 @@ def test_a_job_without_steps_exports_an_empty_file_of_its_form(http: httpx.Clien
 def test_what_is_not_there_is_not_found(http: httpx.Client) -> None:
     for path in ("export?format=csv", "metrics", "gradients/overview"):
         assert http.get(f"/api/jobs/job_nothing/{path}").status_code == 404
+
+
+def test_the_newest_lines_of_a_long_log_are_read_backwards(served: Served, http: httpx.Client) -> None:
+    job_id = served.new_job()
+    for first in range(0, 2_500, 250):
+        served.say(job_id, *(LineLogged("info", "rank 0", f"line {index}") for index in range(first, first + 250)))
+        served.say(job_id, trained(first + 1, loss=1.0))
+    path = f"/api/jobs/{job_id}/events"
+    seen: list[str] = []
+    before, has_more = 2**53, True
+    while has_more:
+        page = http.get(path, params={"before": before, "limit": 1000, "kind": "log"}).raise_for_status().json()
+        seqs = [event["seq"] for event in page["data"]]
+        assert seqs == sorted(seqs)
+        assert all(seq < before for seq in seqs)
+        seen = [event["message"] for event in page["data"]] + seen
+        before, has_more = seqs[0], page["has_more"]
+    assert seen == [f"line {index}" for index in range(2_500)]
+    assert http.get(path, params={"before": 1, "kind": "log"}).json()["data"] == []
+    for kinds in ([], ["metric"], ["log", "gradient"]):
+        refused = http.get(path, params={"before": 5, "kind": kinds})
+        assert refused.status_code == 422, kinds
+        assert "`before` needs `kind`s" in refused.text

@@ -11,7 +11,7 @@ from apt_jobs.events.binary import decode_binary, encode_binary
 from apt_jobs.events.codec import encode_stored
 from apt_jobs.events.kinds import Event, GradientsRecorded, LineLogged, StoredEvent
 
-FRAME = bytes.fromhex(  # the same bytes are read in apt_jobs/web/ui/src/lib/frames.test.ts
+FRAME = bytes.fromhex(  # the same bytes are read in apt_jobs/web/ui/src/api/frames.test.ts
     "01000000030000000500000000000000070000000000000003000000050000006a6f625f6100000002000000340000000500"
     "000000000000000000000001000000e0f298cab779420300000002000000030002000000003f0000c07f0000807f01000200"
     "010000001b0000007b22736571223a362c226b696e64223a2266696e6973686564227d00"

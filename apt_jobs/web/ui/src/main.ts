@@ -2,8 +2,8 @@
 import { mount } from "svelte";
 import "./app.css";
 import App from "./App.svelte";
-import { watchAnswers } from "./lib/api.ts";
-import { reachability } from "./lib/reachability.svelte.ts";
+import { watchAnswers } from "./api/client.ts";
+import { reachability } from "./stores/reachability.svelte.ts";
 
 const target = document.getElementById("app");
 if (target === null) throw new Error("index.html has no #app");

@@ -1,5 +1,5 @@
 // Polls while the page is visible: one request at a time, slower after failures, at once when the page is shown again.
-import { ApiProblem, messageOf } from "./api.ts";
+import { ApiProblem, messageOf } from "../api/client.ts";
 import { reachability } from "./reachability.svelte.ts";
 
 const SLOWEST_MS = 30_000;

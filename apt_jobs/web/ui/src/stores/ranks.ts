@@ -1,6 +1,6 @@
 // The newest steps as each rank saw them, in bounded memory: loss, times, norms, and the norms of each rank's layers.
 import type { Float, RankGradientsRecorded, RanksJoined, StoredEvent } from "../generated/events.ts";
-import { toNumber } from "./format.ts";
+import { toNumber } from "../text/format.ts";
 import type { GradientRow } from "./gradients.ts";
 
 const MAX_STEPS = 1_000;
@@ -49,7 +49,11 @@ export class RankHistory {
   }
 
   /** Steps, the global norm of one layer out of `global` (rows by step), and the norm of each of `ranks`. */
-  layerCurves(layer: number, ranks: readonly number[], global: readonly GradientRow[]): [number[], ...(number | null)[][]] {
+  layerCurves(
+    layer: number,
+    ranks: readonly number[],
+    global: readonly GradientRow[],
+  ): [number[], ...(number | null)[][]] {
     const rows = this.layers;
     return [
       rows.map((row) => row.step),

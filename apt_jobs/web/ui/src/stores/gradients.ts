@@ -1,8 +1,8 @@
 // Norms of all layers over steps, in bounded memory, with running statistics per layer.
 import type { Float, LayerAnomaly } from "../generated/events.ts";
-import { toNumber } from "./format.ts";
-import { strideOver } from "./history.ts";
-import { hasBit, type Overview } from "./overview.ts";
+import { toNumber } from "../text/format.ts";
+import { strideOver } from "../charts/curve.ts";
+import { hasBit, type Overview } from "../api/overview.ts";
 
 const MAX_CELLS = 1_500_000;
 const MOST_ROWS = 2_000;
@@ -70,7 +70,9 @@ export class GradientHistory {
     this.setNames(overview.names);
     this.rows = rowsOf(overview);
     const newest = this.rows[this.rows.length - 1];
-    this.latest = newest ? { step: newest.step, norms: newest.norms.slice(), anomalous: newest.anomalous.slice() } : null;
+    this.latest = newest
+      ? { step: newest.step, norms: newest.norms.slice(), anomalous: newest.anomalous.slice() }
+      : null;
     const span = this.rows.length ? this.lastStep - this.rows[0].step : 0;
     this.stride = overview.least === null ? 1 : strideOver(span, this.rows.length);
     this.running = this.names.map((_, index) => runningOf(overview, index, this.latest?.norms[index] ?? null));
@@ -167,7 +169,8 @@ export function rowsOf(overview: Overview): GradientRow[] {
 function merged(left: GradientRow, right: GradientRow): GradientRow {
   const row = { step: right.step, norms: right.norms.slice(), anomalous: right.anomalous.slice() };
   for (let index = 0; index < row.norms.length; index += 1) {
-    const keepLeft = left.anomalous[index] === 1 && (right.anomalous[index] === 0 || !Number.isFinite(left.norms[index]));
+    const keepLeft =
+      left.anomalous[index] === 1 && (right.anomalous[index] === 0 || !Number.isFinite(left.norms[index]));
     if (!keepLeft) continue;
     row.norms[index] = left.norms[index];
     row.anomalous[index] = 1;
@@ -181,7 +184,9 @@ function newRunning(): Running {
 
 /** No finite norm yet: the statistics are null. */
 function runningOf({ statistics, totalSteps }: Overview, index: number, last: number | null): Running {
-  const [mean, std, min, max] = [statistics.mean, statistics.std, statistics.min, statistics.max].map((of) => of[index]);
+  const [mean, std, min, max] = [statistics.mean, statistics.std, statistics.min, statistics.max].map(
+    (of) => of[index],
+  );
   const anomalies = statistics.anomaly_count[index];
   if (mean === null || std === null || min === null || max === null) return { ...newRunning(), last, anomalies };
   return {

@@ -1,18 +1,25 @@
 // All that the job page shows: history over REST, then live events, drawn at most once per animation frame.
 import type { AnomaliesFound, LayerAnomaly, StoredEvent, TrainingStarted } from "../generated/events.ts";
 import { TERMINAL_STATES } from "../generated/events.ts";
-import { ApiProblem, get, getBytes, messageOf } from "./api.ts";
-import { curvesOf, refined, type CurveName, type CurvePoints, type Curves, type MetricsAnswer } from "./curves.ts";
-import { formatDuration, toNumber } from "./format.ts";
+import { ApiProblem, get, getBytes, messageOf } from "../api/client.ts";
+import {
+  curvesOf,
+  refined,
+  type CurveName,
+  type CurvePoints,
+  type Curves,
+  type MetricsAnswer,
+} from "../charts/curves.ts";
+import { formatDuration, toNumber } from "../text/format.ts";
 import { GradientHistory, rowsOf, type GradientRow } from "./gradients.ts";
-import { Curve } from "./history.ts";
+import { Curve } from "../charts/curve.ts";
 import { IncidentLog } from "./incidents.ts";
-import { LiveConnection, type Hello, type LiveStatus } from "./live.ts";
-import { lineOf, type LogLine } from "./log.ts";
-import { decodeOverview, OVERVIEW_TYPE, type Overview } from "./overview.ts";
+import { LiveConnection, type Hello, type LiveStatus } from "../api/live.ts";
+import { lineOf, type LogLine } from "./loglines.ts";
+import { decodeOverview, OVERVIEW_TYPE, type Overview } from "../api/overview.ts";
 import { RankHistory } from "./ranks.ts";
 import { Sharpener, spliced, type Range } from "./sharpener.ts";
-import type { CheckpointRow, Job, Page, Progress } from "./types.ts";
+import type { CheckpointRow, Job, Page, Progress } from "../api/types.ts";
 
 const HISTORY_POINTS = 1500;
 const MAX_LOG_LINES = 2_000;
@@ -130,7 +137,9 @@ export class JobView {
 
   refreshCheckpoints = async (): Promise<void> => {
     try {
-      this.checkpoints = (await get<Page<CheckpointRow>>(`/api/checkpoints?job_id=${this.jobId}&limit=200`)).data;
+      this.checkpoints = (
+        await get<Page<CheckpointRow>>(`/api/checkpoints?job_id=${encodeURIComponent(this.jobId)}&limit=200`)
+      ).data;
     } catch {
       // As above; the next event about a checkpoint asks again.
     }
@@ -176,7 +185,10 @@ export class JobView {
   /** Show a range of steps as finely as it can be drawn; null: the whole history. */
   zoom = (range: Range | null): void => {
     if (range === null && this.detail === null) this.sharpener.stop();
-    else this.sharpener.show(range === null ? null : [Math.max(0, Math.floor(range[0])), Math.max(0, Math.ceil(range[1]))]);
+    else
+      this.sharpener.show(
+        range === null ? null : [Math.max(0, Math.floor(range[0])), Math.max(0, Math.ceil(range[1]))],
+      );
   };
 
   /** Points of a curve, finer where somebody zoomed in. */
@@ -259,8 +271,10 @@ export class JobView {
   private async loadRanks(): Promise<void> {
     const newest = this.job?.last_seq ?? 0;
     let after = Math.max(0, newest - RANK_EVENTS);
-    for (let hasMore = true; hasMore && after < newest; ) {
-      const events = await get<Page<StoredEvent>>(this.path(`/events?after=${after}&limit=1000&kind=ranks&kind=rank_gradient`));
+    for (let hasMore = true; hasMore && after < newest;) {
+      const events = await get<Page<StoredEvent>>(
+        this.path(`/events?after=${after}&limit=1000&kind=ranks&kind=rank_gradient`),
+      );
       for (const event of events.data) this.ranks.take(event);
       after = events.data[events.data.length - 1]?.seq ?? newest;
       hasMore = events.has_more;
@@ -376,11 +390,18 @@ export class JobView {
       return;
     }
     const times = (before.times ?? 1) + 1;
-    this.pendingLog[this.pendingLog.length - 1] = { ...line, seq: before.seq, at: before.at, since: before.since, times };
+    this.pendingLog[this.pendingLog.length - 1] = {
+      ...line,
+      seq: before.seq,
+      at: before.at,
+      since: before.since,
+      times,
+    };
   }
 
   private countStep(step: number, timeMs: number): void {
-    if (Number.isFinite(timeMs)) this.stepTimeMs = this.stepTimeMs === null ? timeMs : 0.9 * this.stepTimeMs + 0.1 * timeMs;
+    if (Number.isFinite(timeMs))
+      this.stepTimeMs = this.stepTimeMs === null ? timeMs : 0.9 * this.stepTimeMs + 0.1 * timeMs;
     if (this.job && step > (this.job.step ?? 0)) this.job = { ...this.job, step };
   }
 

@@ -1,5 +1,5 @@
 // The one way to the REST API: JSON in and out, problem+json as an exception, 401 as a state of the whole page.
-import { inRoot } from "./rootpath.ts";
+import { urlOf } from "./urls.ts";
 import type { Json } from "./types.ts";
 
 const TIMEOUT_MS = 30_000;
@@ -89,10 +89,12 @@ async function answerTo(
   signal?: AbortSignal,
   timeoutMs: number | null = path.includes("generate") ? GENERATE_TIMEOUT_MS : TIMEOUT_MS,
 ): Promise<Response> {
-  const limits = [signal, timeoutMs === null ? undefined : AbortSignal.timeout(timeoutMs)].filter((one) => one !== undefined);
+  const limits = [signal, timeoutMs === null ? undefined : AbortSignal.timeout(timeoutMs)].filter(
+    (one) => one !== undefined,
+  );
   let response: Response;
   try {
-    response = await fetch(inRoot(path), {
+    response = await fetch(urlOf(path), {
       method,
       body,
       headers: { Accept: "application/json", ...headers },

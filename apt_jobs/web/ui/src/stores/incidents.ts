@@ -34,7 +34,9 @@ export class IncidentLog {
   private answer(event: StoredEvent & ActionTaken): void {
     const incident = this.byKey.get(`${event.attempt}-${event.incident}`);
     if (incident === undefined) return;
-    const isKnown = incident.actions.some((one) => one.step === event.step && one.phase === event.phase && one.action === event.action);
+    const isKnown = incident.actions.some(
+      (one) => one.step === event.step && one.phase === event.phase && one.action === event.action,
+    );
     if (!isKnown) incident.actions = [...incident.actions, event];
   }
 }

@@ -1,8 +1,8 @@
 // The curves of a training: as REST tells them, and finer in a range of steps that somebody zoomed into.
 import type { Float } from "../generated/events.ts";
-import { toNumber } from "./format.ts";
-import { Curve, NO_SPREAD, type Spread } from "./history.ts";
-import { spliced, type Range } from "./sharpener.ts";
+import { toNumber } from "../text/format.ts";
+import { Curve, NO_SPREAD, type Spread } from "./curve.ts";
+import { spliced, type Range } from "../stores/sharpener.ts";
 
 export interface MetricsAnswer {
   training_history: {
@@ -25,7 +25,8 @@ export function curvesOf({ training_history: history }: MetricsAnswer): Curves {
   const curve = (name: string, steps: number[], values: (Float | null)[] | undefined): Curve => {
     const made = new Curve();
     const extremes = history.extremes[name];
-    const numbers = (side: (Float | null)[]): (number | null)[] => side.map((value) => (value === null ? null : toNumber(value)));
+    const numbers = (side: (Float | null)[]): (number | null)[] =>
+      side.map((value) => (value === null ? null : toNumber(value)));
     const spread = extremes ? { steps, least: numbers(extremes.least), most: numbers(extremes.most) } : NO_SPREAD;
     const known = steps.map((_, index) => index).filter((index) => values?.[index] != null);
     made.load(
@@ -51,7 +52,11 @@ export function refined(whole: Curve, fine: Curve, range: Range): CurvePoints {
   return {
     steps: points.map(([step]) => step),
     values: points.map(([, value]) => value),
-    spread: { steps: spread.map(([step]) => step), least: spread.map(([, least]) => least), most: spread.map(([, , most]) => most) },
+    spread: {
+      steps: spread.map(([step]) => step),
+      least: spread.map(([, least]) => least),
+      most: spread.map(([, , most]) => most),
+    },
   };
 }
 

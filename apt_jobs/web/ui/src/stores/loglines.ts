@@ -1,6 +1,6 @@
 // The job's events as lines of a log.
 import type { StoredEvent } from "../generated/events.ts";
-import { formatCount, formatNumber } from "./format.ts";
+import { formatCount, formatNumber } from "../text/format.ts";
 
 export type Level = "debug" | "info" | "warning" | "error";
 
@@ -31,31 +31,61 @@ export function lineOf(event: StoredEvent): LogLine | null {
   switch (event.kind) {
     case "state": {
       const level = event.state === "failed" || event.state === "dead" ? "error" : "info";
-      return line(level, "job", `${event.previous ?? "new"} → ${event.state}${event.reason ? `: ${event.reason}` : ""}`);
+      return line(
+        level,
+        "job",
+        `${event.previous ?? "new"} → ${event.state}${event.reason ? `: ${event.reason}` : ""}`,
+      );
     }
     case "started": {
       const from = event.resumed_from_step ? `, resumed from step ${formatCount(event.resumed_from_step)}` : "";
       const ranks = `${event.world_size} ${event.world_size === 1 ? "rank" : "ranks"}`;
       const size = `${formatCount(event.num_parameters)} parameters, ${formatCount(event.num_steps)} steps`;
-      return line("info", "training", `attempt ${event.attempt} started on ${ranks} (${event.device}, ${event.backend}): ${size}${from}`);
+      return line(
+        "info",
+        "training",
+        `attempt ${event.attempt} started on ${ranks} (${event.device}, ${event.backend}): ${size}${from}`,
+      );
     }
     case "validation":
-      return line("info", "validation", `step ${formatCount(event.step)}: loss ${formatNumber(event.val_loss)}${event.is_best ? ", the best so far" : ""}`);
+      return line(
+        "info",
+        "validation",
+        `step ${formatCount(event.step)}: loss ${formatNumber(event.val_loss)}${event.is_best ? ", the best so far" : ""}`,
+      );
     case "anomaly": {
       const first = event.layers[0];
       const more = event.layers.length > 1 ? ` and ${event.layers.length - 1} more` : "";
       const what = `${first?.anomaly} in ${first?.layer}`;
-      const told = line("warning", "gradients", `step ${formatCount(event.step)}: ${what} (norm ${formatNumber(first?.norm)})${more}`);
+      const told = line(
+        "warning",
+        "gradients",
+        `step ${formatCount(event.step)}: ${what} (norm ${formatNumber(first?.norm)})${more}`,
+      );
       return { ...told, story: what, since: event.step };
     }
     case "incident": {
-      const told = line("warning", "monitor", `step ${formatCount(event.step)}: ${event.phase === "ended" ? "over: " : ""}${event.message}`);
-      return event.phase === "updated" ? { ...told, story: `incident ${event.incident}`, since: event.began_step } : told;
+      const told = line(
+        "warning",
+        "monitor",
+        `step ${formatCount(event.step)}: ${event.phase === "ended" ? "over: " : ""}${event.message}`,
+      );
+      return event.phase === "updated"
+        ? { ...told, story: `incident ${event.incident}`, since: event.began_step }
+        : told;
     }
     case "action":
-      return line(event.phase === "refused" ? "warning" : "info", "policy", `step ${formatCount(event.step)}: ${event.action.replaceAll("_", " ")} ${event.phase}: ${event.reason}`);
+      return line(
+        event.phase === "refused" ? "warning" : "info",
+        "policy",
+        `step ${formatCount(event.step)}: ${event.action.replaceAll("_", " ")} ${event.phase}: ${event.reason}`,
+      );
     case "checkpoint":
-      return line("info", "checkpoint", `step ${formatCount(event.step)} saved as ${event.filename}${event.is_best ? ", the best so far" : ""}`);
+      return line(
+        "info",
+        "checkpoint",
+        `step ${formatCount(event.step)} saved as ${event.filename}${event.is_best ? ", the best so far" : ""}`,
+      );
     case "checkpoint_removed":
       return line("info", "checkpoint", `${event.checkpoint_id} removed: ${event.reason}`);
     case "log":
@@ -63,7 +93,11 @@ export function lineOf(event: StoredEvent): LogLine | null {
     case "failure":
       return line("error", `rank ${event.rank}`, `${event.error}: ${event.message}`, event.traceback);
     case "finished":
-      return line("info", "training", `finished at step ${formatCount(event.step)}, best validation loss ${formatNumber(event.best_val_loss)}`);
+      return line(
+        "info",
+        "training",
+        `finished at step ${formatCount(event.step)}, best validation loss ${formatNumber(event.best_val_loss)}`,
+      );
     default:
       return null;
   }

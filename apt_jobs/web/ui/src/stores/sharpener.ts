@@ -48,6 +48,11 @@ export class Sharpener<Detail> {
 }
 
 /** `coarse` with the places from `from` to `to` taken by `fine`; both in order of step. */
-export function spliced<Item>(coarse: readonly Item[], fine: readonly Item[], stepOf: (item: Item) => number, [from, to]: Range): Item[] {
+export function spliced<Item>(
+  coarse: readonly Item[],
+  fine: readonly Item[],
+  stepOf: (item: Item) => number,
+  [from, to]: Range,
+): Item[] {
   return [...coarse.filter((item) => stepOf(item) < from), ...fine, ...coarse.filter((item) => stepOf(item) > to)];
 }

@@ -1,5 +1,5 @@
 // Whether the service answers. Whatever hears from it says so; after a short silence it is asked, on every page.
-import { inRoot } from "./rootpath.ts";
+import { urlOf } from "../api/urls.ts";
 
 const SILENCE_MS = 2_000; // then the service is asked: with the time for an answer a loss is seen within 5 s
 const ANSWER_MS = 2_000;
@@ -55,7 +55,7 @@ class Reachability {
 
 async function answers(): Promise<boolean> {
   try {
-    return (await fetch(inRoot("/healthz"), { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) })).ok;
+    return (await fetch(urlOf("/healthz"), { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) })).ok;
   } catch {
     return false; // refused, cut or too late: all the same to who looks at the page
   }

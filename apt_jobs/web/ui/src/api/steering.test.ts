@@ -1,5 +1,4 @@
-import assert from "node:assert/strict";
-import { test } from "node:test";
+import { assert, test } from "vitest";
 import type { JobState } from "../generated/events.ts";
 import { verbsOf, type Verb } from "./steering.ts";
 

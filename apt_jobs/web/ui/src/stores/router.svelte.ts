@@ -1,6 +1,5 @@
-// Client-side routing by path: seven pages do not need a library.
-
-import { inRoot, rootPath } from "./rootpath.ts";
+// Client-side routing by path, and the state of the page in its query: seven pages do not need a library.
+import { pathOf, urlOf } from "../api/urls.ts";
 
 export type Route =
   | { page: "jobs" }
@@ -13,25 +12,27 @@ export type Route =
   | { page: "missing" };
 
 class Location {
-  path = $state(pathBelowRoot(window.location.pathname));
-  query = $state(window.location.search);
-  hash = $state(window.location.hash);
+  path = $state("/");
+  query = $state("");
+  hash = $state("");
 
   constructor() {
+    this.read();
     window.addEventListener("popstate", () => this.read());
     document.addEventListener("click", (event) => this.follow(event));
   }
 
   read(): void {
-    this.path = pathBelowRoot(window.location.pathname);
+    this.path = pathOf(window.location.pathname) ?? window.location.pathname;
     this.query = window.location.search;
     this.hash = window.location.hash;
   }
 
-  /** Go to "/jobs/ID", as this service calls its pages, or to a "#part" of the page. */
-  go(path: string, replace = false): void {
-    const url = inRoot(path);
-    const moved = new URL(url, window.location.href).pathname !== window.location.pathname;
+  /** Show a path of the service, like "/jobs/new#schedule"; "#log" is a part of the page that is shown. */
+  go(target: string, replace = false): void {
+    const { pathname, search } = window.location;
+    const url = target.startsWith("/") ? urlOf(target) : pathname + (target.startsWith("?") ? "" : search) + target;
+    const moved = new URL(url, window.location.origin).pathname !== pathname;
     if (replace) history.replaceState(null, "", url);
     else history.pushState(null, "", url);
     this.read();
@@ -40,19 +41,15 @@ class Location {
 
   /** Clicks on our own links change the page without loading it again; downloads and the API's pages are left alone. */
   private follow(event: MouseEvent): void {
-    if (event.defaultPrevented || event.button !== 0 || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
+    if (event.defaultPrevented || event.button !== 0) return;
+    if (event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
     const link = event.target instanceof Element ? event.target.closest("a") : null;
     if (link === null || link.target || link.hasAttribute("download") || link.origin !== window.location.origin) return;
-    if (!link.pathname.startsWith(`${rootPath}/`)) return;
-    const path = pathBelowRoot(link.pathname);
-    if (routeOf(path, "").page === "missing") return;
+    const path = pathOf(link.pathname);
+    if (path === null || routeOf(path, "").page === "missing") return;
     event.preventDefault();
     this.go(path + link.search + link.hash);
   }
-}
-
-function pathBelowRoot(path: string): string {
-  return path.startsWith(`${rootPath}/`) ? path.slice(rootPath.length) : path;
 }
 
 export function routeOf(path: string, hash: string): Route {
@@ -60,11 +57,22 @@ export function routeOf(path: string, hash: string): Route {
   if (parts.length === 0 || (parts.length === 1 && parts[0] === "jobs")) return { page: "jobs" };
   if (parts.length === 2 && parts[0] === "jobs") {
     if (parts[1] === "new") return { page: "new" };
-    return { page: "job", jobId: decodeURIComponent(parts[1]), tab: hash.replace("#", "") };
+    return { page: "job", jobId: decoded(parts[1]), tab: hash.replace("#", "") };
   }
   const [name] = parts;
-  if (parts.length === 1 && (name === "checkpoints" || name === "generate" || name === "schedules" || name === "workers")) return { page: name };
+  if (parts.length > 1) return { page: "missing" };
+  if (name === "checkpoints" || name === "generate" || name === "schedules" || name === "workers")
+    return { page: name };
   return { page: "missing" };
+}
+
+/** A part of a path; as it is when it was quoted wrongly ("%zz"). */
+function decoded(part: string): string {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
 }
 
 export const location = new Location();

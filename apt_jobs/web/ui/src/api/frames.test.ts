@@ -1,5 +1,4 @@
-import assert from "node:assert/strict";
-import { test } from "node:test";
+import { assert, test } from "vitest";
 import { decodeFrame } from "./frames.ts";
 
 // The same bytes are written in tests/unit/events/test_binary.py.
@@ -20,8 +19,8 @@ test("a binary frame is read as Python wrote it", () => {
   assert.deepEqual([...gradient.norms], [0.5, Number.NaN, Number.POSITIVE_INFINITY]);
   assert.deepEqual(gradient.anomalous, [1, 2]);
   assert.deepEqual([gradient.seq, gradient.step, gradient.attempt, gradient.num_rollbacks], [5, 2 ** 40, 3, 2]);
-  assert.equal(gradient.at, "2026-01-02T03:04:05.678Z");
-  assert.deepEqual(finished, { seq: 6, kind: "finished" });
+  assert.strictEqual(gradient.at, "2026-01-02T03:04:05.678Z");
+  assert.deepEqual(finished as unknown, { seq: 6, kind: "finished" });
 });
 
 test("a frame of another version is refused", () => {

@@ -1,6 +1,6 @@
 // What a user may ask of a job in each state: read off the table of transitions that the server obeys.
 import { TERMINAL_STATES, TRANSITIONS } from "../generated/events.ts";
-import { messageOf, post } from "./api.ts";
+import { messageOf, post } from "./client.ts";
 import type { Job } from "./types.ts";
 
 export type Verb = "pause" | "resume" | "retry" | "cancel";
@@ -29,7 +29,10 @@ function allows({ kind, state, cancel_requested_at }: Steered, verb: Verb): bool
     case "cancel":
       return next.includes("cancelled") && !isBeingCancelled;
     case "pause": // a generation that runs cannot stop in the middle
-      return !isBeingCancelled && ((state === "queued" && next.includes("paused")) || (kind === "train" && next.includes("pausing")));
+      return (
+        !isBeingCancelled &&
+        ((state === "queued" && next.includes("paused")) || (kind === "train" && next.includes("pausing")))
+      );
     case "resume":
       return state === "paused" && next.includes("queued");
     case "retry":
@@ -63,5 +66,7 @@ export async function steerAll(jobs: readonly Steered[], verb: Verb): Promise<To
   }
   const numDone = jobs.length - numRefused;
   const done = `${numDone} ${numDone === 1 ? "job is" : "jobs are"} ${DONE_WORDS[verb]}.`;
-  return numRefused === 0 ? { good: true, text: done } : { good: false, text: `${done} ${numRefused} refused: ${refusal}` };
+  return numRefused === 0
+    ? { good: true, text: done }
+    : { good: false, text: `${done} ${numRefused} refused: ${refusal}` };
 }

@@ -1,5 +1,4 @@
-import assert from "node:assert/strict";
-import { test } from "node:test";
+import { assert, test } from "vitest";
 import { labelsOf } from "./labels.ts";
 
 test("labels are read as they are typed", () => {

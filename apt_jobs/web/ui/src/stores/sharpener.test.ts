@@ -1,7 +1,6 @@
-import assert from "node:assert/strict";
-import { test } from "node:test";
+import { assert, test } from "vitest";
 import { GradientHistory } from "./gradients.ts";
-import { decodeOverview, hasBit } from "./overview.ts";
+import { decodeOverview, hasBit } from "../api/overview.ts";
 import { Sharpener, spliced, type Range } from "./sharpener.ts";
 
 /** Two points of two layers, as docs/histories.md lays them out. */
@@ -29,9 +28,12 @@ test("an overview is read from its bytes", () => {
   const overview = decodeOverview(overviewBytes());
   assert.deepEqual([...overview.lastSteps], [16, 32]);
   assert.deepEqual([...(overview.most ?? [])], [4, 4, 4, 4]);
-  assert.equal(overview.mean[1], 3);
-  assert.deepEqual([2, 3].map((index) => hasBit(overview.broken, index)), [false, true]);
-  assert.equal(overview.totalSteps, 32);
+  assert.strictEqual(overview.mean[1], 3);
+  assert.deepEqual(
+    [2, 3].map((index) => hasBit(overview.broken, index)),
+    [false, true],
+  );
+  assert.strictEqual(overview.totalSteps, 32);
 });
 
 test("an overview of another version is refused", () => {
@@ -43,17 +45,21 @@ test("an overview of another version is refused", () => {
 test("gradients that begin with an overview go on live", () => {
   const history = new GradientHistory();
   history.loadOverview(decodeOverview(overviewBytes()));
-  assert.deepEqual(history.rows.map((row) => row.step), [16, 32]);
+  assert.deepEqual(
+    history.rows.map((row) => row.step),
+    [16, 32],
+  );
   assert.ok(Number.isNaN(history.rows[1].norms[1]));
-  assert.equal(history.rows[1].anomalous[1], 1);
+  assert.strictEqual(history.rows[1].anomalous[1], 1);
   assert.deepEqual([...(history.rows[0].most ?? [])], [4, 4]);
   history.add(41, [7, 7], []);
-  assert.equal(history.rows[2].step, 41);
-  assert.equal(history.statistics()[0].max, 7);
+  assert.strictEqual(history.rows[2].step, 41);
+  assert.strictEqual(history.statistics()[0].max, 7);
 });
 
 test("fine steps take the place of coarse ones", () => {
-  const steps = (from: number, to: number, by: number) => Array.from({ length: (to - from) / by + 1 }, (_, index) => from + index * by);
+  const steps = (from: number, to: number, by: number) =>
+    Array.from({ length: (to - from) / by + 1 }, (_, index) => from + index * by);
   const seen = spliced(steps(0, 100, 10), steps(30, 40, 1), (step) => step, [30, 40]);
   assert.deepEqual(seen, [0, 10, 20, ...steps(30, 40, 1), 50, 60, 70, 80, 90, 100]);
 });
@@ -78,6 +84,9 @@ test("only the newest range is fetched, and one that comes late is not shown", a
   for (const answer of answers) answer();
   await turn();
   sharpener.show(null);
-  assert.deepEqual(asked, [[10, 40], [20, 30]]);
+  assert.deepEqual(asked, [
+    [10, 40],
+    [20, 30],
+  ]);
   assert.deepEqual(taken, [[20, 30], null]);
 });

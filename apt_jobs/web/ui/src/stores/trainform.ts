@@ -1,7 +1,7 @@
 // The form of a training job as data: values by path, the request they make, and the faults a server would find.
 // Bounds and defaults are generated from the Python specification: see ../generated/events.ts.
 import { TRAIN_FIELDS, type FieldRule } from "../generated/events.ts";
-import type { JsonObject } from "./types.ts";
+import type { JsonObject } from "../api/types.ts";
 
 export type FieldValue = string | number | boolean | null;
 export type Values = Record<string, FieldValue>;
@@ -102,15 +102,19 @@ export function faultsOf(values: Values): Record<string, string> {
 
 function faultOf(value: FieldValue, rule: FieldRule): string | null {
   if (value === null || value === "") return rule.nullable ? null : "is needed";
-  if (rule.maxLength !== undefined && String(value).length > rule.maxLength) return `has at most ${rule.maxLength} characters`;
+  if (rule.maxLength !== undefined && String(value).length > rule.maxLength)
+    return `has at most ${rule.maxLength} characters`;
   if (rule.type !== "integer" && rule.type !== "number") return null;
   const number = Number(value);
   if (!Number.isFinite(number)) return "must be a number";
   if (rule.type === "integer" && !Number.isInteger(number)) return "must be a whole number";
   if (rule.minimum !== undefined && number < rule.minimum) return `must be at least ${rule.minimum}`;
-  if (rule.exclusiveMinimum !== undefined && number <= rule.exclusiveMinimum) return `must be more than ${rule.exclusiveMinimum}`;
-  if (rule.maximum !== undefined && number > rule.maximum) return `must be at most ${rule.maximum.toLocaleString("en-US")}`;
-  if (rule.exclusiveMaximum !== undefined && number >= rule.exclusiveMaximum) return `must be less than ${rule.exclusiveMaximum}`;
+  if (rule.exclusiveMinimum !== undefined && number <= rule.exclusiveMinimum)
+    return `must be more than ${rule.exclusiveMinimum}`;
+  if (rule.maximum !== undefined && number > rule.maximum)
+    return `must be at most ${rule.maximum.toLocaleString("en-US")}`;
+  if (rule.exclusiveMaximum !== undefined && number >= rule.exclusiveMaximum)
+    return `must be less than ${rule.exclusiveMaximum}`;
   return null;
 }
 

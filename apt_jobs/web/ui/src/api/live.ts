@@ -1,8 +1,8 @@
 // The browser's end of /ws/jobs/{id}?after=seq: every event once, in order, across restarts of anything.
+import { socketUrlOf } from "./urls.ts";
 import type { StoredEvent } from "../generated/events.ts";
 import { decodeFrame, SUBPROTOCOL, type Frame } from "./frames.ts";
-import { reachability } from "./reachability.svelte.ts";
-import { rootPath } from "./rootpath.ts";
+import { reachability } from "../stores/reachability.svelte.ts";
 import type { Job } from "./types.ts";
 
 export type LiveStatus = "connecting" | "live" | "reconnecting" | "offline" | "missing" | "login";
@@ -61,8 +61,7 @@ export class LiveConnection {
   }
 
   private open(): void {
-    const scheme = window.location.protocol === "https:" ? "wss" : "ws";
-    const url = `${scheme}://${window.location.host}${rootPath}/ws/jobs/${encodeURIComponent(this.jobId)}?after=${this.seq}`;
+    const url = socketUrlOf(`/ws/jobs/${encodeURIComponent(this.jobId)}?after=${this.seq}`);
     const socket = new WebSocket(url, SUBPROTOCOL); // a server that does not know it answers in JSON
     socket.binaryType = "arraybuffer";
     this.socket = socket;
