@@ -57,6 +57,10 @@ class Batches:
         return self.options.batch_size * self.options.gradient_accumulation_steps * self.world_size
 
     @property
+    def tokens_per_step(self) -> int:
+        return self.sequences_per_step * self.tokens_NT.shape[1]
+
+    @property
     def steps_per_epoch(self) -> int:
         return self.num_train // self.sequences_per_step
 

@@ -27,7 +27,7 @@ class Replicated:
             model, device_ids=[rank.device.index] if rank.device.type == "cuda" else None
         )
 
-    def settle(self, ids_BT: Tensor) -> None:
+    def warm_up_buckets(self, ids_BT: Tensor) -> None:
         """Run one backward pass that counts for nothing, after which DDP sorts gradients into their final buckets.
 
         The order of a sum over more than two ranks depends on the place in a bucket: with the first buckets, the first
@@ -56,7 +56,7 @@ class Sharded:
         fully_shard(model, mesh=mesh)
         self.module = model  # now an FSDPModule, too
 
-    def settle(self, ids_BT: Tensor) -> None:
+    def warm_up_buckets(self, ids_BT: Tensor) -> None:
         """Nothing to do: each block is reduced by itself, from the first step on."""
 
     @contextmanager
@@ -79,7 +79,7 @@ def spread(model: nn.Module, options: TrainingOptions, rank: Rank) -> Replicated
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor: all of it, or its shard."""
+    """Return what this rank holds of a tensor: all of it, or its shard."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

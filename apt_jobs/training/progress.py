@@ -1,17 +1,29 @@
 """How far a training is: what a checkpoint keeps of it besides tensors."""
 
+import math
 from dataclasses import dataclass, field
-from typing import Any
 
-# What `Progress.kept` remembers of a checkpoint, and where its own training state has it.
-CHECKPOINT_ENTRY = {"id": "checkpoint_id", "name": "name", "is_best": "is_best", "step": "global_step"}
+
+@dataclass(frozen=True, slots=True)
+class CheckpointEntry:
+    """What is remembered of a checkpoint of this job that was saved and not removed."""
+
+    id: str
+    name: str
+    is_best: bool
+    step: int
 
 
 @dataclass(slots=True)
 class Progress:
-    """What a checkpoint keeps of the training itself; the same on every rank."""
+    """What a checkpoint keeps of the training itself; the same on every rank, but `kept` is rank 0's to maintain."""
 
     step: int = 0
     train_loss: float | None = None
     best_val_loss: float | None = None  # of the checkpoints that were saved
-    kept: list[dict[str, Any]] = field(default_factory=list)  # entries of this job's checkpoints, oldest first
+    kept: list[CheckpointEntry] = field(default_factory=list)  # oldest first
+
+
+def is_better(val_loss: float, best: float | None) -> bool:
+    """Tell whether a validation loss is the best so far. NaN is never: nothing would be better than it afterwards."""
+    return math.isfinite(val_loss) and (best is None or val_loss < best)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from apt_jobs.training.loop import _is_better
+from apt_jobs.training.progress import is_better
 
 
 @pytest.mark.parametrize(
@@ -21,4 +21,4 @@ from apt_jobs.training.loop import _is_better
     ],
 )
 def test_only_a_finite_loss_below_the_best_is_the_best(val_loss: float, best: float | None, expected: bool) -> None:
-    assert _is_better(val_loss, best) is expected
+    assert is_better(val_loss, best) is expected

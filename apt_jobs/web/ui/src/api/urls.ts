@@ -1,9 +1,7 @@
 // The one place that builds addresses: the service may answer below a path, which web/pages.py names in the page's head.
 
 /** Path below which the service answers, without a slash at its end: "" at the root of its host. */
-export const basePath = basePathOf(
-  document.querySelector<HTMLMetaElement>('meta[name="root-path"]')?.content ?? "",
-);
+export const basePath = basePathOf(document.querySelector<HTMLMetaElement>('meta[name="root-path"]')?.content ?? "");
 
 /** A path as the page's head names it, without a slash at its end. */
 export function basePathOf(named: string): string {
