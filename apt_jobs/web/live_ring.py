@@ -147,7 +147,7 @@ class Ring:
         if self._turn is not None:
             self._turn.cancel()
             self._turn = None
-        self.append(block_of(self.view, self.job_id, self.head + 1, self._held_to, self._held.take()))
+        self.append(block_of(self.view, self.job_id, self.head + 1, self._held_to, self._held.pop()))
 
     def _heartbeat(self) -> Block:
         owner = {"job_id": self.job_id} if self.view.names_job else {}
