@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from apt_jobs.addresses import is_wildcard
 from apt_jobs.client.client import Client
 from apt_jobs.commands import schedules, workers
 from apt_jobs.commands.terminal import AsJson, JobFile, console, load_settings, open_client, print_table, read_job
@@ -63,6 +64,9 @@ def up(port: Port = None, data_dir: DataDir = None) -> None:
         console.print(f"data in {settings.root}", markup=False, highlight=False, soft_wrap=True)
         console.print("Open this link once, in the browser that you want to use:")
         console.print(f"  {stack.login_link}", soft_wrap=True)
+        if is_wildcard(settings.host) and not settings.allowed_hosts:
+            console.print(f"Other machines reach it at the addresses of this one, port {settings.port}, by HTTP only;")
+            console.print("APT_JOBS_ALLOWED_HOSTS names it for them.")
         console.print("Ctrl-C stops everything.\n")
 
     run_embedded(settings, on_ready)

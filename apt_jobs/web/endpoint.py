@@ -8,7 +8,7 @@ import asyncio
 import functools
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import orjson
 from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
@@ -30,7 +30,6 @@ _STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _ROUND = bytes.maketrans(b"[{]}", b"(())")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[{]}"))
 Handler = Callable[[Request], Awaitable[Response]]
-Model = TypeVar("Model", bound=BaseModel)
 
 spec = SpecTree(
     "starlette",
