@@ -2,6 +2,7 @@
 
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,12 @@ def long_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Path:
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A temporary directory of this test with a short name, and no runtime directory."""
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    folder = tempfile.mkdtemp(prefix="t-", dir="/tmp")
-    monkeypatch.setattr(tempfile, "tempdir", folder)
-    return Path(folder)
+    with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        yield Path(folder)
 
 
 def test_a_short_path_is_the_one_in_the_data_directory(temporary: Path) -> None:

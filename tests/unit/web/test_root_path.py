@@ -56,6 +56,7 @@ def test_the_bare_path_leads_to_the_page() -> None:
         ("/apt/docs", "/apt/docs"),
         ("http://jobs.example/apt/docs", "/apt/docs"),  # as Starlette writes it: a proxy may have ended TLS
         ("https://jobs.example/docs", "/apt/docs"),
+        ("http://jobs.example//elsewhere.example", "/apt/elsewhere.example"),
         ("https://elsewhere.example/x", "https://elsewhere.example/x"),
         ("//elsewhere.example/x", "//elsewhere.example/x"),
         ("docs", "docs"),
