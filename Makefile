@@ -8,7 +8,7 @@ SETUP_INPUTS := pyproject.toml constraints.txt hatch_build.py apt_jobs/web/ui/pa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 UI_SOURCES := $(shell find apt_jobs/web/ui/src apt_jobs/web/ui/index.html -type f 2>/dev/null)
 
-.PHONY: help setup setup-dev demo test check faults bench screenshots lock clean
+.PHONY: help setup setup-dev demo test check faults bench screenshots lock wheel clean
 
 help:
 	@echo "make demo         set up, start everything, train a small model, show it live"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench        benchmarks (ONLY=group for one of them)"
 	@echo "make screenshots  the pictures of docs/images"
 	@echo "make lock         the hashed locks of the images, from pyproject.toml and constraints.txt"
+	@echo "make wheel        the wheel of a release, in dist/"
 	@echo "make clean        remove .venv, build/ and caches"
 
 setup: $(VENV)/.ready
@@ -82,5 +83,8 @@ lock: $(VENV)/bin/python
 	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' | \
 	  $(LOCK) - --output-file requirements-build.lock
 
+wheel: $(VENV)/bin/python
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps -c constraints.txt --wheel-dir dist .
+
 clean:
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache apt_jobs/web/static apt_jobs/web/ui/node_modules
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache apt_jobs/web/static apt_jobs/web/ui/node_modules

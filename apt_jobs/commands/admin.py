@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from apt_jobs.addresses import is_wildcard
 from apt_jobs.commands.terminal import load_settings, open_client, print_json, print_table, say
 from apt_jobs.errors import Unavailable
 from apt_jobs.logs import configure_logging
@@ -36,6 +37,9 @@ def up(port: Port = None, data_dir: DataDir = None) -> None:
         say(f"data in {settings.root}")
         say("Open this link once, in the browser that you want to use:")
         say(f"  {stack.login_link}")
+        if is_wildcard(settings.host) and not settings.allowed_hosts:
+            say(f"Other machines reach it at the addresses of this one, port {settings.port}, by HTTP only;")
+            say("APT_JOBS_ALLOWED_HOSTS names it for them.")
         say("Ctrl-C stops everything.")
         say("")
 

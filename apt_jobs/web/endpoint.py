@@ -7,7 +7,7 @@ one problem document, whatever part of it they are in.
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
 from python_multipart.multipart import parse_options_header
@@ -32,7 +32,6 @@ _IDEMPOTENCY = (
     "and is marked `Idempotent-Replayed: true`; the same key with another body is refused with 422."
 )
 Handler = Callable[[Request], Awaitable[Response]]
-Model = TypeVar("Model", bound=BaseModel)
 
 spec = SpecTree(
     "starlette",

@@ -44,7 +44,7 @@ class RootPath:
         """Without scheme and host, which a proxy may have replaced, and below the root path."""
         for scheme in ("http", "https"):
             if host and location.startswith(f"{scheme}://{host}/"):
-                location = location.removeprefix(f"{scheme}://{host}")
+                location = "/" + location.removeprefix(f"{scheme}://{host}").lstrip("/")  # `//x` is another host
         if not location.startswith("/") or location.startswith(("//", f"{self._root_path}/")):
             return location
         return self._root_path + location

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -73,7 +73,6 @@ class _Child:
     started_s: float = 0.0
     restart_at_s: float = 0.0
     pause_s: float = RESTART_MIN_S
-    num_restarts: int = field(default=0)
 
     def start(self) -> None:
         with self.log_file.open("ab") as log:
@@ -97,7 +96,6 @@ class _Child:
             self.restart_at_s = now + self.pause_s
             self.process = None
         if self.process is None and now >= self.restart_at_s:
-            self.num_restarts += 1
             self.start()
 
     def stop(self, *, hard: threading.Event) -> None:

@@ -47,10 +47,13 @@ LONG: dict[str, Any] = {**TINY, "training": {**TINY["training"], "max_steps": 5_
 
 
 class Stack:
-    """One `apt-jobs up` in a folder of its own."""
+    """One `apt-jobs up` in a folder of its own, of this checkout or of what `python` has installed."""
 
-    def __init__(self, folder: Path, **environment: str) -> None:
+    def __init__(
+        self, folder: Path, *, python: str = sys.executable, cwd: Path | None = None, **environment: str
+    ) -> None:
         self.data_dir = folder
+        self.python, self.cwd = python, cwd
         self.port = some_port()
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("APT_JOBS_")},
@@ -75,8 +78,9 @@ class Stack:
 
     def _started(self, arguments: Sequence[str], output: "IO[str] | int") -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            [sys.executable, "-m", "apt_jobs", *arguments],
+            [self.python, "-m", "apt_jobs", *arguments],
             env=self.environment,
+            cwd=self.cwd,
             stdout=output,
             stderr=output,
             text=True,

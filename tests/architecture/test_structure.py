@@ -14,7 +14,10 @@ from apt_jobs.settings import Settings
 from tests.conftest import wait_for_valkey
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("**/*.md")),
+]
 HEAVY = {"torch", "transformers"}
 SERVICE = {"redis", "celery", "sqlalchemy", "starlette"}
 

@@ -47,9 +47,16 @@ def test_another_origin_is_refused_on_every_method(web: AttackedWeb, origin: str
 def test_another_host_is_refused_on_every_method(web: AttackedWeb, host: str) -> None:
     value = host.format(port=web.settings.port)
     for method in METHODS:
-        for path in ("/api/jobs", "/healthz"):
+        for path in ("/api/jobs", "/login", "/", "/healthz/", "/readyz/x"):
             answer = web.raw(web.request_head(method, path, {"host": value}))
             assert status_of(answer) == 403, (method, path)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_probes_answer_whatever_they_are_called(web: AttackedWeb, host: str) -> None:
+    value = host.format(port=web.settings.port)
+    for path in ("/healthz", "/readyz"):
+        assert status_of(web.raw(web.request_head("GET", path, {"host": value}))) == 200
 
 
 def test_no_route_forgets_the_origin(web: AttackedWeb) -> None:
