@@ -92,6 +92,29 @@ def events_after(session: Session, job_id: str, after: int, limit: int, kinds: S
     return sorted(found, key=lambda event: event.seq)[:limit]
 
 
+def log_events_before(
+    session: Session, job_id: str, before: int, limit: int, kinds: Sequence[str]
+) -> list[LoggedEvent]:
+    """Return at most `limit` events of `kinds` with `seq < before`, the newest ones, in order.
+
+    Args:
+        session: An open session.
+        job_id: Id of a job.
+        before: First `seq` that is not wanted.
+        limit: Most events.
+        kinds: Kinds that are stored as rows, thus none of `COLUMN_TYPES`.
+    """
+    query = select(EventRow).where(EventRow.job_id == job_id, EventRow.seq < before, EventRow.kind.in_(kinds))
+    rows = list(session.scalars(query.order_by(EventRow.seq.desc()).limit(limit)))
+    return [LoggedEvent(row.seq, row.kind, row.attempt, row.step, row.at, row.payload) for row in reversed(rows)]
+
+
+def head_and_state(session: Session, job_id: str) -> tuple[int, str | None]:
+    """Return the last `seq` of a job and its state; 0 and None: there is no such job."""
+    row = session.execute(select(Job.last_seq, Job.state).where(Job.id == job_id)).one_or_none()
+    return (0, None) if row is None else (row.last_seq, row.state)
+
+
 def head_seqs(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
     """The last `seq` of each of these jobs that exists."""
     rows = session.execute(select(Job.id, Job.last_seq).where(Job.id.in_(job_ids)))

@@ -15,14 +15,14 @@ from starlette.responses import JSONResponse, Response
 from apt_jobs.db.access import Role
 from apt_jobs.db.checkpoints import get_checkpoint
 from apt_jobs.db.dispatch import mark_dispatched
-from apt_jobs.db.events import events_after
+from apt_jobs.db.events import events_after, log_events_before
 from apt_jobs.db.idempotency import IdempotencyKey, create_once, known_resource
 from apt_jobs.db.jobs import get_job, insert_job, list_attempts, list_jobs, queue_position
 from apt_jobs.db.models import Job
 from apt_jobs.db.steering import delete_job, request_cancel, request_pause, request_resume, request_retry
 from apt_jobs.db.workers import list_workers
 from apt_jobs.errors import NotFound, Unavailable
-from apt_jobs.events.codec import splice_stored
+from apt_jobs.events.codec import LoggedEvent, splice_stored
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.jobs.spec import BUILTIN_DATASET, CHECKPOINT_ID_PATTERN, AnyJobSpec, GenerateSpec, TrainSpec
 from apt_jobs.jobs.states import JobState
@@ -67,7 +67,10 @@ class EventsQuery(Query):
 
 
 class LogsQuery(Query):
-    after: int = Field(0, ge=0, le=MAX_SEQ, description="Last `seq` seen.")
+    after: int | None = Field(None, ge=0, le=MAX_SEQ, description="Last `seq` seen; the lines after it, oldest first.")
+    before: int | None = Field(
+        None, ge=0, le=MAX_SEQ, description="A `seq`: the newest lines before it. Default: the newest lines of all."
+    )
     limit: int = Field(1000, ge=1, le=10_000)
 
 
@@ -161,7 +164,7 @@ async def remove_job(request: Request) -> Response:
 
 @endpoint(role=Role.VIEWER, tag="jobs", query=EventsQuery, answers={200: EventList})
 async def get_events(request: Request) -> Response:
-    """The job's event log after a `seq`, in order; with `Accept: text/event-stream` followed live, for ever."""
+    """The job's event log after a `seq`, in order; with `Accept: text/event-stream` followed live, to its end."""
     query: EventsQuery = request.state.query
     if wants_event_stream(request):
         return await event_stream(request, query.after, query.kind)
@@ -170,9 +173,20 @@ async def get_events(request: Request) -> Response:
 
 @endpoint(role=Role.VIEWER, tag="jobs", query=LogsQuery, answers={200: EventList})
 async def get_logs(request: Request) -> Response:
-    """What the ranks printed, as `log` events."""
+    """What the ranks printed, as `log` events: the newest lines, or those `after` or `before` a `seq`; in order.
+
+    `has_more` says whether there is more in that direction; older lines come with `before` the first `seq` of a page.
+    """
     query: LogsQuery = request.state.query
-    return await _event_page(request, query.after, query.limit, ["log"])
+    if query.after is not None:
+        if query.before is not None:
+            raise ProblemError(422, "`after` reads forwards and `before` backwards; send one of them")
+        return await _event_page(request, query.after, query.limit, ["log"])
+    service = service_of(request)
+    job = await service.read(get_job, request.path_params["job_id"])
+    before = MAX_SEQ if query.before is None else query.before
+    rows = await service.read(log_events_before, job.id, before, query.limit + 1, ["log"])
+    return _event_list(rows[-query.limit :], has_more=len(rows) > query.limit)
 
 
 async def _changed(request: Request, change: Callable[[Session, str], tuple[Job, list[StoredEvent]]]) -> Response:
@@ -275,9 +289,12 @@ async def _event_page(request: Request, after: int, limit: int, kinds: Sequence[
     service = service_of(request)
     job = await service.read(get_job, request.path_params["job_id"])
     rows = await service.read(events_after, job.id, after, limit + 1, kinds)
-    encoded = [splice_stored(row.seq, row.kind, row.attempt, row.at, row.payload) for row in rows[:limit]]
-    has_more = b"true" if len(rows) > limit else b"false"
-    body = b'{"object":"list","data":[%b],"has_more":%b}' % (b",".join(encoded), has_more)
+    return _event_list(rows[:limit], has_more=len(rows) > limit)
+
+
+def _event_list(rows: Sequence[LoggedEvent], *, has_more: bool) -> Response:
+    encoded = [splice_stored(row.seq, row.kind, row.attempt, row.at, row.payload) for row in rows]
+    body = b'{"object":"list","data":[%b],"has_more":%b}' % (b",".join(encoded), b"true" if has_more else b"false")
     return Response(body, media_type="application/json")
 
 
