@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from apt_jobs.client.client import Client
 from apt_jobs.commands import schedules, workers
+from apt_jobs.commands.lifetimes import parse_expiry
 from apt_jobs.commands.terminal import AsJson, JobFile, console, load_settings, open_client, print_table, read_job
 from apt_jobs.errors import AptJobsError, Unavailable
 from apt_jobs.logs import configure_logging
@@ -164,14 +165,18 @@ def import_folder(
 
 
 @keys_app.command("create")
-def create(name: str, role: Annotated[str, typer.Option(help="viewer, submitter or admin")] = "submitter") -> None:
+def create(
+    name: str,
+    role: Annotated[str, typer.Option(help="viewer, submitter or admin")] = "submitter",
+    expires: Annotated[str | None, typer.Option(help="When it ends: 12h, 30d, 4w, or a date. Default: never.")] = None,
+) -> None:
     """Make an API key. It is shown once."""
     from apt_jobs.db.access import Role, create_key
 
     if role not in list(Role):
         raise typer.BadParameter(f"{role!r} is no role; use {', '.join(Role)}")
     with _database() as database, database.write() as session:
-        print(create_key(session, name, Role(role)))
+        print(create_key(session, name, Role(role), parse_expiry(expires) if expires is not None else None))
 
 
 @keys_app.command("list")
@@ -181,8 +186,10 @@ def list_all_keys() -> None:
 
     with _database() as database, database.read() as session:
         rows = list_keys(session)
+    instants = ("expires_at", "revoked_at", "last_used_at")
     print_table(
-        ["id", "name", "role", "revoked"], [[row.id, row.name, row.role, str(row.revoked_at or "")] for row in rows]
+        ["id", "name", "role", "expires", "revoked", "last used"],
+        [[row.id, row.name, row.role, *(str(getattr(row, name) or "") for name in instants)] for row in rows],
     )
 
 

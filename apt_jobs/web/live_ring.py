@@ -231,7 +231,7 @@ class Cursor:
         self.end_if_over()
 
     def end_if_over(self) -> None:
-        """Tell a watcher who has all of an ended job that it has ended; close a connection that is for this job alone."""
+        """Tell a watcher who has all of an ended job that it is over; close a connection that is for this job alone."""
         state = self.ring.end_state
         if state is None or self.has_ended or not self.outlet.ready or self.seq < self.ring.head:
             return
