@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from apt_jobs.addresses import is_wildcard
+from apt_jobs.commands.lifetimes import parse_expiry
 from apt_jobs.commands.terminal import load_settings, open_client, print_json, print_table, say
 from apt_jobs.errors import Unavailable
 from apt_jobs.logs import configure_logging
@@ -105,7 +106,11 @@ def login_link() -> None:
 
 
 @keys_app.command("create")
-def create_key(name: str, role: Annotated[str, typer.Option(help="viewer, submitter or admin")] = "submitter") -> None:
+def create_key(
+    name: str,
+    role: Annotated[str, typer.Option(help="viewer, submitter or admin")] = "submitter",
+    expires: Annotated[str | None, typer.Option(help="When it ends: 12h, 30d, 4w, or a date. Default: never.")] = None,
+) -> None:
     """Make an API key. It is shown once."""
     from apt_jobs.db.access import Role
     from apt_jobs.db.access import create_key as create
@@ -113,7 +118,7 @@ def create_key(name: str, role: Annotated[str, typer.Option(help="viewer, submit
     if role not in list(Role):
         raise typer.BadParameter(f"{role!r} is no role; use {', '.join(Role)}")
     with _database() as database, database.write() as session:
-        say(create(session, name, Role(role)))
+        say(create(session, name, Role(role), parse_expiry(expires) if expires is not None else None))
 
 
 @keys_app.command("list")
@@ -123,8 +128,10 @@ def list_all_keys() -> None:
 
     with _database() as database, database.read() as session:
         rows = list_keys(session)
+    instants = ("expires_at", "revoked_at", "last_used_at")
     print_table(
-        ["id", "role", "revoked", "name"], [[row.id, row.role, str(row.revoked_at or ""), row.name] for row in rows]
+        ["id", "role", "expires", "revoked", "last used", "name"],
+        [[row.id, row.role, *(str(getattr(row, name) or "") for name in instants), row.name] for row in rows],
     )
 
 

@@ -109,6 +109,12 @@ def log_events_before(
     return [LoggedEvent(row.seq, row.kind, row.attempt, row.step, row.at, row.payload) for row in reversed(rows)]
 
 
+def head_and_state(session: Session, job_id: str) -> tuple[int, str | None]:
+    """Return the last `seq` of a job and its state; 0 and None: there is no such job."""
+    row = session.execute(select(Job.last_seq, Job.state).where(Job.id == job_id)).one_or_none()
+    return (0, None) if row is None else (row.last_seq, row.state)
+
+
 def head_seqs(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
     """The last `seq` of each of these jobs that exists."""
     rows = session.execute(select(Job.id, Job.last_seq).where(Job.id.in_(job_ids)))

@@ -16,6 +16,7 @@ from apt_jobs.db.models import Attempt, EventRow, Job
 from apt_jobs.errors import Fenced, NotFound, TransitionRefused
 from apt_jobs.events.codec import encode_payload
 from apt_jobs.events.kinds import StateChanged, StoredEvent
+from apt_jobs.jobs.messages import without_server_paths
 from apt_jobs.jobs.states import OWNED_STATES, TERMINAL_STATES, JobState, require_transition, sources_of
 
 MAX_FRUITLESS_ATTEMPTS = 3  # in a row without a new checkpoint: the job is poison
@@ -64,7 +65,9 @@ def change_state(
     """
     previous = JobState(job.state)
     require_transition(previous, target)
-    reason = None if reason is None else storable_text(reason)
+    reason = None if reason is None else storable_text(without_server_paths(reason))
+    if (error := values.get("error")) is not None and isinstance(error.get("message"), str):
+        values["error"] = {**error, "message": without_server_paths(error["message"])}
     if target in TERMINAL_STATES:
         values["finished_at"] = now_plus(0)
     changed = session.scalars(

@@ -16,11 +16,14 @@ def first_unprintable(text: str) -> int | None:
     """Return the index of the first character that no name may have; None: there is none."""
     if text.isascii() and text.isprintable():
         return None
-    for index, char in enumerate(text):
-        category = unicodedata.category(char)
-        if category in _REFUSED or (category == "Cf" and char not in _JOINERS and ord(char) not in _TAGS):
-            return index
-    return None
+    return next((index for index, char in enumerate(text) if _is_unprintable(char)), None)
+
+
+def escaped(text: str) -> str:
+    """Return `text` with each character that no name may have as its escape, as in `\\x1b`."""
+    if first_unprintable(text) is None:
+        return text
+    return "".join(char.encode("unicode_escape").decode() if _is_unprintable(char) else char for char in text)
 
 
 def require_printable(text: str) -> str:
@@ -37,3 +40,8 @@ def require_printable(text: str) -> str:
             "characters, escape sequences, line breaks and marks that turn text around"
         )
     return text
+
+
+def _is_unprintable(char: str) -> bool:
+    category = unicodedata.category(char)
+    return category in _REFUSED or (category == "Cf" and char not in _JOINERS and ord(char) not in _TAGS)

@@ -89,6 +89,11 @@ class APTConfig(Strict):
         return self.num_layers * block + embeddings + self.d_model
 
 
+def _default_model(value: object) -> object:
+    """Take the null that answers show for a script that was given no model."""
+    return APTConfig() if value is None else value
+
+
 class TrainingOptions(Strict):
     """How to train. One optimizer step sees `batch_size * gradient_accumulation_steps * num_ranks` sequences."""
 
@@ -208,7 +213,7 @@ class TrainSpec(JobSpec):
     num_ranks: int = Field(1, ge=1, le=512, description="Processes, one per GPU where there are GPUs.")
     num_nodes: int = Field(1, ge=1, le=64, description="Machines to spread the ranks over, equally many on each.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs if the worker has them.")
-    model: APTConfig = Field(default_factory=APTConfig)
+    model: Annotated[APTConfig, BeforeValidator(_default_model)] = Field(default_factory=APTConfig)
     training: TrainingOptions = Field(default_factory=TrainingOptions)
     monitor: MonitorOptions = Field(default_factory=MonitorOptions)
 

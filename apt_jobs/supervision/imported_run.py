@@ -27,6 +27,7 @@ from apt_jobs.events.kinds import (
     StepTrained,
     UpdatesMeasured,
 )
+from apt_jobs.jobs.printable import escaped
 from apt_jobs.jobs.run_file import RunFile, spool_name
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.jobs.states import JobState
@@ -65,9 +66,9 @@ def import_run(database: Database, folder: Path, name: str | None = None) -> tup
     key = f"import:{_checked(spools)}"
     spec = TrainSpec(
         kind="train",
-        name=name or folder.name[:200],
+        name=escaped(name or folder.name)[:200],
         queue=QUEUE,
-        labels={"imported": folder.name[:200]},
+        labels={"imported": escaped(folder.name)[:200]},
         max_attempts=1,
         num_ranks=len(spools),
     )

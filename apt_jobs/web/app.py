@@ -31,7 +31,7 @@ from apt_jobs.web.endpoint import openapi_document, spec
 from apt_jobs.web.guard import Guard
 from apt_jobs.web.idempotency import sweep_loop
 from apt_jobs.web.live_jobs_socket import watch_jobs
-from apt_jobs.web.live_socket import watch_job
+from apt_jobs.web.live_socket import refuse_unknown, upgrade_required, watch_job
 from apt_jobs.web.live_streams import LiveStreams
 from apt_jobs.web.loops import dispatch_for_ever, fire_for_ever, reap_for_ever
 from apt_jobs.web.problems import ProblemError, on_apt_jobs_error, on_http_exception, on_problem, on_unexpected
@@ -97,8 +97,11 @@ ROUTES: list[BaseRoute] = [
     Route("/workers", pages.get_page, methods=["GET"]),
     Route("/favicon.svg", pages.get_favicon, methods=["GET"]),
     Route("/assets/{name}", pages.get_asset, methods=["GET"]),
+    Route("/ws/jobs", upgrade_required, methods=["GET"]),
+    Route("/ws/jobs/{job_id}", upgrade_required, methods=["GET"]),
     WebSocketRoute("/ws/jobs", watch_jobs),
     WebSocketRoute("/ws/jobs/{job_id}", watch_job),
+    WebSocketRoute("/{path:path}", refuse_unknown),
 ]
 
 spec.app = Starlette(routes=[route for route in ROUTES if isinstance(route, Route)])  # what the document describes

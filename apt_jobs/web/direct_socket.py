@@ -50,8 +50,8 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
             return  # the handler is about to see it
         self.transport.write(frames)
 
-    def give_up(self, code: int, reason: str) -> None:
-        """Close without waiting for the peer: what it has not read by then is dropped."""
+    def give_up(self, code: int, reason: str, grace_s: float = CLOSE_GRACE_S) -> None:
+        """Close, and wait at most `grace_s` seconds for the peer: what it has not read by then is dropped."""
         if self.close_sent or self.disconnected or self.transport.is_closing():
             return
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
@@ -63,7 +63,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         self.close_sent = True
         if self.taker is not None:
             self.taker.lost()
-        self.close_timer = self.loop.call_later(CLOSE_GRACE_S, self.transport.abort)
+        self.close_timer = self.loop.call_later(grace_s, self.transport.abort)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.taker is not None:

@@ -78,7 +78,10 @@ class EventsQuery(Query):
 
 
 class LogsQuery(Query):
-    after: int = Field(0, ge=0, le=MAX_SEQ, description="Last `seq` seen.")
+    after: int | None = Field(None, ge=0, le=MAX_SEQ, description="Last `seq` seen; the lines after it, oldest first.")
+    before: int | None = Field(
+        None, ge=0, le=MAX_SEQ, description="A `seq`: the newest lines before it. Default: the newest lines of all."
+    )
     limit: int = Field(1000, ge=1, le=10_000)
 
 
@@ -172,7 +175,7 @@ async def remove_job(request: Request) -> Response:
 
 @endpoint(role=Role.VIEWER, tag="jobs", query=EventsQuery, answers={200: EventList})
 async def get_events(request: Request) -> Response:
-    """The job's event log after a `seq`, in order; with `Accept: text/event-stream` followed live, for ever."""
+    """The job's event log after a `seq`, in order; with `Accept: text/event-stream` followed live, to its end."""
     query: EventsQuery = request.state.query
     if wants_event_stream(request):
         return await event_stream(request, query.after, query.kind)
@@ -186,9 +189,20 @@ async def get_events(request: Request) -> Response:
 
 @endpoint(role=Role.VIEWER, tag="jobs", query=LogsQuery, answers={200: EventList})
 async def get_logs(request: Request) -> Response:
-    """What the ranks printed, as `log` events."""
+    """What the ranks printed, as `log` events: the newest lines, or those `after` or `before` a `seq`; in order.
+
+    `has_more` says whether there is more in that direction; older lines come with `before` the first `seq` of a page.
+    """
     query: LogsQuery = request.state.query
-    return await _event_page(request, query.after, query.limit, ["log"])
+    if query.after is not None:
+        if query.before is not None:
+            raise ProblemError(422, "`after` reads forwards and `before` backwards; send one of them")
+        return await _event_page(request, query.after, query.limit, ["log"])
+    service = service_of(request)
+    job = await service.read(get_job, request.path_params["job_id"])
+    before = MAX_SEQ if query.before is None else query.before
+    rows = await service.read(log_events_before, job.id, before, query.limit + 1, ["log"])
+    return _event_list(rows[-query.limit :], has_more=len(rows) > query.limit)
 
 
 async def _changed(request: Request, change: Callable[[Session, str], tuple[Job, list[StoredEvent]]]) -> Response:

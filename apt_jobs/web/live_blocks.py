@@ -117,6 +117,15 @@ def note(view: View, payload: dict[str, Any]) -> Block:
     return Block(0, 0, *framed(text))
 
 
+def end_block(view: View, job_id: str, state: str) -> Block:
+    """Return the message that says that a job has ended and that all its events were sent."""
+    owner = {"job_id": job_id} if view.names_job else {}
+    text = orjson.dumps({**owner, "kind": "end", "state": state})
+    if view.form is Form.SSE:
+        return Block(0, 0, b"event: end\ndata: %b\n\n" % text, 0)
+    return Block(0, 0, *framed(text))
+
+
 def block_of(view: View, job_id: str, first_seq: int, last_seq: int, events: list[dict[str, Any]]) -> Block:
     """Events of a view, already chosen, as one block."""
     if not events:

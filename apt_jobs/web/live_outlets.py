@@ -13,6 +13,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from apt_jobs.web.direct_socket import EXTENSION, DirectWebSocketProtocol
 from apt_jobs.web.live_blocks import Block
 
+FINISH_GRACE_S = 10.0  # for a slow client to read the last that was written
+
 
 class Pump(Protocol):
     """What an outlet asks for more: a cursor."""
@@ -43,6 +45,10 @@ class Outlet:
 
     def close(self, code: int, reason: str) -> None:
         """End the connection soon, whether or not its client reads."""
+        raise NotImplementedError
+
+    def finish(self, code: int, reason: str) -> None:
+        """End the connection after what was written, as long as its client reads."""
         raise NotImplementedError
 
     def stalled_s(self) -> float:
@@ -92,6 +98,9 @@ class DirectOutlet(Outlet):
     def close(self, code: int, reason: str) -> None:
         self._protocol.give_up(code, reason)
 
+    def finish(self, code: int, reason: str) -> None:
+        self._protocol.give_up(code, reason, FINISH_GRACE_S)
+
 
 class PlainOutlet(Outlet):
     """Sends through ASGI, whatever the server. Someone must run `send_for_ever()`."""
@@ -111,6 +120,9 @@ class PlainOutlet(Outlet):
     def close(self, code: int, reason: str) -> None:
         self._end = code, reason
         self._woken.set()
+
+    def finish(self, code: int, reason: str) -> None:
+        self.close(code, reason)  # within the turn of the loop in which something was written, that goes first
 
     async def send_for_ever(self) -> None:
         """Send what is written, until `close`."""

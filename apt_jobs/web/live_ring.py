@@ -15,7 +15,7 @@ from typing import Protocol
 
 from apt_jobs.events.codec import FRAME_BYTES
 from apt_jobs.events.conflation import FOLDED, Conflation
-from apt_jobs.web.live_blocks import Batch, Block, View, block_of, blocks_of, chosen, note
+from apt_jobs.web.live_blocks import Batch, Block, View, block_of, blocks_of, chosen, end_block, note
 from apt_jobs.web.live_outlets import Outlet
 
 RING_BYTES = 1 << 20  # kept in memory for each view of a watched job
@@ -24,6 +24,7 @@ GOLDEN_RATIO = (math.sqrt(5.0) - 1.0) / 2.0
 HEARTBEAT_S = 5.0  # of silence, then the head is told again
 STALL_S = 10.0  # a client that takes nothing for so long is closed
 TOO_SLOW = 4408  # close code: come back with ?after=
+NORMAL = 1000  # close code
 
 
 class History(Protocol):
@@ -50,6 +51,7 @@ class Ring:
         self._held = Conflation()  # for a view with a rate: what waits for its turn
         self._held_to = head  # the last `seq` of it
         self._turn: asyncio.TimerHandle | None = None
+        self.end_state: str | None = None  # in which the job has ended; None: it goes on
 
     def take(self, batches: Sequence[Batch]) -> None:
         """Hand out contiguous batches that follow the head: now, or when it is the view's turn."""
@@ -76,6 +78,20 @@ class Ring:
         """Nobody watches any more."""
         if self._turn is not None:
             self._turn.cancel()
+
+    def end(self, state: str) -> None:
+        """The job has ended with what was taken so far: say so to everyone who has it all."""
+        if self._turn is not None:  # what waits is of no kind that is urgent, and nothing follows it
+            self._hand_out()
+        self.end_state = state
+        for cursor in [*self.in_step.values(), *self.out_of_step]:
+            cursor.end_if_over()
+
+    def go_on(self) -> None:
+        """The job was queued again."""
+        self.end_state = None
+        for cursor in [*self.in_step.values(), *self.out_of_step]:
+            cursor.has_ended = False
 
     def append(self, block: Block) -> None:
         """Keep a block, and write it to everyone who is up to date and has nothing unsent."""
@@ -173,6 +189,7 @@ class Cursor:
 
     def __init__(self, ring: Ring, outlet: Outlet, seq: int) -> None:
         self.ring, self.outlet = ring, outlet
+        self.has_ended = False  # it was told that the job has
         self.is_in_step = False  # with the ring's head: the ring writes to its socket and does not ask for its place
         self._seq = seq
         self._filling: asyncio.Task[None] | None = None
@@ -211,6 +228,18 @@ class Cursor:
                 return
             self._write(blocks)
         self._fall_in()
+        self.end_if_over()
+
+    def end_if_over(self) -> None:
+        """Tell a watcher who has all of an ended job that it is over; close a connection that is for this job alone."""
+        state = self.ring.end_state
+        if state is None or self.has_ended or not self.outlet.ready or self.seq < self.ring.head:
+            return
+        self.has_ended = True
+        view = self.ring.view
+        self.outlet.write((end_block(view, self.ring.job_id, state),))
+        if not view.names_job:
+            self.outlet.finish(NORMAL, f"the job has ended: {state}")
 
     def _fall_in(self) -> None:
         """Go in step with the head, once it is reached."""

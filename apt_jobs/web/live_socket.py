@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 import orjson
 from pydantic import BaseModel, Field, ValidationError
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from apt_jobs.db.histories import layer_names
@@ -21,6 +23,7 @@ from apt_jobs.web.live_outlets import outlet_of, until_left
 from apt_jobs.web.live_ring import STALL_S, TOO_SLOW
 from apt_jobs.web.live_streams import JobStream
 from apt_jobs.web.payloads import job_json
+from apt_jobs.web.problems import ProblemError
 from apt_jobs.web.service import Service, service_of
 
 MAX_AFTER = 2**53
@@ -40,7 +43,7 @@ class WatchQuery(BaseModel):
 
 
 async def watch_job(websocket: WebSocket) -> None:
-    """Serve one socket until its client leaves."""
+    """Serve one socket until its client leaves or the job ends."""
     service = service_of(websocket)
     form = await accept(websocket)
     try:
@@ -63,6 +66,22 @@ async def watch_job(websocket: WebSocket) -> None:
             await asyncio.wait_for(websocket.close(TOO_SLOW, "too slow: resume with ?after="), 1.0)
     except WebSocketDisconnect:
         return
+
+
+async def upgrade_required(_request: Request) -> Response:
+    """Say what a request without an upgrade, or whose upgrade a proxy dropped, lacks."""
+    raise ProblemError(
+        426,
+        "this is a WebSocket: send `Connection: Upgrade` and `Upgrade: websocket`, and let proxies pass them on; "
+        "without WebSockets, GET /api/jobs/{id}/events with `Accept: text/event-stream`",
+        headers={"upgrade": "websocket", "connection": "upgrade"},
+    )
+
+
+async def refuse_unknown(websocket: WebSocket) -> None:
+    """Close a WebSocket at an address that has none."""
+    await websocket.accept()
+    await websocket.close(NO_SUCH_JOB, "no WebSocket at this address; see /ws/jobs and /ws/jobs/{id}")
 
 
 async def accept(websocket: WebSocket) -> Form:

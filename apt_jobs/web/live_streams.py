@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from apt_jobs.db.engine import Database
-from apt_jobs.db.events import head_seqs
+from apt_jobs.db.events import head_and_state
 from apt_jobs.errors import AptJobsError
+from apt_jobs.events.kinds import StateChanged
 from apt_jobs.events.live import LiveSubscriber
+from apt_jobs.jobs.states import TERMINAL_STATES
 from apt_jobs.web.live_blocks import Batch, View, batch_of
 from apt_jobs.web.live_history import BlockHistory
 from apt_jobs.web.live_outlets import Outlet
@@ -22,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 HEAD_CHECK_S = 5.0  # how often the database is asked for a lost last event
 LOOK_AFTER_S = 1.0
+STATE_EVENT = b'"state"'  # a batch without it has no `state` event: it is not parsed for that
 
 
 class JobStream:
@@ -35,13 +38,15 @@ class JobStream:
         self.filling = asyncio.Lock()
         self.rings: dict[View, Ring] = {}
         self._history = history
+        self._end_state: str | None = None  # as of the head; None: the job goes on
         self._changed = asyncio.Event()
         self._pending: list[Batch] = []  # contiguous, up to the head
         self._handed_out = 0  # the head of the rings
 
-    def start_at(self, head: int) -> None:
+    def start_at(self, head: int, state: str | None) -> None:
         """Begin with nothing in memory: what came before is in the database."""
         self.head = self._handed_out = head
+        self._note_state(state)
         self.ready.set()
         self._wake()
 
@@ -49,6 +54,10 @@ class JobStream:
         """Add what follows the head; it is handed out with all that comes until the loop gets to it."""
         assert batch.first_seq == self.head + 1
         self.head = batch.last_seq
+        if STATE_EVENT in batch.raw:
+            for event in batch.events:
+                if event["kind"] == StateChanged.kind:
+                    self._note_state(event["state"])
         if not self._pending:
             asyncio.get_running_loop().call_soon(self._fan_out)
         self._pending.append(batch)
@@ -70,6 +79,8 @@ class JobStream:
         ring = self.rings.get(view)
         if ring is None:
             ring = self.rings[view] = Ring(self.job_id, view, self._handed_out, self._history)
+            if not self._pending:  # else the fan-out says it
+                ring.end_state = self._end_state
         cursor = Cursor(ring, outlet, after)
         cursor.attach()
         try:
@@ -92,7 +103,14 @@ class JobStream:
         batches, self._pending = self._pending, []
         self._handed_out = batches[-1].last_seq
         for ring in list(self.rings.values()):
+            if ring.end_state is not None and self._end_state is None:
+                ring.go_on()
             ring.take(batches)
+            if self._end_state is not None:
+                ring.end(self._end_state)
+
+    def _note_state(self, state: str | None) -> None:
+        self._end_state = state if state in TERMINAL_STATES else None
 
 
 class LiveStreams:
@@ -162,7 +180,7 @@ class LiveStreams:
         async with stream.filling:
             try:
                 if not stream.ready.is_set():
-                    stream.start_at(await self._head(stream.job_id))
+                    stream.start_at(*await self._head(stream.job_id))
                     return
                 while found := await self._history.batches_after(stream.job_id, stream.head):
                     for batch in found:
@@ -171,9 +189,9 @@ class LiveStreams:
             except AptJobsError as exc:
                 logger.warning("a stream could not be filled", extra={"job_id": stream.job_id, "why": str(exc)})
 
-    async def _head(self, job_id: str) -> int:
-        def read() -> int:
+    async def _head(self, job_id: str) -> tuple[int, str | None]:
+        def read() -> tuple[int, str | None]:
             with self._database.read() as session:
-                return head_seqs(session, [job_id]).get(job_id, 0)
+                return head_and_state(session, job_id)
 
         return await asyncio.to_thread(read)

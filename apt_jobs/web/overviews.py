@@ -17,6 +17,7 @@ from apt_jobs.db.histories import GradientOverview, TrainingHistory, layer_stati
 from apt_jobs.db.series import CURVES
 from apt_jobs.db.summaries import Summary
 from apt_jobs.events.codec import finite_or_name
+from apt_jobs.web.payloads import measured
 
 VERSION = 1
 MEDIA_TYPE = "application/vnd.apt-jobs.overview"
@@ -46,7 +47,7 @@ class TrainingCurves(BaseModel):
     learning_rate: list[float | str]
     grad_norm: list[float | str]
     step_time_ms: list[float | str]
-    tokens_per_s: list[float | str]
+    tokens_per_s: list[float | str | None] = Field(description="null: nobody measured it.")
     val_steps: list[int]
     val_loss: list[float | str]
     num_steps_recorded: int
@@ -78,9 +79,11 @@ def training_curves(history: TrainingHistory) -> TrainingCurves:
     if has_buckets:
         extremes["val_loss"] = _extremes(validations, 0)
     curves = {name: _named(shown_values(points, index)) for index, name in enumerate(CURVES)}
+    tokens_per_s = [measured(value) for value in curves.pop("tokens_per_s")]
     return TrainingCurves(
         steps=points.last_steps_B.tolist(),
         **curves,
+        tokens_per_s=tokens_per_s,
         val_steps=validations.last_steps_B.tolist(),
         val_loss=_named(shown_values(validations, 0)),
         num_steps_recorded=history.num_steps_recorded,

@@ -1,6 +1,6 @@
 """What REST and the WebSocket say: the bodies of answers, as pydantic models, and rows turned into them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import zip_longest
 from typing import Any, Literal
@@ -9,6 +9,9 @@ from pydantic import BaseModel, Field
 
 from apt_jobs.db.models import Attempt, Checkpoint, Job, WorkerRow
 from apt_jobs.events.codec import timestamp
+from apt_jobs.jobs.spec import BUILTIN_ENTRY_POINT, APTConfig
+
+DEFAULT_MODEL_CONFIG = APTConfig().model_dump(mode="json")
 
 
 class AttemptAnswer(BaseModel):
@@ -172,12 +175,35 @@ def job_answer(job: Job) -> JobAnswer:
         last_seq=job.last_seq,
         step=job.step,
         num_steps=job.num_steps,
-        progress=job.progress,
+        progress=_progress(job),
         result=job.result,
         error=job.error,
-        spec=job.spec,
+        spec=_spec(job),
         schedule_id=job.schedule_id,
     )
+
+
+def is_user_script(spec: Mapping[str, Any]) -> bool:
+    """Return whether a job's spec names the users' own code, of which the service knows what it tells and no more."""
+    return bool(spec.get("kind") == "train" and spec.get("entry_point") != BUILTIN_ENTRY_POINT)
+
+
+def measured(value: float | str | None) -> float | str | None:
+    """Return a speed, or None for the 0 of a script that measures none."""
+    return None if value == 0 else value
+
+
+def _progress(job: Job) -> dict[str, Any] | None:
+    if job.progress is None or "tokens_per_s" not in job.progress:
+        return job.progress
+    return {**job.progress, "tokens_per_s": measured(job.progress["tokens_per_s"])}
+
+
+def _spec(job: Job) -> dict[str, Any]:
+    """As it was submitted; no model where nobody gave one."""
+    if is_user_script(job.spec) and job.spec.get("model") == DEFAULT_MODEL_CONFIG:
+        return {**job.spec, "model": None}
+    return job.spec
 
 
 def job_json(job: Job) -> dict[str, Any]:

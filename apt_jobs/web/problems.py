@@ -25,6 +25,7 @@ from apt_jobs.errors import (
     Unavailable,
 )
 from apt_jobs.jobs.messages import without_server_paths
+from apt_jobs.jobs.printable import escaped
 from apt_jobs.web.error_pages import error_page, wants_page
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def problem_response(
     scope: Scope | None = None,
 ) -> Response:
     """Return an error as the service answers it: with a `scope`, a page for browsers that asked for one."""
-    detail = without_server_paths(detail)
+    detail = escaped(without_server_paths(detail))
     title = HTTPStatus(status).phrase
     problem = Problem(
         type=f"urn:apt-jobs:{kind or title.lower().replace(' ', '-')}",
@@ -172,8 +173,8 @@ def _allowed_methods(request: Request) -> set[str]:
 
 def _pointer(location: Sequence[int | str], in_body: bool) -> str:
     if not in_body:
-        return ".".join(map(str, location))
+        return escaped(".".join(map(str, location)))
     kinds = get_args(JobKind)  # pydantic puts the chosen member of a union of job specs where the job is
     where = next((index for index in (0, 1) if location[index : index + 1] and location[index] in kinds), None)
     parts = location if where is None else (*location[:where], *location[where + 1 :])
-    return "#" + "".join(f"/{part}" for part in parts)
+    return "#" + "".join(f"/{escaped(str(part))}" for part in parts)

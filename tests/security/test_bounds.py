@@ -104,6 +104,34 @@ def test_a_head_without_end_is_refused(web: AttackedWeb) -> None:
     assert sent < MAX_HEAD_BYTES + (8 << 20)  # what the sockets themselves hold
 
 
+@pytest.mark.parametrize("piece_bytes", [1 << 20, 16_384, 1_000])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"x": "a" * 70_000},
+        {"x": "a" * 65_530},
+        {f"x-{number}": "a" * 280 for number in range(250)},
+        {f"x{number}": "" for number in range(300)},
+        {"cookie": "; ".join(f"c{number}=1" for number in range(10_000))},
+        {"x" * 70_000: "a"},
+    ],
+    ids=["one giant", "just over", "many", "many short", "cookies", "a long name"],
+)
+def test_a_large_head_is_refused_however_it_is_cut(web: AttackedWeb, fields: dict[str, str], piece_bytes: int) -> None:
+    head = web.request_head("GET", "/healthz", fields)
+    with web.connect() as connection:
+        for start in range(0, len(head), piece_bytes):
+            try:
+                connection.sendall(head[start : start + piece_bytes])
+            except ConnectionError:
+                break
+        assert status_of(_read_until_the_end(connection)) == 431
+
+
+def test_a_head_below_the_limit_is_answered(web: AttackedWeb) -> None:
+    assert status_of(web.raw(web.request_head("GET", "/healthz", {"x": "a" * 60_000}))) == 200
+
+
 @pytest.mark.parametrize("target", ["/" + "a" * 200_000, "/?" + "a" * 200_000, "/api/jobs?" + "state=queued&" * 20_000])
 def test_an_address_without_end_is_refused(web: AttackedWeb, target: str) -> None:
     assert status_of(web.raw(web.request_head("GET", target))) in (0, 431)
@@ -181,6 +209,41 @@ def test_many_faults_have_a_short_answer(web: AttackedWeb) -> None:
     assert len(answer.content) < 1 << 16
 
 
+def test_a_crowd_that_sends_nothing_takes_no_place_from_others(web: AttackedWeb) -> None:
+    with contextlib.ExitStack() as stack:
+        idle = [stack.enter_context(web.connect()) for _ in range(600)]
+        assert web.serves()
+        idle += [stack.enter_context(web.connect()) for _ in range(1_070)]
+        for _ in range(5):
+            assert status_of(web.raw(web.request_head("GET", "/healthz"))) == 200
+            assert web.serves()
+        dropped = sum(_is_over(connection) for connection in idle)
+    assert dropped >= len(idle) - web.settings.max_connections_per_address
+
+
+def test_a_crowd_without_a_key_leaves_a_reserve(small: AttackedWeb) -> None:
+    """Whoever asks for the page and does not read the answer holds a place, but not the last ones."""
+    with contextlib.ExitStack() as stack:
+        waiting = b"POST /healthz HTTP/1.1\r\nhost: %b\r\ncontent-length: 9\r\n\r\n" % small.host.encode()
+        for _ in range(3 * MAX_CONNECTIONS):
+            stack.enter_context(small.connect()).sendall(waiting)
+        assert small.serves()
+
+
+def test_one_key_has_its_own_limit(valkey_server_url: str, tmp_path: Path) -> None:
+    with attacked_web(tmp_path, valkey_server_url, APT_JOBS_MAX_CONNECTIONS_PER_KEY="5") as limited:
+        slow = limited.request_head("POST", "/api/jobs", {"content-length": "9", "content-type": "application/json"})
+        with contextlib.ExitStack() as stack:
+            for _ in range(5):
+                stack.enter_context(limited.connect()).sendall(slow)
+            with limited.client(limited.keys[Role.ADMIN]) as client:
+                statuses = {client.get("/api/jobs").status_code for _ in range(20)}
+            assert 429 in statuses
+            with limited.client(limited.keys[Role.VIEWER]) as other:
+                assert other.get("/api/jobs").status_code == 200
+        assert limited.serves()
+
+
 def test_pipelined_requests_are_all_answered(web: AttackedWeb) -> None:
     one = web.request_head("GET", "/healthz", {"connection": "keep-alive"})
     answer = web.raw(one * 500 + web.request_head("GET", "/healthz"))
@@ -248,6 +311,16 @@ def _send_until_ended(connection: socket.socket, data: bytes) -> None:
             assert time.monotonic() - began_s < END_DEADLINE_S
         except ConnectionError:
             return
+
+
+def _is_over(connection: socket.socket) -> bool:
+    connection.settimeout(0)
+    try:
+        return connection.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
 
 
 def _read_until_the_end(connection: socket.socket) -> bytes:

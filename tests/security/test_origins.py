@@ -105,6 +105,43 @@ def test_our_own_names_are_answered(web: AttackedWeb, name: str) -> None:
     assert status_of(answer) == 200
 
 
+@pytest.mark.parametrize(
+    ("headers", "is_ours"),
+    [
+        ({}, False),
+        ({"origin": "http://{host}"}, True),
+        ({"sec-fetch-site": "same-origin"}, True),
+        ({"origin": "http://{host}", "sec-fetch-site": "same-origin"}, True),
+        ({"sec-fetch-site": "same-site"}, False),
+        ({"sec-fetch-site": "cross-site"}, False),
+        ({"sec-fetch-site": "none"}, False),
+        ({"sec-fetch-site": ""}, False),
+        ({"origin": "http://{host}", "sec-fetch-site": "cross-site"}, False),
+        ({"origin": "null"}, False),
+        ({"origin": "http://evil.example"}, False),
+        ({"referer": "http://{host}/"}, False),
+    ],
+)
+def test_a_session_changes_something_only_from_our_own_pages(
+    web: AttackedWeb, headers: dict[str, str], is_ours: bool
+) -> None:
+    filled = {name: value.format(host=web.host) for name, value in headers.items()}
+    form = {"content-type": "application/x-www-form-urlencoded", **filled}
+    with web.client(None) as browser:
+        browser.get("/login", params={"token": web.login_token()})
+        for path, methods in routes():
+            for method in methods - {"GET", "HEAD"}:
+                if path == "/api/logout":  # it would end the session
+                    continue
+                assert (browser.request(method, path, headers=form).status_code == 403) != is_ours, (method, path)
+        assert (browser.post("/api/logout", headers=form).status_code == 204) == is_ours
+
+
+def test_a_key_needs_no_origin(web: AttackedWeb) -> None:
+    with web.client(web.keys[Role.ADMIN]) as client:
+        assert client.post("/api/logout", headers={"sec-fetch-site": "cross-site"}).status_code == 204
+
+
 def _raw_websocket_is_refused(web: AttackedWeb, header: str, value: str) -> None:
     handshake = {
         "connection": "Upgrade",

@@ -172,3 +172,27 @@ def test_no_secret_is_stored_or_shown(database: Database) -> None:
     with database.read() as session:
         rows = [*session.query(ApiKey), *session.query(LoginToken), *session.query(BrowserSession)]
         assert all("sha256" not in repr(row) for row in rows)
+
+
+def test_the_use_of_a_key_is_noted(database: Database) -> None:
+    key, unused = make_key(database, "used"), make_key(database, "unused")
+    owner = authenticate(database, key).owner
+    assert key.split("_")[2] not in owner
+    with database.write() as session:
+        access.note_use(session, {owner, "session:0123"})
+    with database.read() as session:
+        assert [(row.name, row.last_used_at is not None) for row in access.list_keys(session)] == [
+            ("used", True),
+            ("unused", False),
+        ]
+    assert authenticate(database, unused).owner != owner
+
+
+def test_the_keys_of_a_name_end_together(database: Database) -> None:
+    first, second, other = (make_key(database, name) for name in ("up", "up", "upper"))
+    with database.write() as session:
+        access.revoke_keys_named(session, "up")
+    for key in (first, second):
+        with pytest.raises(Denied):
+            authenticate(database, key)
+    assert authenticate(database, other).name == "upper"
