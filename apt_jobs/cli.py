@@ -13,7 +13,7 @@ import typer
 
 from apt_jobs.commands import admin, datasets, jobs, schedules, workers
 from apt_jobs.commands.progress import follow
-from apt_jobs.commands.terminal import complain, prepare_streams
+from apt_jobs.commands.terminal import complain, load_settings, prepare_streams, say
 from apt_jobs.errors import AptJobsError
 
 logger = logging.getLogger(__name__)
