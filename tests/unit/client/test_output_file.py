@@ -5,12 +5,12 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
-from apt_jobs.client import output_file
 from apt_jobs.client.output_file import is_stream, open_output
 from apt_jobs.errors import InvalidInput, OutOfSpace
 
@@ -182,7 +182,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(
     def full(_descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(output_file.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     target = tmp_path / "out.csv"
     target.write_bytes(b"old")
     with pytest.raises(OutOfSpace, match="free some space"):
@@ -196,7 +196,7 @@ def test_a_file_in_a_folder_of_others_is_written_in_place(tmp_path: Path, monkey
 
     target = tmp_path / "out.csv"
     target.write_bytes(b"old and longer")
-    monkeypatch.setattr(output_file.tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
     write(target)
     assert target.read_bytes() == b"new"
     with pytest.raises(InvalidInput, match="Permission denied"):
@@ -209,6 +209,6 @@ def test_a_file_that_is_mounted_alone_is_written_in_place(tmp_path: Path, monkey
 
     target = tmp_path / "out.csv"
     target.write_bytes(b"old and longer")
-    monkeypatch.setattr(output_file.Path, "replace", busy)
+    monkeypatch.setattr(Path, "replace", busy)
     write(target)
     assert (target.read_bytes(), names_in(tmp_path)) == (b"new", {"out.csv"})
