@@ -56,13 +56,15 @@ def httpx_options(access: Access, trust: Trust) -> dict[str, Any]:
 
 def websocket_options(access: Access, trust: Trust) -> dict[str, Any]:
     """Keywords of both `connect` functions of websockets."""
-    return {
+    options: dict[str, Any] = {
         "additional_headers": access.headers,
         "user_agent_header": USER_AGENT,
         "ssl": trust.context if access.url.startswith("https:") else None,
         "proxy": trust.proxy,
-        "proxy_ssl": trust.context if (trust.proxy or "").startswith("https:") else None,
     }
+    if (trust.proxy or "").startswith("https:"):
+        options["proxy_ssl"] = trust.context
+    return options
 
 
 def why_not_trusted(error: BaseException) -> str | None:

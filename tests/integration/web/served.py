@@ -30,11 +30,14 @@ LEASE_S = 3600.0
 
 
 class Served:
-    """A service without workers. `direct`: as `apt-jobs web` runs it; else with the server's own protocol."""
+    """A service without workers. `direct`: as `apt-jobs web` runs it; else with the server's own protocol.
 
-    def __init__(self, settings: Settings, *, direct: bool) -> None:
+    `server_options` are further ones of uvicorn, as certificates.
+    """
+
+    def __init__(self, settings: Settings, *, direct: bool, **server_options: Any) -> None:
         self.settings = settings.model_copy(update={"port": some_port()})
-        self._direct = direct
+        self._direct, self._server_options = direct, server_options
         self.database = Database(self.settings.database)
         self.publisher = LivePublisher(self.settings.redis)
         with self.database.write() as session:
@@ -42,14 +45,15 @@ class Served:
         self.headers = {"authorization": f"Bearer {self.key}"}
 
     def start(self) -> None:
+        options = {"ws": DirectWebSocketProtocol if self._direct else "websockets-sansio", **self._server_options}
         config = uvicorn.Config(
             create_app(self.settings),
             port=self.settings.port,
-            ws=DirectWebSocketProtocol if self._direct else "websockets-sansio",
             ws_max_size=1 << 16,
             ws_per_message_deflate=False,
             log_config=None,
             timeout_graceful_shutdown=1,
+            **options,
         )
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run)
