@@ -20,6 +20,8 @@ from apt_jobs.supervision.network import (
 from apt_jobs.supervision.plan import run_file_path
 from apt_jobs.supervision.process_tree import WORKER_MARKER, ProcessTree
 
+PROGRESS_BAR_SWITCHES = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+
 
 def worker_marker(settings: Settings, worker_name: str) -> str:
     """Return what the ranks of a worker carry, so that its next process finds them. Unique on this machine."""
@@ -74,6 +76,8 @@ def _environment(settings: Settings, run_file: RunFile, node_rank: int, gpus: Se
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS may give other bits each time
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)) if run_file.spec.device == "cuda" else "",
     }
+    if run_file.entry_point is None:  # the trainer's own progress bars say nothing that its events do not
+        environment |= dict.fromkeys(PROGRESS_BAR_SWITCHES, "1")
     return environment | _interfaces(settings, run_file, node_rank, environment)
 
 

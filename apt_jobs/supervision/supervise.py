@@ -105,7 +105,7 @@ class Supervisor:
             self._finish(JobState.QUEUED, str(exc), retry_in_s=NODE_RETRY_S)
             return
         tree = start_node(self._settings, run_file, 0, self._gpus, self._worker_name)
-        logs = RankLogs(run_file.run_dir, run_file.spec.ranks_per_node)
+        logs = RankLogs(run_file.run_dir, run_file.spec.ranks_per_node, run_file.spec.num_ranks)
         relay = Relay(self._database, self._publisher, run_file, logs, lease_s)
         threading.Thread(target=self._guard, args=(lease, tree), name="guard", daemon=True).start()
         try:
