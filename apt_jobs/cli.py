@@ -5,8 +5,6 @@ at once, the web process never loads torch, and a generation worker does.
 """
 
 import json
-import os
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -36,9 +34,12 @@ app.add_typer(workers.app, name="workers")
 
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where everything is kept.")]
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="TCP port of the web process.")]
-Gpus = Annotated[str | None, typer.Option(help="Indexes of the GPUs to use, as 0,1; default: all.")]
+Gpus = Annotated[str | None, typer.Option(help="Indexes of the GPUs to use, as 0,1 ('': none); default: all.")]
 Queue = Annotated[list[str] | None, typer.Option("--queue", help="Queue to serve; may be repeated.")]
-Name = Annotated[str | None, typer.Option("--name", help="Unique name of this worker.")]
+Name = Annotated[
+    str | None,
+    typer.Option("--name", help="Unique name of this worker; default: one that is the same after a restart."),
+]
 ENDED = ("succeeded", "failed", "cancelled", "dead")
 
 
@@ -88,14 +89,17 @@ def worker_train(
     ] = 1,
 ) -> None:
     """Start a training worker: one job at a time."""
+    from apt_jobs.workers.gpus import parse_gpus
+    from apt_jobs.workers.names import hold_default_name
     from apt_jobs.workers.train import run_train_worker
 
     settings = load_settings()
     configure_logging(settings.log_level)
-    indexes = None if gpus is None else _gpu_indexes(gpus)
+    indexes = None if gpus is None else parse_gpus(gpus)
+    keep_private(settings.root)
     run_train_worker(
         settings,
-        name=name or _worker_name("train"),
+        name=name or hold_default_name(settings, "train", indexes),
         queues=queue or ["train"],
         gpus=indexes,
         num_nodes=num_nodes,
@@ -109,21 +113,25 @@ def worker_node(
     gpus: Gpus = None,
 ) -> None:
     """Start a further machine of a training worker."""
+    from apt_jobs.workers.gpus import parse_gpus
     from apt_jobs.workers.node import run_node
 
     settings = load_settings()
     configure_logging(settings.log_level)
-    run_node(settings, head=head, node_rank=node_rank, gpus=None if gpus is None else _gpu_indexes(gpus))
+    run_node(settings, head=head, node_rank=node_rank, gpus=None if gpus is None else parse_gpus(gpus))
 
 
 @worker_app.command("generate")
 def worker_generate(queue: Queue = None, name: Name = None) -> None:
     """Start a generation worker, which keeps models warm."""
     from apt_jobs.workers.generate import run_generate_worker
+    from apt_jobs.workers.names import hold_default_name
 
     settings = load_settings()
     configure_logging(settings.log_level)
-    run_generate_worker(settings, name=name or _worker_name("generate"), queues=queue or ["generate"])
+    keep_private(settings.root)
+    name = name or hold_default_name(settings, "generate")
+    run_generate_worker(settings, name=name, queues=queue or ["generate"])
 
 
 @app.command()
@@ -391,17 +399,6 @@ def _database() -> Iterator[Any]:
         yield database
     finally:
         database.dispose()
-
-
-def _worker_name(kind: str) -> str:
-    return f"{kind}-{socket.gethostname()}-{os.getpid()}"
-
-
-def _gpu_indexes(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError as exc:
-        raise typer.BadParameter(f"{text!r} is no list of GPU indexes; write 0,1") from exc
 
 
 def _steps(job: dict[str, Any]) -> str:

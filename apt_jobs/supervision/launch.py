@@ -74,6 +74,7 @@ def _environment(settings: Settings, run_file: RunFile, node_rank: int, gpus: Se
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS may give other bits each time
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts, by which the worker chose
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)) if run_file.spec.device == "cuda" else "",
     }
     if run_file.entry_point is None:  # the trainer's own progress bars say nothing that its events do not
@@ -92,7 +93,7 @@ def _interfaces(
             addresses_of(interface)  # a wrong name would be found by the ranks only, in the words of gloo
         else:
             interface = interface_towards(run_file.rendezvous, node_rank)
-    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    names = ["GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"]
     if run_file.rendezvous is not None and settings.network_interface is None:
-        names = tuple(name for name in names if name not in environment)  # the operator has named one there
+        names = [name for name in names if name not in environment]  # the operator has named one there
     return dict.fromkeys(names, interface) if interface is not None else {}
