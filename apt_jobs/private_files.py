@@ -16,7 +16,18 @@ logger = logging.getLogger(__name__)
 PRIVATE_UMASK = 0o077
 OTHERS_BITS = 0o077  # of a mode: what group and others may do
 OUR_NAMES = (  # in the data directory; it may hold files of others, too: somebody's home directory, say
-    *("apt_jobs.sqlite3*", "local.json*", "*.lock", "checkpoints", "datasets", "logs", "models", "runs", "valkey"),
+    *(
+        "apt_jobs.sqlite3*",
+        "local.json*",
+        "*.lock",
+        "checkpoints",
+        "datasets",
+        "locks",
+        "logs",
+        "models",
+        "runs",
+        "valkey",
+    ),
 )
 
 

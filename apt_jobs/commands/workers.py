@@ -1,19 +1,21 @@
 """`apt-jobs worker` starts one; `apt-jobs workers` lists those that run, drains one and lets it work again."""
 
-import os
-import socket
 from typing import Annotated
 
 import typer
 
 from apt_jobs.commands.terminal import AsJson, load_settings, open_client, print_json, print_table, say
 from apt_jobs.logs import configure_logging
+from apt_jobs.private_files import keep_private
 
 app = typer.Typer(no_args_is_help=True, help="The workers that run, and what they do.")
 start_app = typer.Typer(no_args_is_help=True, help="Start a worker.")
 Name = Annotated[str, typer.Argument(help="As `apt-jobs workers list` shows it.")]
-NewName = Annotated[str | None, typer.Option("--name", help="Unique name of this worker.")]
-Gpus = Annotated[str | None, typer.Option(help="Indexes of the GPUs to use, as 0,1; default: all.")]
+NewName = Annotated[
+    str | None,
+    typer.Option("--name", help="Unique name of this worker; default: one that is the same after a restart."),
+]
+Gpus = Annotated[str | None, typer.Option(help="Indexes of the GPUs to use, as 0,1 ('': none); default: all.")]
 Queue = Annotated[list[str] | None, typer.Option("--queue", help="Queue to serve; may be repeated.")]
 
 
@@ -27,14 +29,17 @@ def start_train(
     ] = 1,
 ) -> None:
     """Start a training worker: one job at a time."""
+    from apt_jobs.workers.gpus import parse_gpus
+    from apt_jobs.workers.names import hold_default_name
     from apt_jobs.workers.train import run_train_worker
 
     settings = load_settings()
     configure_logging(settings.log_level)
-    indexes = None if gpus is None else _gpu_indexes(gpus)
+    indexes = None if gpus is None else parse_gpus(gpus)
+    keep_private(settings.root)
     run_train_worker(
         settings,
-        name=name or _worker_name("train"),
+        name=name or hold_default_name(settings, "train", indexes),
         queues=queue or ["train"],
         gpus=indexes,
         num_nodes=num_nodes,
@@ -48,21 +53,25 @@ def start_node(
     gpus: Gpus = None,
 ) -> None:
     """Start a further machine of a training worker."""
+    from apt_jobs.workers.gpus import parse_gpus
     from apt_jobs.workers.node import run_node
 
     settings = load_settings()
     configure_logging(settings.log_level)
-    run_node(settings, head=head, node_rank=node_rank, gpus=None if gpus is None else _gpu_indexes(gpus))
+    run_node(settings, head=head, node_rank=node_rank, gpus=None if gpus is None else parse_gpus(gpus))
 
 
 @start_app.command("generate")
 def start_generate(queue: Queue = None, name: NewName = None) -> None:
     """Start a generation worker, which keeps models warm."""
     from apt_jobs.workers.generate import run_generate_worker
+    from apt_jobs.workers.names import hold_default_name
 
     settings = load_settings()
     configure_logging(settings.log_level)
-    run_generate_worker(settings, name=name or _worker_name("generate"), queues=queue or ["generate"])
+    keep_private(settings.root)
+    name = name or hold_default_name(settings, "generate")
+    run_generate_worker(settings, name=name, queues=queue or ["generate"])
 
 
 @app.command("list")
@@ -95,14 +104,3 @@ def resume(name: Name) -> None:
     with open_client() as client:
         client.steer_worker(name, "resume")
     say(f"{name} may claim jobs again")
-
-
-def _worker_name(kind: str) -> str:
-    return f"{kind}-{socket.gethostname()}-{os.getpid()}"
-
-
-def _gpu_indexes(text: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError as exc:
-        raise typer.BadParameter(f"{text!r} is no list of GPU indexes; write 0,1") from exc

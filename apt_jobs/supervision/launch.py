@@ -20,6 +20,8 @@ from apt_jobs.supervision.network import (
 from apt_jobs.supervision.plan import run_file_path
 from apt_jobs.supervision.process_tree import WORKER_MARKER, ProcessTree
 
+PROGRESS_BAR_SWITCHES = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
+
 
 def worker_marker(settings: Settings, worker_name: str) -> str:
     """Return what the ranks of a worker carry, so that its next process finds them. Unique on this machine."""
@@ -72,8 +74,11 @@ def _environment(settings: Settings, run_file: RunFile, node_rank: int, gpus: Se
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS may give other bits each time
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts, by which the worker chose
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)) if run_file.spec.device == "cuda" else "",
     }
+    if run_file.entry_point is None:  # the trainer's own progress bars say nothing that its events do not
+        environment |= dict.fromkeys(PROGRESS_BAR_SWITCHES, "1")
     return environment | _interfaces(settings, run_file, node_rank, environment)
 
 
@@ -88,7 +93,7 @@ def _interfaces(
             addresses_of(interface)  # a wrong name would be found by the ranks only, in the words of gloo
         else:
             interface = interface_towards(run_file.rendezvous, node_rank)
-    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    names = ["GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"]
     if run_file.rendezvous is not None and settings.network_interface is None:
-        names = tuple(name for name in names if name not in environment)  # the operator has named one there
+        names = [name for name in names if name not in environment]  # the operator has named one there
     return dict.fromkeys(names, interface) if interface is not None else {}

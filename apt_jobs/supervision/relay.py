@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 BATCH_EVENTS = 500  # read at once, of all ranks together; what is decided from them comes on top
 MAX_FILENAME_CHARS = 300  # as the database's column
+MIN_LOG_LINES = 50  # read at once, however much the ranks emit
 LEAST_RANK_EVENTS = 20  # read at once of one rank: they are read in turns, so that their steps meet
 RETRY_MIN_S = 0.2
 RETRY_MAX_S = 5.0
@@ -67,8 +68,8 @@ class Relay:
 
     @property
     def last_sign_s(self) -> float:
-        """When the ranks last told or printed something: code that is not watched prints at most."""
-        return max(self.last_event_s, self._logs.last_line_s)
+        """When the ranks last emitted an event or printed a byte: code without the monitor prints at most."""
+        return max(self.last_event_s, self._logs.last_output_s)
 
     def pump(self) -> int:
         """Store and publish what is there, about `BATCH_EVENTS` at most. Returns how many events moved.
@@ -113,6 +114,7 @@ class Relay:
                 if self._is_over:
                     return
                 self._is_over, self._batch = True, self._watch.end()
+                self._logs.end()
             if self._batch:
                 time.sleep(RETRY_MIN_S)
 
@@ -127,7 +129,7 @@ class Relay:
             batch += self._read_rank(rank)
         if batch:
             self.last_event_s = time.monotonic()
-        batch.extend(self._logs.read(max(BATCH_EVENTS - len(batch), 0)))
+        batch.extend(self._logs.read(max(BATCH_EVENTS - len(batch), MIN_LOG_LINES)))
         return batch
 
     def _read_rank(self, rank: int) -> Iterator[tuple[datetime, Event]]:

@@ -77,7 +77,9 @@ class Supervisor:
         gpus: Sequence[int] = (),
         num_nodes: int = 1,
         worker_name: str,
+        beating_fd: int | None = None,
     ) -> None:
+        self._beating_fd = beating_fd  # of the worker, which beats until we do
         self._settings, self._database = settings, database
         self._job_id, self._attempt = job_id, attempt
         self._gpus, self._num_nodes, self._worker_name = gpus, num_nodes, worker_name
@@ -95,7 +97,14 @@ class Supervisor:
         """Carry the attempt to its end. Returns normally also when the job failed: the row says so."""
         threading.Thread(target=self._watch_worker, name="stdin", daemon=True).start()
         lease_s, heartbeat_s = self._settings.lease_s, self._settings.heartbeat_s
-        lease = LeaseKeeper(self._database, self._job_id, self._attempt, lease_s=lease_s, heartbeat_s=heartbeat_s)
+        lease = LeaseKeeper(
+            self._database,
+            self._job_id,
+            self._attempt,
+            lease_s=lease_s,
+            heartbeat_s=heartbeat_s,
+            beating_fd=self._beating_fd,
+        )
         try:
             run_file = self._plan()
         except (InvalidInput, OutOfSpace) as exc:
@@ -105,7 +114,7 @@ class Supervisor:
             self._finish(JobState.QUEUED, str(exc), retry_in_s=NODE_RETRY_S)
             return
         tree = start_node(self._settings, run_file, 0, self._gpus, self._worker_name)
-        logs = RankLogs(run_file.run_dir, run_file.spec.ranks_per_node)
+        logs = RankLogs(run_file.run_dir, run_file.spec.ranks_per_node, run_file.spec.num_ranks)
         relay = Relay(self._database, self._publisher, run_file, logs, lease_s)
         threading.Thread(target=self._guard, args=(lease, tree), name="guard", daemon=True).start()
         try:
@@ -304,6 +313,7 @@ def main() -> None:
     parser.add_argument("--gpus", default="", help="indexes of the GPUs to use, separated by commas")
     parser.add_argument("--num-nodes", type=int, default=1, help="nodes of this worker, its own included")
     parser.add_argument("--worker-name", required=True)
+    parser.add_argument("--beating-fd", type=int, help="to close when the lease was extended")
     arguments = parser.parse_args()
     settings = Settings()
     configure_logging(settings.log_level)
@@ -323,6 +333,7 @@ def main() -> None:
             gpus=gpus,
             num_nodes=arguments.num_nodes,
             worker_name=arguments.worker_name,
+            beating_fd=arguments.beating_fd,
         ).run()
     except AptJobsError:
         logger.exception("the supervisor gave up", extra={"job_id": arguments.job_id, "attempt": arguments.attempt})

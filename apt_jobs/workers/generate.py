@@ -27,7 +27,7 @@ from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.lease import LeaseKeeper
 from apt_jobs.workers.consumer import Consumer
-from apt_jobs.workers.gpus import describe_gpus, list_gpus
+from apt_jobs.workers.gpus import describe_gpus, find_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class GenerateWorker:
         self._settings = settings
         self._engine = Engine(settings.warm_models, device)
         self._drain_by_s: float | None = None  # CLOCK_MONOTONIC seconds; None: not draining
-        gpus = list_gpus()
+        gpus = find_gpus(None)
         self._consumer = Consumer(
             settings,
             name=name,

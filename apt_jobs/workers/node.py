@@ -26,9 +26,10 @@ from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.launch import start_node, worker_marker
 from apt_jobs.supervision.lease import STOP_FRACTION, boot_clock_s
+from apt_jobs.supervision.network import addresses_of
 from apt_jobs.supervision.node_watch import FINISHED, JOINED, read_share, write_share
 from apt_jobs.supervision.process_tree import adopt_orphans, clear_leftovers
-from apt_jobs.workers.gpus import describe_gpus, list_gpus
+from apt_jobs.workers.gpus import describe_gpus, find_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,9 @@ class Node:
 
     def __init__(self, settings: Settings, *, head: str, node_rank: int, gpus: Sequence[int] | None) -> None:
         self._settings, self._head, self._node_rank = settings, head, node_rank
-        self._gpus = list_gpus() if gpus is None else list(gpus)
+        self._gpus = find_gpus(gpus)
+        if settings.network_interface is not None:
+            addresses_of(settings.network_interface)  # refuses one that this machine has not
         self._name = node_name(head, node_rank)
         self._database = Database(settings.database)
         self._stopping = threading.Event()
@@ -99,7 +102,11 @@ class Node:
             return
         job_id, attempt = run_file.job_id, run_file.attempt
         logger.info("joining", extra={"job_id": job_id, "attempt": attempt, "node_rank": self._node_rank})
-        tree = start_node(self._settings, run_file, self._node_rank, self._gpus, self._name)
+        try:
+            tree = start_node(self._settings, run_file, self._node_rank, self._gpus, self._name)
+        except Unavailable as exc:
+            self._leave(run_file, str(exc))
+            return
         known_s = boot_clock_s()  # when the attempt was last known to own the job
         try:
             while tree.poll() is None and not self._stopping.wait(LOOK_EVERY_S):
@@ -115,9 +122,10 @@ class Node:
                 if boot_clock_s() - known_s > STOP_FRACTION * self._settings.lease_s:
                     return
         finally:
-            status = tree.poll()  # None: its ranks are ended from here
+            status = tree.poll()
             tree.terminate(self._settings.stop_timeout_s)
-            self._leave(run_file, status)
+            ended = "its ranks were ended" if status is None else f"torchrun ended with status {status}"
+            self._leave(run_file, FINISHED if status == 0 else ended)
 
     def _join(self, run_file: RunFile) -> bool:
         """Whether this process does the node's share. Ranks cannot join an attempt twice."""
@@ -133,11 +141,10 @@ class Node:
         self._served = run_file.job_id, run_file.attempt
         return share is None
 
-    def _leave(self, run_file: RunFile, status: int | None) -> None:
-        logger.info("left", extra={"job_id": run_file.job_id, "attempt": run_file.attempt, "status": status})
-        word = "its ranks were ended" if status is None else f"torchrun ended with status {status}"
+    def _leave(self, run_file: RunFile, how: str) -> None:
+        logger.info("left", extra={"job_id": run_file.job_id, "attempt": run_file.attempt, "how": how})
         try:
-            write_share(run_file, self._node_rank, FINISHED if status == 0 else word)
+            write_share(run_file, self._node_rank, how)
         except OSError as exc:
             logger.warning("cannot say how it went", extra={"job_id": run_file.job_id, "why": str(exc)})
 

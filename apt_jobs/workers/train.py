@@ -13,9 +13,11 @@ from apt_jobs.errors import Fenced, Unavailable
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.launch import worker_marker
+from apt_jobs.supervision.lease import kept_until_first_beat
+from apt_jobs.supervision.network import listen_address
 from apt_jobs.supervision.process_tree import clear_leftovers, kill_marked
 from apt_jobs.workers.consumer import Consumer
-from apt_jobs.workers.gpus import describe_gpus, list_gpus
+from apt_jobs.workers.gpus import describe_gpus, find_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +29,9 @@ class TrainWorker:
         self, settings: Settings, *, name: str, queues: Sequence[str], gpus: Sequence[int] | None, num_nodes: int
     ) -> None:
         self._settings, self._name, self._num_nodes = settings, name, num_nodes
-        self._gpus = list_gpus() if gpus is None else list(gpus)
+        self._gpus = find_gpus(gpus)
+        if num_nodes > 1:
+            listen_address(settings)  # refuses an address or interface that this machine has not
         self._lock = threading.Lock()
         self._supervisor: subprocess.Popen[str] | None = None
         self._consumer = Consumer(
@@ -65,8 +69,15 @@ class TrainWorker:
             f"--num-nodes={self._num_nodes}",
             f"--worker-name={self._name}",
         ]
-        with self._lock:
-            self._supervisor = subprocess.Popen(command, stdin=subprocess.PIPE, text=True, start_new_session=True)
+        database, settings = self._consumer.database, self._settings
+        with self._lock, kept_until_first_beat(database, settings, job.id, job.attempt) as beating_fd:
+            self._supervisor = subprocess.Popen(
+                [*command, f"--beating-fd={beating_fd}"],
+                stdin=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+                pass_fds=[beating_fd],
+            )
         if self._consumer.draining.is_set():
             self._drain()
         status = self._supervisor.wait()

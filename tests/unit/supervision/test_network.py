@@ -12,7 +12,7 @@ from apt_jobs.supervision.network import addresses_of, interface_towards, listen
 
 
 def settings(**fields: Any) -> Settings:
-    return Settings(_env_file=None, **fields)  # type: ignore[call-arg]  # of pydantic-settings
+    return Settings(_env_file=None, **fields)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.0.2"])
