@@ -113,10 +113,10 @@ export function nearestValue(values: ArrayLike<number | null | undefined>, index
   return null;
 }
 
-/** Index of the last value of each series: what the legend shows while there is no cursor. */
-export function lastIndexes(data: uPlot.AlignedData): (number | null)[] {
+/** Index of the last value of each series up to `end`: what the legend shows while there is no cursor. */
+export function lastIndexes(data: uPlot.AlignedData, end: number): (number | null)[] {
   return data.map((values) => {
-    for (let index = values.length - 1; index >= 0; index -= 1) {
+    for (let index = Math.min(end, values.length - 1); index >= 0; index -= 1) {
       if (values[index] !== null && values[index] !== undefined) return index;
     }
     return null;
