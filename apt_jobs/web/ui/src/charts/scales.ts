@@ -5,7 +5,7 @@ export type Range = [min: number, max: number];
 const SAMPLES = 4_000;
 const MIN_VALUES = 8; // of fewer none is an outlier
 const TRIMMED_SHARE = 0.01; // of the values at either end
-const FAR = 3; // times the range of the others: a value farther away than that is left out
+const FAR = 10; // times the range of the others: a value farther away would leave them a tenth of the height
 
 /** Finite values of all series between two indexes, evenly sampled. */
 export function visibleValues(
@@ -33,7 +33,16 @@ export function robustRange(values: readonly number[], min: number, max: number)
   const [low, high] = [sorted[trimmed], sorted[sorted.length - 1 - trimmed]];
   const span = high - low;
   if (span <= 0) return [min, max];
-  return [low - min > FAR * span ? low - span / 4 : min, max - high > FAR * span ? high + span / 4 : max];
+  const [floor, ceiling] = [low - FAR * span, high + FAR * span];
+  return [min < floor ? firstFrom(sorted, floor) : min, max > ceiling ? lastUpTo(sorted, ceiling) : max];
+}
+
+function firstFrom(sorted: Float64Array, floor: number): number {
+  return sorted.find((value) => value >= floor) ?? floor;
+}
+
+function lastUpTo(sorted: Float64Array, ceiling: number): number {
+  return sorted.findLast((value) => value <= ceiling) ?? ceiling;
 }
 
 /** A linear axis with some air; it does not go below zero for values that do not. */
