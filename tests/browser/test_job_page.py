@@ -21,8 +21,11 @@ OpenWindow = Callable[..., Watched]
 # Pixels of a canvas that have the colour of `--alarm`.
 COUNT_ALARM_PIXELS = """
 (canvas) => {
+  const span = document.body.appendChild(document.createElement("span"));
+  span.style.color = "var(--alarm)";
   const probe = document.createElement("canvas").getContext("2d");
-  probe.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--alarm");
+  probe.fillStyle = getComputedStyle(span).color;
+  span.remove();
   probe.fillRect(0, 0, 1, 1);
   const [red, green, blue] = probe.getImageData(0, 0, 1, 1).data;
   const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
@@ -278,6 +281,8 @@ def test_the_heat_map_follows_the_zoom_of_its_timeline(stack: RunningStack, open
     expect(heat_map).to_have_attribute("data-last-step", re.compile(r"^9\d\d\d$"))
     page.get_by_role("tab", name="Training").click()
     page.get_by_role("tab", name="Gradients").click()
+    expect(heat_map).to_have_attribute("data-last-step", re.compile(r"^9\d\d\d$"))  # the zoom is in the address
+    page.get_by_role("button", name="Reset zoom").first.click()
     expect(heat_map).to_have_attribute("data-last-step", "20000")
     assert window.complaints == []
 

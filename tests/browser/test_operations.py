@@ -163,7 +163,7 @@ def test_a_worker_is_drained_and_a_queue_limited_and_paused(stack: RunningStack,
     expect(page.get_by_role("row", name=re.compile("^train open 1 0"))).to_be_visible()
 
     queue = page.get_by_role("row").filter(has=page.get_by_role("button", name="Pause train"))
-    page.get_by_label("Most jobs of train at once").fill("2")
+    page.get_by_label("Max running jobs of train").fill("2")
     queue.get_by_role("button", name="Set").click()
     page.get_by_role("button", name="Pause train").click()
     expect(page.get_by_role("button", name="Resume train")).to_be_visible()
@@ -172,7 +172,7 @@ def test_a_worker_is_drained_and_a_queue_limited_and_paused(stack: RunningStack,
 
     page.get_by_role("button", name="Resume train").click()
     assert stack.get(f"/api/jobs/{job['id']}")["state"] == "queued"
-    row.get_by_role("button", name="Let it work").click()
+    row.get_by_role("button", name="Resume").click()
     expect(row).not_to_contain_text("drained")
     wait_until(lambda: stack.get(f"/api/jobs/{job['id']}")["state"] == "succeeded", DEADLINE_S, "the job is done")
 

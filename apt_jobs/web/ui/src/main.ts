@@ -2,10 +2,7 @@
 import { mount } from "svelte";
 import "./app.css";
 import App from "./App.svelte";
-import { watchAnswers } from "./api/client.ts";
-import { reachability } from "./stores/reachability.svelte.ts";
 
 const target = document.getElementById("app");
 if (target === null) throw new Error("index.html has no #app");
-watchAnswers(reachability.heard, reachability.suspect);
 mount(App, { target });

@@ -1,4 +1,5 @@
 // The one way to the REST API: JSON in and out, problem+json as an exception, 401 as a state of the whole page.
+import { parseExact, type Exact } from "./exact.ts";
 import { urlOf } from "./urls.ts";
 import type { Json } from "./types.ts";
 
@@ -25,13 +26,15 @@ export class ApiProblem extends Error {
   }
 }
 
-let onLoginNeeded: () => void = () => undefined;
+let onSession: () => void = () => undefined;
+let onNoSession: () => void = () => undefined;
 let onAnswer: () => void = () => undefined;
 let onSilence: () => void = () => undefined;
 
-/** Call `listener` whenever the server says that the browser has no session. */
-export function watchLogin(listener: () => void): void {
-  onLoginNeeded = listener;
+/** Call `confirmed` whenever a call was made with a session, and `denied` when the server knows none. */
+export function watchSession(confirmed: () => void, denied: () => void): void {
+  onSession = confirmed;
+  onNoSession = denied;
 }
 
 /** Call `answered` whenever the service answers, and `silent` when a request got no answer. */
@@ -44,9 +47,16 @@ export async function get<Answer>(path: string, signal?: AbortSignal): Promise<A
   return request<Answer>("GET", path, undefined, {}, signal);
 }
 
+/** An answer twice: as values, and with its numbers as they were written. */
+// eslint-disable-next-line @typescript-eslint/no-unnecessary-type-parameters -- as in `get`, the caller names the type
+export async function getExact<Answer>(path: string, signal?: AbortSignal): Promise<{ answer: Answer; exact: Exact }> {
+  const text = await requestText("GET", path, undefined, {}, signal);
+  return { answer: JSON.parse(text) as Answer, exact: parseExact(text) };
+}
+
 /** An answer that is not JSON. */
 export async function getBytes(path: string, accept: string, signal?: AbortSignal): Promise<ArrayBuffer> {
-  const response = await answerTo("GET", path, undefined, { Accept: accept }, signal);
+  const response = await fetchResponse("GET", path, undefined, { Accept: accept }, signal);
   if (response.ok) return response.arrayBuffer();
   throw problemOf(response.status, response.statusText, await response.text());
 }
@@ -56,7 +66,12 @@ export async function post<Answer>(path: string, body: Json, headers: Record<str
 }
 
 export async function put<Answer>(path: string, body: Json): Promise<Answer> {
-  return request<Answer>("PUT", path, JSON.stringify(body), { "Content-Type": "application/json" });
+  return putText<Answer>(path, JSON.stringify(body));
+}
+
+/** Send JSON text as it is. */
+export async function putText<Answer>(path: string, json: string): Promise<Answer> {
+  return request<Answer>("PUT", path, json, { "Content-Type": "application/json" });
 }
 
 export async function upload<Answer>(path: string, file: Blob): Promise<Answer> {
@@ -67,21 +82,26 @@ export async function remove(path: string): Promise<void> {
   await request<unknown>("DELETE", path);
 }
 
-async function request<Answer>(
+async function request<Answer>(...request: Parameters<typeof requestText>): Promise<Answer> {
+  const text = await requestText(...request);
+  return (text ? JSON.parse(text) : null) as Answer;
+}
+
+async function requestText(
   method: string,
   path: string,
   body?: BodyInit,
   headers: Record<string, string> = {},
   signal?: AbortSignal,
   timeoutMs?: number | null,
-): Promise<Answer> {
-  const response = await answerTo(method, path, body, headers, signal, timeoutMs);
+): Promise<string> {
+  const response = await fetchResponse(method, path, body, headers, signal, timeoutMs);
   const text = await response.text();
-  if (response.ok) return (text ? JSON.parse(text) : null) as Answer;
+  if (response.ok) return text;
   throw problemOf(response.status, response.statusText, text);
 }
 
-async function answerTo(
+async function fetchResponse(
   method: string,
   path: string,
   body?: BodyInit,
@@ -108,7 +128,8 @@ async function answerTo(
   }
   if (GATEWAY_ERRORS.includes(response.status)) onSilence();
   else onAnswer();
-  if (response.status === 401) onLoginNeeded();
+  if (response.status === 401) onNoSession();
+  else if (response.ok) onSession();
   return response;
 }
 

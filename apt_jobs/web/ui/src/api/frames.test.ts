@@ -20,7 +20,8 @@ test("a binary frame is read as Python wrote it", () => {
   assert.deepEqual(gradient.anomalous, [1, 2]);
   assert.deepEqual([gradient.seq, gradient.step, gradient.attempt, gradient.num_rollbacks], [5, 2 ** 40, 3, 2]);
   assert.strictEqual(gradient.at, "2026-01-02T03:04:05.678Z");
-  assert.deepEqual(finished as unknown, { seq: 6, kind: "finished" });
+  const expected: unknown = { seq: 6, kind: "finished" };
+  assert.deepEqual<unknown>(finished, expected);
 });
 
 test("a frame of another version is refused", () => {

@@ -3,14 +3,22 @@ import { socketUrlOf } from "./urls.ts";
 import type { StoredEvent } from "../generated/events.ts";
 import { decodeFrame, SUBPROTOCOL, type Frame } from "./frames.ts";
 import { reachability } from "../stores/reachability.svelte.ts";
+import { session } from "../stores/services.ts";
 import type { Job } from "./types.ts";
 
-export type LiveStatus = "connecting" | "live" | "reconnecting" | "offline" | "missing" | "login";
+/** "ended": the job is over, everything was received, and the connection is closed for good. */
+export type LiveStatus = "connecting" | "live" | "reconnecting" | "offline" | "missing" | "login" | "ended";
 
 export interface Hello {
   head: number;
   job: Job;
   layers: string[];
+}
+
+/** The last message about a job that is over; the server closes after it. */
+interface End {
+  kind: "end";
+  state: string;
 }
 
 export interface LiveHandlers {
@@ -26,7 +34,7 @@ const NO_SUCH_JOB = 4404;
 const NOT_AUTHENTICATED = 4401;
 
 export class LiveConnection {
-  /** Last seq handed on. */
+  /** Last seq that was forwarded. */
   seq: number;
   private socket: WebSocket | null = null;
   private retries = 0;
@@ -85,13 +93,14 @@ export class LiveConnection {
 
   private receive(data: string | ArrayBuffer): void {
     this.expectMessage();
-    reachability.heard();
+    reachability.noteAnswer();
     if (typeof data !== "string") {
       this.frame(decodeFrame(data));
       return;
     }
-    const message = JSON.parse(data) as Partial<Hello> & Partial<Frame>;
-    if (message.events !== undefined) this.frame(message as Frame);
+    const message = JSON.parse(data) as Partial<Hello> & Partial<Frame> & Partial<End>;
+    if (message.kind === "end") this.end();
+    else if (message.events !== undefined) this.frame(message as Frame);
     else if (message.job !== undefined) this.hello(message as Hello);
     else if (message.head !== undefined) this.heartbeat(message.head);
   }
@@ -115,6 +124,12 @@ export class LiveConnection {
     this.handlers.events(fresh);
   }
 
+  /** A reconnect would bring the same again. */
+  private end(): void {
+    this.stop();
+    this.handlers.status("ended");
+  }
+
   /** Two heartbeats in a row that know more than we were sent: something was lost on the way. */
   private heartbeat(head: number): void {
     if (head > this.seq && this.behind) this.reopen();
@@ -128,11 +143,14 @@ export class LiveConnection {
 
   private closed(code: number): void {
     this.close();
-    if (code === NO_SUCH_JOB || code === NOT_AUTHENTICATED) {
-      this.handlers.status(code === NO_SUCH_JOB ? "missing" : "login");
-      return;
+    if (code === NO_SUCH_JOB) this.handlers.status("missing");
+    else if (code === NOT_AUTHENTICATED) {
+      this.handlers.status("login");
+      session.deny(); // who opened this connection opens another when there is a session again
+    } else {
+      void session.check(); // a refused upgrade has no code that a page can see
+      this.retry();
     }
-    this.retry();
   }
 
   private retry(): void {

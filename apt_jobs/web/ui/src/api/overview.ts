@@ -11,10 +11,10 @@ export interface Overview {
   /** By point, then layer. */
   mean: Float32Array;
   /** null: every point is one step. */
-  least: Float32Array | null;
-  most: Float32Array | null;
+  min: Float32Array | null;
+  max: Float32Array | null;
   anomalous: Uint8Array; // bits
-  broken: Uint8Array; // bits
+  nonfinite: Uint8Array; // bits
   statistics: Record<"mean" | "std" | "min" | "max", (Float | null)[]> & { anomaly_count: number[] };
   anomalySummary: Record<string, number>;
   totalSteps: number;
@@ -39,7 +39,7 @@ export function decodeOverview(buffer: ArrayBuffer): Overview {
     at += size * count;
   }
   const anomalous = new Uint8Array(buffer, at, bits);
-  const broken = new Uint8Array(buffer, (at += bits), bits);
+  const nonfinite = new Uint8Array(buffer, (at += bits), bits);
   const rest = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, at + bits, restBytes))) as {
     names: string[];
     layer_statistics: Overview["statistics"];
@@ -52,10 +52,10 @@ export function decodeOverview(buffer: ArrayBuffer): Overview {
     lastSteps,
     numSteps,
     mean: columns[columns.length - 1],
-    least: size === 4 ? null : columns[0],
-    most: size === 4 ? null : columns[1],
+    min: size === 4 ? null : columns[0],
+    max: size === 4 ? null : columns[1],
     anomalous,
-    broken,
+    nonfinite,
     statistics: rest.layer_statistics,
     anomalySummary: rest.anomaly_summary,
     totalSteps: rest.total_steps,

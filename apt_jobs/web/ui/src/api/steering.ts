@@ -1,4 +1,4 @@
-// What a user may ask of a job in each state: read off the table of transitions that the server obeys.
+// What a user may ask of a job in each state: read off the server's table of transitions.
 import { TERMINAL_STATES, TRANSITIONS } from "../generated/events.ts";
 import { messageOf, post } from "./client.ts";
 import type { Job } from "./types.ts";
@@ -6,8 +6,8 @@ import type { Job } from "./types.ts";
 export type Verb = "pause" | "resume" | "retry" | "cancel";
 
 export const VERBS: readonly Verb[] = ["pause", "resume", "retry", "cancel"];
-export const VERB_WORDS: Record<Verb, string> = { pause: "Pause", resume: "Resume", retry: "Retry", cancel: "Cancel" };
-const DONE_WORDS: Record<Verb, string> = {
+export const VERB_LABELS: Record<Verb, string> = { pause: "Pause", resume: "Resume", retry: "Retry", cancel: "Cancel" };
+const DONE_LABELS: Record<Verb, string> = {
   pause: "paused or pausing",
   resume: "resumed",
   retry: "queued again",
@@ -15,6 +15,11 @@ const DONE_WORDS: Record<Verb, string> = {
 };
 
 export type Steered = Pick<Job, "id" | "kind" | "state" | "cancel_requested_at">;
+
+/** A job's name, or what it does. */
+export function titleOf({ name, kind }: Pick<Job, "name" | "kind">): string {
+  return name ?? (kind === "train" ? "Training job" : "Generation");
+}
 
 /** What may be asked now, in a fixed order. */
 export function verbsOf(job: Steered): Verb[] {
@@ -47,13 +52,13 @@ export async function steer(jobId: string, verb: Verb): Promise<Job> {
   return post<Job>(`/api/jobs/${encodeURIComponent(jobId)}/${verb}`, {});
 }
 
-export interface Told {
+export interface Outcome {
   good: boolean;
   text: string;
 }
 
 /** Ask the same of several jobs, one after the other; what came of it in one sentence. */
-export async function steerAll(jobs: readonly Steered[], verb: Verb): Promise<Told> {
+export async function steerAll(jobs: readonly Steered[], verb: Verb): Promise<Outcome> {
   let refusal = "";
   let numRefused = 0;
   for (const job of jobs) {
@@ -65,7 +70,7 @@ export async function steerAll(jobs: readonly Steered[], verb: Verb): Promise<To
     }
   }
   const numDone = jobs.length - numRefused;
-  const done = `${numDone} ${numDone === 1 ? "job is" : "jobs are"} ${DONE_WORDS[verb]}.`;
+  const done = `${numDone} ${numDone === 1 ? "job is" : "jobs are"} ${DONE_LABELS[verb]}.`;
   return numRefused === 0
     ? { good: true, text: done }
     : { good: false, text: `${done} ${numRefused} refused: ${refusal}` };

@@ -92,3 +92,8 @@ export interface ModelRow {
   created_at: string | null;
   is_default: boolean;
 }
+
+export interface DatasetRow {
+  name: string;
+  size_bytes: number | null;
+}

@@ -7,21 +7,21 @@ export function strideOver(span: number, count: number): number {
   return Math.max(1, Math.ceil(span / Math.max(1, count)));
 }
 
-export interface Spread {
+export interface MinMax {
   steps: readonly number[];
   /** null: nothing was finite. */
-  least: readonly (number | null)[];
-  most: readonly (number | null)[];
+  min: readonly (number | null)[];
+  max: readonly (number | null)[];
 }
 
-export const NO_SPREAD: Spread = { steps: [], least: [], most: [] };
+export const NO_MIN_MAX: MinMax = { steps: [], min: [], max: [] };
 
 /** A curve over steps: one point for each `stride` steps. Values may be NaN or infinite. Steps only grow. */
 export class Curve {
   steps: number[] = [];
   values: number[] = [];
-  /** Least and most of the points that stand for several steps, as the server gave them. */
-  spread: Spread = NO_SPREAD;
+  /** Min and max of the points that stand for several steps, as the server gave them. */
+  minMax: MinMax = NO_MIN_MAX;
   lastStep = -1;
   private stride = 1;
   private readonly maxPoints: number;
@@ -30,10 +30,10 @@ export class Curve {
     this.maxPoints = maxPoints;
   }
 
-  /** Start with points that a server has thinned; later ones come at the same density. */
-  load(steps: readonly number[], values: readonly number[], spread: Spread = NO_SPREAD): void {
+  /** Start with points that a server has downsampled; later ones come at the same density. */
+  load(steps: readonly number[], values: readonly number[], minMax: MinMax = NO_MIN_MAX): void {
     if (steps.length === 0) return;
-    this.spread = spread;
+    this.minMax = minMax;
     this.steps = [...steps];
     this.values = [...values];
     this.lastStep = steps[steps.length - 1];
@@ -45,7 +45,7 @@ export class Curve {
     if (step <= this.lastStep) return;
     this.lastStep = step;
     this.place(step, value);
-    if (this.steps.length > this.maxPoints) this.thin();
+    if (this.steps.length > this.maxPoints) this.downsample();
   }
 
   private place(step: number, value: number): void {
@@ -59,34 +59,17 @@ export class Curve {
     }
   }
 
-  private thin(): void {
+  private downsample(): void {
     const [steps, values] = [this.steps, this.values];
     this.stride *= 2;
     this.steps = [];
     this.values = [];
     steps.forEach((step, index) => this.place(step, values[index]));
-    if (this.steps.length > this.maxPoints) this.thin();
+    if (this.steps.length > this.maxPoints) this.downsample();
   }
 }
 
 /** Of two points that share a place the one farther from their predecessor is shown: a spike survives. */
 function standsOut(value: number, before: number): number {
   return Number.isFinite(value) ? Math.abs(value - (Number.isFinite(before) ? before : 0)) : Infinity;
-}
-
-/** Mean over a window around each point, narrower towards the ends so that it never lags; broken values are left out. */
-export function smoothed(values: readonly number[], radius: number): (number | null)[] {
-  const sums = [0];
-  const counts = [0];
-  for (const value of values) {
-    const isFinite = Number.isFinite(value);
-    sums.push(sums[sums.length - 1] + (isFinite ? value : 0));
-    counts.push(counts[counts.length - 1] + (isFinite ? 1 : 0));
-  }
-  return values.map((_, index) => {
-    const reach = Math.min(radius, index, values.length - 1 - index);
-    const [from, to] = [index - reach, index + reach + 1];
-    const count = counts[to] - counts[from];
-    return count === 0 ? null : (sums[to] - sums[from]) / count;
-  });
 }

@@ -5,8 +5,8 @@ import { strideOver } from "../charts/curve.ts";
 import { hasBit, type Overview } from "../api/overview.ts";
 
 const MAX_CELLS = 1_500_000;
-const MOST_ROWS = 2_000;
-const FEWEST_ROWS = 200;
+const MAX_ROWS = 2_000;
+const MIN_ROWS = 200;
 
 export interface LayerStatistics {
   name: string;
@@ -33,8 +33,8 @@ export interface GradientRow {
   norms: Float64Array;
   anomalous: Uint8Array;
   /** Of a row that stands for several steps. */
-  least?: Float32Array;
-  most?: Float32Array;
+  min?: Float32Array;
+  max?: Float32Array;
 }
 
 export class GradientHistory {
@@ -51,7 +51,7 @@ export class GradientHistory {
   }
 
   get maxRows(): number {
-    return Math.max(FEWEST_ROWS, Math.min(MOST_ROWS, Math.floor(MAX_CELLS / Math.max(1, this.names.length))));
+    return Math.max(MIN_ROWS, Math.min(MAX_ROWS, Math.floor(MAX_CELLS / Math.max(1, this.names.length))));
   }
 
   /** Layers of the attempt, in the order of every later `gradient` event. Other layers than before: start anew. */
@@ -74,7 +74,7 @@ export class GradientHistory {
       ? { step: newest.step, norms: newest.norms.slice(), anomalous: newest.anomalous.slice() }
       : null;
     const span = this.rows.length ? this.lastStep - this.rows[0].step : 0;
-    this.stride = overview.least === null ? 1 : strideOver(span, this.rows.length);
+    this.stride = overview.min === null ? 1 : strideOver(span, this.rows.length);
     this.running = this.names.map((_, index) => runningOf(overview, index, this.latest?.norms[index] ?? null));
   }
 
@@ -95,10 +95,10 @@ export class GradientHistory {
     }
     this.latest = row;
     this.place(row);
-    if (this.rows.length > this.maxRows) this.thin();
+    if (this.rows.length > this.maxRows) this.downsample();
   }
 
-  /** Show an anomaly of a step that thinning has left out, in the place of the nearest step that is there. */
+  /** Show an anomaly of a step that downsampling has left out, in the place of the nearest step that is there. */
   mark(step: number, layers: readonly LayerAnomaly[]): void {
     if (this.rows.length === 0 || step > this.lastStep) return;
     let [low, high] = [0, this.rows.length - 1];
@@ -132,18 +132,18 @@ export class GradientHistory {
     else this.rows.push(row);
   }
 
-  private thin(): void {
+  private downsample(): void {
     const rows = this.rows;
     this.stride *= 2;
     this.rows = [];
     for (const row of rows) this.place(row);
-    if (this.rows.length > this.maxRows) this.thin();
+    if (this.rows.length > this.maxRows) this.downsample();
   }
 }
 
 /** A row for each point. Of an anomalous layer it has the norm farthest from the mean, or NaN if one was not finite. */
 export function rowsOf(overview: Overview): GradientRow[] {
-  const { names, lastSteps, mean, least, most, anomalous, broken } = overview;
+  const { names, lastSteps, mean, min, max, anomalous, nonfinite } = overview;
   const width = names.length;
   return Array.from(lastSteps, (step, point) => {
     const begin = point * width;
@@ -151,16 +151,16 @@ export function rowsOf(overview: Overview): GradientRow[] {
       step,
       norms: Float64Array.from(mean.subarray(begin, begin + width)),
       anomalous: new Uint8Array(width),
-      least: least?.subarray(begin, begin + width),
-      most: most?.subarray(begin, begin + width),
+      min: min?.subarray(begin, begin + width),
+      max: max?.subarray(begin, begin + width),
     };
     for (let layer = 0; layer < width; layer += 1) {
-      const isBroken = hasBit(broken, begin + layer);
-      if (!isBroken && !hasBit(anomalous, begin + layer)) continue;
+      const isNonfinite = hasBit(nonfinite, begin + layer);
+      if (!isNonfinite && !hasBit(anomalous, begin + layer)) continue;
       row.anomalous[layer] = 1;
-      if (least === null || most === null) continue;
-      const [low, high, middle] = [least[begin + layer], most[begin + layer], mean[begin + layer]];
-      row.norms[layer] = isBroken ? Number.NaN : high * low >= middle * middle ? high : low;
+      if (min === null || max === null) continue;
+      const [low, high, middle] = [min[begin + layer], max[begin + layer], mean[begin + layer]];
+      row.norms[layer] = isNonfinite ? Number.NaN : high * low >= middle * middle ? high : low;
     }
     return row;
   });

@@ -40,7 +40,7 @@ test("an incident is one entry that follows its events, with what was done about
     reason: "",
   };
   for (const event of [incident("begun", 10), incident("updated", 12), done, done, incident("ended", 20)])
-    log.take(event);
+    log.apply(event);
   const [only, ...others] = log.list();
   assert.deepEqual(
     [only.phase, only.num_steps, only.begunAt, only.actions.length, others.length],
@@ -50,8 +50,8 @@ test("an incident is one entry that follows its events, with what was done about
 
 test("attempts number their incidents anew", () => {
   const log = new IncidentLog();
-  log.take(incident("begun", 10, 1));
-  log.take(incident("begun", 11, 2));
+  log.apply(incident("begun", 10, 1));
+  log.apply(incident("begun", 11, 2));
   assert.deepEqual(
     log.list().map((one) => one.attempt),
     [2, 1],
@@ -60,9 +60,9 @@ test("attempts number their incidents anew", () => {
 
 test("spans of trouble do not overlap", () => {
   const log = new IncidentLog();
-  log.take(incident("ended", 20, 1)); // from step 10
-  log.take(incident("ended", 15, 2));
-  log.take({ ...incident("begun", 40, 3), began_step: 40 } as StoredEvent);
+  log.apply(incident("ended", 20, 1)); // from step 10
+  log.apply(incident("ended", 15, 2));
+  log.apply({ ...incident("begun", 40, 3), began_step: 40 } as StoredEvent);
   assert.deepEqual(troubledSpans(log.list()), [
     { from: 10, to: 20 },
     { from: 40, to: 40 },

@@ -14,9 +14,9 @@ export class IncidentLog {
   private readonly byKey = new Map<string, Incident>(); // in the order in which they began
 
   /** Events may come twice; those of other kinds are left alone. */
-  take(event: StoredEvent): void {
+  apply(event: StoredEvent): void {
     if (event.kind === "incident") this.change(event);
-    else if (event.kind === "action") this.answer(event);
+    else if (event.kind === "action") this.addAction(event);
   }
 
   /** Newest first. */
@@ -31,7 +31,7 @@ export class IncidentLog {
     if (this.byKey.size > MAX_INCIDENTS) this.byKey.delete(this.byKey.keys().next().value as string);
   }
 
-  private answer(event: StoredEvent & ActionTaken): void {
+  private addAction(event: StoredEvent & ActionTaken): void {
     const incident = this.byKey.get(`${event.attempt}-${event.incident}`);
     if (incident === undefined) return;
     const isKnown = incident.actions.some(

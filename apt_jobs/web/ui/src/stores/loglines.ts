@@ -57,22 +57,22 @@ export function lineOf(event: StoredEvent): LogLine | null {
       const first = event.layers[0];
       const more = event.layers.length > 1 ? ` and ${event.layers.length - 1} more` : "";
       const what = `${first?.anomaly} in ${first?.layer}`;
-      const told = line(
+      const entry = line(
         "warning",
         "gradients",
         `step ${formatCount(event.step)}: ${what} (norm ${formatNumber(first?.norm)})${more}`,
       );
-      return { ...told, story: what, since: event.step };
+      return { ...entry, story: what, since: event.step };
     }
     case "incident": {
-      const told = line(
+      const entry = line(
         "warning",
         "monitor",
         `step ${formatCount(event.step)}: ${event.phase === "ended" ? "over: " : ""}${event.message}`,
       );
       return event.phase === "updated"
-        ? { ...told, story: `incident ${event.incident}`, since: event.began_step }
-        : told;
+        ? { ...entry, story: `incident ${event.incident}`, since: event.began_step }
+        : entry;
     }
     case "action":
       return line(

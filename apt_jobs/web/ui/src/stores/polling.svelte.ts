@@ -1,6 +1,7 @@
 // Polls while the page is visible: one request at a time, slower after failures, at once when the page is shown again.
 import { ApiProblem, messageOf } from "../api/client.ts";
 import { reachability } from "./reachability.svelte.ts";
+import { session } from "./services.ts";
 
 const SLOWEST_MS = 30_000;
 
@@ -20,9 +21,9 @@ export class Poll<Answer> {
     this.everyMs = everyMs;
   }
 
-  /** What is wrong, but for a lost service: the banner says that for the whole page. */
+  /** What is wrong, but for a lost service or session: a banner says that for the whole page. */
   get error(): string | null {
-    if (this.failure === null || (reachability.lost && isSilence(this.failure))) return null;
+    if (this.failure === null || isSaidElsewhere(this.failure)) return null;
     return messageOf(this.failure);
   }
 
@@ -30,7 +31,8 @@ export class Poll<Answer> {
   start(): () => void {
     this.stopped = false;
     document.addEventListener("visibilitychange", this.refresh);
-    this.forget = reachability.whenBack(this.refresh);
+    const forget = [reachability.whenBack(this.refresh), session.whenBack(this.refresh)];
+    this.forget = () => forget.forEach((one) => one());
     void this.run();
     return () => this.stop();
   }
@@ -69,8 +71,9 @@ export class Poll<Answer> {
   }
 }
 
-function isSilence(failure: unknown): boolean {
-  return failure instanceof ApiProblem && failure.status === 0;
+function isSaidElsewhere(failure: unknown): boolean {
+  if (!(failure instanceof ApiProblem)) return false;
+  return (failure.status === 0 && reachability.lost) || failure.status === 401;
 }
 
 /** The time, as state, for "3 min ago" and running durations. */

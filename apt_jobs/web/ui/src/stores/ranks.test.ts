@@ -39,7 +39,7 @@ function recorded(step: number, rank: number, norms: Float[]): StoredEvent {
 
 test("each rank has its curve, and what is not a number is a gap", () => {
   const history = new RankHistory();
-  for (const event of [joined(1, [1, 2]), joined(2, ["NaN", 3])]) history.take(event);
+  for (const event of [joined(1, [1, 2]), joined(2, ["NaN", 3])]) history.apply(event);
   assert.deepEqual(history.curves("losses", [0, 1]), [
     [1, 2],
     [1, null],
@@ -50,7 +50,7 @@ test("each rank has its curve, and what is not a number is a gap", () => {
 
 test("steps that are trained again take the place of the old ones", () => {
   const history = new RankHistory();
-  for (const step of [1, 2, 3, 2]) history.take(joined(step, [step]));
+  for (const step of [1, 2, 3, 2]) history.apply(joined(step, [step]));
   assert.deepEqual(history.curves("losses", [0]), [
     [1, 2],
     [1, 2],
@@ -59,7 +59,7 @@ test("steps that are trained again take the place of the old ones", () => {
 
 test("a layer's norm of each rank stands next to the global one", () => {
   const history = new RankHistory();
-  for (const rank of [1, 0]) history.take(recorded(10, rank, [rank + 1, 0]));
+  for (const rank of [1, 0]) history.apply(recorded(10, rank, [rank + 1, 0]));
   const global = [9, 10, 11].map((step) => ({
     step,
     norms: Float64Array.of(step / 10, 7),
@@ -72,6 +72,6 @@ test("a layer's norm of each rank stands next to the global one", () => {
 
 test("memory is bounded however long a job trains", () => {
   const history = new RankHistory();
-  for (let step = 1; step <= 5_000; step += 1) history.take(joined(step, [1]));
+  for (let step = 1; step <= 5_000; step += 1) history.apply(joined(step, [1]));
   assert.deepEqual([history.curves("losses", [0])[0].length, history.latest?.step], [1_000, 5_000]);
 });

@@ -4,7 +4,7 @@ import { toNumber } from "../text/format.ts";
 import type { GradientRow } from "./gradients.ts";
 
 const MAX_STEPS = 1_000;
-const FEWEST_STEPS = 100;
+const MIN_STEPS = 100;
 const MAX_CELLS = 400_000; // of ranks by steps, and of ranks by layers by steps
 
 export type Measure = "losses" | "grad_norms" | "step_times_ms" | "compute_times_ms";
@@ -15,15 +15,15 @@ interface LayerRow {
 }
 
 export class RankHistory {
-  private joined: RanksJoined[] = [];
+  private rows: RanksJoined[] = [];
   private layers: LayerRow[] = [];
 
   get numRanks(): number {
-    return this.joined[this.joined.length - 1]?.losses.length ?? 0;
+    return this.rows[this.rows.length - 1]?.losses.length ?? 0;
   }
 
   get latest(): RanksJoined | null {
-    return this.joined[this.joined.length - 1] ?? null;
+    return this.rows[this.rows.length - 1] ?? null;
   }
 
   get ranksWithLayers(): number[] {
@@ -32,19 +32,19 @@ export class RankHistory {
   }
 
   /** Steps that were trained again, after a resume or a roll-back, take the place of what was there. */
-  take(event: StoredEvent): void {
+  apply(event: StoredEvent): void {
     if (event.kind === "ranks") this.join(event);
     else if (event.kind === "rank_gradient") this.record(event);
   }
 
   /** Steps, then the values of each of `ranks`. */
   curves(measure: Measure, ranks: readonly number[]): [number[], ...(number | null)[][]] {
-    const rows = this.joined;
+    const rows = this.rows;
     return [rows.map((row) => row.step), ...ranks.map((rank) => rows.map((row) => finite(row[measure][rank])))];
   }
 
   noise(): [number[], (number | null)[]] {
-    const known = this.joined.filter((row) => row.noise_scale !== null);
+    const known = this.rows.filter((row) => row.noise_scale !== null);
     return [known.map((row) => row.step), known.map((row) => positive(row.noise_scale))];
   }
 
@@ -63,10 +63,10 @@ export class RankHistory {
   }
 
   private join(event: RanksJoined): void {
-    while ((this.latest?.step ?? -1) >= event.step) this.joined.pop();
-    this.joined.push(event);
-    const most = Math.max(FEWEST_STEPS, Math.min(MAX_STEPS, Math.floor(MAX_CELLS / Math.max(1, event.losses.length))));
-    if (this.joined.length > most) this.joined.splice(0, this.joined.length - most);
+    while ((this.latest?.step ?? -1) >= event.step) this.rows.pop();
+    this.rows.push(event);
+    const maxRows = Math.max(MIN_STEPS, Math.min(MAX_STEPS, Math.floor(MAX_CELLS / Math.max(1, event.losses.length))));
+    if (this.rows.length > maxRows) this.rows.splice(0, this.rows.length - maxRows);
   }
 
   private record(event: RankGradientsRecorded): void {
@@ -78,8 +78,8 @@ export class RankHistory {
       this.layers.push(row);
     }
     row.byRank.set(event.rank, event.norms);
-    const most = Math.max(20, Math.min(MAX_STEPS, Math.floor(MAX_CELLS / (event.norms.length * row.byRank.size))));
-    if (this.layers.length > most) this.layers.splice(0, this.layers.length - most);
+    const maxRows = Math.max(20, Math.min(MAX_STEPS, Math.floor(MAX_CELLS / (event.norms.length * row.byRank.size))));
+    if (this.layers.length > maxRows) this.layers.splice(0, this.layers.length - maxRows);
   }
 }
 

@@ -1,4 +1,4 @@
-// Whether the service answers. Whatever hears from it says so; after a short silence it is asked, on every page.
+// Whether the service answers. Every answer is noted; after a short silence the service is asked, on every page.
 import { urlOf } from "../api/urls.ts";
 
 const SILENCE_MS = 2_000; // then the service is asked: with the time for an answer a loss is seen within 5 s
@@ -7,23 +7,23 @@ const TICK_MS = 500;
 
 class Reachability {
   lost = $state(false);
-  /** When the service was last heard, in milliseconds since 1970: what the page shows is from then. */
+  /** When the service last answered, in milliseconds since 1970: what the page shows is from then. */
   lostSince = $state(0);
-  private heardAt = Date.now();
+  private answeredAt = Date.now();
   private asking = false;
   private readonly listeners = new Set<() => void>();
 
   constructor() {
     setInterval(() => {
-      if (!document.hidden && (this.lost || Date.now() - this.heardAt > SILENCE_MS)) this.suspect();
+      if (!document.hidden && (this.lost || Date.now() - this.answeredAt > SILENCE_MS)) this.suspect();
     }, TICK_MS);
     window.addEventListener("online", this.suspect);
     window.addEventListener("offline", this.suspect);
   }
 
   /** An answer or a message of the service came. */
-  heard = (): void => {
-    this.heardAt = Date.now();
+  noteAnswer = (): void => {
+    this.answeredAt = Date.now();
     if (!this.lost) return;
     this.lost = false;
     for (const listener of this.listeners) listener();
@@ -42,18 +42,18 @@ class Reachability {
 
   private async ask(): Promise<void> {
     this.asking = true;
-    const before = this.heardAt;
-    const isThere = await answers();
+    const before = this.answeredAt;
+    const isUp = await isServiceUp();
     this.asking = false;
-    if (isThere) this.heard();
-    else if (this.heardAt === before && !this.lost) {
+    if (isUp) this.noteAnswer();
+    else if (this.answeredAt === before && !this.lost) {
       this.lostSince = before;
       this.lost = true;
     }
   }
 }
 
-async function answers(): Promise<boolean> {
+async function isServiceUp(): Promise<boolean> {
   try {
     return (await fetch(urlOf("/healthz"), { cache: "no-store", signal: AbortSignal.timeout(ANSWER_MS) })).ok;
   } catch {

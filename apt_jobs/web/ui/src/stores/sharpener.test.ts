@@ -14,7 +14,7 @@ function overviewBytes(): ArrayBuffer {
     }),
   );
   const half = (value: number): number => new Uint32Array(new Float32Array([value]).buffer)[0] >>> 16;
-  const values = [1, 2, 1, 2, 4, 4, 4, 4, 1.5, 3, 1.5, Number.NaN].map(half); // least, most, mean
+  const values = [1, 2, 1, 2, 4, 4, 4, 4, 1.5, 3, 1.5, Number.NaN].map(half); // min, max, mean
   const buffer = new ArrayBuffer(24 + 2 * 20 + 2 * values.length + 2 + rest.length);
   new Uint32Array(buffer, 0, 6).set([1, 2, 2, 2, rest.length, 0]);
   new Float64Array(buffer, 24, 4).set([1, 17, 16, 32]);
@@ -27,10 +27,10 @@ function overviewBytes(): ArrayBuffer {
 test("an overview is read from its bytes", () => {
   const overview = decodeOverview(overviewBytes());
   assert.deepEqual([...overview.lastSteps], [16, 32]);
-  assert.deepEqual([...(overview.most ?? [])], [4, 4, 4, 4]);
+  assert.deepEqual([...(overview.max ?? [])], [4, 4, 4, 4]);
   assert.strictEqual(overview.mean[1], 3);
   assert.deepEqual(
-    [2, 3].map((index) => hasBit(overview.broken, index)),
+    [2, 3].map((index) => hasBit(overview.nonfinite, index)),
     [false, true],
   );
   assert.strictEqual(overview.totalSteps, 32);
@@ -51,7 +51,7 @@ test("gradients that begin with an overview go on live", () => {
   );
   assert.ok(Number.isNaN(history.rows[1].norms[1]));
   assert.strictEqual(history.rows[1].anomalous[1], 1);
-  assert.deepEqual([...(history.rows[0].most ?? [])], [4, 4]);
+  assert.deepEqual([...(history.rows[0].max ?? [])], [4, 4]);
   history.add(41, [7, 7], []);
   assert.strictEqual(history.rows[2].step, 41);
   assert.strictEqual(history.statistics()[0].max, 7);

@@ -1,4 +1,4 @@
-// Fetches the finer steps of the range that a chart shows: after a pause, and only for the newest range.
+// Fetches the finer steps of the range that a chart shows: after a delay, and only for the newest range.
 
 export type Range = [from: number, to: number];
 
@@ -6,27 +6,27 @@ export class Sharpener<Detail> {
   private timer: ReturnType<typeof setTimeout> | undefined;
   private request: AbortController | null = null;
   private readonly load: (range: Range, signal: AbortSignal) => Promise<Detail>;
-  private readonly take: (detail: Detail | null) => void;
-  private readonly pauseMs: number;
+  private readonly receive: (detail: Detail | null) => void;
+  private readonly delayMs: number;
 
-  /** `take` gets each detail that is still wanted, and null when the whole history is shown again. */
+  /** `receive` gets each detail that is still wanted, and null when the whole history is shown again. */
   constructor(
     load: (range: Range, signal: AbortSignal) => Promise<Detail>,
-    take: (detail: Detail | null) => void,
-    pauseMs = 150,
+    receive: (detail: Detail | null) => void,
+    delayMs = 150,
   ) {
     this.load = load;
-    this.take = take;
-    this.pauseMs = pauseMs;
+    this.receive = receive;
+    this.delayMs = delayMs;
   }
 
   show(range: Range | null): void {
     this.stop();
     if (range === null) {
-      this.take(null);
+      this.receive(null);
       return;
     }
-    this.timer = setTimeout(() => void this.fetch(range), this.pauseMs);
+    this.timer = setTimeout(() => void this.fetch(range), this.delayMs);
   }
 
   stop(): void {
@@ -40,14 +40,14 @@ export class Sharpener<Detail> {
     this.request = request;
     try {
       const detail = await this.load(range, request.signal);
-      if (this.request === request) this.take(detail);
+      if (this.request === request) this.receive(detail);
     } catch {
       // What is drawn stays as coarse as it was; the page shows elsewhere that the service is away.
     }
   }
 }
 
-/** `coarse` with the places from `from` to `to` taken by `fine`; both in order of step. */
+/** `coarse` with the items from `from` to `to` replaced by `fine`; both in order of step. */
 export function spliced<Item>(
   coarse: readonly Item[],
   fine: readonly Item[],

@@ -3,6 +3,9 @@
 import { TRAIN_FIELDS, type FieldRule } from "../generated/events.ts";
 import type { JsonObject } from "../api/types.ts";
 
+/** The form holds numbers as a browser does: a larger integer would be rounded on its way. */
+const INEXACT = `must be at most ${Number.MAX_SAFE_INTEGER.toLocaleString("en-US")} here; the REST API takes larger ones`;
+
 export type FieldValue = string | number | boolean | null;
 export type Values = Record<string, FieldValue>;
 
@@ -54,6 +57,40 @@ export const PRESETS: Preset[] = [
     },
   },
 ];
+
+/** The fields that the form shows at once. */
+export const FORM_GROUPS: { title: string; fields: string[] }[] = [
+  {
+    title: "Model",
+    fields: ["model.d_model", "model.num_layers", "model.num_attention_heads", "model.vocab_size", "model.max_seq_len"],
+  },
+  {
+    title: "Training",
+    fields: [
+      "training.epochs",
+      "training.max_steps",
+      "training.batch_size",
+      "training.learning_rate",
+      "training.warmup_steps",
+      "num_ranks",
+    ],
+  },
+  {
+    title: "Gradient monitor",
+    fields: ["monitor.vanishing_below", "monitor.exploding_above", "monitor.every_steps"],
+  },
+];
+export const QUEUE_FIELDS = ["queue", "priority", "max_attempts", "time_limit_s"];
+const ABOVE = new Set([
+  "name",
+  ...QUEUE_FIELDS,
+  "dataset",
+  "base_model",
+  "entry_point",
+  ...FORM_GROUPS.flatMap((group) => group.fields),
+]);
+/** All others: under “More options”. */
+export const OTHER_FIELDS = Object.keys(TRAIN_FIELDS).filter((path) => !ABOVE.has(path));
 
 export function ruleOf(path: string): FieldRule {
   const rule = TRAIN_FIELDS[path];
@@ -108,6 +145,7 @@ function faultOf(value: FieldValue, rule: FieldRule): string | null {
   const number = Number(value);
   if (!Number.isFinite(number)) return "must be a number";
   if (rule.type === "integer" && !Number.isInteger(number)) return "must be a whole number";
+  if (rule.type === "integer" && !Number.isSafeInteger(number)) return INEXACT;
   if (rule.minimum !== undefined && number < rule.minimum) return `must be at least ${rule.minimum}`;
   if (rule.exclusiveMinimum !== undefined && number <= rule.exclusiveMinimum)
     return `must be more than ${rule.exclusiveMinimum}`;

@@ -6,27 +6,29 @@ export function toNumber(value: Float): number {
   return typeof value === "number" ? value : Number(value);
 }
 
+/** A measured value in few digits; whole numbers are exact. */
 export function formatNumber(value: Float | null | undefined, digits = 4): string {
   if (value === null || value === undefined) return "–";
   const number = toNumber(value);
   if (Number.isNaN(number)) return "NaN";
   if (!Number.isFinite(number)) return number > 0 ? "∞" : "−∞";
-  if (number === 0) return "0";
+  if (Number.isSafeInteger(number)) return formatCount(number);
   const size = Math.abs(number);
-  if (size >= 1e6 || size < 1e-3) return number.toExponential(Math.max(0, Math.min(2, digits - 1))).replace("e+", "e");
-  if (Number.isInteger(number)) return formatCount(number);
+  if (size >= 1e6 || size < 1e-3) {
+    return number.toExponential(Math.max(0, Math.min(2, digits - 1))).replace("e+", "e");
+  }
   return size >= 1000 ? formatCount(Math.round(number)) : number.toPrecision(digits);
 }
 
-/** Without trailing zeros, for axes and settings: 0.003, 1e-5, 2,048. */
-export function formatShort(value: number): string {
-  if (!Number.isFinite(value) || value === 0) return formatNumber(value);
+/** A tick of an axis: as many digits as it has. */
+export function formatTick(value: number | null): string {
+  if (value === null) return "";
   const size = Math.abs(value);
-  if (size >= 1e5 || size < 1e-3) {
-    const [digits, power] = value.toExponential(2).split("e");
-    return `${Number(digits)}e${Number(power)}`;
+  if (value === 0 || (size < 1e6 && size >= 1e-3)) {
+    return Number(value.toPrecision(6)).toLocaleString("en-US", { maximumFractionDigits: 8 });
   }
-  return Number(value.toPrecision(4)).toLocaleString("en-US", { maximumFractionDigits: 6 });
+  const [digits, power] = value.toExponential(4).split("e");
+  return `${Number(digits)}e${Number(power)}`;
 }
 
 export function formatCount(value: number | null | undefined): string {

@@ -1,0 +1,36 @@
+// A job's configuration in groups for the page; a group or a value that was not given is not there.
+import { isExactObject, type Exact, type ExactObject } from "../api/exact.ts";
+
+export interface ConfigGroup {
+  title: string;
+  object: ExactObject;
+}
+
+const GROUPS: [key: string, title: string][] = [
+  ["model", "Model"],
+  ["training", "Training"],
+  ["monitor", "Gradient monitor"],
+];
+const IN_HEADER = ["kind", "name", "queue", "priority", "labels", "time_limit_s", "max_attempts"];
+
+/** `modelConfig`: the model as the ranks built it, which knows more than what was submitted. */
+export function configGroups(spec: ExactObject, modelConfig: ExactObject): ConfigGroup[] {
+  const known = new Set([...GROUPS.map(([key]) => key), ...IN_HEADER]);
+  const rest = Object.fromEntries(Object.entries(spec).filter(([key]) => !known.has(key)));
+  const groups = GROUPS.map(([key, title]) => {
+    const object = key === "model" && Object.keys(modelConfig).length ? modelConfig : spec[key];
+    return { title, object: given(object) };
+  });
+  return [...groups, { title: "Job", object: given(rest) }].filter(({ object }) => Object.keys(object).length > 0);
+}
+
+/** The values that are neither null nor empty. */
+function given(value: Exact | undefined): ExactObject {
+  if (!isExactObject(value)) return {};
+  return Object.fromEntries(Object.entries(value).filter(([, item]) => !isEmpty(item)));
+}
+
+function isEmpty(value: Exact): boolean {
+  if (value === null || value === "") return true;
+  return Array.isArray(value) ? value.length === 0 : isExactObject(value) && Object.keys(value).length === 0;
+}

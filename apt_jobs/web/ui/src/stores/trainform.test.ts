@@ -1,0 +1,35 @@
+import { assert, test } from "vitest";
+import { defaultsWith, faultsOf, numParameters, PRESETS, requestOf } from "./trainform.ts";
+
+test("every preset is a valid job and says only what differs from the defaults", () => {
+  for (const preset of PRESETS) {
+    const values = defaultsWith(preset);
+    assert.deepEqual(faultsOf(values), {});
+    assert.strictEqual(requestOf(values).kind, "train");
+  }
+  const values = defaultsWith({ id: "", label: "", note: "", values: {} });
+  assert.deepEqual(requestOf(values), { kind: "train" });
+});
+
+test("faults name the field and the bound", () => {
+  const values = defaultsWith({
+    id: "",
+    label: "",
+    note: "",
+    values: { "training.batch_size": 0, "model.d_model": 30 },
+  });
+  assert.deepEqual(faultsOf(values), {
+    "training.batch_size": "must be at least 1",
+    "model.d_model": "must be an even multiple of the 4 attention heads",
+  });
+});
+
+test("the number of parameters is the one of the specification", () => {
+  // APTConfig().num_parameters, as Python computes it.
+  assert.strictEqual(numParameters(defaultsWith({ id: "", label: "", note: "", values: {} })), 1_053_824);
+});
+
+test("an integer that a browser would round is refused with its bound", () => {
+  const values = { ...defaultsWith(PRESETS[0]), "training.seed": Number("9007199254740993") };
+  assert.match(faultsOf(values)["training.seed"], /^must be at most 9,007,199,254,740,991 here/);
+});
