@@ -110,12 +110,20 @@ class TrainingOptions(Strict):
     grad_clip_norm: float | None = Field(1.0, gt=0.0, description="Clip the global norm to this; null: never.")
     validation_fraction: float = Field(0.05, ge=0.0, le=0.5, description="Share of the data held out.")
     validate_every_steps: int = Field(50, ge=1, description="Optimizer steps between two validations.")
+    max_validation_batches: int | None = Field(
+        None, ge=1, description="Validate on at most so many batches of each rank; null: on the whole split."
+    )
     checkpoint_every_steps: int = Field(100, ge=1, description="Optimizer steps between two checkpoints.")
     keep_checkpoints: int = Field(3, ge=1, le=1_000, description="Newest checkpoints kept, besides the best one.")
     keep_every_steps: int | None = Field(None, ge=1, description="Also keep each checkpoint at a multiple of this.")
     seed: int = Field(1, ge=0, le=2**63 - 1, description="Seed of weights, data order and dropout.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 autocast where the GPU has it, else fp16; fp32 on CPU."
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Compile each transformer block and the loss with torch.compile. auto: on GPUs. What cannot be "
+        "compiled is trained without, and the log says so.",
     )
     deterministic: bool = Field(
         True,

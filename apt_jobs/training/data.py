@@ -3,7 +3,9 @@
 Tensors: B sequences of a micro batch, T tokens of a sequence.
 """
 
+import functools
 import pydoc_data.topics
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from apt_jobs.errors import InvalidDataset
 from apt_jobs.jobs.spec import BUILTIN_DATASET, TrainingOptions
 
 TOKENS_FILE = "tokens.npy"
+IGNORED_LABEL = -100  # as cross entropy has it by default
 
 
 def read_text(file: Path | None) -> str:
@@ -41,6 +44,15 @@ def read_text(file: Path | None) -> str:
 def write_tokens(tokens: list[int], run_dir: Path) -> None:
     """Write the tokens for all ranks. Called by one rank; the others wait at a barrier."""
     np.save(run_dir / TOKENS_FILE, np.asarray(tokens, dtype=np.uint32))
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationBatch:
+    """A batch of which the first `num_sequences` count."""
+
+    ids_BT: Tensor
+    labels_BT: Tensor
+    num_sequences: int
 
 
 @dataclass(frozen=True)
@@ -75,25 +87,29 @@ class Batches:
         return (step - 1) // self.steps_per_epoch
 
     def micro_batches(self, step: int, rank: int) -> list[Tensor]:
-        """The micro batches [B, T] of one rank at one optimizer step."""
-        generator = torch.Generator().manual_seed(self.options.seed + 1_000_003 * self.epoch_of(step))
-        order = torch.randperm(self.num_train, generator=generator)
+        """Return the micro batches [B, T] of one rank at one optimizer step."""
+        order = _epoch_order(self.options.seed, self.epoch_of(step), self.num_train)
         start = (step - 1) % self.steps_per_epoch * self.sequences_per_step
         shape = (self.options.gradient_accumulation_steps, self.world_size, self.options.batch_size)
         rows = order[start : start + self.sequences_per_step].view(shape)[:, rank]
         return [self._rows(part) for part in rows]
 
-    def validation_batches(self, rank: int) -> list[tuple[Tensor, int]]:
-        """This rank's share of the validation split: batches [B, T] and how many of their sequences count.
+    def validation_batches(self, rank: int) -> Iterator["ValidationBatch"]:
+        """Yield this rank's share of the validation split, at most `max_validation_batches` of it.
 
-        All ranks get equally many batches, as a sharded model needs; those beyond a rank's share count for nothing.
+        All ranks get equally many batches, as a sharded model needs, and all batches have one shape, as a compiled
+        one needs: what is missing is filled with sequences that do not count.
         """
         split = torch.arange(self.num_train, len(self.tokens_NT))
-        parts = [
-            torch.split(split[number :: self.world_size], self.options.batch_size) for number in range(self.world_size)
-        ]
-        mine = [(self._rows(part), len(part)) for part in parts[rank] if len(part)]
-        return mine + [(self._rows(split[:1]), 0)] * (len(parts[0]) - len(mine))
+        size, limit = self.options.batch_size, self.options.max_validation_batches
+        most = -(-len(split[:: self.world_size]) // size)  # of rank 0, which has the largest share
+        mine = split[rank :: self.world_size]
+        for number in range(most if limit is None else min(most, limit)):
+            rows = mine[number * size : (number + 1) * size]
+            ids = self._rows(torch.cat([rows, split[:1].expand(size - len(rows))]))
+            labels = ids.clone()
+            labels[len(rows) :] = IGNORED_LABEL
+            yield ValidationBatch(ids, labels, len(rows))
 
     def _rows(self, rows: Tensor) -> Tensor:
         return torch.from_numpy(self.tokens_NT[rows.numpy()].astype(np.int64))
@@ -120,3 +136,13 @@ def open_batches(run_dir: Path, dataset: str, seq_len: int, options: TrainingOpt
         )
     tokens_NT = tokens[: num_sequences * seq_len].reshape(num_sequences, seq_len)
     return Batches(tokens_NT, num_train, options, world_size)
+
+
+@functools.lru_cache(maxsize=1)
+def _epoch_order(seed: int, epoch: int, num_train: int) -> Tensor:
+    """Return the order of the training sequences in one epoch.
+
+    Kept until the next epoch: of ten million sequences it takes half a second and 80 MB.
+    """
+    generator = torch.Generator().manual_seed(seed + 1_000_003 * epoch)
+    return torch.randperm(num_train, generator=generator)

@@ -2,6 +2,7 @@
 
 What every rank must decide alike (the learning rate, whether a step counts, when to stop) is computed from values that
 are the same on all ranks: the step, the reduced gradient norm, and one small all-reduce a step of loss and stop flag.
+Nothing waits for the GPU within a step: the host queues a step and reads what the one before it gave.
 """
 
 import math
@@ -14,20 +15,23 @@ from transformers import PreTrainedTokenizerFast
 
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.training.attention import prefer_flash_attention, use_causal_attention
 from apt_jobs.training.checkpoint import verify_checkpoint
 from apt_jobs.training.checkpoint_manager import CheckpointManager
 from apt_jobs.training.commands import Adjustments, Command, Commands
+from apt_jobs.training.compilation import compile_or_fall_back, is_wanted
 from apt_jobs.training.data import Batches, open_batches, read_text, write_tokens
 from apt_jobs.training.ddp import Rank, barrier, process_group, repeatable, summed
 from apt_jobs.training.gradient_monitor import GradientMonitor
+from apt_jobs.training.loss import chunked_loss_of
 from apt_jobs.training.model import build_model, load_model
-from apt_jobs.training.optimization import adamw, learning_rate_at, precision_of
-from apt_jobs.training.parallel import local_part, spread
+from apt_jobs.training.optimization import OptimizerStep, adamw, learning_rate_at, precision_of
+from apt_jobs.training.parallel import Replicated, Sharded, spread
+from apt_jobs.training.prefetch import Prefetcher
 from apt_jobs.training.progress import Progress
 from apt_jobs.training.reporter import Reporter
+from apt_jobs.training.step_results import Signals, StepResults
 from apt_jobs.training.tokenizer import encode, load_tokenizer, train_tokenizer
-
-CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
 
 
 def train(run_file: RunFile, spool: SpoolWriter) -> None:
@@ -48,6 +52,7 @@ class _Trainer:
         self._options = options = run_file.spec.training
         if options.deterministic:
             repeatable(rank.device)
+        prefer_flash_attention()
         torch.manual_seed(options.seed)
         source = run_file.resume_dir or run_file.base_model_dir
         if source is not None and (source / "manifest.json").exists():
@@ -55,12 +60,17 @@ class _Trainer:
         tokenizer = _prepare_data(run_file, rank)
         self._model = _make_model(run_file, tokenizer).to(rank.device)
         self._batches = self._open_batches()
-        self._spread = spread(self._model, options, rank)
-        self._optimizer = adamw(self._model, options, rank.device)
+        self._prefetcher = Prefetcher(self._batches, rank)
         self._precision = precision_of(options.precision, rank.device)
+        self._reporter = Reporter(spool, rank, self._batches)
+        self._spread = self._compile_and_spread()
+        optimizer = adamw(self._model, options)
         self._scaler = torch.amp.GradScaler(rank.device.type, enabled=self._precision is torch.float16)
+        self._optimizer_step = OptimizerStep(self._model, optimizer, self._scaler, options.grad_clip_norm)
         self._progress, self._adjustments = Progress(), Adjustments()
-        self._commands, self._num_commands = Commands(run_file.orders_path, rank), 0
+        self._commands, self._num_commands, self._stop = Commands(run_file.orders_path, rank), 0, False
+        self._signals = Signals(run_file.stop_path, self._commands, rank)
+        self._results, self._received_s = StepResults(rank.device), 0.0
         self._monitor = GradientMonitor(
             self._spread.module,
             spool=spool,
@@ -68,28 +78,23 @@ class _Trainer:
             exploding_above=run_file.spec.monitor.exploding_above,
             every_steps=run_file.spec.monitor.every_steps,
         )
-        self._reporter = Reporter(spool, rank, self._batches)
         self._checkpoints = CheckpointManager(
-            *(run_file, rank, self._reporter, self._model, tokenizer, self._optimizer),
+            *(run_file, rank, self._reporter, self._model, tokenizer, optimizer),
             *(self._scaler, self._monitor, self._progress, self._adjustments),
         )
 
     def run(self) -> None:
-        """Train until all steps are done or a stop is asked for."""
+        """Train until all steps are done or a stop is asked for. Every rank goes the same way through it."""
         self._warm_up_buckets()
         if self._run_file.resume_dir is not None:
             self._checkpoints.resume(self._run_file.resume_dir)
         self._reporter.started(self._model, self._progress.step)
-        num_steps, options = self._batches.num_steps, self._options
-        while self._progress.step < num_steps:
-            stop = self._train_step()
-            step = self._progress.step
-            is_last = step == num_steps
-            if stop or is_last or step % options.checkpoint_every_steps == 0:
-                self._save(self._validate(), wait=stop or is_last)
-            elif step % options.validate_every_steps == 0:
-                self._validate()
-            if stop and not is_last:
+        while self._progress.step < self._batches.num_steps:
+            self._queue_step()
+            self._receive_results(num_left=1)  # of the step before
+            self._validate_and_save_if_due()
+            if self._stop and self._progress.step < self._batches.num_steps:
+                self._save_at_stop()
                 self._end("stopped")
                 return
             if self._num_commands:
@@ -97,79 +102,108 @@ class _Trainer:
         self._reporter.finished(self._progress)
         self._end("finished")
 
+    def _compile_and_spread(self) -> Replicated | Sharded:
+        """Compile the model if it is to be, then spread it over the ranks. All ranks take part."""
+        options, rank = self._options, self._rank
+        loss = chunked_loss_of(self._model)
+        use_causal_attention(self._model)
+        if is_wanted(options.compile, rank.device):
+            reason = compile_or_fall_back(self._model, loss, self._try_out, rank, deterministic=options.deterministic)
+            if reason is not None:
+                self._reporter.warning(f"training without torch.compile, which failed: {reason}")
+        return spread(self._model, options, rank, self._precision)
+
+    def _try_out(self) -> None:
+        """Compute one micro batch on this rank alone, so that whatever has to be compiled is compiled."""
+        ids = self._prefetcher.micro_batches(1)[0]
+        with self._autocast():
+            loss: Tensor = self._model(input_ids=ids, labels=ids, use_cache=False).loss
+        if self._options.sharding == "ddp":  # a model that is to be sharded has no room for whole gradients
+            torch.autograd.backward(loss)
+        self._model.zero_grad(set_to_none=True)
+
     def _warm_up_buckets(self) -> None:
         """Run one backward pass that counts for nothing. All ranks take part."""
+        ids = self._prefetcher.micro_batches(1)[0]
         with self._autocast():
-            first = self._batches.micro_batches(1, self._rank.rank)[0]
-            self._spread.warm_up_buckets(first.to(self._rank.device))
+            self._spread.warm_up_buckets(ids)
 
-    def _train_step(self) -> bool:
-        """Do one optimizer step. True: a stop was asked for."""
-        began = time.perf_counter()
-        step = self._progress.step + 1
+    def _queue_step(self) -> None:
+        """Queue one optimizer step. No wait for a GPU: what it gives is read by `_receive_results`."""
+        began_s = time.perf_counter()
+        self._progress.step = step = self._progress.step + 1
         learning_rate = learning_rate_at(step, self._batches.num_steps, self._options)
         learning_rate *= self._adjustments.learning_rate_factor
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
+        self._optimizer_step.set_learning_rate(learning_rate)
         loss = self._backward(step)
-        scale = self._scaler.get_scale() if self._scaler.is_enabled() else 1.0
         num_samples = self._options.batch_size * self._options.gradient_accumulation_steps
-        norm = self._monitor.step(step, scale, loss=loss, num_samples=num_samples)
-        stop_flag = float(self._rank.is_first and self._run_file.stop_path.exists())
-        flags = torch.tensor([stop_flag, self._commands.num_pending()], device=loss.device)
+        norm = self._monitor.step(step, self._loss_scale(), loss=loss, num_samples=num_samples)
         # Collective, all ranks take part: the only one of a step besides the reduction of the gradients. Whatever all
-        # ranks must know at once rides on it.
-        shared = summed(torch.cat([loss[None], flags]))
-        # Sync point: the one wait for a GPU in a step.
-        shared_loss, stop, num_commands, grad_norm = torch.cat([shared, norm[None]]).tolist()
-        self._update(grad_norm)
-        self._num_commands = int(num_commands)
-        self._progress.step = step
-        self._progress.train_loss = shared_loss / self._rank.world_size
-        step_time_s = time.perf_counter() - began
-        self._reporter.step_trained(step, self._progress.train_loss, learning_rate, grad_norm, step_time_s)
-        return bool(stop > 0)
+        # ranks must know rides on it.
+        shared = summed(torch.cat([loss[None], self._signals.read()]))
+        self._results.send(step, learning_rate, began_s, torch.cat([shared, norm[None]]))
+        self._optimizer_step.apply(norm)
 
     def _backward(self, step: int) -> Tensor:
         """Accumulate this step's gradients; returns the mean loss of this rank's micro batches (scalar)."""
-        micro_batches = self._batches.micro_batches(step + self._adjustments.skipped_steps, self._rank.rank)
+        micro_batches = self._prefetcher.micro_batches(step + self._adjustments.skipped_steps)
         total = torch.zeros((), device=self._rank.device)
-        for number, batch in enumerate(micro_batches, start=1):
-            ids = batch.to(self._rank.device, non_blocking=True)
+        for number, ids in enumerate(micro_batches, start=1):
             # The gradients are reduced over the ranks in the last backward of a step only.
             with nullcontext() if number == len(micro_batches) else self._spread.accumulating():
-                loss = self._loss(ids) / len(micro_batches)
+                loss = self._loss(ids, ids) / len(micro_batches)
                 torch.autograd.backward(self._scaler.scale(loss))
             total += loss.detach()
         return total
 
-    def _loss(self, ids: Tensor) -> Tensor:
+    def _loss(self, ids: Tensor, labels: Tensor) -> Tensor:
         with self._autocast():
-            loss: Tensor = self._spread.module(input_ids=ids, labels=ids).loss
+            loss: Tensor = self._spread.module(input_ids=ids, labels=labels, use_cache=False).loss
         return loss
 
     def _autocast(self) -> torch.autocast:
         enabled = self._precision is not None
         return torch.autocast(self._rank.device.type, dtype=self._precision, enabled=enabled)
 
-    def _update(self, grad_norm: float) -> None:
-        """Apply the gradients, clipped; a step whose norm is not finite is left out on every rank alike.
+    def _loss_scale(self) -> float | Tensor:
+        """Return what the gradients are multiplied by: on the device, as `get_scale` would wait for it."""
+        return self._scaler.scale(torch.ones((), device=self._rank.device)) if self._scaler.is_enabled() else 1.0
 
-        No collective: the norm is that of the reduced gradients, the same on all ranks.
+    def _receive_results(self, *, num_left: int) -> None:
+        """Report the steps that are done but for the newest `num_left`, and note what they say to do.
+
+        Sync point: waits for those steps. All ranks receive the same numbers after the same step.
         """
-        if math.isfinite(grad_norm):
-            self._scaler.unscale_(self._optimizer)
-            limit = self._options.grad_clip_norm
-            if limit is not None and grad_norm > limit:
-                gradients = [local_part(p.grad) for p in self._model.parameters() if p.grad is not None]
-                torch._foreach_mul_(gradients, limit / (grad_norm + CLIP_EPSILON))
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
+        for result in self._results.receive(num_left=num_left):
+            now_s = time.perf_counter()
+            step_time_s = now_s - max(result.began_s, self._received_s)
+            self._received_s = now_s
+            self._progress.train_loss = train_loss = result.loss_sum / self._rank.world_size
+            self._stop, self._num_commands = self._stop or result.stop, result.num_commands
+            if not math.isfinite(result.grad_norm):
+                self._reporter.step_skipped(result.step, result.grad_norm)
+            self._reporter.step_trained(result.step, train_loss, result.learning_rate, result.grad_norm, step_time_s)
+
+    def _validate_and_save_if_due(self) -> None:
+        """Do what the step asks for. A stop has no time for a validation."""
+        step, options = self._progress.step, self._options
+        is_last = step == self._batches.num_steps
+        is_saved = is_last or step % options.checkpoint_every_steps == 0
+        if self._stop and not is_last:
+            return
+        if is_saved or step % options.validate_every_steps == 0:
+            self._receive_results(num_left=0)  # its time ends here; a stop may come to light
+            val_loss = None if self._stop else self._validate()
+            if is_saved:
+                self._save(val_loss, wait=is_last)
+
+    def _save_at_stop(self) -> None:
+        """Save this step, unless it is saved: whoever asked for the stop does not wait long."""
+        if self._checkpoints.is_saved:
+            self._checkpoints.wait_for_checkpoint()
+            barrier()
         else:
-            if self._scaler.is_enabled():
-                self._scaler.update(self._scaler.get_scale() * self._scaler.get_backoff_factor())
-            self._reporter.step_skipped(self._progress.step + 1, grad_norm)
-        self._optimizer.zero_grad(set_to_none=True)
+            self._save(None, wait=True)
 
     @torch.no_grad()
     def _validate(self) -> float | None:
@@ -178,8 +212,9 @@ class _Trainer:
             return None
         nn.Module.train(self._spread.module, False)
         totals = torch.zeros(2, dtype=torch.float64, device=self._rank.device)
-        for batch, count in self._batches.validation_batches(self._rank.rank):
-            loss = self._loss(batch.to(self._rank.device)).double()
+        for batch in self._batches.validation_batches(self._rank.rank):
+            ids, labels = batch.ids_BT.to(self._rank.device), batch.labels_BT.to(self._rank.device)
+            loss, count = self._loss(ids, labels).double(), batch.num_sequences
             totals += torch.stack([loss * count, torch.full_like(loss, count)]) if count else 0.0
         nn.Module.train(self._spread.module, True)
         # Collective, all ranks take part; and a sync point.
@@ -189,12 +224,16 @@ class _Trainer:
         return val_loss
 
     def _save(self, val_loss: float | None, *, wait: bool) -> None:
+        """Save this step, with its own loss. All ranks take part; a sync point."""
+        self._receive_results(num_left=0)
         self._checkpoints.save(val_loss, self._batches.epoch_of(self._progress.step), wait=wait)
 
     def _apply_commands(self) -> None:
         """Apply what policies of the job ask for. All ranks take part, after the same step."""
+        self._receive_results(num_left=0)  # a step that was queued has not seen that these are applied
         self._checkpoints.wait_for_checkpoint()  # a roll-back must know every checkpoint
-        for command in self._commands.pop(self._num_commands, self._progress.kept):
+        num_commands, self._num_commands = self._num_commands, 0
+        for command in self._commands.pop(num_commands, self._progress.kept):
             is_done, outcome = self._apply(command)
             self._reporter.command_applied(self._progress.step, command, is_done=is_done, outcome=outcome)
 
@@ -237,6 +276,7 @@ class _Trainer:
 
     def _end(self, outcome: str) -> None:
         """Leave word of how the attempt ended, as the last act."""
+        self._prefetcher.close()
         self._monitor.flush()
         if self._rank.is_first:
             self._run_file.outcome_path.write_text(outcome)

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from apt_jobs.jobs.spec import TrainingOptions
+from apt_jobs.training.blocks import blocks_of
 from apt_jobs.training.ddp import Rank
 
 
@@ -35,7 +36,7 @@ class Replicated:
         """
         device = ids_BT.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            torch.autograd.backward(self.module(input_ids=ids_BT, labels=ids_BT).loss)
+            torch.autograd.backward(self.module(input_ids=ids_BT, labels=ids_BT, use_cache=False).loss)
         self.module.zero_grad(set_to_none=True)
 
     @contextmanager
@@ -49,11 +50,13 @@ class Replicated:
 class Sharded:
     """FSDP2: each block of the model gathers its parameters while it computes, and scatters its gradients."""
 
-    def __init__(self, model: nn.Module, rank: Rank) -> None:
+    def __init__(self, model: nn.Module, rank: Rank, precision: torch.dtype | None) -> None:
+        # Parameters are kept and gradients reduced in float32; what is gathered to compute with is half as large.
+        policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
         mesh = init_device_mesh(rank.device.type, (rank.world_size,))
-        for block in _blocks(model):
-            fully_shard(block, mesh=mesh)
-        fully_shard(model, mesh=mesh)
+        for block in blocks_of(model):
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(model, mesh=mesh, mp_policy=policy)
         self.module = model  # now an FSDPModule, too
 
     def warm_up_buckets(self, ids_BT: Tensor) -> None:
@@ -70,20 +73,16 @@ class Sharded:
             self.module.set_requires_gradient_sync(True)
 
 
-def spread(model: nn.Module, options: TrainingOptions, rank: Rank) -> Replicated | Sharded:
+def spread(
+    model: nn.Module, options: TrainingOptions, rank: Rank, precision: torch.dtype | None
+) -> Replicated | Sharded:
     """Spread `model`, which is on the rank's device, as the job asks. Called by every rank.
 
     `module` of the result is what to call. To call a sharded one is a collective: every rank does it equally often.
     """
-    return Sharded(model, rank) if options.sharding == "fsdp2" else Replicated(model, rank)
+    return Sharded(model, rank, precision) if options.sharding == "fsdp2" else Replicated(model, rank)
 
 
 def local_part(tensor: Tensor) -> Tensor:
     """Return what this rank holds of a tensor: all of it, or its shard."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks, as Hugging Face models name them; they are what may be gathered one after another."""
-    names = getattr(model, "_no_split_modules", None) or ()
-    return [module for module in model.modules() if type(module).__name__ in names]
