@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from apt_jobs.errors import AptJobsError, InvalidCheckpoint, Unavailable
-from apt_jobs.generation.batch import Batch
 from apt_jobs.generation.models import LoadedModel, fingerprint
+from apt_jobs.generation.reference_batch import Batch
 from apt_jobs.generation.request import Generated, Request, Row
 from apt_jobs.generation.sampling import choose_tokens, draw
 from apt_jobs.generation.warm_models import ModelKey, WarmModels

@@ -1,14 +1,12 @@
-"""Models that can generate: from an id to a folder, from a folder to a loaded model. The only reader of model files.
+"""From a folder to a loaded model. The only reader of model files.
 
-Ids come from requests and file names from training processes: neither is trusted with a path. Weights are safetensors,
-code is only what is installed here, and nothing is fetched from a network.
+Weights are safetensors, code is only what is installed here, and nothing is fetched from a network.
 """
 
 import hashlib
 import inspect
 import json
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +15,28 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import logging as transformers_logging
 
-from apt_jobs.artifacts.paths import inside
-from apt_jobs.db.checkpoints import get_checkpoint, newest_checkpoint
-from apt_jobs.db.engine import Database
-from apt_jobs.db.service_values import DEFAULT_MODEL, get_value
-from apt_jobs.errors import AptJobsError, InvalidCheckpoint, InvalidInput, NotFound, Unavailable
-from apt_jobs.jobs.spec import CHECKPOINT_ID_PATTERN
-from apt_jobs.settings import Settings
+from apt_jobs.errors import AptJobsError, InvalidCheckpoint, NotFound, Unavailable
 from apt_jobs.training.weight_files import require_safetensors
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 DEFAULT_CONTEXT_TOKENS = 2_048  # of models that do not say
-LOCAL_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _NEEDED_FILES = ("config.json", "tokenizer.json")
 _LOADED_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja")
 _NOT_LOADED = frozenset({MANIFEST, "optimizer.safetensors", "training_state.json"})
 
 Fingerprint = tuple[tuple[str, int, int], ...]  # name, bytes and modification time (ns) of each file that is loaded
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingDefaults:
+    """How a model wants to be sampled where a request says nothing: its generation_config.json."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,61 +52,47 @@ class LoadedModel:
     forward_arguments: frozenset[str]
     joinable: bool  # rows of different age can share its cache
 
+    defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
+
+    @classmethod
+    def of(cls, folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> "LoadedModel":
+        """Describe a model that is where it should run.
+
+        Raises:
+            InvalidCheckpoint: it keeps no cache.
+        """
+        arguments = frozenset(inspect.signature(model.forward).parameters)
+        if not {"past_key_values", "attention_mask"} <= arguments:
+            raise InvalidCheckpoint(f"models of type {model.config.model_type!r} cannot be served: they keep no cache")
+        num_embeddings = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]  # typed as any module's
+        end_tokens = frozenset(token for token in _end_tokens(model, tokenizer) if token < num_embeddings)
+        kinds = (DynamicLayer, DynamicSlidingWindowLayer)
+        return cls(
+            folder=folder,
+            model=model,
+            tokenizer=tokenizer,
+            context_tokens=_context_tokens(model, tokenizer),
+            end_tokens=end_tokens,
+            first_tokens=_first_tokens(tokenizer, end_tokens),
+            forward_arguments=arguments,
+            joinable=all(type(layer) in kinds for layer in DynamicCache(config=model.config).layers),
+            defaults=_defaults(model),
+        )
+
     @property
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def vocabulary_size(self) -> int:
+        """Return the number of logits."""
+        size: int = self.model.config.get_text_config(decoder=True).vocab_size
+        return size
+
     def encode(self, text: str) -> list[int]:
-        """Tokens of a prompt; at least one."""
-        tokens: list[int] = self.tokenizer.encode(text, verbose=False)
+        """Return the tokens of a prompt; at least one. The name of a special token in it is text like any other."""
+        tokens: list[int] = self.tokenizer.encode(text, verbose=False, split_special_tokens=True)
         return tokens or list(self.first_tokens)
-
-
-def choose_model(database: Database, asked: str | None) -> str:
-    """The id of the model to use: the one asked for, else the service's default, else the newest checkpoint.
-
-    Raises:
-        InvalidInput: there is none.
-        NotFound: the default was deleted. Which model takes its place is for a person to say.
-    """
-    if asked is not None:
-        return asked
-    with database.read() as session:
-        default = get_value(session, DEFAULT_MODEL)
-        if default is None:
-            newest = newest_checkpoint(session)
-            if newest is None:
-                raise InvalidInput("no model can generate yet: train one first, or name a local model")
-            return newest.id
-        if CHECKPOINT_ID_PATTERN.match(default):
-            try:
-                get_checkpoint(session, default)
-            except NotFound as exc:
-                raise NotFound(
-                    f"the default model, checkpoint {default}, was deleted; choose another one "
-                    "(POST /api/checkpoints/load), or name a model in the request"
-                ) from exc
-    return default
-
-
-def find_model(settings: Settings, database: Database, model_id: str) -> Path:
-    """The folder of a checkpoint id or of a local model's name.
-
-    Raises:
-        NotFound: there is no such model.
-        InvalidCheckpoint: the checkpoint's folder is gone, incomplete or not where checkpoints are.
-    """
-    if CHECKPOINT_ID_PATTERN.match(model_id):
-        with database.read() as session:
-            filename = get_checkpoint(session, model_id).filename
-        folder = inside(settings.checkpoints_dir, filename)
-        if folder is None or not (folder / MANIFEST).is_file():
-            raise InvalidCheckpoint(f"checkpoint {model_id} is registered, but its files are not complete on this host")
-        return folder
-    local = inside(settings.local_models_dir, model_id) if LOCAL_NAME_PATTERN.fullmatch(model_id) else None
-    if local is None or not (local / "config.json").is_file():
-        raise NotFound(f"no model {model_id!r}; GET /api/models lists what can generate")
-    return local
 
 
 def fingerprint(folder: Path) -> Fingerprint:
@@ -167,23 +155,27 @@ def _load(folder: Path, device: torch.device) -> LoadedModel:
         raise InvalidCheckpoint(
             f"model {folder.name!r} has {num_embeddings} embeddings for a tokenizer of {len(tokenizer)} tokens"
         )
-    arguments = frozenset(inspect.signature(model.forward).parameters)
-    if not {"past_key_values", "attention_mask"} <= arguments:
-        raise InvalidCheckpoint(f"models of type {model.config.model_type!r} cannot be served: they keep no cache")
-    end_tokens = frozenset(token for token in _end_tokens(model, tokenizer) if token < num_embeddings)
-    return LoadedModel(
-        folder=folder,
-        model=model.to(device).eval(),
-        tokenizer=tokenizer,
-        context_tokens=_context_tokens(model, tokenizer),
-        end_tokens=end_tokens,
-        first_tokens=_first_tokens(tokenizer, end_tokens),
-        forward_arguments=arguments,
-        joinable=all(
-            type(layer) in (DynamicLayer, DynamicSlidingWindowLayer)
-            for layer in DynamicCache(config=model.config).layers
-        ),
+    return LoadedModel.of(folder, model.to(device).eval(), tokenizer)
+
+
+def _defaults(model: PreTrainedModel) -> SamplingDefaults:
+    """Read the model's generation config; what it does not say, or says out of range, is left as it is."""
+    config = model.generation_config
+    if config is None or not config.do_sample:
+        penalty = getattr(config, "repetition_penalty", None)
+        return SamplingDefaults(repetition_penalty=_within(penalty, 0.01, 10.0, 1.0))
+    return SamplingDefaults(
+        temperature=_within(config.temperature, 0.0, 10.0, 1.0),
+        top_k=int(_within(config.top_k, 0, 1 << 20, 0)),
+        top_p=_within(config.top_p, 1e-6, 1.0, 1.0),
+        min_p=_within(config.min_p, 0.0, 1.0, 0.0),
+        repetition_penalty=_within(config.repetition_penalty, 0.01, 10.0, 1.0),
     )
+
+
+def _within(value: object, low: float, high: float, default: float) -> float:
+    valid = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    return float(value) if valid else default  # type: ignore[arg-type]  # `valid` says that it is a number
 
 
 def _context_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from apt_jobs.generation.batch import Batch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -24,7 +25,6 @@ from transformers import (
 
 from apt_jobs.errors import InvalidCheckpoint, NotFound, Unavailable
 from apt_jobs.generation import engine as engine_module
-from apt_jobs.generation.batch import Batch
 from apt_jobs.generation.engine import Engine
 from apt_jobs.generation.request import Request, Stopped
 from apt_jobs.jobs.spec import GenerateSpec

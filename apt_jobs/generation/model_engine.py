@@ -1,0 +1,193 @@
+"""One model at work: a thread that loads it and runs its scheduler. The seam behind which engines can be exchanged.
+
+`submit(prompt_ids, params)` gives a handle with deltas, `abort(id)` ends one. Each warm model has its own thread, so a
+model that is loaded, or broken, holds up no other.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from collections.abc import Sequence as Rows
+
+import torch
+
+from apt_jobs.errors import AptJobsError, InvalidCheckpoint, Unavailable
+from apt_jobs.generation.models import LoadedModel
+from apt_jobs.generation.request import Request
+from apt_jobs.generation.runner import Runner
+from apt_jobs.generation.scheduler import Scheduler
+from apt_jobs.generation.sequences import Handle, Priority, SamplingParams, Sequence
+
+logger = logging.getLogger(__name__)
+
+_CPU_PREFILL = (2_048, 256)  # tokens read in a step: when nothing is decoded, and beside decoded rows
+_GPU_PREFILL = (16_384, 2_048)
+
+
+class ModelEngine:
+    """All public methods are thread-safe.
+
+    Args:
+        name: of the model, for errors.
+        load: reads the model and makes its runner; called in the thread.
+        on_idle: called in the thread when nothing is left to do.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        load: Callable[[], tuple[LoadedModel, Runner]],
+        on_idle: Callable[["ModelEngine"], None] = lambda _: None,
+    ) -> None:
+        self._name, self._load, self._on_idle = name, load, on_idle
+        self.model: LoadedModel | None = None  # none: not loaded yet
+        self.error: AptJobsError | None = None  # why it cannot be loaded
+        self._changed = threading.Condition()
+        self._requests: list[Request] = []  # not opened yet
+        self._submitted: list[tuple[Handle, list[int], SamplingParams, Priority]] = []
+        self._sequences: dict[int, Sequence] = {}
+        self._aborted: list[Request | int] = []
+        self._scheduler: Scheduler | None = None
+        self._closing = False
+        self._thread = threading.Thread(target=self._run, name=f"generation {name}", daemon=True)
+        self._thread.start()
+
+    def submit(
+        self, prompt_ids: Rows[int], params: SamplingParams, priority: Priority = Priority.INTERACTIVE
+    ) -> Handle:
+        """Queue a sequence; its handle yields what it becomes."""
+        handle = Handle()
+        with self._changed:
+            self._submitted.append((handle, list(prompt_ids), params, priority))
+            self._changed.notify()
+        return handle
+
+    def abort(self, handle_id: int) -> None:
+        """End a sequence before its next token; its handle raises `Aborted`."""
+        with self._changed:
+            self._aborted.append(handle_id)
+            self._changed.notify()
+
+    def add(self, request: Request) -> None:
+        """Queue a request of texts."""
+        request.on_stop = lambda: self._abort_request(request)
+        with self._changed:
+            self._requests.append(request)
+            self._changed.notify()
+
+    @property
+    def is_idle(self) -> bool:
+        """Say whether nothing is asked of it."""
+        with self._changed:
+            return self._is_idle()
+
+    @property
+    def num_waiting(self) -> int:
+        """Return the texts that have no slot yet."""
+        with self._changed:
+            unopened = sum(len(request.spec.texts) for request in self._requests) + len(self._submitted)
+            return unopened + (0 if self._scheduler is None else self._scheduler.num_waiting)
+
+    def close(self, error: AptJobsError | None = None) -> None:
+        """Fail what is not done, free the model. Does not wait: see `join`."""
+        with self._changed:
+            self.error = self.error or error or Unavailable("the generation engine was shut down")
+            self._closing = True
+            self._changed.notify()
+
+    def join(self) -> None:
+        """Wait until the thread has ended."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self.model, runner = self._load()
+        except AptJobsError as exc:
+            self.close(exc)
+        except Exception as exc:
+            logger.exception("a model could not be loaded", extra={"model": self._name})
+            self.close(InvalidCheckpoint(f"model {self._name!r} cannot be used: {exc!r}"))
+        else:
+            gpu = self.model.device.type == "cuda"
+            beside = _GPU_PREFILL if gpu else _CPU_PREFILL
+            scheduler = Scheduler(runner, self._name, prefill_tokens=beside[0], prefill_tokens_beside=beside[1])
+            self._scheduler = scheduler
+            self._serve(scheduler)
+            runner.close()
+        self._end()
+
+    def _serve(self, scheduler: Scheduler) -> None:
+        while True:
+            with self._changed:
+                idle = self._is_idle()
+            if idle:
+                self._on_idle(self)
+            with self._changed:
+                self._changed.wait_for(lambda: self._closing or not self._is_idle())
+                if self._closing:
+                    return
+                requests, self._requests = self._requests, []
+                submitted, self._submitted = self._submitted, []
+                aborted, self._aborted = self._aborted, []
+            for request in requests:
+                self._open(scheduler, request)
+            for each in submitted:
+                self._accept(scheduler, *each)
+            for one in aborted:
+                self._abort(scheduler, one)
+            scheduler.step()
+
+    def _open(self, scheduler: Scheduler, request: Request) -> None:
+        assert self.model is not None
+        if request.is_over:
+            return
+        try:
+            sequences = request.open(self.model)
+        except AptJobsError as exc:
+            request.fail(exc)
+        except Exception as exc:
+            logger.exception("a request could not be prepared", extra={"model": self._name})
+            request.fail(InvalidCheckpoint(f"model {self._name!r} cannot be used: {exc!r}"))
+        else:
+            for sequence in sequences:
+                scheduler.submit(sequence)
+
+    def _accept(
+        self, scheduler: Scheduler, handle: Handle, prompt_ids: list[int], params: SamplingParams, priority: Priority
+    ) -> None:
+        assert self.model is not None
+        sequence = Sequence(prompt_ids, params, self.model.context_tokens, handle.push, priority, group=handle)
+        handle.id = sequence.id
+        scheduler.submit(sequence)
+
+    def _abort_request(self, request: Request) -> None:
+        with self._changed:
+            self._aborted.append(request)
+            self._changed.notify()
+
+    def _abort(self, scheduler: Scheduler, what: Request | int) -> None:
+        if isinstance(what, Request):
+            for text in what.texts:
+                scheduler.abort(text.sequence)
+
+    def _is_idle(self) -> bool:
+        work = self._scheduler is not None and self._scheduler.has_work
+        return not (self._requests or self._submitted or self._aborted or work)
+
+    def _end(self) -> None:
+        """Answer everybody."""
+        with self._changed:
+            requests, submitted = self._requests, self._submitted
+            self._requests, self._submitted = [], []
+            error = self.error
+        assert error is not None
+        if self._scheduler is not None:
+            self._scheduler.fail_all(error)
+        for request in requests:
+            request.fail(error)
+        for handle, *_ in submitted:
+            handle.fail(error)
+        self.model, self._scheduler = None, None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self._on_idle(self)

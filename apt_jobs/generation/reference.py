@@ -1,0 +1,111 @@
+"""The reference runner: Hugging Face's own cache and attention, for models that slots cannot serve.
+
+It is slower (the cache is copied for each token) and has no chunks, but knows each model as transformers knows it.
+"""
+
+from collections.abc import Sequence as Rows
+
+import torch
+from torch import Tensor
+
+from apt_jobs.generation.memory import free_bytes
+from apt_jobs.generation.models import LoadedModel
+from apt_jobs.generation.reference_batch import Batch
+from apt_jobs.generation.row_state import RowState, Sampling, TokenReader
+from apt_jobs.generation.runner import CACHE_MEMORY_FRACTION, Launched
+from apt_jobs.generation.sampler import choose
+from apt_jobs.generation.sequences import Sequence
+
+
+class ReferenceRunner:
+    """Rows share a cache where the model allows it; otherwise there is one row at a time."""
+
+    is_async = False
+
+    def __init__(self, model: LoadedModel, *, max_rows: int) -> None:
+        self._model = model
+        self.max_rows = max_rows if model.joinable else 1
+        self._batch = Batch(model)
+        self._rows: list[Sequence] = []  # as in the batch
+        self._free_slots = list(range(self.max_rows))
+        self._max_cached_tokens = _tokens_that_fit(model)
+        with torch.inference_mode():
+            self._state = RowState.zeros(self.max_rows, model.device)
+
+    def fits(self, sequence: Sequence, others: Rows[Sequence]) -> bool:
+        """Say whether there is memory for all at the width of the longest."""
+        widths = [each.final_tokens for each in (sequence, *others)]
+        return len(widths) == 1 or max(widths) * len(widths) <= self._max_cached_tokens
+
+    def admit(self, sequence: Sequence) -> None:
+        """Give a slot: a row of sampling parameters."""
+        sequence.slot, sequence.num_cached = self._free_slots.pop(0), 0
+
+    @torch.inference_mode()
+    def prefill(self, sequences: Rows[Sequence], max_tokens: int) -> list[Launched]:
+        """Read the whole prompts of the first sequences, as many as may be read in one go."""
+        rows = [sequences[0]]
+        for each in sequences[1:]:
+            width = max(row.num_tokens for row in (*rows, each))
+            if width * (len(rows) + 1) > max_tokens:
+                break
+            rows.append(each)
+        logits_NV = self._batch.join([each.token_ids() for each in rows])
+        self._rows += rows
+        for each in rows:
+            each.num_cached = each.num_tokens
+        self._state.set_positions(rows)
+        self._state.admit(rows, self._model.vocabulary_size)
+        return [self._sampled(rows, logits_NV)]
+
+    @torch.inference_mode()
+    def decode(self, sequences: Rows[Sequence]) -> Launched:
+        """Add a token to each row: all that were read have one more."""
+        assert {each.id for each in sequences} == {each.id for each in self._rows}
+        logits_BV = self._batch.advance([each.token_ids()[-1] for each in self._rows])
+        for each in self._rows:
+            each.num_cached += 1
+        self._state.set_positions(self._rows)
+        return self._sampled(list(self._rows), logits_BV)
+
+    @torch.inference_mode()
+    def release(self, sequence: Sequence, *, wipe: bool = False) -> None:
+        """Drop a row and the columns that nobody needs any more."""
+        if sequence.slot < 0:
+            return
+        self._free_slots.append(sequence.slot)
+        sequence.slot = -1
+        if sequence in self._rows:
+            self._batch.keep([place for place, each in enumerate(self._rows) if each is not sequence])
+            self._rows.remove(sequence)
+
+    def reset(self) -> None:
+        """Forget all rows."""
+        for each in self._rows:
+            each.slot = -1
+        self._rows, self._batch = [], Batch(self._model)
+        self._free_slots = list(range(self.max_rows))
+        if self._model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Free the memory."""
+        self.reset()
+
+    def _sampled(self, rows: list[Sequence], logits_NV: Tensor) -> Launched:
+        sampling = Sampling.needed_by([each.params for each in rows])
+        state = self._state.of(torch.tensor([each.slot for each in rows], device=self._model.device))
+        chosen_N = choose(logits_NV, state.position_B, *state.sampling_rows(sampling))
+        self._state.write(rows, chosen_N, sampling)
+        for each in rows:
+            each.num_launched += 1
+        return Launched(rows, TokenReader(chosen_N).read)
+
+
+def _tokens_that_fit(model: LoadedModel) -> int:
+    """Return the tokens of key/value cache that there is memory for, as the config tells it."""
+    config = model.model.config.get_text_config(decoder=True)
+    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 1)
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // getattr(config, "num_attention_heads", 1)
+    bytes_per_token: int = 2 * config.num_hidden_layers * heads * head_size * model.model.dtype.itemsize
+    return max(1, int(free_bytes(model.device) * CACHE_MEMORY_FRACTION / bytes_per_token))

@@ -1,0 +1,169 @@
+"""One text that grows: its tokens, its sampling parameters, its state and who hears of it."""
+
+import itertools
+import queue
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Literal
+
+from apt_jobs.errors import AptJobsError
+
+SEED_BITS = 63
+FinishReason = Literal["stop", "length"]
+
+
+class SequenceState(Enum):
+    """Where a sequence is on its way."""
+
+    WAITING = "waiting"  # has no slot: it is new, or was preempted
+    PREFILL = "prefill"  # has a slot; its tokens are read in chunks
+    DECODE = "decode"  # one token a step
+    FINISHED = "finished"  # ended, failed or aborted; its slot is another's
+
+
+class Priority(IntEnum):
+    """Who goes first. A batch sequence gives its slot up when an interactive one needs it."""
+
+    INTERACTIVE = 0
+    BATCH = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the tokens of one sequence are chosen, and what ends it."""
+
+    max_tokens: int = 100
+    temperature: float = 0.0  # 0: greedy
+    top_k: int = 0  # 0: all
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int = field(default_factory=lambda: secrets.randbits(SEED_BITS))
+    sequence: int = 0  # number among the sequences of one prompt, which share a seed
+    end_tokens: frozenset[int] = frozenset()
+
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature <= 0
+
+    @property
+    def has_penalties(self) -> bool:
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a step added to a sequence. The last one has a reason or an error."""
+
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    error: AptJobsError | None = None
+
+    @property
+    def is_last(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+
+class Aborted(AptJobsError):
+    """The sequence was aborted."""
+
+
+_numbers = itertools.count()
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A sequence of the scheduler, which alone changes it. `on_delta` is called in the engine's thread: be quick."""
+
+    prompt_ids: list[int]
+    params: SamplingParams
+    max_total_tokens: int  # prompt and output; the context, or less
+    on_delta: Callable[[Delta], None]
+    priority: Priority = Priority.INTERACTIVE
+    group: object = None  # sequences of one request share a group: fairness is between groups
+    id: int = field(default_factory=lambda: next(_numbers))
+    output_ids: list[int] = field(default_factory=list)
+    state: SequenceState = SequenceState.WAITING
+    slot: int = -1
+    num_cached: int = 0  # tokens whose keys and values are in the slot, launched steps included
+    num_launched: int = 0  # output tokens, those of launched steps included
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def max_new_tokens(self) -> int:
+        """Tokens that it may still add in all: what was asked for, or what the context has room for."""
+        return min(self.params.max_tokens, self.max_total_tokens - len(self.prompt_ids))
+
+    @property
+    def is_finished(self) -> bool:
+        return self.state is SequenceState.FINISHED
+
+    @property
+    def final_tokens(self) -> int:
+        """Tokens of its slot when it is done."""
+        return len(self.prompt_ids) + self.max_new_tokens
+
+    def token_ids(self) -> list[int]:
+        """Return prompt and output."""
+        return self.prompt_ids + self.output_ids
+
+    def append(self, token: int) -> None:
+        """Add a sampled token and emit it; end the sequence where it ends."""
+        if token in self.params.end_tokens:
+            self.finish("stop")
+            return
+        self.output_ids.append(token)
+        if len(self.output_ids) >= self.max_new_tokens:
+            self.state = SequenceState.FINISHED
+            self.on_delta(Delta((token,), "length"))
+        else:
+            self.on_delta(Delta((token,)))
+
+    def finish(self, reason: FinishReason) -> None:
+        """End it."""
+        if not self.is_finished:
+            self.state = SequenceState.FINISHED
+            self.on_delta(Delta(finish_reason=reason))
+
+    def fail(self, error: AptJobsError) -> None:
+        """End it with an error, unless it has ended."""
+        if not self.is_finished:
+            self.state = SequenceState.FINISHED
+            self.on_delta(Delta(error=error))
+
+
+class Handle:
+    """The outside of a submitted sequence: iterate over its deltas, in any thread."""
+
+    def __init__(self) -> None:
+        self.id = -1  # given by `submit`
+        self._deltas: queue.SimpleQueue[Delta] = queue.SimpleQueue()
+
+    def push(self, delta: Delta) -> None:
+        """Receive a delta. Called by the engine."""
+        self._deltas.put(delta)
+
+    def __iter__(self) -> Iterator[Delta]:
+        """Yield deltas until the last.
+
+        Raises:
+            AptJobsError: the sequence failed or was aborted.
+        """
+        while True:
+            delta = self._deltas.get()
+            if delta.error is not None:
+                raise delta.error
+            yield delta
+            if delta.is_last:
+                return
+
+    def token_ids(self) -> list[int]:
+        """Wait for the end and return all tokens."""
+        return [token for delta in self for token in delta.token_ids]
