@@ -129,9 +129,11 @@ def worker_generate(queue: Queue = None, name: Name = None) -> None:
 def migrate() -> None:
     """Bring the database's schema up to date."""
     from apt_jobs.db.upgrade import upgrade_database
+    from apt_jobs.operations.data_directory import mark_data_directory
 
     with _database() as database:
         upgrade_database(database)
+        mark_data_directory(load_settings(), database)
     console.print("the database is up to date")
 
 

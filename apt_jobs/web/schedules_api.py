@@ -28,6 +28,7 @@ from apt_jobs.errors import InvalidInput
 from apt_jobs.events.codec import timestamp
 from apt_jobs.jobs.cron import MAX_CHARS, due_after, require_due
 from apt_jobs.jobs.spec import AnyJobSpec, Strict, Title
+from apt_jobs.operations.submit import checker
 from apt_jobs.web.endpoint import endpoint
 from apt_jobs.web.jobs_api import require_references
 from apt_jobs.web.payloads import JobAnswer, ScheduleAnswer, ScheduleList, ScheduleRunAnswer, job_answer
@@ -139,8 +140,9 @@ async def resume_schedule(request: Request) -> Response:
 async def run_schedule(request: Request) -> Response:
     """Submit the schedule's job now."""
     service = service_of(request)
-    job = await service.write(run_now, request.path_params["schedule_id"], service.settings.max_queued_jobs)
-    service.dispatch_now.set()
+    settings, schedule_id = service.settings, request.path_params["schedule_id"]
+    job = await service.write(run_now, schedule_id, settings.max_queued_jobs, checker(settings))
+    service.wake_up_now.set()
     return JSONResponse(job_answer(job).model_dump(mode="json"), 202, headers={"location": f"/api/jobs/{job.id}"})
 
 

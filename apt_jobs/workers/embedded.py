@@ -29,6 +29,8 @@ from apt_jobs.db.engine import Database
 from apt_jobs.db.upgrade import upgrade_database
 from apt_jobs.db.workers import list_workers
 from apt_jobs.errors import AlreadyRunning, Unavailable
+from apt_jobs.operations.data_directory import mark_data_directory
+from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.process_tree import die_with_parent
 
@@ -157,6 +159,7 @@ def _run(settings: Settings, on_ready: Callable[[Stack], None], stack: ExitStack
     database = Database(settings.database)
     stack.callback(database.dispose)
     upgrade_database(database)
+    mark_data_directory(settings, database)
     running = _write_access(settings, database, stack)
     for child in services:
         child.start()
@@ -189,7 +192,7 @@ def _is_ready(url: str) -> bool:
 def _has_workers(settings: Settings, database: Database) -> bool:
     try:
         with database.read() as session:
-            kinds = {worker.kind for worker in list_workers(session, alive_within_s=3 * settings.heartbeat_s)}
+            kinds = {worker.kind for worker in list_workers(session, alive_within_s(settings))}
     except Unavailable:
         return False
     return kinds >= {"train", "generate"}

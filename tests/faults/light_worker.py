@@ -2,7 +2,7 @@
 
 It never stops by itself when its lease is lost, so that only the database's fence stands between it and the history.
 With APT_JOBS_TEST_NO_FENCE=1 that is removed, too: then the judge has to find what it wrote. With
-APT_JOBS_TEST_DIES_ON_HINT=1 it ends as soon as it has taken a hint from the broker, before it looks at the database.
+APT_JOBS_TEST_DIES_ON_WAKE_UP=1 it ends as soon as it was woken or saw a due job, before it claims any.
 """
 
 import os
@@ -85,8 +85,8 @@ def die(_consumer: Consumer) -> None:
 
 def work(name: str, *queues: str) -> None:
     """Until killed."""
-    if os.environ.get("APT_JOBS_TEST_DIES_ON_HINT") == "1":
-        Consumer._look = die  # type: ignore[method-assign, assignment]  # breaks the class under test
+    if os.environ.get("APT_JOBS_TEST_DIES_ON_WAKE_UP") == "1":
+        Consumer._serve_due = die  # type: ignore[method-assign, assignment]  # breaks the class under test
     if os.environ.get("APT_JOBS_TEST_NO_FENCE") == "1":
         jobs.owned_job = owned_by_anybody  # type: ignore[attr-defined]  # breaks the module under test
     settings = Settings()
