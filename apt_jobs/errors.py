@@ -3,7 +3,8 @@
 AptJobsError
 ├── InvalidInput             wrong input from outside; the message names value, expectation and remedy
 │   ├── InvalidDataset       a data set that cannot be trained on
-│   └── InvalidCheckpoint    a checkpoint that is damaged, foreign or not there
+│   ├── InvalidCheckpoint    a checkpoint that is damaged, foreign or not there
+│   └── InvalidReferences    a job that names what does not exist
 ├── NotFound                 no such job, checkpoint, model, data set or key
 ├── Conflict                 the thing exists, but its state forbids the request
 │   ├── TransitionRefused    the transition table does not allow this change of state
@@ -12,9 +13,12 @@ AptJobsError
 ├── Denied                   no key, a wrong one, or a role that may not do this
 ├── Fenced                   this attempt no longer owns its job: stop, write nothing more
 ├── Unavailable              a part that is needed does not answer (broker, database, worker)
+├── WorkerLacks              this worker lacks what the job needs: hand the job back
 ├── OutOfSpace               the disk cannot hold what must be written
 └── TrainingFailed           the training process ended without success
 """
+
+from collections.abc import Sequence
 
 
 class AptJobsError(Exception):
@@ -31,6 +35,14 @@ class InvalidDataset(InvalidInput):
 
 class InvalidCheckpoint(InvalidInput):
     """The checkpoint is damaged, foreign or missing."""
+
+
+class InvalidReferences(InvalidInput):
+    """A job names a data set, model or entry point that does not exist; `faults` has one entry for each field."""
+
+    def __init__(self, message: str, faults: Sequence[object] = ()) -> None:
+        super().__init__(message)
+        self.faults = list(faults)
 
 
 class NotFound(AptJobsError):
@@ -63,6 +75,10 @@ class Fenced(AptJobsError):
 
 class Unavailable(AptJobsError):
     """A needed part does not answer."""
+
+
+class WorkerLacks(AptJobsError):
+    """This worker lacks what a job needs: no fault of the job, another worker may have it."""
 
 
 class OutOfSpace(AptJobsError):

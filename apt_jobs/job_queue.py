@@ -1,7 +1,7 @@
-"""The only place that knows Celery. A message carries a job's id and is a hint: "look into this queue".
+"""The only place that knows Celery. A message is a wake-up of a queue: "claim from it now". It names no job.
 
 Redelivery is off: Celery over Redis loses a message that was popped just before a kill and repeats a slow one, so the
-database decides who works, and the dispatch loop sends a hint again when a job still waits.
+database decides who works. A lost wake-up costs seconds: workers look for due jobs by themselves.
 """
 
 import base64
@@ -9,11 +9,13 @@ import json
 import logging
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
 from celery import Celery, Task
+from celery.worker import state
 from kombu import Producer
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES
@@ -28,12 +30,12 @@ logger = logging.getLogger(__name__)
 TASK_NAME = "apt_jobs.run"
 _QUEUE_PREFIX = "jobs."  # users name queues, and kombu has keys of its own beside them, such as "unacked"
 PUBLISH_TIMEOUT_S = 2.0
-MAX_HINTS = 1000  # of a queue, in the broker: so many looks are still to come, and one more would change nothing
-_TRANSPORT = "hints"
+MAX_WAKE_UPS = 1  # of a queue, in the broker: who takes it and leaves due jobs behind sends the next one
+_TRANSPORT = "wake-ups"
 _REFUSALS = (OperationalError, RedisError, OSError)  # of a broker: kombu translates only some of redis-py's
 
 
-class HintChannel(Channel):
+class WakeUpChannel(Channel):
     """Drops what is not even JSON, on which Celery's worker would end, and again at each start."""
 
     def num_messages(self, queue: str) -> int:
@@ -49,18 +51,18 @@ class HintChannel(Channel):
             return True
 
 
-class HintTransport(Transport):
-    """Redis, with every message that arrives replaced by one of our own: all that it can say is "look"."""
+class WakeUpTransport(Transport):
+    """Redis, with every message that arrives replaced by one of our own: all that it can say is "claim"."""
 
-    Channel = HintChannel
+    Channel = WakeUpChannel
 
     def _deliver(self, message: object, queue: str | None) -> None:
         assert queue is not None
         del message
-        super()._deliver(_hint(queue), queue)
+        super()._deliver(_wake_up(queue), queue)
 
 
-TRANSPORT_ALIASES[_TRANSPORT] = f"{__name__}:{HintTransport.__name__}"
+TRANSPORT_ALIASES[_TRANSPORT] = f"{__name__}:{WakeUpTransport.__name__}"
 
 
 def make_celery(settings: Settings) -> Celery:
@@ -110,27 +112,27 @@ def broker_queue(queue: str) -> str:
     return _QUEUE_PREFIX + queue
 
 
-class HintPublisher:
-    """Sends hints. Call from a thread: a frozen broker holds the caller for up to `PUBLISH_TIMEOUT_S` a try."""
+class WakeUpPublisher:
+    """Wakes one worker of a queue. Call from a thread: a frozen broker holds it for up to `PUBLISH_TIMEOUT_S` a try."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._lock = threading.Lock()
         self._producer: Producer | None = None  # of one connection of our own: Celery's pools do not survive a fault
 
-    def publish(self, job_id: str, queue: str) -> None:
-        """Send one hint, unless `MAX_HINTS` of the queue wait for a worker.
+    def wake_up(self, queue: str) -> None:
+        """Send one wake-up, unless `MAX_WAKE_UPS` of the queue wait for a worker.
 
         Raises:
-            Unavailable: the broker did not take it; the dispatch loop will try again.
+            Unavailable: the broker did not take it.
         """
         with self._lock:
             try:
-                self._send(job_id, queue)
+                self._send(queue)
             except _REFUSALS:  # a broker that was restarted is known only by a broken connection
                 self._disconnect()
                 try:
-                    self._send(job_id, queue)
+                    self._send(queue)
                 except _REFUSALS as exc:
                     self._disconnect()
                     raise Unavailable(f"the broker does not take messages: {exc}") from exc
@@ -139,16 +141,15 @@ class HintPublisher:
         self._disconnect()
         self._app.close()
 
-    def _send(self, job_id: str, queue: str) -> None:
+    def _send(self, queue: str) -> None:
         if self._producer is None:
             self._producer = self._app.amqp.Producer(self._app.connection_for_write(), auto_declare=False)
         channel = self._producer.channel
-        assert isinstance(channel, HintChannel)
-        if channel.num_messages(broker_queue(queue)) >= MAX_HINTS:
+        assert isinstance(channel, WakeUpChannel)
+        if channel.num_messages(broker_queue(queue)) >= MAX_WAKE_UPS:
             return
         self._app.send_task(
             TASK_NAME,
-            kwargs={"job_id": job_id},
             queue=broker_queue(queue),
             ignore_result=True,
             retry=False,
@@ -161,17 +162,32 @@ class HintPublisher:
             producer.connection.collect()  # closes without a word to the broker, which may be gone
 
 
-def serve_hints(app: Celery, on_hint: Callable[[str], None]) -> None:
-    """Register what a worker does when a hint arrives; it is told of which queue."""
+def serve_wake_ups(app: Celery, on_wake_up: Callable[[str], None]) -> None:
+    """Register what a worker does when a wake-up arrives; it is told of which queue."""
 
     def run(task: Task[Any, Any], /) -> None:
         delivery: Any = task.request.delivery_info
-        on_hint(delivery["routing_key"].removeprefix(_QUEUE_PREFIX))
+        on_wake_up(delivery["routing_key"].removeprefix(_QUEUE_PREFIX))
 
     app.task(name=TASK_NAME, bind=True)(run)
 
 
-def _hint(queue: str) -> dict[str, Any]:
+@contextmanager
+def celery_slot() -> Iterator[None]:
+    """Occupy one of the Celery worker's slots with work that no message began: it takes no wake-up for it meanwhile."""
+    token = _Token()
+    state.reserved_requests.add(token)  # what `worker_disable_prefetch` counts
+    try:
+        yield
+    finally:
+        state.reserved_requests.discard(token)
+
+
+class _Token:
+    """Stands for a request; it can be held by a weak reference."""
+
+
+def _wake_up(queue: str) -> dict[str, Any]:
     """A message as Celery's protocol 2 has it (docs.celeryq.dev, internals/protocol), made where it arrives."""
     identity = str(uuid.uuid4())
     return {

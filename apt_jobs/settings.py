@@ -70,6 +70,37 @@ class Settings(BaseSettings):
     stall_timeout_s: float = Field(
         1800.0, gt=0, description="A training that tells and prints nothing for so long is ended as hung."
     )
+    max_job_faults_without_checkpoint: int = Field(
+        3,
+        ge=1,
+        description="Attempts in a row, ended by the job's own fault without a new checkpoint, until it is dead.",
+    )
+    max_infrastructure_faults: int = Field(
+        10,
+        ge=1,
+        description="Attempts in a row, ended by a lost worker, machine, network or database without a new checkpoint, "
+        "until a job is dead.",
+    )
+    retry_wait_s: float = Field(
+        5.0, gt=0, description="Wait before the next attempt after a first fault, in seconds; doubles with each one."
+    )
+    retry_wait_max_s: float = Field(300.0, gt=0, description="Longest wait before the next attempt, in seconds.")
+    max_hand_backs: int = Field(
+        3, ge=1, description="Jobs in a row that a worker hands back for what it lacks until it stops claiming."
+    )
+    hand_back_wait_s: float = Field(
+        30.0,
+        gt=0,
+        description="Time for which a job is kept off a worker that handed it back, in seconds; doubles each time.",
+    )
+    hand_back_wait_max_s: float = Field(
+        600.0, gt=0, description="Longest time for which a job is kept off a worker, or a worker stops claiming."
+    )
+    min_free_bytes: int = Field(
+        64 << 20,
+        ge=0,
+        description="Free bytes in the data directory below which submissions are refused and workers claim nothing.",
+    )
     max_cpu_ranks: int = Field(4, ge=1, le=64, description="Most ranks of a training job on a worker without GPUs.")
     rendezvous_host: str = Field(
         "127.0.0.1", description="Name of a head worker's machine under which its nodes reach it."

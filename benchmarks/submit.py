@@ -20,7 +20,7 @@ from apt_jobs.db.access import Role, create_key
 from apt_jobs.db.engine import Database
 from apt_jobs.db.jobs import insert_job
 from apt_jobs.db.upgrade import upgrade_database
-from apt_jobs.job_queue import HintPublisher, make_celery
+from apt_jobs.job_queue import WakeUpPublisher, make_celery
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.settings import Settings
 from apt_jobs.workers.embedded import free_port
@@ -111,14 +111,14 @@ def _rest_rate(settings: Settings, key: str) -> float:
 
 def _bare_rate(settings: Settings) -> float:
     database = Database(settings.database)
-    hints = HintPublisher(make_celery(settings))
+    wake_ups = WakeUpPublisher(make_celery(settings))
     spec = TrainSpec(kind="train")
     began = time.perf_counter()
     for _ in range(NUM_JOBS):
         with database.write() as session:
             job = insert_job(session, spec)
-        hints.publish(job.id, job.queue)
+        wake_ups.wake_up(job.queue)
     rate = NUM_JOBS / (time.perf_counter() - began)
-    hints.close()
+    wake_ups.close()
     database.dispose()
     return rate

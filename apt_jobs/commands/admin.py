@@ -61,9 +61,11 @@ def web() -> None:
 def migrate() -> None:
     """Bring the database's schema up to date."""
     from apt_jobs.db.upgrade import upgrade_database
+    from apt_jobs.operations.data_directory import mark_data_directory
 
     with _database() as database:
         upgrade_database(database)
+        mark_data_directory(load_settings(), database)
     say("the database is up to date")
 
 

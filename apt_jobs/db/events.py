@@ -170,7 +170,7 @@ def _apply(session: Session, job: Job, events: Sequence[Event]) -> None:
                 if event.is_best:
                     progress["best_val_loss"] = finite_or_name(event.val_loss)
             case CheckpointSaved():
-                values["num_fruitless_attempts"] = 0
+                values |= {"num_job_faults_without_checkpoint": 0, "num_infrastructure_faults": 0}
                 _insert_checkpoint(session, job, event)
             case CheckpointRemoved():
                 session.execute(

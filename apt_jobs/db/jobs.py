@@ -4,30 +4,32 @@ Whoever owns an attempt proves it with every write: `fence` updates the row only
 lease runs, by the database's clock. A state and its `state` event change in one transaction.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import and_, func, or_, select, update
+from sqlalchemy import Select, exists, func, literal, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from apt_jobs.db.clock import now_plus
-from apt_jobs.db.models import Attempt, Job
-from apt_jobs.db.queues import may_claim
+from apt_jobs.db.clock import UtcDateTime, now_plus
+from apt_jobs.db.models import Attempt, HandBack, Job
+from apt_jobs.db.queues import may_claim, require_place
 from apt_jobs.db.transitions import (
     back_in_queue,
     change_state,
-    end_broken,
+    fail_attempt,
     owned_job,
     record_state,
 )
-from apt_jobs.db.workers import is_drained
-from apt_jobs.errors import IdempotencyMismatch, NotFound, Unavailable
+from apt_jobs.db.workers import is_held_back
+from apt_jobs.errors import IdempotencyMismatch, NotFound
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.jobs.ids import new_job_id
+from apt_jobs.jobs.retry import Fault, RetryRules
 from apt_jobs.jobs.spec import GenerateSpec, TrainSpec, queue_of
 from apt_jobs.jobs.states import OWNED_STATES, JobState, sources_of
+
+DEFAULT_RULES = RetryRules()
 
 
 def insert_job(
@@ -41,6 +43,8 @@ def insert_job(
 ) -> Job:
     """Add a queued job and its first event; with a known key return the job that the key made.
 
+    Doors (REST, schedules) submit through `operations/submit.py`, which also checks what the job refers to.
+
     Raises:
         IdempotencyMismatch: the key was used with another body.
         Unavailable: `max_queued_jobs` already wait.
@@ -48,9 +52,7 @@ def insert_job(
     if idempotency_key is not None and (known := _job_of_key(session, idempotency_key, request_sha256)):
         return known
     if max_queued_jobs is not None:
-        waiting = session.scalar(select(func.count()).select_from(Job).where(Job.state == JobState.QUEUED)) or 0
-        if waiting >= max_queued_jobs:
-            raise Unavailable(f"{waiting} jobs wait already; at most {max_queued_jobs}: try again later")
+        require_place(session, max_queued_jobs)
     job = Job(
         id=new_job_id(),
         kind=spec.kind,
@@ -92,35 +94,6 @@ def list_attempts(session: Session, job_id: str) -> list[Attempt]:
     return list(session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.attempt)))
 
 
-def list_jobs(
-    session: Session,
-    *,
-    states: Sequence[str] = (),
-    kinds: Sequence[str] = (),
-    queue: str | None = None,
-    label: tuple[str, str] | None = None,
-    text: str | None = None,
-    after: str | None = None,
-    limit: int = 50,
-) -> tuple[list[Job], bool]:
-    """Newest first; `after` is the last id seen. Returns the page and whether there is more."""
-    query = select(Job).order_by(Job.id.desc()).limit(limit + 1)
-    if states:
-        query = query.where(Job.state.in_(states))
-    if kinds:
-        query = query.where(Job.kind.in_(kinds))
-    if queue is not None:
-        query = query.where(Job.queue == queue)
-    if label is not None:
-        query = query.where(Job.labels[label[0]].as_string() == label[1])
-    if text:
-        query = query.where(or_(Job.name.icontains(text, autoescape=True), Job.id.icontains(text, autoescape=True)))
-    if after is not None:
-        query = query.where(Job.id < after)
-    rows = list(session.scalars(query))
-    return rows[:limit], len(rows) > limit
-
-
 @dataclass(frozen=True, slots=True)
 class Orders:
     """What users want of a running attempt."""
@@ -141,24 +114,31 @@ class Claimed:
     event: StoredEvent
 
 
-def claim_next(session: Session, queue: str, worker: str, lease_s: float) -> Claimed | None:
-    """Claim the first waiting job of the queue: highest priority, then oldest.
+def claim_next(session: Session, queue: str, worker: str, lease_s: float, kind: str | None = None) -> Claimed | None:
+    """Claim the first waiting job of the queue, of `kind` if given: highest priority, then oldest.
 
-    None: nothing is due, or the queue is paused or has as many running jobs as it may, or the worker is drained (it
-    hears of that with its next heartbeat, but from the claim on nothing is given to it).
+    None: nothing is due that this worker did not hand back lately, or the queue is paused or has as many running jobs
+    as it may, or the worker is drained or paused (it hears of that with its next heartbeat, but from the claim on
+    nothing is given to it).
     """
-    if not may_claim(session, queue) or is_drained(session, worker):
+    if not may_claim(session, queue) or is_held_back(session, worker):
         return None
     candidates = (
-        select(Job.id)
-        .where(Job.queue == queue, Job.state == JobState.QUEUED, Job.not_before_at <= now_plus(0))
-        .order_by(Job.priority.desc(), Job.created_at, Job.id)
-        .limit(1)
+        due_jobs(queue, worker, kind).order_by(Job.priority.desc(), Job.created_at, Job.id).limit(1).with_for_update()
     )
     job_id = session.scalar(candidates.with_for_update(skip_locked=True))
-    if job_id is None:  # a row may be locked by who notes that its hint was sent, and then this is that hint: wait
-        job_id = session.scalar(candidates.with_for_update())
+    if job_id is None:  # who steers a job locks its row for a moment: wait
+        job_id = session.scalar(candidates)
     return None if job_id is None else claim(session, job_id, worker, lease_s)
+
+
+def due_jobs(queue: str, worker: str, kind: str | None = None) -> Select[str]:
+    """Select the ids of jobs that `worker` may claim from the queue now."""
+    kept_off = exists().where(HandBack.job_id == Job.id, HandBack.worker == worker, HandBack.until_at > now_plus(0))
+    query = select(Job.id).where(
+        Job.queue == queue, Job.state == JobState.QUEUED, Job.not_before_at <= now_plus(0), ~kept_off
+    )
+    return query if kind is None else query.where(Job.kind == kind)
 
 
 def claim(session: Session, job_id: str, worker: str, lease_s: float) -> Claimed | None:
@@ -207,6 +187,7 @@ def finish(
     error: dict[str, Any] | None = None,
     result: dict[str, Any] | None = None,
     retry_in_s: float = 0.0,
+    is_hand_back: bool = False,
 ) -> list[StoredEvent]:
     """End an attempt: the job becomes `outcome`. QUEUED hands it back, to be claimed after `retry_in_s` seconds.
 
@@ -225,21 +206,28 @@ def finish(
     values: dict[str, Any] = {"error": error, "result": result}
     if outcome is JobState.QUEUED:
         values |= back_in_queue(retry_in_s)
-    return change_state(session, job, outcome, reason, **values)[1]
+    return change_state(session, job, outcome, reason, is_hand_back=is_hand_back, **values)[1]
 
 
 def finish_broken(
-    session: Session, job_id: str, attempt: int, why: str, error: dict[str, Any] | None = None
+    session: Session,
+    job_id: str,
+    attempt: int,
+    why: str,
+    error: dict[str, Any] | None = None,
+    *,
+    fault: Fault = Fault.JOB,
+    rules: RetryRules = DEFAULT_RULES,
 ) -> list[StoredEvent]:
-    """End an attempt that broke through no fault of the job: try again after a pause, or give the job up.
+    """End an attempt through a fault: try again after a back-off, or give the job up.
 
     Raises:
         Fenced: the attempt no longer owns the job; nothing was changed.
     """
-    return end_broken(session, owned_job(session, job_id, attempt), why, error)
+    return fail_attempt(session, owned_job(session, job_id, attempt), why, error, fault=fault, rules=rules)
 
 
-def reap_expired(session: Session, grace_s: float) -> list[StoredEvent]:
+def reap_expired(session: Session, grace_s: float, rules: RetryRules = DEFAULT_RULES) -> list[StoredEvent]:
     """End the attempts whose lease ran out more than `grace_s` seconds ago. Any process may call it at any time."""
     lost = session.scalars(
         select(Job)
@@ -249,7 +237,13 @@ def reap_expired(session: Session, grace_s: float) -> list[StoredEvent]:
         .with_for_update(skip_locked=True)
         .execution_options(populate_existing=True)
     ).all()
-    return [event for job in lost for event in end_broken(session, job, f"worker {job.lease_owner} was lost")]
+    return [
+        event
+        for job in lost
+        for event in fail_attempt(
+            session, job, f"worker {job.lease_owner} was lost", fault=Fault.INFRASTRUCTURE, rules=rules
+        )
+    ]
 
 
 def has_expired(session: Session) -> bool:
@@ -276,16 +270,13 @@ def owns(session: Session, job_id: str, attempt: int) -> bool:
 
 
 def queue_position(session: Session, job: Job) -> int | None:
-    """1: the next one of its queue. None: it does not wait."""
+    """Return 1 for the next one of its queue; None: it does not wait. Two ranges of the index of claims, no rows."""
     if job.state != JobState.QUEUED:
         return None
-    ahead = or_(
-        Job.priority > job.priority,
-        and_(Job.priority == job.priority, Job.created_at < job.created_at),
-        and_(Job.priority == job.priority, Job.created_at == job.created_at, Job.id < job.id),
-    )
-    waiting = select(func.count()).select_from(Job).where(Job.queue == job.queue, Job.state == JobState.QUEUED, ahead)
-    return 1 + (session.scalar(waiting) or 0)
+    waiting = select(func.count()).select_from(Job).where(Job.queue == job.queue, Job.state == JobState.QUEUED)
+    higher = session.scalar(waiting.where(Job.priority > job.priority)) or 0
+    older = tuple_(Job.created_at, Job.id) < tuple_(literal(job.created_at, UtcDateTime()), job.id)
+    return 1 + higher + (session.scalar(waiting.where(Job.priority == job.priority, older)) or 0)
 
 
 def count_by_state(session: Session) -> dict[str, int]:

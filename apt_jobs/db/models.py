@@ -1,4 +1,4 @@
-"""The tables. A row of `jobs` is the truth about its job; all else in the service is a hint, a copy or a history."""
+"""The tables. A row of `jobs` is the truth about its job; all else in the service is a copy or a history."""
 
 from datetime import datetime
 from typing import Any
@@ -39,7 +39,14 @@ class Job(Base):
         CheckConstraint("(state IN ('running', 'pausing')) = (lease_until IS NOT NULL)", name="lease"),
         CheckConstraint("attempt >= 0 AND last_seq >= 0", name="counts"),
         Index("ix_jobs_waiting", "queue", "state", desc("priority"), "created_at", "id"),  # the order of claims
-        Index("ix_jobs_state", "state"),
+        # One range of an index for every filter of the list, in the list's order; see db/listing.py.
+        Index("ix_jobs_by_kind", "state", "kind", "id"),
+        Index("ix_jobs_by_queue", "state", "queue", "kind", "id"),
+        # What a text or a label is looked for in: without the rows, which are a hundred times as large.
+        Index("ix_jobs_search", "id", "name", "labels", "state", "kind", "queue").ddl_if(dialect="sqlite"),
+        Index("ix_jobs_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}).ddl_if(
+            dialect="postgresql"
+        ),
         Index("ix_jobs_schedule_id", "schedule_id", "state"),
     )
 
@@ -54,8 +61,9 @@ class Job(Base):
     reason: Mapped[str | None] = mapped_column(Words)
     attempt: Mapped[int] = mapped_column(default=0)  # the fencing token
     max_attempts: Mapped[int]
-    num_broken_attempts: Mapped[int] = mapped_column(default=0)  # ended by a fault, so not drained ones
-    num_fruitless_attempts: Mapped[int] = mapped_column(default=0)  # broken in a row, without a new checkpoint
+    num_job_faults: Mapped[int] = mapped_column(default=0)  # see jobs/retry.py
+    num_job_faults_without_checkpoint: Mapped[int] = mapped_column(default=0)  # in a row
+    num_infrastructure_faults: Mapped[int] = mapped_column(default=0, server_default="0")  # the same
     created_at: Mapped[datetime] = mapped_column(default=now_plus(0))
     not_before_at: Mapped[datetime] = mapped_column(default=now_plus(0))
     claimed_at: Mapped[datetime | None]
@@ -186,6 +194,22 @@ class WorkerRow(Base):
     heartbeat_at: Mapped[datetime] = mapped_column(default=now_plus(0))
     current_job_id: Mapped[str | None] = mapped_column(String(40))
     drain_requested_at: Mapped[datetime | None]
+    entry_points: Mapped[list[str] | None] = mapped_column(DOCUMENT)  # names; None: it does not say
+    num_hand_backs: Mapped[int] = mapped_column(default=0, server_default="0")  # in a row
+    paused_until_at: Mapped[datetime | None]  # it claims nothing before
+    paused_reason: Mapped[str | None] = mapped_column(Words)
+
+
+class HandBack(Base):
+    """A job that a worker handed back for what that worker lacks. Forgotten when an attempt of the job gets further."""
+
+    __tablename__ = "hand_backs"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    worker: Mapped[str] = mapped_column(String(200), primary_key=True)
+    reason: Mapped[str] = mapped_column(Words)
+    num_times: Mapped[int]
+    until_at: Mapped[datetime]  # the job is kept off the worker until then
 
 
 class QueueRow(Base):

@@ -1,14 +1,21 @@
 """Queues: how full they are, how many of their jobs may run at once, and whether they are paused."""
 
+import time
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import case, func, select
+from sqlalchemy import Engine, case, func, select, text
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
-from apt_jobs.db.dispatch import send_hints_again
 from apt_jobs.db.models import Job, QueueRow
+from apt_jobs.errors import Unavailable
 from apt_jobs.jobs.states import OWNED_STATES, JobState
+
+MAX_SUBMISSIONS_PER_S = 2_000  # of all processes together, on one database: what decides when to count again
+RECOUNT_MAX_S = 10.0
+MAX_WOKEN_QUEUES = 1_000
+_uncounted_until_s: WeakKeyDictionary[Engine, dict[int, float]] = WeakKeyDictionary()  # by limit, CLOCK_MONOTONIC
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,6 @@ def configure_queue(session: Session, name: str, *, max_running: int | None, pau
         row.paused_at = now_plus(0)
     session.add(row)
     session.flush()
-    send_hints_again(session, [name])
     return next(queue for queue in list_queues(session) if queue.name == name)
 
 
@@ -61,5 +67,68 @@ def may_claim(session: Session, name: str) -> bool:
         return False
     if row.max_running is None:
         return True
+    return num_running(session, name) < row.max_running
+
+
+def num_running(session: Session, name: str) -> int:
+    """Return how many jobs of the queue an attempt owns."""
     running = select(func.count()).select_from(Job).where(Job.queue == name, Job.state.in_(OWNED_STATES))
-    return (session.scalar(running) or 0) < row.max_running
+    return session.scalar(running) or 0
+
+
+def first_waiting(session: Session, name: str, limit: int) -> list[str]:
+    """Return the ids of the first waiting jobs of the queue, in the order of claims."""
+    waiting = select(Job.id).where(Job.queue == name, Job.state == JobState.QUEUED)
+    return list(session.scalars(waiting.order_by(Job.priority.desc(), Job.created_at, Job.id).limit(limit)))
+
+
+def require_place(session: Session, max_queued_jobs: int) -> None:
+    """Return if another job may wait.
+
+    The jobs that wait are counted only when the limit can have been reached since the last count, so that a submission
+    costs the same however many wait. Near the limit every submission counts.
+
+    Raises:
+        Unavailable: `max_queued_jobs` wait already.
+    """
+    engine = session.connection().engine
+    limits = _uncounted_until_s.setdefault(engine, {})
+    if time.monotonic() < limits.get(max_queued_jobs, 0.0):
+        return
+    waiting = session.scalar(select(func.count()).select_from(Job).where(Job.state == JobState.QUEUED)) or 0
+    if waiting >= max_queued_jobs:
+        raise Unavailable(f"{waiting} jobs wait already; at most {max_queued_jobs}: try again later")
+    free_s = (max_queued_jobs - waiting) / MAX_SUBMISSIONS_PER_S
+    if free_s >= 1.0:
+        limits[max_queued_jobs] = time.monotonic() + min(free_s, RECOUNT_MAX_S)
+
+
+def queues_with_due_jobs(session: Session) -> list[str]:
+    """Return the queues of which a job is due and that hand out jobs, by name; at most `MAX_WOKEN_QUEUES`.
+
+    Steps from queue to queue in the index: what it costs grows with the number of queues, not of jobs.
+    """
+    now = now_plus(0).compile(dialect=session.get_bind().dialect, compile_kwargs={"literal_binds": True})
+    found = session.execute(
+        text(
+            f"""
+            WITH RECURSIVE waiting(queue) AS (
+              SELECT min(queue) FROM jobs WHERE state = 'queued'
+              UNION ALL
+              SELECT (SELECT min(jobs.queue) FROM jobs WHERE jobs.state = 'queued' AND jobs.queue > waiting.queue)
+              FROM waiting WHERE waiting.queue IS NOT NULL
+            )
+            SELECT waiting.queue FROM waiting
+            WHERE waiting.queue IS NOT NULL
+              AND NOT EXISTS (
+                SELECT 1 FROM queues WHERE queues.name = waiting.queue AND queues.paused_at IS NOT NULL
+              )
+              AND EXISTS (
+                SELECT 1 FROM jobs
+                WHERE jobs.queue = waiting.queue AND jobs.state = 'queued' AND jobs.not_before_at <= {now}
+              )
+            LIMIT {MAX_WOKEN_QUEUES}
+            """  # noqa: S608  # nothing of it comes from outside
+        )
+    )
+    return list(found.scalars())

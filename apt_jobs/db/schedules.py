@@ -4,13 +4,12 @@ A due time is fired in one transaction: the schedule's row is locked, the run is
 its primary key, the job is inserted, and `next_due_at` moves on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import takewhile
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
@@ -18,11 +17,11 @@ from apt_jobs.db.clock import now_plus
 from apt_jobs.db.jobs import insert_job
 from apt_jobs.db.models import Job, Schedule, ScheduleRun
 from apt_jobs.db.steering import request_cancel
-from apt_jobs.errors import InvalidInput, NotFound, Unavailable
+from apt_jobs.errors import InvalidInput, NotFound, OutOfSpace, Unavailable
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.jobs.cron import due_after, next_due, require_due
 from apt_jobs.jobs.ids import new_schedule_id
-from apt_jobs.jobs.spec import AnyJobSpec, GenerateSpec, TrainSpec
+from apt_jobs.jobs.spec import GenerateSpec, TrainSpec, parse_spec
 from apt_jobs.jobs.states import TERMINAL_STATES
 
 ON_TIME_S = 60.0  # a due time fired within so long is not a missed one
@@ -30,7 +29,7 @@ MAX_CAUGHT_UP = 100  # due times of one schedule that are fired or noted in one 
 CATCH_UP_WINDOW = timedelta(days=7)  # of due times after the first missed one, older ones are not looked at
 MAX_RUNS = 1_000  # kept for each schedule
 MAX_SCHEDULES = 1_000
-_SPEC: TypeAdapter[TrainSpec | GenerateSpec] = TypeAdapter(AnyJobSpec)
+Check = Callable[[Session, TrainSpec | GenerateSpec], None]  # raises an `AptJobsError` when a job is not to be inserted
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,15 +157,18 @@ def last_runs(session: Session, schedule_id: str, limit: int) -> list[tuple[Sche
     return [(run, state) for run, state in session.execute(query)]
 
 
-def run_now(session: Session, schedule_id: str, max_queued_jobs: int) -> Job:
+def run_now(session: Session, schedule_id: str, max_queued_jobs: int, check: Check | None = None) -> Job:
     """Submit the schedule's job at once, whatever its overlap policy says: somebody asked for it.
 
     Raises:
         NotFound: there is no such schedule.
         Unavailable: too many jobs wait.
+        AptJobsError: what `check` says against the job.
     """
     schedule = get_schedule(session, schedule_id, lock=True)
-    spec = _SPEC.validate_python(schedule.spec, strict=False)
+    spec = parse_spec(schedule.spec)
+    if check is not None:
+        check(session, spec)
     job = insert_job(session, spec, max_queued_jobs=max_queued_jobs, schedule_id=schedule.id)
     now = database_now(session)
     session.add(ScheduleRun(schedule_id=schedule.id, due_at=now, outcome="submitted", job_id=job.id, reason="run now"))
@@ -180,8 +182,8 @@ def has_due(session: Session) -> bool:
     return session.scalar(query) is not None
 
 
-def fire_due(session: Session, max_queued_jobs: int) -> Fired:
-    """Fire every due time that has come. Any process may call it at any time."""
+def fire_due(session: Session, max_queued_jobs: int, check: Check | None = None) -> Fired:
+    """Fire every due time that has come. Any process may call it at any time. What `check` is against is refused."""
     due = session.scalars(
         select(Schedule)
         .where(Schedule.paused_at.is_(None), Schedule.next_due_at <= now_plus(0))
@@ -192,11 +194,11 @@ def fire_due(session: Session, max_queued_jobs: int) -> Fired:
     ).all()
     fired = Fired([], [])
     for schedule in due:
-        _fire(session, schedule, max_queued_jobs, fired)
+        _fire(session, schedule, max_queued_jobs, check, fired)
     return fired
 
 
-def _fire(session: Session, schedule: Schedule, max_queued_jobs: int, fired: Fired) -> None:
+def _fire(session: Session, schedule: Schedule, max_queued_jobs: int, check: Check | None, fired: Fired) -> None:
     now = database_now(session)
     assert schedule.next_due_at is not None  # the query asks for it
     since = max(schedule.next_due_at, now - CATCH_UP_WINDOW)
@@ -205,7 +207,7 @@ def _fire(session: Session, schedule: Schedule, max_queued_jobs: int, fired: Fir
     chosen = set(_chosen(times, now, schedule.catch_up))
     for time in times:
         if time in chosen:
-            _submit(session, schedule, time, max_queued_jobs, fired)
+            _submit(session, schedule, time, max_queued_jobs, check, fired)
         else:
             reason = f"noticed {(now - time).total_seconds():,.0f} s late; catch_up={schedule.catch_up}"
             _record(session, schedule, time, "missed", reason=reason)
@@ -223,7 +225,14 @@ def _chosen(times: Sequence[datetime], now: datetime, catch_up: str) -> Sequence
     return [time for time in times if now - time <= timedelta(seconds=ON_TIME_S)]
 
 
-def _submit(session: Session, schedule: Schedule, due_at: datetime, max_queued_jobs: int, fired: Fired) -> None:
+def _submit(
+    session: Session,
+    schedule: Schedule,
+    due_at: datetime,
+    max_queued_jobs: int,
+    check: Check | None,
+    fired: Fired,
+) -> None:
     if (known := session.get(ScheduleRun, (schedule.id, due_at))) is not None:
         assert known.outcome  # fired before the schedule was changed: once is enough
         return
@@ -231,11 +240,17 @@ def _submit(session: Session, schedule: Schedule, due_at: datetime, max_queued_j
     if open_jobs and schedule.overlap == "skip":
         _record(session, schedule, due_at, "skipped", reason=f"job {open_jobs[0]} of an earlier run has not ended")
         return
+    try:
+        spec = parse_spec(schedule.spec)
+        if check is not None:
+            check(session, spec)
+    except (InvalidInput, OutOfSpace) as exc:
+        _record(session, schedule, due_at, "refused", reason=str(exc))
+        return
     if schedule.overlap == "cancel":
         for job_id in open_jobs:
             fired.events.extend(request_cancel(session, job_id, f"replaced by the run due at {due_at:%F %H:%M} UTC")[1])
     try:
-        spec = _SPEC.validate_python(schedule.spec, strict=False)
         job = insert_job(session, spec, max_queued_jobs=max_queued_jobs, schedule_id=schedule.id)
     except Unavailable as exc:
         _record(session, schedule, due_at, "refused", reason=str(exc))

@@ -29,6 +29,16 @@ def set_value(session: Session, key: str, value: str | None) -> None:
         _update(session, key, value)
 
 
+def add_value(session: Session, key: str, value: str) -> tuple[str, bool]:
+    """Set a value unless there is one. Returns the value that it has, and whether that is this one."""
+    try:
+        with session.begin_nested():
+            session.add(ServiceValue(key=key, value=value))
+    except IntegrityError:
+        return get_value(session, key) or value, False
+    return value, True
+
+
 def _update(session: Session, key: str, value: str) -> bool:
     known = session.execute(
         update(ServiceValue).where(ServiceValue.key == key).values(value=value).returning(ServiceValue.key)

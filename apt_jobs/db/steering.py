@@ -3,6 +3,8 @@
 An attempt that owns the job learns of it with its next heartbeat, or sooner.
 """
 
+from typing import Any
+
 from sqlalchemy import delete, update
 from sqlalchemy.orm import Session
 
@@ -84,8 +86,12 @@ def request_retry(session: Session, job_id: str) -> tuple[Job, list[StoredEvent]
         return job, []
     if job.state not in sources_of(JobState.QUEUED) & TERMINAL_STATES:
         raise Conflict(f"job {job_id} is {job.state}; only a failed, cancelled or dead job is retried")
-    fresh = {"num_broken_attempts": 0, "num_fruitless_attempts": 0, "error": None, "result": None}
-    fresh |= {"cancel_requested_at": None, "finished_at": None}
+    fresh: dict[str, Any] = {
+        "num_job_faults": 0,
+        "num_job_faults_without_checkpoint": 0,
+        "num_infrastructure_faults": 0,
+    }
+    fresh |= {"error": None, "result": None, "cancel_requested_at": None, "finished_at": None}
     return change_state(session, job, JobState.QUEUED, "retried by a user", **fresh, **back_in_queue(0))
 
 

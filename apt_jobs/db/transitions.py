@@ -7,21 +7,18 @@ and the table of `jobs/states.py` is asked each time. `db/jobs.py` has the verbs
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
 from apt_jobs.db.documents import storable_text
-from apt_jobs.db.models import Attempt, EventRow, Job
+from apt_jobs.db.models import Attempt, EventRow, HandBack, Job, WorkerRow
 from apt_jobs.errors import Fenced, NotFound, TransitionRefused
 from apt_jobs.events.codec import encode_payload
 from apt_jobs.events.kinds import StateChanged, StoredEvent
 from apt_jobs.jobs.messages import without_server_paths
+from apt_jobs.jobs.retry import Fault, FaultCounts, RetryRules, retry_wait_s, why_give_up
 from apt_jobs.jobs.states import OWNED_STATES, TERMINAL_STATES, JobState, require_transition, sources_of
-
-MAX_FRUITLESS_ATTEMPTS = 3  # in a row without a new checkpoint: the job is poison
-RETRY_PAUSE_S = 5.0  # before the second attempt; doubles
-RETRY_PAUSE_MAX_S = 300.0
 
 
 def owned_job(session: Session, job_id: str, attempt: int, **values: Any) -> Job:
@@ -56,14 +53,14 @@ def locked_job(session: Session, job_id: str) -> Job:
 
 
 def change_state(
-    session: Session, job: Job, target: JobState, reason: str | None, **values: Any
+    session: Session, job: Job, target: JobState, reason: str | None, *, is_hand_back: bool = False, **values: Any
 ) -> tuple[Job, list[StoredEvent]]:
     """Move a locked row to a state that no attempt owns, and record it. Ends the attempt if there is one.
 
     Raises:
         TransitionRefused: the table does not allow it; nothing was changed.
     """
-    previous = JobState(job.state)
+    previous, owner = JobState(job.state), job.lease_owner
     require_transition(previous, target)
     reason = None if reason is None else storable_text(without_server_paths(reason))
     if (error := values.get("error")) is not None and isinstance(error.get("message"), str):
@@ -86,6 +83,8 @@ def change_state(
             .values(ended_at=now_plus(0), outcome=target, reason=reason)
             .execution_options(synchronize_session=False)
         )
+        if not is_hand_back:
+            _forget_hand_backs(session, owner, job.id)
     return changed, [record_state(session, changed, previous, reason)]
 
 
@@ -102,38 +101,43 @@ def begin_pausing(session: Session, job: Job, reason: str) -> tuple[Job, list[St
     return changed, [record_state(session, changed, JobState.RUNNING, reason)]
 
 
-def end_broken(session: Session, job: Job, why: str, error: dict[str, Any] | None = None) -> list[StoredEvent]:
-    """End the attempt of a locked row that broke through no fault of the job: cancelled if that was asked for, dead
-    when its attempts are used up, paused if that was asked for, else queued after a pause that doubles.
+def fail_attempt(
+    session: Session,
+    job: Job,
+    why: str,
+    error: dict[str, Any] | None = None,
+    *,
+    fault: Fault,
+    rules: RetryRules,
+) -> list[StoredEvent]:
+    """End the attempt of a locked row through a fault: cancelled if that was asked for, dead when `rules` give it up,
+    paused if that was asked for, else queued after a back-off.
     """
     if job.cancel_requested_at is not None:
         return change_state(session, job, JobState.CANCELLED, job.reason)[1]
-    broken, fruitless = job.num_broken_attempts + 1, job.num_fruitless_attempts + 1
+    counts = FaultCounts(job.num_job_faults, job.num_job_faults_without_checkpoint, job.num_infrastructure_faults).plus(
+        fault
+    )
     values: dict[str, Any] = {
-        "num_broken_attempts": broken,
-        "num_fruitless_attempts": fruitless,
+        "num_job_faults": counts.num_job_faults,
+        "num_job_faults_without_checkpoint": counts.num_job_faults_without_checkpoint,
+        "num_infrastructure_faults": counts.num_infrastructure_faults,
         "error": {"message": why, "traceback": None, "rank": None, **(error or {})},
     }
-    if broken >= job.max_attempts or fruitless >= MAX_FRUITLESS_ATTEMPTS:
-        reason = f"{why}; given up after attempt {job.attempt}, {fruitless} in a row without a new checkpoint"
+    if (verdict := why_give_up(counts, fault, job.max_attempts, rules)) is not None:
+        reason = f"{why}; given up after attempt {job.attempt}, {verdict}"
         return change_state(session, job, JobState.DEAD, reason, **values)[1]
     if job.state == JobState.PAUSING:
         reason = f"{why}; paused, and resumed from its last checkpoint"
         return change_state(session, job, JobState.PAUSED, reason, **values)[1]
-    pause_s = retry_pause_s(fruitless)
-    reason = f"{why}; trying again in {pause_s:.0f} s"
-    return change_state(session, job, JobState.QUEUED, reason, **values, **back_in_queue(pause_s))[1]
+    wait_s = retry_wait_s(counts, fault, rules)
+    reason = f"{why}; trying again in {wait_s:.0f} s"
+    return change_state(session, job, JobState.QUEUED, reason, **values, **back_in_queue(wait_s))[1]
 
 
-def back_in_queue(pause_s: float) -> dict[str, Any]:
-    """Columns of a job that waits again: not to be claimed before `pause_s` seconds from now, its hint not yet sent."""
-    return {"not_before_at": now_plus(pause_s), "dispatched_at": None, "num_dispatches": 0}
-
-
-def retry_pause_s(num_fruitless_attempts: int) -> float:
-    """Seconds to wait before the next attempt."""
-    doublings = min(max(num_fruitless_attempts - 1, 0), 30)  # beyond that the pause is at its maximum anyway
-    return min(RETRY_PAUSE_S * 2.0**doublings, RETRY_PAUSE_MAX_S)
+def back_in_queue(wait_s: float) -> dict[str, Any]:
+    """Return the columns of a job that waits again, not to be claimed before `wait_s` seconds from now."""
+    return {"not_before_at": now_plus(wait_s)}
 
 
 def record_state(session: Session, job: Job, previous: JobState | None, reason: str | None) -> StoredEvent:
@@ -146,3 +150,14 @@ def record_state(session: Session, job: Job, previous: JobState | None, reason: 
         )
     )
     return StoredEvent(job.id, job.last_seq, job.attempt, at, event)
+
+
+def _forget_hand_backs(session: Session, worker: str | None, job_id: str) -> None:
+    """Forget what held up job and worker: an attempt got further than to find out what its worker lacks."""
+    session.execute(delete(HandBack).where(HandBack.job_id == job_id).execution_options(synchronize_session=False))
+    session.execute(
+        update(WorkerRow)
+        .where(WorkerRow.name == worker, WorkerRow.num_hand_backs > 0)
+        .values(num_hand_backs=0, paused_until_at=None, paused_reason=None)
+        .execution_options(synchronize_session=False)
+    )

@@ -3,7 +3,7 @@
 import os
 from typing import Any
 
-from sqlalchemy import case, delete, func, select, update
+from sqlalchemy import case, delete, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -23,10 +23,11 @@ def record_worker(
     version: str,
     gpus: list[dict[str, Any]],
     current_job_id: str | None,
+    entry_points: list[str] | None = None,
 ) -> bool:
     """Insert or refresh a worker's row; its heartbeat is now. True: somebody asked to drain it.
 
-    Another pid is a new start, which nobody has asked to drain.
+    Another pid is a new start, which nobody has asked to drain and which is not paused.
 
     Raises:
         AlreadyRunning: another process of this name was quicker to insert the row.
@@ -38,6 +39,7 @@ def record_worker(
         "pid": pid,
         "version": version,
         "gpus": gpus,
+        "entry_points": entry_points,
         "current_job_id": current_job_id,
         "heartbeat_at": now_plus(0),
     }
@@ -88,10 +90,35 @@ def set_drained(session: Session, name: str, *, drained: bool) -> WorkerRow:
     return row
 
 
-def is_drained(session: Session, name: str) -> bool:
-    """Whether somebody asked this worker to claim no jobs; an unknown one was not asked."""
-    query = select(WorkerRow.name).where(WorkerRow.name == name, WorkerRow.drain_requested_at.is_not(None))
+def is_held_back(session: Session, name: str) -> bool:
+    """Return whether this worker may claim nothing now: somebody drained it, or it is paused. An unknown one may."""
+    query = select(WorkerRow.name).where(
+        WorkerRow.name == name, or_(WorkerRow.drain_requested_at.is_not(None), WorkerRow.paused_until_at > now_plus(0))
+    )
     return session.scalar(query) is not None
+
+
+def pause_worker(session: Session, name: str, reason: str, for_s: float) -> None:
+    """Let a worker claim nothing for so long, because of what it lacks. Its row says why."""
+    session.execute(
+        update(WorkerRow)
+        .where(WorkerRow.name == name)
+        .values(paused_until_at=now_plus(for_s), paused_reason=reason)
+        .execution_options(synchronize_session=False)
+    )
+
+
+def pause_of(session: Session, name: str) -> str | None:
+    """Return why the worker is paused now; None: it is not."""
+    return paused_workers(session, name).get(name)
+
+
+def paused_workers(session: Session, name: str | None = None) -> dict[str, str]:
+    """Return why each worker that is paused now is: `{name: reason}`; only of one worker if `name` is given."""
+    query = select(WorkerRow.name, WorkerRow.paused_reason).where(WorkerRow.paused_until_at > now_plus(0))
+    if name is not None:
+        query = query.where(WorkerRow.name == name)
+    return {worker: reason or "paused" for worker, reason in session.execute(query)}
 
 
 def list_workers(session: Session, alive_within_s: float | None = None) -> list[WorkerRow]:
@@ -121,6 +148,9 @@ def _update(session: Session, name: str, values: dict[str, Any]) -> WorkerRow | 
             **values,
             started_at=case((is_same, WorkerRow.started_at), else_=now_plus(0)),
             drain_requested_at=case((is_same, WorkerRow.drain_requested_at), else_=None),
+            num_hand_backs=case((is_same, WorkerRow.num_hand_backs), else_=0),
+            paused_until_at=case((is_same, WorkerRow.paused_until_at), else_=None),
+            paused_reason=case((is_same, WorkerRow.paused_reason), else_=None),
         )
         .returning(WorkerRow)
         .execution_options(synchronize_session=False, populate_existing=True)

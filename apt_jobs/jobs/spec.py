@@ -4,9 +4,19 @@ One model validates the REST body, documents it (OpenAPI) and is read by the wor
 """
 
 import re
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    model_validator,
+)
 
 from apt_jobs.jobs.printable import require_printable
 
@@ -252,6 +262,12 @@ class GenerateSpec(JobSpec):
 
 
 AnyJobSpec = Annotated[TrainSpec | GenerateSpec, Field(discriminator="kind")]
+_SPEC: TypeAdapter[TrainSpec | GenerateSpec] = TypeAdapter(AnyJobSpec)
+
+
+def parse_spec(stored: Mapping[str, Any]) -> TrainSpec | GenerateSpec:
+    """Return the spec that a row of the database holds."""
+    return _SPEC.validate_python(stored, strict=False)
 
 
 def queue_of(spec: TrainSpec | GenerateSpec) -> str:

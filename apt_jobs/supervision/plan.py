@@ -1,6 +1,5 @@
 """From a job's row to the run file of one attempt: every reference resolved, every refusal in words."""
 
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,12 +10,12 @@ from apt_jobs.db.checkpoints import get_checkpoint, newest_of_job
 from apt_jobs.db.engine import Database
 from apt_jobs.db.models import Job
 from apt_jobs.db.workers import list_workers, node_name
-from apt_jobs.errors import InvalidCheckpoint, InvalidDataset, InvalidInput, NotFound, OutOfSpace, Unavailable
+from apt_jobs.errors import InvalidCheckpoint, NotFound, WorkerLacks
 from apt_jobs.jobs.run_file import SCRIPT_SUFFIX, RunFile
 from apt_jobs.jobs.spec import BUILTIN_DATASET, BUILTIN_ENTRY_POINT, CHECKPOINT_ID_PATTERN, TrainSpec
+from apt_jobs.operations.data_directory import require_room
+from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.settings import Settings
-
-MIN_FREE_BYTES = 64 << 20  # below it not even the logs of an attempt have room
 
 
 def plan_attempt(
@@ -32,8 +31,10 @@ def plan_attempt(
     `num_nodes` is how many nodes the worker has; `rendezvous` says where they meet, if the job wants several.
 
     Raises:
-        InvalidInput: the job asks for what this worker does not have; the message names both.
-        Unavailable: a node of this worker is not up, or they find no place to meet.
+        WorkerLacks: the job asks for what this worker does not have; the message names both.
+        InvalidCheckpoint: the job starts from a checkpoint that was deleted: no worker can run it.
+        Unavailable: the nodes find no place to meet.
+        OSError: the data directory cannot be used.
         OutOfSpace: the disk has no room to start.
     """
     spec = TrainSpec.model_validate_json(orjson.dumps(job.spec))
@@ -41,9 +42,7 @@ def plan_attempt(
     _require_nodes(settings, database, spec, job.lease_owner or "", num_nodes)
     run_dir = settings.runs_dir / job.id / f"attempt-{job.attempt}"
     run_dir.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(run_dir).free
-    if free < MIN_FREE_BYTES:
-        raise OutOfSpace(f"only {free:,} bytes are free in {settings.root}; at least {MIN_FREE_BYTES:,} are needed")
+    require_room(settings)
     run_file = RunFile(
         job_id=job.id,
         attempt=job.attempt,
@@ -72,12 +71,12 @@ def run_file_path(run_file: RunFile) -> Path:
 def _device(settings: Settings, spec: TrainSpec, gpus: Sequence[int]) -> str:
     device = spec.device if spec.device != "auto" else "cuda" if gpus else "cpu"
     if device == "cuda" and spec.ranks_per_node > len(gpus):
-        raise InvalidInput(
+        raise WorkerLacks(
             f"the job wants {spec.ranks_per_node} ranks a node, one GPU each, and this worker has {len(gpus)} GPUs; "
             "ask for fewer ranks or another queue"
         )
     if device == "cpu" and spec.ranks_per_node > settings.max_cpu_ranks:
-        raise InvalidInput(
+        raise WorkerLacks(
             f"the job wants {spec.ranks_per_node} ranks on CPU, where this worker allows {settings.max_cpu_ranks}; "
             "ask for fewer ranks, or raise APT_JOBS_MAX_CPU_RANKS"
         )
@@ -86,15 +85,15 @@ def _device(settings: Settings, spec: TrainSpec, gpus: Sequence[int]) -> str:
 
 def _require_nodes(settings: Settings, database: Database, spec: TrainSpec, head: str, num_nodes: int) -> None:
     if spec.num_nodes > num_nodes:
-        raise InvalidInput(
+        raise WorkerLacks(
             f"the job wants {spec.num_nodes} nodes, and this worker has {num_nodes}; ask for another queue, or start "
             "the worker with --num-nodes and a worker node on each further machine"
         )
     with database.read() as session:
-        alive = {row.name for row in list_workers(session, alive_within_s=3 * settings.heartbeat_s)}
+        alive = {row.name for row in list_workers(session, alive_within_s(settings))}
     missing = [rank for rank in range(1, spec.num_nodes) if node_name(head, rank) not in alive]
     if missing:
-        raise Unavailable(f"node {missing[0]} of worker {head} is not up: apt-jobs worker node --head {head}")
+        raise WorkerLacks(f"node {missing[0]} of worker {head} is not up: apt-jobs worker node --head {head}")
 
 
 def _entry_point(settings: Settings, spec: TrainSpec) -> str | None:
@@ -102,13 +101,13 @@ def _entry_point(settings: Settings, spec: TrainSpec) -> str | None:
         return None
     if spec.entry_point not in settings.entry_points:
         known = ", ".join([BUILTIN_ENTRY_POINT, *sorted(settings.entry_points)])
-        raise InvalidInput(f"this worker has no entry point {spec.entry_point!r}; it has: {known}")
+        raise WorkerLacks(f"this worker has no entry point {spec.entry_point!r}; it has: {known}")
     registered = settings.entry_points[spec.entry_point]
     if not registered.endswith(SCRIPT_SUFFIX):
         return registered
     script = Path(registered).expanduser().resolve()
     if not script.is_file():
-        raise InvalidInput(f"the entry point {spec.entry_point!r} of this worker is {script}, which is no file")
+        raise WorkerLacks(f"the entry point {spec.entry_point!r} of this worker is {script}, which is no file")
     return str(script)
 
 
@@ -117,7 +116,7 @@ def _dataset_file(settings: Settings, spec: TrainSpec) -> Path | None:
         return None
     file = settings.datasets_dir / f"{spec.dataset}.txt"
     if not file.is_file():
-        raise InvalidDataset(f"there is no data set {spec.dataset!r} on this worker; GET /api/datasets lists them")
+        raise WorkerLacks(f"there is no data set {spec.dataset!r} on this worker; GET /api/datasets lists them")
     return file
 
 
@@ -133,7 +132,7 @@ def _base_model_dir(settings: Settings, database: Database, spec: TrainSpec) -> 
     else:  # one plain part, by its pattern; the operator may have linked it to another disk
         folder = settings.local_models_dir / spec.base_model
     if folder is None or not (folder / "config.json").is_file():
-        raise InvalidCheckpoint(f"base_model {spec.base_model!r} is not on this worker; GET /api/models lists them")
+        raise WorkerLacks(f"base_model {spec.base_model!r} is not on this worker; GET /api/models lists them")
     return folder
 
 
@@ -146,5 +145,5 @@ def _resume_dir(settings: Settings, database: Database, job_id: str) -> Path | N
     if folder is None:
         raise InvalidCheckpoint(f"checkpoint {checkpoint.id} of this job is registered outside of the checkpoints")
     if not folder.is_dir():
-        raise InvalidCheckpoint(f"checkpoint {checkpoint.id} of this job is registered, but its folder is gone")
+        raise WorkerLacks(f"checkpoint {checkpoint.id} of this job is registered, but its folder is gone")
     return folder

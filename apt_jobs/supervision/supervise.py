@@ -19,10 +19,12 @@ from sqlalchemy.orm import Session
 
 from apt_jobs.db.checkpoints import newest_of_job
 from apt_jobs.db.engine import Database
+from apt_jobs.db.hand_backs import hand_back
 from apt_jobs.db.jobs import fence, finish, finish_broken, get_job, orders_of
-from apt_jobs.errors import AptJobsError, Fenced, InvalidInput, OutOfSpace, Unavailable
+from apt_jobs.errors import AptJobsError, Fenced, InvalidInput, OutOfSpace, Unavailable, WorkerLacks
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.events.live import LivePublisher
+from apt_jobs.jobs.retry import Fault, retry_rules
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.states import JobState
 from apt_jobs.logs import configure_logging
@@ -46,7 +48,6 @@ LOOK_PAUSE_S = 0.01  # between two looks at the size of the spools; each costs t
 IDLE_LOOK_PAUSE_S = 0.02  # the same when the last event is older than `LIVELY_S`
 LIVELY_S = 1.0
 QUIET_PAUSE_S = 0.1  # between two looks at all else: logs, lease, orders
-NODE_RETRY_S = 30.0  # before a job is tried again that a node was missing for
 LAST_EVENTS_TIMEOUT_S = 30.0  # to store what the ranks left behind
 MAX_TRACEBACK_CHARS = 20_000
 
@@ -107,11 +108,11 @@ class Supervisor:
         )
         try:
             run_file = self._plan()
-        except (InvalidInput, OutOfSpace) as exc:
+        except InvalidInput as exc:
             self._finish(JobState.FAILED, str(exc), error={"message": str(exc), "error": type(exc).__name__})
             return
-        except Unavailable as exc:
-            self._finish(JobState.QUEUED, str(exc), retry_in_s=NODE_RETRY_S)
+        except (WorkerLacks, OutOfSpace, Unavailable, OSError) as exc:  # no fault of the job: another worker may do it
+            self._hand_back(str(exc))
             return
         tree = start_node(self._settings, run_file, 0, self._gpus, self._worker_name)
         logs = RankLogs(run_file.run_dir, run_file.spec.ranks_per_node, run_file.spec.num_ranks)
@@ -222,16 +223,21 @@ class Supervisor:
             self._report_stopped(relay, saved=outcome == "stopped")
         elif ending is Ending.WORKER_GONE:
             self._finish(JobState.QUEUED, ending.value)
-        elif (cause := first_cause(relay.failures)) and cause.error != OutOfSpace.__name__:
+        elif (cause := first_cause(relay.failures)) and cause.error == OutOfSpace.__name__:
+            self._hand_back(cause.message)
+        elif cause:
             message = f"rank {cause.rank}: {cause.error}: {cause.message}"
             error = {"message": message, "error": cause.error, "rank": cause.rank}
             self._finish(JobState.FAILED, message, error={**error, "traceback": cause.traceback[-MAX_TRACEBACK_CHARS:]})
         else:
-            why = (
-                cause.message if cause else self._lost_node or (ending.value if ending else _exit_in_words(tree.poll()))
-            )
+            why = self._lost_node or (ending.value if ending else _exit_in_words(tree.poll()))
             error = {"message": why, "traceback": logs.tail()[-MAX_TRACEBACK_CHARS:]}
-            self._stored(lambda session: finish_broken(session, self._job_id, self._attempt, why, error))
+            fault, rules = Fault.INFRASTRUCTURE if self._lost_node else Fault.JOB, retry_rules(self._settings)
+            self._stored(
+                lambda session: finish_broken(
+                    session, self._job_id, self._attempt, why, error, fault=fault, rules=rules
+                )
+            )
 
     def _report_stopped(self, relay: Relay, *, saved: bool) -> None:
         """The ranks were asked to save and stop, and did, or were ended when they did not in time."""
@@ -258,6 +264,10 @@ class Supervisor:
 
     def _finish(self, state: JobState, reason: str | None, **fields: Any) -> None:
         self._stored(lambda session: finish(session, self._job_id, self._attempt, state, reason=reason, **fields))
+
+    def _hand_back(self, reason: str) -> None:
+        rules = retry_rules(self._settings)
+        self._stored(lambda session: hand_back(session, self._job_id, self._attempt, reason, rules))
 
     def _stored(self, write: Callable[[Session], list[StoredEvent]]) -> None:
         """Run the last transition until the database takes it or the lease is over; then publish its events."""

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from apt_jobs.db.engine import Database
 from apt_jobs.errors import AptJobsError
 from apt_jobs.events.live import LivePublisher
-from apt_jobs.job_queue import HintPublisher, make_celery
+from apt_jobs.job_queue import WakeUpPublisher, make_celery
 from apt_jobs.settings import Settings
 from apt_jobs.web import (
     checkpoints_api,
@@ -33,8 +33,9 @@ from apt_jobs.web.idempotency import sweep_loop
 from apt_jobs.web.live_jobs_socket import watch_jobs
 from apt_jobs.web.live_socket import refuse_unknown, upgrade_required, watch_job
 from apt_jobs.web.live_streams import LiveStreams
-from apt_jobs.web.loops import dispatch_for_ever, fire_for_ever, reap_for_ever
+from apt_jobs.web.loops import fire_loop, reap_loop, wake_up_loop
 from apt_jobs.web.problems import ProblemError, on_apt_jobs_error, on_http_exception, on_problem, on_unexpected
+from apt_jobs.web.readiness import Readiness
 from apt_jobs.web.root_path import RootPath
 from apt_jobs.web.service import Service
 
@@ -114,13 +115,13 @@ def create_app(settings: Settings) -> Starlette:
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         database = Database(settings.database)
         streams = LiveStreams(database, settings.redis)
-        hints, publisher = HintPublisher(make_celery(settings)), LivePublisher(settings.redis)
-        admissions = Admissions(database)
-        service = Service(settings, database, hints, publisher, streams, admissions, asyncio.Event())
+        wake_ups, publisher = WakeUpPublisher(make_celery(settings)), LivePublisher(settings.redis)
+        admissions, readiness = Admissions(database), Readiness(settings, database)
+        service = Service(settings, database, wake_ups, publisher, streams, admissions, readiness, asyncio.Event())
         app.state.service = service
         loops = [streams.follow(), streams.check_heads(), streams.look_after()]
         loops += [sweep_loop(service), admissions.recheck_loop()]
-        loops += [dispatch_for_ever(service), reap_for_ever(service), fire_for_ever(service)]
+        loops += [wake_up_loop(service), reap_loop(service), fire_loop(service)]
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             yield
@@ -128,7 +129,8 @@ def create_app(settings: Settings) -> Starlette:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            await asyncio.to_thread(service.hints.close)
+            readiness.close()
+            await asyncio.to_thread(service.wake_ups.close)
             await asyncio.to_thread(service.publisher.close)
             database.dispose()
 

@@ -19,6 +19,7 @@ from apt_jobs.db.workers import list_workers
 from apt_jobs.events.codec import timestamp
 from apt_jobs.jobs.spec import MAX_NEW_TOKENS, GenerateSpec, Name, Strict, Text
 from apt_jobs.jobs.states import TERMINAL_STATES, JobState
+from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.web.endpoint import endpoint
 from apt_jobs.web.idempotency import made_job, replay_headers
 from apt_jobs.web.jobs_api import require_references, submit
@@ -198,7 +199,7 @@ async def _submitted(request: Request, texts: list[str], sampling: Sampling) -> 
         priority=10,  # someone waits for it
     )
     await require_references(service, spec)
-    alive = await service.read(list_workers, alive_within_s=3 * service.settings.heartbeat_s)
+    alive = await service.read(list_workers, alive_within_s(service.settings))
     if not any(spec.kind in worker.queues for worker in alive) and not _wants_no_wait(request):
         raise ProblemError(503, "no generation worker is running; start one: apt-jobs worker generate")
     return await submit(service, spec, key)

@@ -13,31 +13,33 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from apt_jobs.db.access import Role
-from apt_jobs.db.checkpoints import get_checkpoint
-from apt_jobs.db.dispatch import mark_dispatched
 from apt_jobs.db.events import events_after, log_events_before
 from apt_jobs.db.idempotency import IdempotencyKey, create_once, known_resource
-from apt_jobs.db.jobs import get_job, insert_job, list_attempts, list_jobs, queue_position
+from apt_jobs.db.jobs import get_job, list_attempts
+from apt_jobs.db.listing import list_jobs
 from apt_jobs.db.models import Job
 from apt_jobs.db.steering import delete_job, request_cancel, request_pause, request_resume, request_retry
-from apt_jobs.db.workers import list_workers
-from apt_jobs.errors import NotFound, Unavailable
+from apt_jobs.errors import InvalidReferences, Unavailable
 from apt_jobs.events.codec import LoggedEvent, splice_stored
 from apt_jobs.events.columns import COLUMN_TYPES
 from apt_jobs.events.kinds import StoredEvent
-from apt_jobs.jobs.spec import BUILTIN_DATASET, CHECKPOINT_ID_PATTERN, AnyJobSpec, GenerateSpec, TrainSpec
+from apt_jobs.jobs.spec import AnyJobSpec, GenerateSpec, TrainSpec
 from apt_jobs.jobs.states import JobState
+from apt_jobs.operations import submit as operations
+from apt_jobs.operations.liveness import alive_within_s
+from apt_jobs.operations.submit import require_retriable
+from apt_jobs.operations.waiting import waiting_of, waiting_of_page
 from apt_jobs.settings import Settings
 from apt_jobs.web.endpoint import endpoint
 from apt_jobs.web.idempotency import made_job, replay_headers
 from apt_jobs.web.live_sse import event_stream, wants_event_stream
 from apt_jobs.web.payloads import JobAnswer, JobList, attempt_answers, job_answer
-from apt_jobs.web.problems import Fault, ProblemError
+from apt_jobs.web.problems import REFERENCES_DETAIL, ProblemError, reference_faults
 from apt_jobs.web.service import Service, service_of
 
 logger = logging.getLogger(__name__)
 
-PUBLISH_WAIT_S = 2.0  # a submission waits no longer for the broker: the dispatch loop sends the hint later
+PUBLISH_WAIT_S = 2.0  # a submission waits no longer for the broker: the wake-up loop tries again
 MAX_SEQ = 2**53
 
 
@@ -107,17 +109,22 @@ async def get_jobs(request: Request) -> Response:
     """List jobs, newest first."""
     query: ListQuery = request.state.query
     label = None if query.label is None else (query.label.partition("=")[0], query.label.partition("=")[2])
-    rows, has_more = await service_of(request).read(
-        list_jobs,
-        states=query.state,
-        kinds=query.kind,
-        queue=query.queue,
-        label=label,
-        text=query.text,
-        after=query.after,
-        limit=query.limit,
-    )
-    answer = JobList(data=[job_answer(row) for row in rows], has_more=has_more)
+    service = service_of(request)
+
+    def read(session: Session) -> JobList:
+        rows, has_more = list_jobs(
+            session,
+            states=query.state,
+            kinds=query.kind,
+            queue=query.queue,
+            label=label,
+            text=query.text,
+            after=query.after,
+            limit=query.limit,
+        )
+        return JobList(data=listed_answers(session, rows, service.settings), has_more=has_more)
+
+    answer = await service.read(read)
     return JSONResponse(answer.model_dump(mode="json"))
 
 
@@ -130,8 +137,8 @@ async def get_one_job(request: Request) -> Response:
         job = get_job(session, job_id)
         answer = job_answer(job)
         answer.attempts = attempt_answers(list_attempts(session, job_id))
-        answer.queue_position = queue_position(session, job)
-        answer.waiting_for = _waiting_for(session, job, answer.queue_position, service.settings)
+        if (waiting := waiting_of(session, job, alive_within_s(service.settings))) is not None:
+            answer.queue_position, answer.waiting_for = waiting.position, waiting.reason
         return answer
 
     answer = await service.read(look, request.path_params["job_id"])
@@ -159,7 +166,15 @@ async def resume_job(request: Request) -> Response:
 @endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer})
 async def retry_job(request: Request) -> Response:
     """Queue a failed, cancelled or dead job again; it goes on from its last checkpoint."""
-    return await _changed(request, request_retry)
+    settings = service_of(request).settings
+
+    def retry(session: Session, job_id: str) -> tuple[Job, list[StoredEvent]]:
+        job, events = request_retry(session, job_id)
+        if events:
+            require_retriable(session, settings, job_id)
+        return job, events
+
+    return await _changed(request, retry)
 
 
 @endpoint(role=Role.ADMIN, tag="jobs", answers={204: None})
@@ -211,7 +226,7 @@ async def _changed(request: Request, change: Callable[[Session, str], tuple[Job,
     job, events = await service.write(change, request.path_params["job_id"])
     await service.publish(job.id, events)
     if job.state == JobState.QUEUED:
-        service.dispatch_now.set()
+        service.wake_up_now.set()
     return JSONResponse(job_answer(job).model_dump(mode="json"))
 
 
@@ -219,18 +234,17 @@ async def submit_once(service: Service, spec: TrainSpec | GenerateSpec, key: Ide
     """Submit a job, or return the one that the key made; and whether it was made before."""
     if key is not None and (known := await service.read(known_resource, key)) is not None:
         return await made_job(service, key, known), True  # whatever of its references is gone by now
-    await require_references(service, spec)
     return await submit(service, spec, key)
 
 
 async def submit(service: Service, spec: TrainSpec | GenerateSpec, key: IdempotencyKey | None) -> tuple[Job, bool]:
-    """Insert a job, then send its hint, waiting at most `PUBLISH_WAIT_S` for the broker."""
+    """Submit a job, then wake a worker, waiting at most `PUBLISH_WAIT_S` for the broker."""
 
     def insert(session: Session) -> tuple[Job | str, bool]:
         made: list[Job] = []
 
         def create() -> str:
-            made.append(insert_job(session, spec, max_queued_jobs=service.settings.max_queued_jobs))
+            made.append(operations.submit_job(session, service.settings, spec))
             return made[0].id
 
         job_id, is_replay = create_once(session, key, create)
@@ -242,10 +256,10 @@ async def submit(service: Service, spec: TrainSpec | GenerateSpec, key: Idempote
         return await made_job(service, key, job), True
     try:
         async with asyncio.timeout(PUBLISH_WAIT_S):
-            await asyncio.to_thread(_send_hint, service, job)
+            await asyncio.to_thread(service.wake_ups.wake_up, job.queue)
     except (TimeoutError, Unavailable):
-        logger.warning("the hint waits for the dispatch loop", extra={"job_id": job.id})
-        service.dispatch_now.set()
+        logger.warning("the wake-up waits for the broker", extra={"job_id": job.id})
+        service.wake_up_now.set()
     return job, is_replay
 
 
@@ -255,30 +269,15 @@ async def require_references(service: Service, spec: TrainSpec | GenerateSpec, u
     Raises:
         ProblemError: 422, with the field.
     """
-    faults: list[Fault] = []
-    if isinstance(spec, TrainSpec):
-        faults += await asyncio.to_thread(_dataset_faults, service.settings, spec, f"{under}/dataset")
-        model, pointer = spec.base_model, f"{under}/base_model"
-    else:
-        model, pointer = spec.model, f"{under}/model"
-    if model is not None and not await model_exists(service, model):
-        faults.append(Fault(pointer=pointer, seen=repr(model), detail="an id that GET /api/models lists"))
-    if faults:
-        raise ProblemError(
-            422, "the job names what does not exist; see `errors`", kind="invalid-request", errors=faults
-        )
+    try:
+        await service.read(operations.require_references, service.settings, spec)
+    except InvalidReferences as exc:
+        raise ProblemError(422, REFERENCES_DETAIL, kind="invalid-request", errors=reference_faults(exc, under)) from exc
 
 
 async def model_exists(service: Service, model: str) -> bool:
     """Whether `GET /api/models` would list it."""
-    if not CHECKPOINT_ID_PATTERN.match(model):
-        folder = service.settings.local_models_dir / model
-        return await asyncio.to_thread((folder / "config.json").is_file)
-    try:
-        await service.read(get_checkpoint, model)
-    except NotFound:
-        return False
-    return True
+    return await service.read(operations.model_exists, service.settings, model)
 
 
 def dataset_file(settings: Settings, name: str) -> Path:
@@ -286,19 +285,14 @@ def dataset_file(settings: Settings, name: str) -> Path:
     return settings.datasets_dir / f"{name}.txt"
 
 
-def _dataset_faults(settings: Settings, spec: TrainSpec, pointer: str) -> list[Fault]:
-    if spec.dataset == BUILTIN_DATASET:
-        return []
-    file = dataset_file(settings, spec.dataset)
-    try:
-        size = file.stat().st_size
-    except FileNotFoundError:
-        return [Fault(pointer=pointer, seen=repr(spec.dataset), detail="a name that GET /api/datasets lists")]
-    least = spec.model.max_seq_len + 1  # a token is at least one byte
-    if size < least:
-        detail = f"a data set of at least one sequence: {least:,} bytes; this one has {size:,}"
-        return [Fault(pointer=pointer, seen=repr(spec.dataset), detail=detail)]
-    return []
+def listed_answers(session: Session, rows: Sequence[Job], settings: Settings) -> list[JobAnswer]:
+    """Rows as a list shows them, with what the waiting ones wait for."""
+    waiting = waiting_of_page(session, rows, alive_within_s(settings))
+    answers = [job_answer(row) for row in rows]
+    for answer in answers:
+        if (found := waiting.get(answer.id)) is not None:
+            answer.queue_position, answer.waiting_for = found.position, found.reason
+    return answers
 
 
 async def _event_page(request: Request, after: int, limit: int, kinds: Sequence[str]) -> Response:
@@ -312,21 +306,3 @@ def _event_list(rows: Sequence[LoggedEvent], *, has_more: bool) -> Response:
     encoded = [splice_stored(row.seq, row.kind, row.attempt, row.at, row.payload) for row in rows]
     body = b'{"object":"list","data":[%b],"has_more":%b}' % (b",".join(encoded), b"true" if has_more else b"false")
     return Response(body, media_type="application/json")
-
-
-def _send_hint(service: Service, job: Job) -> None:
-    service.hints.publish(job.id, job.queue)
-    with service.database.write() as session:
-        mark_dispatched(session, [job.id])
-
-
-def _waiting_for(session: Session, job: Job, position: int | None, settings: Settings) -> str | None:
-    if position is None:
-        return None
-    alive = [row for row in list_workers(session, alive_within_s=3 * settings.heartbeat_s) if job.queue in row.queues]
-    if not alive:
-        return f"no worker serves the queue {job.queue!r}; start one: apt-jobs worker {job.kind} --queue {job.queue}"
-    if job.attempt and job.reason:
-        return job.reason
-    busy = sum(row.current_job_id is not None for row in alive)
-    return f"{position - 1} jobs before it; {busy} of {len(alive)} workers of the queue {job.queue!r} are busy"

@@ -13,7 +13,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from apt_jobs.db.jobs import list_jobs
+from apt_jobs.db.listing import list_jobs
 from apt_jobs.db.models import Job
 from apt_jobs.errors import AptJobsError, Conflict, NotFound
 from apt_jobs.jobs.states import TERMINAL_STATES, JobState

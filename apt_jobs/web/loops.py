@@ -1,66 +1,92 @@
-"""The small loops of every web process: send hints of waiting jobs, end the attempts of dead workers, fire schedules.
+"""The small loops of every web process: wake workers of queues with due jobs, reap lost attempts, fire schedules.
 
 All of it is compare-and-set in the database, so any number of processes may run them and none is the leader.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 
-from apt_jobs.db.dispatch import jobs_to_dispatch, mark_dispatched
+from apt_jobs.backoff import Backoff
 from apt_jobs.db.jobs import has_expired, reap_expired
+from apt_jobs.db.queues import queues_with_due_jobs
 from apt_jobs.db.schedules import fire_due, has_due
 from apt_jobs.errors import AptJobsError, Unavailable
+from apt_jobs.jobs.retry import retry_rules
+from apt_jobs.operations.submit import checker
 from apt_jobs.web.service import Service
 
 logger = logging.getLogger(__name__)
 
-DISPATCH_EVERY_S = 2.0
+WAKE_UP_EVERY_S = 2.0
+WAKE_UP_MIN_PAUSE_S = 0.2
+WAKE_UP_BACKOFF = Backoff(2.0, 60.0)  # of a queue with due jobs that nobody claims; workers look by themselves, too
 REAP_EVERY_OF_LEASE = 1 / 12
 FIRE_EVERY_S = 1.0
 REAP_GRACE_OF_LEASE = 0.5  # an attempt is reaped when its lease has been over for half of its length
-BATCH = 100
 
 
-async def dispatch_for_ever(service: Service) -> None:
-    """Send the hints that are due. A submission whose own hint failed wakes it."""
+@dataclass(slots=True)
+class WakeUps:
+    """When which queue was woken. A queue whose jobs nobody claims is woken more and more rarely."""
+
+    _sent: dict[str, tuple[int, float]] = field(default_factory=dict)  # queue: times in a row, when to send the next
+
+    def due(self, queues: Sequence[str], now_s: float) -> list[str]:
+        """Return those of the queues with due jobs that are to be woken now. Forgets the others."""
+        self._sent = {queue: self._sent.get(queue, (0, now_s)) for queue in queues}
+        return [queue for queue in queues if self._sent[queue][1] <= now_s]
+
+    def note(self, queue: str, now_s: float) -> None:
+        """Note that a queue was woken."""
+        times = self._sent[queue][0] + 1
+        self._sent[queue] = times, now_s + WAKE_UP_BACKOFF.wait_s(times)
+
+    def clear(self) -> None:
+        """Wake every queue with due jobs again: something changed."""
+        self._sent.clear()
+
+
+async def wake_up_loop(service: Service) -> None:
+    """Send one wake-up to each queue with due jobs. A job that became due lets it look at once."""
+    wake_ups = WakeUps()
     while True:
-        await _tried("dispatch", lambda: asyncio.to_thread(_dispatch, service))
+        await _tried("wake-up", lambda: asyncio.to_thread(_wake_up, service, wake_ups))
         try:
-            await asyncio.wait_for(service.dispatch_now.wait(), DISPATCH_EVERY_S)
-            service.dispatch_now.clear()
-            await asyncio.sleep(DISPATCH_EVERY_S)  # a broker that is down is not asked at every submission
+            await asyncio.wait_for(service.wake_up_now.wait(), WAKE_UP_EVERY_S)
+            service.wake_up_now.clear()
+            wake_ups.clear()
+            await asyncio.sleep(WAKE_UP_MIN_PAUSE_S)  # a broker that is down is not asked at every submission
         except TimeoutError:
             continue
 
 
-async def reap_for_ever(service: Service) -> None:
+async def reap_loop(service: Service) -> None:
     """End the attempts whose lease is long over."""
     while True:
         await _tried("reap", lambda: asyncio.to_thread(_reap, service))
         await asyncio.sleep(REAP_EVERY_OF_LEASE * service.settings.lease_s)
 
 
-async def fire_for_ever(service: Service) -> None:
+async def fire_loop(service: Service) -> None:
     """Submit the jobs of schedules that are due."""
     while True:
         await _tried("fire", lambda: _fire(service))
         await asyncio.sleep(FIRE_EVERY_S)
 
 
-def _dispatch(service: Service) -> None:
+def _wake_up(service: Service, wake_ups: WakeUps) -> None:
     with service.database.read() as session:
-        due = jobs_to_dispatch(session, BATCH)
-    sent = []
-    try:
-        for job_id, queue in due:
-            service.hints.publish(job_id, queue)
-            sent.append(job_id)
-    except Unavailable as exc:
-        logger.warning("hints wait for the broker", extra={"num_waiting": len(due) - len(sent), "why": str(exc)})
-    if sent:
-        with service.database.write() as session:
-            mark_dispatched(session, sent)
+        queues = queues_with_due_jobs(session)
+    for queue in wake_ups.due(queues, time.monotonic()):
+        try:
+            service.wake_ups.wake_up(queue)
+        except Unavailable as exc:
+            logger.warning("wake-ups wait for the broker", extra={"num_queues": len(queues), "why": str(exc)})
+            return
+        wake_ups.note(queue, time.monotonic())
 
 
 def _reap(service: Service) -> None:
@@ -68,7 +94,8 @@ def _reap(service: Service) -> None:
         if not has_expired(session):
             return
     with service.database.write() as session:
-        events = reap_expired(session, REAP_GRACE_OF_LEASE * service.settings.lease_s)
+        grace_s = REAP_GRACE_OF_LEASE * service.settings.lease_s
+        events = reap_expired(session, grace_s, retry_rules(service.settings))
     for event in events:
         service.publisher.publish(event.job_id, [event])
 
@@ -76,11 +103,12 @@ def _reap(service: Service) -> None:
 async def _fire(service: Service) -> None:
     if not await service.read(has_due):
         return
-    fired = await service.write(fire_due, service.settings.max_queued_jobs)
+    settings = service.settings
+    fired = await service.write(fire_due, settings.max_queued_jobs, checker(settings))
     for event in fired.events:
         await service.publish(event.job_id, [event])
     if fired.jobs:
-        service.dispatch_now.set()
+        service.wake_up_now.set()
 
 
 async def _tried(name: str, work: Callable[[], Awaitable[None]]) -> None:

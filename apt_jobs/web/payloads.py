@@ -51,8 +51,10 @@ class JobAnswer(BaseModel):
     spec: dict[str, Any]
     schedule_id: str | None
     attempts: list[AttemptAnswer] | None = Field(None, description="Only in the view of one job.")
-    queue_position: int | None = Field(None, description="1: next. Only in the view of one job.")
-    waiting_for: str | None = Field(None, description="Why it waits. Only in the view of one job.")
+    queue_position: int | None = Field(
+        None, description="1: next. In lists null for jobs far behind; null if it does not wait."
+    )
+    waiting_for: str | None = Field(None, description="Why it waits, in words; null if it does not wait.")
 
 
 class JobList(BaseModel):
@@ -126,6 +128,9 @@ class WorkerAnswer(BaseModel):
     current_job_id: str | None
     alive: bool
     drained: bool = Field(description="Somebody asked it to claim no jobs.")
+    paused_reason: str | None = Field(
+        None, description="Why it claims nothing for now: what it lacks. It looks again by itself, or on resume."
+    )
 
 
 class QueueAnswer(BaseModel):
@@ -249,7 +254,7 @@ def checkpoint_answer(row: Checkpoint) -> CheckpointAnswer:
     )
 
 
-def worker_json(row: WorkerRow, *, alive: bool) -> dict[str, Any]:
+def worker_json(row: WorkerRow, *, alive: bool, paused_reason: str | None) -> dict[str, Any]:
     return {
         "name": row.name,
         "kind": row.kind,
@@ -263,4 +268,5 @@ def worker_json(row: WorkerRow, *, alive: bool) -> dict[str, Any]:
         "current_job_id": row.current_job_id,
         "alive": alive,
         "drained": row.drain_requested_at is not None,
+        "paused_reason": paused_reason,
     }

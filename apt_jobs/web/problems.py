@@ -20,12 +20,14 @@ from apt_jobs.errors import (
     Denied,
     IdempotencyMismatch,
     InvalidInput,
+    InvalidReferences,
     NotFound,
     OutOfSpace,
     Unavailable,
 )
 from apt_jobs.jobs.messages import without_server_paths
 from apt_jobs.jobs.printable import escaped
+from apt_jobs.operations.submit import ReferenceFault
 from apt_jobs.web.error_pages import error_page, wants_page
 
 logger = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ MEDIA_TYPE = "application/problem+json"
 MAX_SEEN_CHARS = 200  # of a wrong value that is shown back
 MAX_FAULTS = 100  # of a request that are named
 RETRY_AFTER_S = 5
+REFERENCES_DETAIL = "the job names what does not exist; see `errors`"
 _STATUS_OF: tuple[tuple[type[AptJobsError], int], ...] = (
     (IdempotencyMismatch, 422),
     (NotFound, 404),
@@ -123,6 +126,15 @@ def faults_of(error: ValidationError, *, in_body: bool) -> list[Fault]:
     return faults
 
 
+def reference_faults(error: InvalidReferences, under: str = "#") -> list[Fault]:
+    """The fields of a job that name what does not exist. `under` is where the job is in the body."""
+    return [
+        Fault(pointer=f"{under}/{fault.field}", seen=fault.seen, detail=fault.expected)
+        for fault in error.faults
+        if isinstance(fault, ReferenceFault)
+    ]
+
+
 async def on_problem(request: Request, exc: Exception) -> Response:
     assert isinstance(exc, ProblemError)
     return problem_response(
@@ -134,6 +146,9 @@ async def on_apt_jobs_error(request: Request, exc: Exception) -> Response:
     status = next((status for error, status in _STATUS_OF if isinstance(exc, error)), 500)
     if status == 500:
         return await on_unexpected(request, exc)
+    if isinstance(exc, InvalidReferences):
+        faults = reference_faults(exc)
+        return problem_response(status, REFERENCES_DETAIL, kind="invalid-request", errors=faults, scope=request.scope)
     return problem_response(status, str(exc), scope=request.scope)
 
 

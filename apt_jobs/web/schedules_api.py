@@ -30,6 +30,7 @@ from apt_jobs.errors import InvalidInput
 from apt_jobs.events.codec import timestamp
 from apt_jobs.jobs.cron import MAX_CHARS, due_after, require_due
 from apt_jobs.jobs.spec import AnyJobSpec, Strict, Title
+from apt_jobs.operations.submit import checker
 from apt_jobs.web.endpoint import endpoint
 from apt_jobs.web.idempotency import made_job, replay_headers
 from apt_jobs.web.jobs_api import require_references
@@ -150,14 +151,16 @@ async def resume_schedule(request: Request) -> Response:
 async def run_schedule(request: Request) -> Response:
     """Submit the schedule's job now."""
     service, key = service_of(request), request.state.idempotency_key
-    schedule_id, max_queued_jobs = request.path_params["schedule_id"], service.settings.max_queued_jobs
+    settings, schedule_id = service.settings, request.path_params["schedule_id"]
 
     def write(session: Session) -> tuple[str, bool]:
-        return create_once(session, key, lambda: run_now(session, schedule_id, max_queued_jobs).id)
+        return create_once(
+            session, key, lambda: run_now(session, schedule_id, settings.max_queued_jobs, checker(settings)).id
+        )
 
     job_id, is_replay = await service.write(write)
     job = await (made_job(service, key, job_id) if is_replay else service.read(get_job, job_id))
-    service.dispatch_now.set()
+    service.wake_up_now.set()
     headers = {"location": f"/api/jobs/{job.id}", **replay_headers(is_replay)}
     return JSONResponse(job_answer(job).model_dump(mode="json"), 202, headers=headers)
 

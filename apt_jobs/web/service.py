@@ -1,4 +1,4 @@
-"""What every request handler uses: settings, database, hint publisher, live streams. One instance a process."""
+"""What every request handler uses: settings, database, wake-ups, live streams. One instance a process."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -12,10 +12,11 @@ from starlette.requests import HTTPConnection
 from apt_jobs.db.engine import Database
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.events.live import LivePublisher
-from apt_jobs.job_queue import HintPublisher
+from apt_jobs.job_queue import WakeUpPublisher
 from apt_jobs.settings import Settings
 from apt_jobs.web.admissions import Admissions
 from apt_jobs.web.live_streams import LiveStreams
+from apt_jobs.web.readiness import Readiness
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
@@ -27,11 +28,12 @@ class Service:
 
     settings: Settings
     database: Database
-    hints: HintPublisher
+    wake_ups: WakeUpPublisher
     publisher: LivePublisher
     streams: LiveStreams
     admissions: Admissions
-    dispatch_now: asyncio.Event  # set after a submission: the dispatch loop looks at once
+    readiness: Readiness
+    wake_up_now: asyncio.Event  # set when a job became due: the wake-up loop looks at once
 
     async def read(
         self,

@@ -6,21 +6,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from apt_jobs.db.access import Role, end_session, list_keys, redeem_login_token
-from apt_jobs.db.jobs import count_by_state
-from apt_jobs.db.models import WorkerRow
+from apt_jobs.db.hand_backs import forgive_worker
 from apt_jobs.db.queues import Queue, configure_queue, list_queues
-from apt_jobs.db.workers import list_workers, set_drained
+from apt_jobs.db.workers import list_workers, pause_of, paused_workers, set_drained
 from apt_jobs.errors import Denied, InvalidInput
 from apt_jobs.events.codec import timestamp
 from apt_jobs.jobs.spec import QUEUE_NAME, Strict
+from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.settings import Settings
 from apt_jobs.web.endpoint import endpoint
 from apt_jobs.web.guard import session_cookie
 from apt_jobs.web.payloads import Listing, QueueAnswer, QueueList, WorkerAnswer, at, worker_json
 from apt_jobs.web.problems import ProblemError
 from apt_jobs.web.service import service_of
-
-MISSED_HEARTBEATS = 3  # after so many a worker counts as gone
 
 
 class QueueBody(Strict):
@@ -34,8 +32,10 @@ async def get_health(_request: Request) -> Response:
 
 
 async def get_readiness(request: Request) -> Response:
-    """The process can serve: its database answers. 503 otherwise."""
-    await service_of(request).read(count_by_state)
+    """The process can take jobs: database and broker answer, and the disk has room. 503 says what is missing."""
+    reason = await service_of(request).readiness.why_not_ready()
+    if reason is not None:
+        raise ProblemError(503, f"not ready: {reason}", kind="not-ready")
     return JSONResponse({"status": "ready"})
 
 
@@ -60,7 +60,7 @@ async def set_queue(request: Request) -> Response:
         return next(answer for answer in _queue_answers(session, service.settings) if answer.name == name)
 
     answer = await service.write(write)
-    service.dispatch_now.set()
+    service.wake_up_now.set()
     return JSONResponse(answer.model_dump(mode="json"))
 
 
@@ -69,12 +69,15 @@ async def get_workers(request: Request) -> Response:
     """Every worker with its GPUs, its current job and its last heartbeat."""
     service = service_of(request)
 
-    def read(session: Session) -> tuple[list[WorkerRow], set[str]]:
-        alive = list_workers(session, alive_within_s=MISSED_HEARTBEATS * service.settings.heartbeat_s)
-        return list_workers(session), {worker.name for worker in alive}
+    def read(session: Session) -> list[dict[str, object]]:
+        alive = {worker.name for worker in list_workers(session, alive_within_s(service.settings))}
+        pauses = paused_workers(session)
+        return [
+            worker_json(row, alive=row.name in alive, paused_reason=pauses.get(row.name))
+            for row in list_workers(session)
+        ]
 
-    rows, alive = await service.read(read)
-    data = [worker_json(row, alive=row.name in alive) for row in rows]
+    data = await service.read(read)
     return JSONResponse(Listing(data=data).model_dump(mode="json"))
 
 
@@ -86,7 +89,7 @@ async def drain_worker(request: Request) -> Response:
 
 @endpoint(role=Role.ADMIN, tag="service", answers={200: WorkerAnswer})
 async def resume_worker(request: Request) -> Response:
-    """Let a drained worker claim jobs again."""
+    """Let a drained or paused worker claim jobs again, also those that it handed back."""
     return await _drained(request, drained=False)
 
 
@@ -150,15 +153,17 @@ async def _drained(request: Request, *, drained: bool) -> Response:
 
     def write(session: Session) -> dict[str, object]:
         row = set_drained(session, name, drained=drained)
-        alive = list_workers(session, alive_within_s=MISSED_HEARTBEATS * service.settings.heartbeat_s)
-        return worker_json(row, alive=name in {worker.name for worker in alive})
+        if not drained:
+            forgive_worker(session, name)
+        alive = {worker.name for worker in list_workers(session, alive_within_s(service.settings))}
+        return worker_json(row, alive=name in alive, paused_reason=pause_of(session, name))
 
     return JSONResponse(await service.write(write))
 
 
 def _queue_answers(session: Session, settings: Settings) -> list[QueueAnswer]:
     queues = {queue.name: queue for queue in list_queues(session)}
-    workers = list_workers(session, alive_within_s=MISSED_HEARTBEATS * settings.heartbeat_s)
+    workers = list_workers(session, alive_within_s(settings))
     names = sorted({*queues, *(queue for worker in workers for queue in worker.queues)})
     found = [queues.get(name, Queue(name, 0, 0, None, is_paused=False)) for name in names]
     return [

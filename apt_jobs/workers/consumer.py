@@ -1,6 +1,7 @@
 """What both kinds of worker are: a Celery worker with a pool of threads, which claims jobs from the database.
 
-Celery wakes it; the database says what to do. The main thread stays free for signals: SIGTERM drains.
+Celery wakes it, and it looks by itself every few seconds; the database says what to do. The main thread stays free for
+signals: SIGTERM drains.
 """
 
 import logging
@@ -9,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from queue import SimpleQueue
 from typing import Any
 
 from celery import signals
@@ -16,19 +18,23 @@ from celery.worker import WorkController
 from sqlalchemy.orm import Session
 
 from apt_jobs import __version__
-from apt_jobs.db.dispatch import send_hints_again
 from apt_jobs.db.engine import Database
-from apt_jobs.db.jobs import Claimed, claim_next
+from apt_jobs.db.jobs import Claimed, claim_next, due_jobs
+from apt_jobs.db.service_values import get_value
 from apt_jobs.db.upgrade import require_current_schema
-from apt_jobs.db.workers import record_worker, remove_worker, require_free_name
+from apt_jobs.db.workers import pause_of, pause_worker, record_worker, remove_worker, require_free_name
 from apt_jobs.errors import AlreadyRunning, AptJobsError, OutOfSpace, Unavailable
 from apt_jobs.events.live import LivePublisher
-from apt_jobs.job_queue import HintPublisher, broker_queue, make_celery, serve_hints
+from apt_jobs.job_queue import WakeUpPublisher, broker_queue, celery_slot, make_celery, serve_wake_ups
+from apt_jobs.operations.data_directory import DATA_ID, why_not_usable
+from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-HAND_ON_PAUSE_S = 1.0  # a drained worker that is alone would get its hint back at once
+LOOK_EVERY_S = 3.0  # between two looks for due jobs that no wake-up told of
+FORWARD_WAIT_S = 1.0  # a drained worker that is alone would get its wake-up back at once
+UNUSABLE_PAUSE_S = 10.0  # before a worker looks again whether its data directory is usable
 
 
 class Consumer:
@@ -55,7 +61,12 @@ class Consumer:
         self._on_drain, self._on_resume = on_drain, on_resume
         self._stopping = False  # this process ends: no way back from this draining
         self._current: set[str] = set()  # job ids
-        self._closed = threading.Event()
+        self._closed, self._look_now = threading.Event(), threading.Event()
+        self._slots = threading.BoundedSemaphore(concurrency)
+        self._servers: list[threading.Thread] = []
+        self._to_forward: SimpleQueue[str | None] = SimpleQueue()  # queues to wake another worker of
+        self._data_id: str | None = None  # of the database; None: it has none, or it is not known yet
+        self._paused_reason: str | None = None  # as the log has it
 
     def run(self, prepare: Callable[[], None] = lambda: None) -> None:
         """Work until SIGTERM or Ctrl-C; running jobs are told to stop through `on_drain`. `prepare` is called once the
@@ -68,12 +79,16 @@ class Consumer:
         self._check()
         prepare()
         app = make_celery(self.settings)
-        hints = HintPublisher(app)
-        serve_hints(app, lambda queue: self._hand_on(hints, queue) if self.draining.is_set() else self._look())
+        wake_ups = WakeUpPublisher(app)
+        serve_wake_ups(app, self._on_wake_up)
         signals.worker_shutting_down.connect(self._stop)
-        self._ask_for_hints()  # an earlier process may have died with one in its hands
-        recorder = threading.Thread(target=self._keep_recording, name="recorder", daemon=True)
-        recorder.start()
+        threads = [
+            threading.Thread(target=self._record_loop, name="recorder", daemon=True),
+            threading.Thread(target=self._look_loop, name="looker", daemon=True),
+            threading.Thread(target=self._forward_loop, args=(wake_ups,), name="forwarder", daemon=True),
+        ]
+        for thread in threads:
+            thread.start()
         try:
             worker: WorkController = app.Worker(
                 hostname=f"{self.name}@{socket.gethostname()}",
@@ -90,16 +105,71 @@ class Consumer:
             if worker.exitcode and not self._stopping:
                 raise Unavailable("Celery's worker ended by itself; its log says why")
         finally:
+            self._end_of_work()
             self._closed.set()
-            recorder.join()
+            self._to_forward.put(None)
+            for thread in threads:
+                thread.join()
             self._forget()
             self.publisher.close()
             self.database.dispose()
-            hints.close()
+            wake_ups.close()
 
-    def _look(self) -> None:
-        """Serve what waits, one after another: a hint may stand for several jobs whose own were lost."""
-        while not self.draining.is_set():
+    def _on_wake_up(self, queue: str) -> None:
+        """Run in a thread of Celery's pool."""
+        if self.draining.is_set():
+            if not self._stopping:
+                time.sleep(FORWARD_WAIT_S)
+            self._to_forward.put(queue)  # to another worker of the queue
+            return
+        if self._slots.acquire(blocking=False):
+            try:
+                self._serve_due()
+            finally:
+                self._slots.release()
+
+    def _look_loop(self) -> None:
+        """Look for due jobs every few seconds: a wake-up may be lost, a back-off end, the broker be away."""
+        while not self._closed.is_set():
+            if not self.draining.is_set() and self._slots.acquire(blocking=False):
+                if self._is_usable() and self._has_due():
+                    self._start_serving()
+                else:
+                    self._slots.release()
+            self._look_now.wait(LOOK_EVERY_S)
+            self._look_now.clear()
+
+    def _start_serving(self) -> None:
+        """Serve what is due in a thread of its own, which holds a slot already."""
+
+        def serve() -> None:
+            try:
+                with celery_slot():
+                    self._serve_due()
+            finally:
+                self._slots.release()
+
+        thread = threading.Thread(target=serve, name="server")
+        self._servers = [server for server in self._servers if server.is_alive()] + [thread]
+        thread.start()
+
+    def _end_of_work(self) -> None:
+        """Wait for jobs that no wake-up began; Celery waits for the others."""
+        self._drain()
+        for thread in self._servers:
+            thread.join()
+
+    def _forward_loop(self, wake_ups: WakeUpPublisher) -> None:
+        """Send wake-ups, in a thread of its own: a frozen broker holds up no job."""
+        while (queue := self._to_forward.get()) is not None:
+            try:
+                wake_ups.wake_up(queue)
+            except Unavailable as exc:
+                logger.warning("a wake-up is lost; workers look by themselves", extra={"queue": queue, "why": str(exc)})
+
+    def _serve_due(self) -> None:
+        """Serve what is due, one job after another: a wake-up stands for all jobs of its queue."""
+        while not self.draining.is_set() and self._is_usable():
             claimed = self._claim()
             if claimed is None:
                 return
@@ -112,26 +182,57 @@ class Consumer:
             finally:
                 self._current.discard(claimed.job.id)
 
-    def _hand_on(self, hints: HintPublisher, queue: str) -> None:
-        """A drained worker leaves a hint to others of its queue: the next one is sent after half a minute only."""
-        if not self._stopping:
-            time.sleep(HAND_ON_PAUSE_S)
-        try:
-            hints.publish("", queue)  # whose it was does not matter: a hint says no more than "look"
-        except Unavailable as exc:
-            logger.warning("a hint comes later", extra={"queue": queue, "why": str(exc)})
-
     def _claim(self) -> Claimed | None:
         for queue in self.queues:
             try:
                 with self.database.write() as session:
-                    claimed = claim_next(session, queue, self.name, self.settings.lease_s)
+                    claimed = claim_next(session, queue, self.name, self.settings.lease_s, self.kind)
+                    is_more = claimed is not None and self._is_due(session, queue)
             except (Unavailable, OutOfSpace) as exc:
                 logger.warning("cannot claim", extra={"queue": queue, "why": str(exc)})
                 return None
+            if is_more:
+                self._to_forward.put(queue)  # for the next idle worker, or another slot of this one
             if claimed is not None:
                 return claimed
         return None
+
+    def _has_due(self) -> bool:
+        """Look without a write transaction: most looks find nothing."""
+        try:
+            with self.database.read() as session:
+                self._log_pause(pause_of(session, self.name))
+                return any(self._is_due(session, queue) for queue in self.queues)
+        except Unavailable as exc:
+            logger.warning("cannot look for work", extra={"why": str(exc)})
+            return False
+
+    def _is_due(self, session: Session, queue: str) -> bool:
+        return session.scalar(due_jobs(queue, self.name, self.kind).limit(1)) is not None
+
+    def _is_usable(self) -> bool:
+        """Whether the data directory is the right one and has room; if not, the worker's row says why it waits."""
+        try:
+            if self._data_id is None:
+                with self.database.read() as session:
+                    self._data_id = get_value(session, DATA_ID)
+            reason = why_not_usable(self.settings, self._data_id)
+            if reason is not None:
+                with self.database.write() as session:
+                    pause_worker(session, self.name, reason, UNUSABLE_PAUSE_S)
+                self._log_pause(reason)
+        except (Unavailable, OutOfSpace) as exc:
+            logger.warning("cannot tell why this worker waits", extra={"why": str(exc)})
+            return False
+        return reason is None
+
+    def _log_pause(self, reason: str | None) -> None:
+        if reason != self._paused_reason:
+            self._paused_reason = reason
+            if reason is None:
+                logger.info("claiming jobs again")
+            else:
+                logger.warning("claiming no jobs for now", extra={"why": reason})
 
     def _stop(self, **_: object) -> None:
         self._stopping = True
@@ -143,27 +244,19 @@ class Consumer:
             self._on_drain()
 
     def _resume(self) -> None:
-        """Claim again. Hints that came meanwhile are spent: have them sent again."""
+        """Claim again, at once."""
         logger.info("claiming jobs again")
         self._on_resume()
         self.draining.clear()
-        self._ask_for_hints()
-
-    def _ask_for_hints(self) -> None:
-        """Have those of the jobs that wait now sent again."""
-        try:
-            with self.database.write() as session:
-                send_hints_again(session, self.queues)
-        except (Unavailable, OutOfSpace) as exc:
-            logger.warning("hints come later", extra={"why": str(exc)})
+        self._look_now.set()
 
     def _check(self) -> None:
         require_current_schema(self.database)
         with self.database.write() as session:
-            require_free_name(session, self.name, socket.gethostname(), 3 * self.settings.heartbeat_s)
+            require_free_name(session, self.name, socket.gethostname(), alive_within_s(self.settings))
             self._recorded(session)
 
-    def _keep_recording(self) -> None:
+    def _record_loop(self) -> None:
         while not self._closed.wait(self.settings.heartbeat_s):
             self._record()
 
@@ -192,6 +285,7 @@ class Consumer:
             version=__version__,
             gpus=self._describe_gpus(),
             current_job_id=next(iter(self._current), None),
+            entry_points=sorted(self.settings.entry_points),
         )
 
     def _forget(self) -> None:

@@ -31,6 +31,8 @@ from apt_jobs.db.upgrade import upgrade_database
 from apt_jobs.db.workers import list_workers
 from apt_jobs.directories import named_os_errors, prepare_directory
 from apt_jobs.errors import AlreadyRunning, AptJobsError, Unavailable
+from apt_jobs.operations.data_directory import mark_data_directory
+from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.socket_folder import prepare_socket, remove_socket_folder
@@ -164,6 +166,7 @@ def _run(settings: Settings, on_ready: Callable[[Stack], None], stack: ExitStack
     database = Database(settings.database)
     stack.callback(database.dispose)
     upgrade_database(database)
+    mark_data_directory(settings, database)
     running = _write_access(settings, database, stack)
     for child in services:
         child.start()
@@ -196,7 +199,7 @@ def _is_ready(url: str) -> bool:
 def _has_workers(settings: Settings, database: Database) -> bool:
     try:
         with database.read() as session:
-            kinds = {worker.kind for worker in list_workers(session, alive_within_s=3 * settings.heartbeat_s)}
+            kinds = {worker.kind for worker in list_workers(session, alive_within_s(settings))}
     except Unavailable:
         return False
     return kinds >= {"train", "generate"}

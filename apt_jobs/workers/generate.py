@@ -9,19 +9,22 @@ import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import TimeoutError as NotYet
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import orjson
 from sqlalchemy.orm import Session
 
+from apt_jobs.db.hand_backs import hand_back
 from apt_jobs.db.jobs import Claimed, finish, finish_broken, get_job
 from apt_jobs.db.models import Job
-from apt_jobs.errors import AptJobsError, Fenced, OutOfSpace, Unavailable
+from apt_jobs.errors import AptJobsError, Fenced, InvalidCheckpoint, NotFound, OutOfSpace, Unavailable, WorkerLacks
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.generation.engine import Engine
 from apt_jobs.generation.models import choose_model, find_model
 from apt_jobs.generation.request import Request, Stopped
-from apt_jobs.jobs.spec import GenerateSpec
+from apt_jobs.jobs.retry import Fault, retry_rules
+from apt_jobs.jobs.spec import CHECKPOINT_ID_PATTERN, GenerateSpec
 from apt_jobs.jobs.states import JobState
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
@@ -107,13 +110,17 @@ class GenerateWorker:
                 return cancelled(session)
             return finish(session, job.id, job.attempt, JobState.QUEUED, reason=_Why.DRAINED.value)
 
-        def broke(why: str) -> Callable[[Session], list[StoredEvent]]:
-            return lambda session: finish_broken(session, job.id, job.attempt, why)
-
+        rules = retry_rules(self._settings)
         try:
             result, why = self._generate(job, lease)
-        except (Unavailable, OutOfSpace) as exc:  # not the job's fault: another attempt may do better
-            return broke(str(exc))
+        except (WorkerLacks, OutOfSpace) as exc:  # another worker may have it
+            lacks = str(exc)
+            return lambda session: hand_back(session, job.id, job.attempt, lacks, rules)
+        except Unavailable as exc:
+            reason = str(exc)
+            return lambda session: finish_broken(
+                session, job.id, job.attempt, reason, fault=Fault.INFRASTRUCTURE, rules=rules
+            )
         except AptJobsError as exc:
             return ends(JobState.FAILED, reason=str(exc), error={"message": str(exc), "traceback": None, "rank": None})
         except Exception as exc:  # the edge of the process: the job has to learn of it
@@ -138,7 +145,7 @@ class GenerateWorker:
         database = self._consumer.database
         model_id = choose_model(database, spec.model)
         started_s = time.perf_counter()
-        request = self._engine.submit(find_model(self._settings, database, model_id), spec)
+        request = self._engine.submit(self._find(model_id), spec)
         why = self._follow(request, lease, None if spec.time_limit_s is None else time.monotonic() + spec.time_limit_s)
         try:
             generated = request.future.result()
@@ -151,6 +158,22 @@ class GenerateWorker:
             "num_tokens": generated.num_tokens,
             "truncated": generated.truncated,
         }, None
+
+    def _find(self, model_id: str) -> Path:
+        """Return the folder of a model.
+
+        Raises:
+            WorkerLacks: it is not on this machine.
+            NotFound: it is a checkpoint that was deleted.
+        """
+        try:
+            return find_model(self._settings, self._consumer.database, model_id)
+        except InvalidCheckpoint as exc:
+            raise WorkerLacks(str(exc)) from exc
+        except NotFound as exc:
+            if CHECKPOINT_ID_PATTERN.match(model_id):
+                raise
+            raise WorkerLacks(str(exc)) from exc
 
     def _follow(self, request: Request, lease: LeaseKeeper, end_by_s: float | None) -> _Why | None:
         """Wait until the request is answered; stop it when there is a reason to, which is returned."""

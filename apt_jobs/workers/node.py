@@ -22,6 +22,7 @@ from apt_jobs.db.upgrade import require_current_schema
 from apt_jobs.db.workers import node_name, record_worker, remove_worker, require_free_name
 from apt_jobs.errors import AlreadyRunning, OutOfSpace, Unavailable
 from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.launch import start_node, worker_marker
@@ -68,7 +69,7 @@ class Node:
     def _check(self) -> None:
         require_current_schema(self._database)
         with self._database.write() as session:
-            require_free_name(session, self._name, socket.gethostname(), 3 * self._settings.heartbeat_s)
+            require_free_name(session, self._name, socket.gethostname(), alive_within_s(self._settings))
             self._recorded(session, None)
         self._clear_gpus()
 

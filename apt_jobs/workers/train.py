@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from apt_jobs.db.jobs import Claimed, finish_broken
 from apt_jobs.errors import Fenced, Unavailable
+from apt_jobs.jobs.retry import Fault, retry_rules
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.launch import worker_marker
@@ -99,7 +100,14 @@ class TrainWorker:
         why = f"the supervisor ended with status {status}"
         try:
             with self._consumer.database.write() as session:
-                events = finish_broken(session, job_id, attempt, why)
+                events = finish_broken(
+                    session,
+                    job_id,
+                    attempt,
+                    why,
+                    fault=Fault.INFRASTRUCTURE,
+                    rules=retry_rules(self._settings),
+                )
         except Fenced:
             return  # it had reported, or the lease is over
         self._consumer.publisher.publish(job_id, events)

@@ -9,7 +9,7 @@ from alembic import op
 INSTANT = sa.String(23).with_variant(sa.DateTime(timezone=True), "postgresql")
 
 revision = "0005"
-down_revision = "0003"
+down_revision = "0004"
 branch_labels = None
 depends_on = None
 

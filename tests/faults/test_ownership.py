@@ -112,8 +112,8 @@ def test_no_job_is_lost_with_the_broker(tmp_path: Path, database_url: str, forke
         found.violations += faults_in(running.database)
 
 
-def test_no_job_is_lost_with_its_hint(tmp_path: Path, database_url: str, forker: Forker) -> None:
-    """A worker dies between taking a hint from the broker and claiming the job; the next one hears of it again."""
+def test_no_job_is_lost_with_its_wake_up(tmp_path: Path, database_url: str, forker: Forker) -> None:
+    """A worker dies between taking a wake-up from the broker and claiming the job; the next one looks by itself."""
     with (
         campaign(4, "worker killed between pop and start") as found,
         service(tmp_path / "s", database_url, forker) as running,
@@ -121,7 +121,7 @@ def test_no_job_is_lost_with_its_hint(tmp_path: Path, database_url: str, forker:
         found.on(running.database.dialect)
         running.start_web()
         for _ in range(count(2, 10)):
-            running.start_worker("taker", APT_JOBS_TEST_DIES_ON_HINT="1")
+            running.start_worker("taker", APT_JOBS_TEST_DIES_ON_WAKE_UP="1")
             job_id = running.submit(steps=1)
             running.processes["taker"].wait()
             began = time.monotonic()

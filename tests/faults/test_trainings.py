@@ -100,8 +100,8 @@ def test_sigterm_saves_hands_back_and_counts_as_no_failure(trainings: Trainings)
                 found.violations.append(f"{job_id}: {ended['state']}, steps lost: {lost}")
             with trainings.database.read() as session:
                 row = session.get_one(Job, job_id)
-                if row.num_broken_attempts:
-                    found.violations.append(f"{job_id}: counted as {row.num_broken_attempts} failures")
+                if row.num_job_faults:
+                    found.violations.append(f"{job_id}: counted as {row.num_job_faults} failures")
             found.violations += differences(trainings, ended)
 
 

@@ -287,10 +287,10 @@ def no_worker(lane: Lane) -> None:
 
 
 def redelivered(lane: Lane) -> None:
-    """The hint is sent again while the job runs, and after it was cancelled."""
+    """The wake-up is sent again while the job runs, and after it was cancelled."""
     running_one(lane)
-    lane.running.send_hint(lane.job_id, lane.name)
-    threading.Timer(1.0, lane.running.send_hint, (lane.job_id, lane.name)).start()
+    lane.running.wake_up(lane.name)
+    threading.Timer(1.0, lane.running.wake_up, (lane.name,)).start()
 
 
 SITUATIONS: tuple[Callable[[Lane], None], ...] = (

@@ -21,13 +21,13 @@ from apt_jobs.db.engine import Database
 from apt_jobs.db.jobs import get_job, insert_job
 from apt_jobs.db.upgrade import upgrade_database
 from apt_jobs.db.workers import list_workers
-from apt_jobs.job_queue import TASK_NAME, HintPublisher, broker_queue, make_celery
+from apt_jobs.job_queue import TASK_NAME, WakeUpPublisher, broker_queue, make_celery
 from apt_jobs.jobs.ids import new_job_id
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.settings import Settings
 
 DEADLINE_S = 120.0
-KEY = f"apt:{broker_queue('train')}"  # the broker's list of hints
+KEY = f"apt:{broker_queue('train')}"  # the broker's list of wake-ups
 
 
 class Worker:
@@ -64,12 +64,12 @@ class Worker:
             time.sleep(0.05)
 
     def still_works(self) -> None:
-        """A job whose entry point it does not have is claimed and ended, without torch."""
+        """A job that starts from a checkpoint that was deleted is claimed and ended, without torch."""
         with self.database.write() as session:
-            job_id = insert_job(session, TrainSpec(kind="train", entry_point="unknown")).id
-        hints = HintPublisher(make_celery(self.settings))
-        hints.publish(job_id, "train")
-        hints.close()
+            job_id = insert_job(session, TrainSpec(kind="train", base_model=f"ckpt_{0:020d}")).id
+        wake_ups = WakeUpPublisher(make_celery(self.settings))
+        wake_ups.wake_up("train")
+        wake_ups.close()
         self.until(lambda: self._state(job_id) == "failed")
 
     def _state(self, job_id: str) -> str:
@@ -226,11 +226,11 @@ def test_rubbish_in_the_brokers_list_does_not_stop_the_worker(worker: Worker) ->
 
 
 def test_a_queue_named_like_a_key_of_the_broker_breaks_nothing(worker: Worker) -> None:
-    hints = HintPublisher(make_celery(worker.settings))
+    wake_ups = WakeUpPublisher(make_celery(worker.settings))
     for name in ("unacked", "unacked_index", "unacked_mutex", "celery", "train.evil", "0"):
-        hints.publish(new_job_id(), name)
+        wake_ups.wake_up(name)
         assert worker.redis.type(f"apt:{name}") != b"list"
-    hints.close()
+    wake_ups.close()
     worker.still_works()
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError, InternalError
 from apt_jobs.db import engine as engine_module
 from apt_jobs.db import jobs
 from apt_jobs.db.engine import Database
+from apt_jobs.db.listing import list_jobs
 from apt_jobs.db.models import Job, ServiceValue
 from apt_jobs.db.upgrade import downgrade_database
 from apt_jobs.errors import InvalidInput, OutOfSpace, Unavailable
@@ -50,7 +51,7 @@ def test_a_reader_sees_one_moment(database: Database) -> None:
         with ThreadPoolExecutor(1) as pool:
             pool.submit(submit, database).result()
         assert jobs.count_by_state(session)["queued"] == 1
-        assert jobs.list_jobs(session)[0][0].id == job_id
+        assert list_jobs(session)[0][0].id == job_id
     with database.read() as session:
         assert jobs.count_by_state(session)["queued"] == 2
 
@@ -105,7 +106,7 @@ def test_a_full_disk_is_named_and_loses_nothing(sqlite_database: Database) -> No
         fill()
     assert job_of(sqlite_database, job_id).state == "queued"
     with sqlite_database.read() as session:
-        assert len(jobs.list_jobs(session)[0]) == 1
+        assert len(list_jobs(session)[0]) == 1
 
 
 def test_a_server_that_ends_a_connection_is_unavailable_and_then_back(postgres_url: str) -> None:
@@ -138,7 +139,7 @@ def test_a_database_that_was_not_migrated_says_what_to_do(database: Database) ->
     database.ping()
     downgrade_database(database, "base")
     with pytest.raises(Unavailable, match="apt-jobs migrate"), database.read() as session:
-        jobs.list_jobs(session)
+        list_jobs(session)
 
 
 def test_the_text_of_an_error_holds_no_values(database: Database) -> None:

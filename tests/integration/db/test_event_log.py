@@ -19,6 +19,7 @@ from apt_jobs.events.kinds import CheckpointRemoved, CheckpointSaved, Event, Gra
 from apt_jobs.jobs.states import JobState
 from tests.integration.db.steps import (
     LEASE_S,
+    due_now,
     expire_lease,
     job_of,
     lose_worker,
@@ -199,15 +200,17 @@ def test_a_job_cannot_remove_another_jobs_checkpoint(database: Database) -> None
         assert checkpoints.get_checkpoint(session, "ckpt_a").job_id == owner.id
 
 
-def test_a_new_checkpoint_ends_a_row_of_fruitless_attempts(database: Database) -> None:
+def test_a_new_checkpoint_ends_a_row_of_attempts_without_one(database: Database) -> None:
     job = running(database, max_attempts=9)
-    lose_worker(database, job.id)
-    assert job_of(database, job.id).num_fruitless_attempts == 1
+    with database.write() as session:
+        jobs.finish_broken(session, job.id, job.attempt, "a rank died")
+        due_now(session, job.id)
+    assert job_of(database, job.id).num_job_faults_without_checkpoint == 1
     with database.write() as session:
         claimed = jobs.claim(session, job.id, "worker-b", LEASE_S)
     assert claimed is not None
     store(database, claimed.job, saved("a", step=10))
-    assert job_of(database, job.id).num_fruitless_attempts == 0
+    assert job_of(database, job.id).num_job_faults_without_checkpoint == 0
 
 
 def test_events_are_read_after_a_seq_in_pieces_and_by_kind(database: Database) -> None:

@@ -12,14 +12,16 @@ import pytest
 from sqlalchemy import text, update
 from sqlalchemy.exc import IntegrityError
 
-from apt_jobs.db import dispatch, jobs, steering
 from apt_jobs.db import events as event_log
+from apt_jobs.db import jobs, steering
 from apt_jobs.db.clock import now_plus
 from apt_jobs.db.engine import Database
+from apt_jobs.db.listing import list_jobs
 from apt_jobs.db.models import Job
-from apt_jobs.db.queues import Queue, list_queues
+from apt_jobs.db.queues import Queue, list_queues, queues_with_due_jobs
 from apt_jobs.db.transitions import change_state, locked_job
 from apt_jobs.errors import Conflict, Fenced, IdempotencyMismatch, NotFound, TransitionRefused, Unavailable
+from apt_jobs.jobs.retry import Fault
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.jobs.states import OWNED_STATES, TERMINAL_STATES, TRANSITIONS, JobState
 from tests.integration.db.steps import (
@@ -202,20 +204,46 @@ def test_the_reaper_leaves_the_living_alone(database: Database) -> None:
     assert state_of(database, job_id) == "running"
 
 
-def test_a_poison_job_is_given_up_after_three_fruitless_attempts(database: Database) -> None:
+def break_attempt(database: Database, job_id: str) -> None:
+    """End the current attempt by the job's own fault; the back-off passes."""
+    with database.write() as session:
+        jobs.finish_broken(session, job_id, jobs.get_job(session, job_id).attempt, "a rank died", fault=Fault.JOB)
+        due_now(session, job_id)
+
+
+def test_a_poison_job_is_given_up_after_three_attempts_without_a_checkpoint(database: Database) -> None:
     job_id = submit(database, max_attempts=50)
     for _ in range(3):
-        with database.write() as session:
-            due_now(session, job_id)
         claim(database)
-        expire_lease(database, job_id)
-        with database.write() as session:
-            jobs.reap_expired(session, 0)
-    with database.read() as session:
-        job = jobs.get_job(session, job_id)
+        break_attempt(database, job_id)
+    job = job_of(database, job_id)
     assert job.state == "dead"
     assert job.reason is not None
     assert "3 in a row without a new checkpoint" in job.reason
+
+
+def test_lost_workers_do_not_use_up_the_attempts_of_a_job(database: Database) -> None:
+    job_id = submit(database, max_attempts=1)
+    for _ in range(9):
+        claim(database)
+        lose_worker(database, job_id)
+        assert state_of(database, job_id) == "queued"
+    counts = job_of(database, job_id)
+    assert (counts.num_infrastructure_faults, counts.num_job_faults) == (9, 0)
+    claim(database)
+    lose_worker(database, job_id)
+    ended = job_of(database, job_id)
+    assert (ended.state, "10 infrastructure faults in a row" in (ended.reason or "")) == ("dead", True)
+
+
+def test_a_checkpoint_begins_the_count_of_infrastructure_faults_anew(database: Database) -> None:
+    job_id = submit(database)
+    for number in range(12):
+        job = claim(database)
+        if number % 6 == 5:
+            store(database, job, saved(f"c{number}", step=number))
+        lose_worker(database, job_id)
+        assert state_of(database, job_id) == "queued"
 
 
 def test_a_requeued_job_waits_out_its_pause(database: Database) -> None:
@@ -225,7 +253,7 @@ def test_a_requeued_job_waits_out_its_pause(database: Database) -> None:
         jobs.finish(session, job_id, job.attempt, JobState.QUEUED, reason="drained", retry_in_s=0.3)
     with database.write() as session:
         assert jobs.claim(session, job_id, "worker-b", LEASE_S) is None
-        assert dispatch.jobs_to_dispatch(session) == []
+        assert queues_with_due_jobs(session) == []
     deadline = time.monotonic() + 10
     again = None
     while again is None and time.monotonic() < deadline:
@@ -233,22 +261,6 @@ def test_a_requeued_job_waits_out_its_pause(database: Database) -> None:
             again = jobs.claim(session, job_id, "worker-b", LEASE_S)
     assert again is not None
     assert again.job.attempt == 2
-
-
-def test_a_hint_is_sent_once_and_again_only_after_a_pause(database: Database) -> None:
-    job_id = submit(database)
-    with database.write() as session:
-        assert dispatch.jobs_to_dispatch(session) == [(job_id, "train")]
-        dispatch.mark_dispatched(session, [job_id])
-    with database.write() as session:
-        assert dispatch.jobs_to_dispatch(session) == []
-        session.execute(update(Job).values(dispatched_at=now_plus(-31)))
-        assert dispatch.jobs_to_dispatch(session) == [(job_id, "train")]
-        dispatch.mark_dispatched(session, [job_id])
-        session.execute(update(Job).values(dispatched_at=now_plus(-31)))
-        assert dispatch.jobs_to_dispatch(session) == []
-        session.execute(update(Job).values(dispatched_at=now_plus(-61)))
-        assert dispatch.jobs_to_dispatch(session) == [(job_id, "train")]
 
 
 def test_one_key_makes_one_job_however_often_and_at_once_it_is_sent(database: Database) -> None:
@@ -264,7 +276,7 @@ def test_one_key_makes_one_job_however_often_and_at_once_it_is_sent(database: Da
         ids = set(pool.map(post, range(8)))
     assert len(ids) == 1
     with database.read() as session:
-        assert len(jobs.list_jobs(session)[0]) == 1
+        assert len(list_jobs(session)[0]) == 1
 
 
 def test_a_key_with_another_body_is_refused(database: Database) -> None:
@@ -283,16 +295,16 @@ def test_a_full_queue_refuses_with_its_numbers(database: Database) -> None:
 def test_lists_are_filtered_and_paged(database: Database) -> None:
     ids = [submit(database, name=f"run {number}", labels={"n": str(number % 2)}) for number in range(5)]
     with database.read() as session:
-        page, more = jobs.list_jobs(session, limit=2)
+        page, more = list_jobs(session, limit=2)
         assert ([job.id for job in page], more) == ([ids[4], ids[3]], True)
-        page, more = jobs.list_jobs(session, limit=5, after=ids[3])
+        page, more = list_jobs(session, limit=5, after=ids[3])
         assert ([job.id for job in page], more) == ([ids[2], ids[1], ids[0]], False)
-        assert {job.id for job in jobs.list_jobs(session, label=("n", "1"))[0]} == {ids[1], ids[3]}
-        assert [job.id for job in jobs.list_jobs(session, text="RUN 3")[0]] == [ids[3]]
-        assert jobs.list_jobs(session, text="%")[0] == []
-        assert jobs.list_jobs(session, states=["running"])[0] == []
-        assert jobs.list_jobs(session, kinds=["generate"])[0] == []
-        assert jobs.list_jobs(session, queue="other")[0] == []
+        assert {job.id for job in list_jobs(session, label=("n", "1"))[0]} == {ids[1], ids[3]}
+        assert [job.id for job in list_jobs(session, text="RUN 3")[0]] == [ids[3]]
+        assert list_jobs(session, text="%")[0] == []
+        assert list_jobs(session, states=["running"])[0] == []
+        assert list_jobs(session, kinds=["generate"])[0] == []
+        assert list_jobs(session, queue="other")[0] == []
         assert jobs.count_by_state(session)["queued"] == 5
         assert list_queues(session) == [Queue("train", queued=5, running=0, max_running=None, is_paused=False)]
 
@@ -306,7 +318,7 @@ def test_only_an_ended_job_is_deleted_and_its_log_goes_with_it(database: Databas
         steering.delete_job(session, job_id)
     with database.read() as session:
         assert event_log.events_after(session, job_id, 0, 10) == []
-        assert jobs.list_jobs(session) == ([], False)
+        assert list_jobs(session) == ([], False)
 
 
 def test_a_heartbeat_moves_the_end_of_the_lease(database: Database) -> None:
@@ -348,12 +360,12 @@ def test_drained_attempts_do_not_count_as_failures(database: Database) -> None:
         with database.write() as session:
             jobs.finish(session, job_id, job.attempt, JobState.QUEUED, reason="drained")
     claim(database)
-    lose_worker(database, job_id)
+    break_attempt(database, job_id)
     assert state_of(database, job_id) == "queued"
     claim(database)
-    lose_worker(database, job_id)
+    break_attempt(database, job_id)
     ended = job_of(database, job_id)
-    assert (ended.state, ended.attempt, ended.num_broken_attempts) == ("dead", 6, 2)
+    assert (ended.state, ended.attempt, ended.num_job_faults) == ("dead", 6, 2)
 
 
 def test_progress_between_faults_keeps_a_job_alive_up_to_max_attempts(database: Database) -> None:
@@ -361,7 +373,7 @@ def test_progress_between_faults_keeps_a_job_alive_up_to_max_attempts(database: 
     for number in range(5):
         job = claim(database)
         store(database, job, saved(f"c{number}", step=number))
-        lose_worker(database, job_id)
+        break_attempt(database, job_id)
         assert state_of(database, job_id) == ("queued" if number < 4 else "dead")
 
 
@@ -373,7 +385,7 @@ def test_a_broken_attempt_is_tried_again_after_a_pause_with_its_error_shown(data
     again = job_of(database, job.id)
     assert again.reason == "torchrun was killed; trying again in 5 s"
     assert again.error == {"message": "killed", "traceback": "tail", "rank": None}
-    assert (again.lease_owner, again.dispatched_at, again.num_dispatches) == (None, None, 0)
+    assert again.lease_owner is None
     pause_s = (again.not_before_at - again.created_at).total_seconds()
     assert 4.9 < pause_s < 60
 
@@ -495,5 +507,5 @@ def test_the_row_that_insert_returns_is_the_row_that_is_stored(database: Databas
 def test_a_label_with_dots_and_quotes_is_found(database: Database) -> None:
     job_id = submit(database, labels={"team.nlp": "a'b"})
     with database.read() as session:
-        assert [job.id for job in jobs.list_jobs(session, label=("team.nlp", "a'b"))[0]] == [job_id]
-        assert jobs.list_jobs(session, label=('te"am', "a"))[0] == []
+        assert [job.id for job in list_jobs(session, label=("team.nlp", "a'b"))[0]] == [job_id]
+        assert list_jobs(session, label=('te"am', "a"))[0] == []

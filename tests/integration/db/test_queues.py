@@ -7,12 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from sqlalchemy import event, update
 
-from apt_jobs.db import dispatch, jobs
+from apt_jobs.db import jobs
+from apt_jobs.db.clock import now_plus
 from apt_jobs.db.engine import Database
-from apt_jobs.db.queues import configure_queue, list_queues
+from apt_jobs.db.models import Job
+from apt_jobs.db.queues import configure_queue, list_queues, queues_with_due_jobs, require_place
+from apt_jobs.db.transitions import locked_job
 from apt_jobs.db.workers import record_worker, require_free_name, set_drained
-from apt_jobs.errors import AlreadyRunning, NotFound
+from apt_jobs.errors import AlreadyRunning, NotFound, Unavailable
 from apt_jobs.jobs.states import JobState
 from tests.integration.db.steps import LEASE_S, claim, submit
 
@@ -24,23 +28,21 @@ def record(database: Database, pid: int = 1, name: str = "a") -> bool:
         return record_worker(session, **{**WORKER, "name": name}, pid=pid, gpus=[], current_job_id=None)
 
 
-def test_a_job_whose_hint_is_being_noted_is_claimed(database: Database) -> None:
-    """The hint may be faster than the row that says that it was sent; it comes once."""
+def test_a_job_whose_row_is_locked_for_a_moment_is_claimed(database: Database) -> None:
     job_id = submit(database)
     is_locked = threading.Event()
 
-    def note() -> None:
+    def steer() -> None:
         with database.write() as session:
-            dispatch.mark_dispatched(session, [job_id])
-            session.flush()
+            locked_job(session, job_id)
             is_locked.set()
             time.sleep(0.5)
 
     with ThreadPoolExecutor(1) as pool:
-        noting = pool.submit(note)
+        steering = pool.submit(steer)
         is_locked.wait()
         assert claim(database).id == job_id
-        noting.result()
+        steering.result()
 
 
 def test_a_queue_runs_no_more_than_it_may(database: Database) -> None:
@@ -76,18 +78,42 @@ def test_a_place_that_becomes_free_is_taken(database: Database) -> None:
     assert claim(database).id == second
 
 
-def test_a_paused_queue_hands_out_nothing_and_then_its_hints_again(database: Database) -> None:
+def test_a_paused_queue_hands_out_nothing_and_wakes_nobody(database: Database) -> None:
     job_id = submit(database)
     with database.write() as session:
-        dispatch.mark_dispatched(session, [job_id])
+        assert queues_with_due_jobs(session) == ["train"]
         assert configure_queue(session, "train", max_running=None, paused=True).is_paused
+        assert queues_with_due_jobs(session) == []
         assert jobs.claim_next(session, "train", "worker", LEASE_S) is None
-    with database.write() as session:
-        dispatch.mark_dispatched(session, [job_id])
-    with database.write() as session:
         assert not configure_queue(session, "train", max_running=None, paused=False).is_paused
-        assert dispatch.jobs_to_dispatch(session) == [(job_id, "train")]
+        assert queues_with_due_jobs(session) == ["train"]
     assert claim(database).id == job_id
+
+
+def test_only_queues_with_due_jobs_are_woken_each_once(database: Database) -> None:
+    for queue in ("b", "a", "b", "c", "a"):
+        submit(database, queue=queue)
+    later = submit(database, queue="later")
+    with database.write() as session:
+        session.execute(update(Job).where(Job.id == later).values(not_before_at=now_plus(60)))
+    claim(database, "c")
+    with database.read() as session:
+        assert queues_with_due_jobs(session) == ["a", "b"]
+
+
+def test_the_limit_of_waiting_jobs_is_exact_near_it_and_not_counted_far_from_it(database: Database) -> None:
+    submit(database)
+    for _ in range(2):
+        with database.write() as session:
+            require_place(session, 2)
+        with database.write() as session, pytest.raises(Unavailable, match="1 jobs wait already; at most 1"):
+            require_place(session, 1)
+    statements: list[str] = []
+    event.listen(database.engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    for _ in range(3):
+        with database.write() as session:
+            require_place(session, 1_000_000)
+    assert sum("count" in statement for statement in statements) == 1
 
 
 def test_a_worker_hears_of_its_draining_until_somebody_ends_it(database: Database) -> None:

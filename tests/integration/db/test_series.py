@@ -73,7 +73,7 @@ def test_a_read_from_afar_equals_a_slow_one(
             told.forget_after(step)
         if what == "resume":
             with database.write() as session:  # attempts without a new checkpoint would end the job
-                session.execute(update(Job).where(Job.id == job.id).values(num_fruitless_attempts=0))
+                session.execute(update(Job).where(Job.id == job.id).values(num_job_faults_without_checkpoint=0))
             job = next_attempt(database, job)
             store(database, job, started(resumed_from_step=step))
         batch: list[Event] = []

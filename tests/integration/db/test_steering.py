@@ -10,7 +10,6 @@ from apt_jobs.jobs.states import TERMINAL_STATES, JobState
 from tests.integration.db.steps import (
     LEASE_S,
     claim,
-    due_now,
     expire_lease,
     job_of,
     lose_worker,
@@ -127,26 +126,19 @@ def test_a_retried_job_has_all_its_attempts_again(database: Database, state: Job
     job_id = in_state(database, state)
     assert [retry(database, job_id), retry(database, job_id)] == ["queued", "queued"]
     job = job_of(database, job_id)
-    assert (job.finished_at, job.cancel_requested_at, job.error, job.num_broken_attempts) == (None, None, None, 0)
+    assert (job.finished_at, job.cancel_requested_at, job.error, job.num_job_faults) == (None, None, None, 0)
     assert claim(database).attempt == 2
     assert finish(database, job_id, JobState.SUCCEEDED) == "succeeded"
 
 
 def test_a_dead_job_that_is_retried_may_break_again(database: Database) -> None:
     job_id = submit(database, max_attempts=1)
-    claim(database)
-    expire_lease(database, job_id)
-    with database.write() as session:
-        jobs.reap_expired(session, 0)
-    assert state_of(database, job_id) == "dead"
-    retry(database, job_id)
-    with database.write() as session:
-        due_now(session, job_id)
-    claim(database)
-    expire_lease(database, job_id)
-    with database.write() as session:
-        jobs.reap_expired(session, 0)
-    assert state_of(database, job_id) == "dead"
+    for number in (1, 2):
+        claim(database)
+        with database.write() as session:
+            jobs.finish_broken(session, job_id, number, "a rank died")
+        assert state_of(database, job_id) == "dead"
+        retry(database, job_id)
 
 
 @pytest.mark.parametrize("state", list(JobState))
@@ -179,5 +171,5 @@ def test_a_lost_attempt_and_a_retry_count_apart(database: Database) -> None:
     claim(database)
     finish(database, job.id, JobState.FAILED)
     retry(database, job.id)
-    assert job_of(database, job.id).num_broken_attempts == 0
+    assert job_of(database, job.id).num_job_faults == 0
     assert claim(database).attempt == 3

@@ -19,7 +19,7 @@ from apt_jobs.db.jobs import get_job, insert_job, reap_expired
 from apt_jobs.db.models import Job
 from apt_jobs.db.steering import request_cancel
 from apt_jobs.db.workers import list_workers
-from apt_jobs.job_queue import HintPublisher, make_celery
+from apt_jobs.job_queue import WakeUpPublisher, make_celery
 from apt_jobs.jobs.spec import MAX_NEW_TOKENS, GenerateSpec
 from apt_jobs.jobs.states import TERMINAL_STATES, JobState
 from apt_jobs.settings import Settings
@@ -41,11 +41,11 @@ class Service:
     def __init__(self, settings: Settings, log_file: Path) -> None:
         self.settings = settings
         self.database = Database(settings.database)
-        self._hints = HintPublisher(make_celery(settings))
+        self._wake_ups = WakeUpPublisher(make_celery(settings))
         self._log_file = log_file
 
     def close(self) -> None:
-        self._hints.close()
+        self._wake_ups.close()
         self.database.dispose()
 
     @contextmanager
@@ -89,7 +89,7 @@ class Service:
         return job_id
 
     def hint(self, job_id: str) -> None:
-        self._hints.publish(job_id, "generate")
+        self._wake_ups.wake_up("generate")
 
     def job(self, job_id: str) -> Job:
         with self.database.read() as session:
@@ -179,7 +179,7 @@ def test_jobs_are_generated_refused_cancelled_finished_in_the_grace_and_handed_b
         assert service.job(short).state == JobState.SUCCEEDED
         job = service.job(long)
         assert (job.state, job.reason) == (JobState.QUEUED, "the worker was drained")
-        assert job.num_fruitless_attempts == 0
+        assert job.num_job_faults_without_checkpoint == 0
         assert service.workers() == []
 
 

@@ -14,7 +14,8 @@ import pytest
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import events_after
 from apt_jobs.db.histories import gradient_export, training_history
-from apt_jobs.db.jobs import claim_next, get_job, list_jobs, reap_expired
+from apt_jobs.db.jobs import claim_next, get_job, reap_expired
+from apt_jobs.db.listing import list_jobs
 from apt_jobs.db.steering import delete_job
 from apt_jobs.errors import Conflict, InvalidInput
 from apt_jobs.events.kinds import (

@@ -1,0 +1,158 @@
+"""Submit a job: check what it refers to, insert it. Every door goes through here: REST, schedules, "run now", retry."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+from apt_jobs.db.checkpoints import get_checkpoint
+from apt_jobs.db.jobs import get_job, insert_job
+from apt_jobs.db.models import Job
+from apt_jobs.db.workers import list_workers
+from apt_jobs.errors import InvalidInput, InvalidReferences, NotFound
+from apt_jobs.jobs.spec import (
+    BUILTIN_DATASET,
+    BUILTIN_ENTRY_POINT,
+    CHECKPOINT_ID_PATTERN,
+    GenerateSpec,
+    TrainSpec,
+    parse_spec,
+    queue_of,
+)
+from apt_jobs.operations.data_directory import require_room
+from apt_jobs.operations.liveness import alive_within_s
+from apt_jobs.settings import Settings
+
+Spec = TrainSpec | GenerateSpec
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceFault:
+    """A field of a job that names what does not exist."""
+
+    field: str
+    seen: str
+    expected: str
+
+
+def submit_job(
+    session: Session,
+    settings: Settings,
+    spec: Spec,
+    *,
+    idempotency_key: str | None = None,
+    request_sha256: str | None = None,
+    schedule_id: str | None = None,
+) -> Job:
+    """Check a job and insert it. The caller wakes a worker of its queue after the commit.
+
+    Raises:
+        InvalidReferences: it names what does not exist.
+        OutOfSpace: the disk has no room for it.
+        Unavailable: too many jobs wait.
+        IdempotencyMismatch: the key was used with another body.
+    """
+    require_room(settings)
+    require_references(session, settings, spec)
+    return insert_job(
+        session,
+        spec,
+        idempotency_key=idempotency_key,
+        request_sha256=request_sha256,
+        max_queued_jobs=settings.max_queued_jobs,
+        schedule_id=schedule_id,
+    )
+
+
+def checker(settings: Settings) -> Callable[[Session, Spec], None]:
+    """Return what `db/schedules.py` calls before it inserts a job: `submit_job`'s checks, with its errors."""
+
+    def check(session: Session, spec: Spec) -> None:
+        require_room(settings)
+        require_references(session, settings, spec)
+
+    return check
+
+
+def require_retriable(session: Session, settings: Settings, job_id: str) -> None:
+    """Return if an ended job may wait again as far as what it refers to is concerned.
+
+    Raises:
+        NotFound: there is no such job.
+        InvalidReferences, OutOfSpace: as `submit_job`.
+    """
+    spec = parse_spec(get_job(session, job_id).spec)
+    require_room(settings)
+    require_references(session, settings, spec)
+
+
+def require_references(session: Session, settings: Settings, spec: Spec) -> None:
+    """Return if all that the job names exists.
+
+    Raises:
+        InvalidReferences: it does not; the error has one fault for each field.
+    """
+    faults = reference_faults(session, settings, spec)
+    if faults:
+        words = "; ".join(f"{fault.field} {fault.seen}: expected {fault.expected}" for fault in faults)
+        raise InvalidReferences(f"the job names what does not exist: {words}", faults)
+
+
+def reference_faults(session: Session, settings: Settings, spec: Spec) -> list[ReferenceFault]:
+    """Return every field of the job that names what does not exist."""
+    if isinstance(spec, GenerateSpec):
+        return _model_faults(session, settings, "model", spec.model)
+    return [
+        *_dataset_faults(settings, spec),
+        *_model_faults(session, settings, "base_model", spec.base_model),
+        *_entry_point_faults(session, settings, spec),
+    ]
+
+
+def model_exists(session: Session, settings: Settings, model: str) -> bool:
+    """Return whether `GET /api/models` would list it."""
+    if not CHECKPOINT_ID_PATTERN.match(model):
+        return (settings.local_models_dir / model / "config.json").is_file()
+    try:
+        get_checkpoint(session, model)
+    except NotFound:
+        return False
+    return True
+
+
+def _model_faults(session: Session, settings: Settings, field: str, model: str | None) -> list[ReferenceFault]:
+    if model is None or model_exists(session, settings, model):
+        return []
+    return [ReferenceFault(field, repr(model), "an id that GET /api/models lists")]
+
+
+def _dataset_faults(settings: Settings, spec: TrainSpec) -> list[ReferenceFault]:
+    if spec.dataset == BUILTIN_DATASET:
+        return []
+    file = settings.datasets_dir / f"{spec.dataset}.txt"
+    try:
+        size_bytes = file.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return [ReferenceFault("dataset", repr(spec.dataset), "a name that GET /api/datasets lists")]
+    except OSError as exc:
+        raise InvalidInput(f"the data set {spec.dataset!r} cannot be read: {exc.strerror}") from exc
+    min_bytes = spec.model.max_seq_len + 1  # a token is at least one byte
+    if size_bytes >= min_bytes:
+        return []
+    expected = f"a data set of at least one sequence: {min_bytes:,} bytes; this one has {size_bytes:,}"
+    return [ReferenceFault("dataset", repr(spec.dataset), expected)]
+
+
+def _entry_point_faults(session: Session, settings: Settings, spec: TrainSpec) -> list[ReferenceFault]:
+    """An entry point is registered on workers. It is refused when workers of the queue live and none of them has it."""
+    name = spec.entry_point
+    if name == BUILTIN_ENTRY_POINT or name in settings.entry_points:
+        return []
+    queue = queue_of(spec)
+    workers = [row for row in list_workers(session, alive_within_s(settings)) if queue in row.queues]
+    known = [row.entry_points for row in workers if row.kind == spec.kind]
+    if not known or any(names is None or name in names for names in known):
+        return []
+    registered = sorted({BUILTIN_ENTRY_POINT, *(name for names in known for name in names or ())})
+    expected = f"one that a worker of the queue {queue!r} has registered: {', '.join(registered)}"
+    return [ReferenceFault("entry_point", repr(name), expected)]

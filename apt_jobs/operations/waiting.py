@@ -1,0 +1,123 @@
+"""Why a job waits, in words, for the view of one job and for lists. The same rules as `claim_next`, read-only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from apt_jobs.db.clock import now_plus
+from apt_jobs.db.hand_backs import hand_backs_of
+from apt_jobs.db.jobs import queue_position
+from apt_jobs.db.models import Job, QueueRow, WorkerRow
+from apt_jobs.db.queues import first_waiting, num_running
+from apt_jobs.db.workers import list_workers, paused_workers
+from apt_jobs.jobs.states import JobState
+
+MAX_NAMED_WORKERS = 3
+MAX_LISTED_POSITION = 200  # in lists: beyond it, it says that at least so many are ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Where a job stands. `position` is None in a list when more than `MAX_LISTED_POSITION` jobs are ahead."""
+
+    position: int | None
+    reason: str
+
+
+def waiting_of(session: Session, job: Job, alive_within_s: float) -> Waiting | None:
+    """Return where one job stands, with its exact position; None: it does not wait."""
+    if job.state != JobState.QUEUED:
+        return None
+    return _Queues(session, [job], alive_within_s).waiting(job, queue_position(session, job))
+
+
+def waiting_of_page(session: Session, jobs: Sequence[Job], alive_within_s: float) -> dict[str, Waiting]:
+    """Return where each waiting job of a page stands, by id. A few statements for each queue, none for each job."""
+    queued = [job for job in jobs if job.state == JobState.QUEUED]
+    if not queued:
+        return {}
+    queues = _Queues(session, queued, alive_within_s)
+    places = {
+        job_id: place
+        for queue in {job.queue for job in queued}
+        for place, job_id in enumerate(first_waiting(session, queue, MAX_LISTED_POSITION), 1)
+    }
+    return {job.id: queues.waiting(job, places.get(job.id)) for job in queued}
+
+
+class _Queues:
+    """What there is to know of the queues of some jobs."""
+
+    def __init__(self, session: Session, jobs: Sequence[Job], alive_within_s: float) -> None:
+        self._session = session
+        self._now: datetime = session.scalars(select(now_plus(0))).one()
+        self._alive = list_workers(session, alive_within_s)
+        self._pauses = paused_workers(session)
+        self._hand_backs = hand_backs_of(session, [job.id for job in jobs])
+        names = {job.queue for job in jobs}
+        self._rows = {row.name: row for row in session.scalars(select(QueueRow).where(QueueRow.name.in_(names)))}
+        self._running: dict[str, int] = {}
+
+    def waiting(self, job: Job, position: int | None) -> Waiting:
+        workers = [row for row in self._alive if job.queue in row.queues and row.kind == job.kind]
+        return Waiting(
+            position, self._of_queue(job) or self._of_workers(job, workers) or _of_order(job, position, workers)
+        )
+
+    def _of_queue(self, job: Job) -> str | None:
+        row = self._rows.get(job.queue)
+        if row is not None and row.paused_at is not None:
+            return f"the queue {job.queue!r} is paused"
+        if job.not_before_at > self._now:
+            until = job.not_before_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+            return f"back-off until {until}" + (f": {job.reason}" if job.reason else "")
+        if row is None or row.max_running is None:
+            return None
+        if job.queue not in self._running:
+            self._running[job.queue] = num_running(self._session, job.queue)
+        running = self._running[job.queue]
+        if running < row.max_running:
+            return None
+        return f"the queue {job.queue!r} runs {running} of at most {row.max_running} jobs at once"
+
+    def _of_workers(self, job: Job, workers: Sequence[WorkerRow]) -> str | None:
+        if not workers:
+            others = sum(job.queue in row.queues for row in self._alive)
+            only = f" ({others} of another kind do)" if others else ""
+            return (
+                f"no {job.kind} worker serves the queue {job.queue!r}{only}; start one: "
+                f"apt-jobs worker {job.kind} --queue {job.queue}"
+            )
+        lacking = self._hand_backs.get(job.id, {})
+        if all(row.name in lacking for row in workers):
+            return "no worker can serve it: " + _named({row.name: lacking[row.name] for row in workers})
+        held = {row.name: why for row in workers if (why := self._why_held(row)) is not None}
+        if len(held) == len(workers):
+            return f"no worker of the queue {job.queue!r} claims jobs now: " + _named(held)
+        unable = held | {name: why for name, why in lacking.items() if name in {row.name for row in workers}}
+        if len(unable) == len(workers):
+            return "no worker can serve it now: " + _named(unable)
+        return None
+
+    def _why_held(self, row: WorkerRow) -> str | None:
+        return "drained" if row.drain_requested_at is not None else self._pauses.get(row.name)
+
+
+def _of_order(job: Job, position: int | None, workers: Sequence[WorkerRow]) -> str:
+    busy = sum(row.current_job_id is not None for row in workers)
+    of_workers = f"{busy} of {len(workers)} workers of the queue {job.queue!r} are busy"
+    if position is None:
+        return f"behind at least {MAX_LISTED_POSITION} jobs; {of_workers}"
+    if position == 1:
+        return f"next in the queue; {of_workers}"
+    return f"behind {position - 1:,} {'job' if position == 2 else 'jobs'}; {of_workers}"
+
+
+def _named(reasons: dict[str, str]) -> str:
+    names = sorted(reasons)
+    words = "; ".join(f"{name}: {reasons[name]}" for name in names[:MAX_NAMED_WORKERS])
+    more = len(names) - MAX_NAMED_WORKERS
+    return words + (f"; and {more} more" if more > 0 else "")

@@ -1,0 +1,138 @@
+"""Why a job waits, in words: every rule that keeps it from being claimed has its sentence, alone and in a list."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from sqlalchemy import update
+
+from apt_jobs.db import jobs
+from apt_jobs.db.clock import now_plus
+from apt_jobs.db.engine import Database
+from apt_jobs.db.hand_backs import hand_back
+from apt_jobs.db.models import Job
+from apt_jobs.db.queues import configure_queue
+from apt_jobs.db.workers import pause_worker, record_worker, set_drained
+from apt_jobs.operations.waiting import MAX_LISTED_POSITION, Waiting, waiting_of, waiting_of_page
+from tests.integration.db.steps import LEASE_S, claim, submit
+
+WORKER: dict[str, Any] = {"kind": "train", "queues": ["train"], "hostname": "here", "version": "1", "gpus": []}
+
+
+def worker(database: Database, name: str = "a", **fields: Any) -> None:
+    with database.write() as session:
+        record_worker(session, **{**WORKER, **fields}, name=name, pid=1, current_job_id=fields.pop("job", None))
+
+
+def lacks(database: Database, name: str, reason: str) -> None:
+    with database.write() as session:
+        claimed = jobs.claim_next(session, "train", name, LEASE_S)
+        assert claimed is not None
+        hand_back(session, claimed.job.id, claimed.job.attempt, reason)
+
+
+def paused_queue(database: Database) -> None:
+    worker(database)
+    with database.write() as session:
+        configure_queue(session, "train", max_running=None, paused=True)
+
+
+def full_queue(database: Database) -> None:
+    worker(database)
+    with database.write() as session:
+        configure_queue(session, "train", max_running=1, paused=False)
+        jobs.insert_job(session, SPEC)
+    claim(database)
+
+
+def backing_off(database: Database) -> None:
+    worker(database)
+    with database.write() as session:
+        session.execute(update(Job).values(not_before_at=now_plus(60), reason="a rank died"))
+
+
+def lacking(database: Database) -> None:
+    for name in ("a", "b"):
+        worker(database, name)
+        lacks(database, name, f"no disk on {name}")
+
+
+def of_another_kind(database: Database) -> None:
+    worker(database, kind="generate")
+
+
+def drained(database: Database) -> None:
+    worker(database)
+    with database.write() as session:
+        set_drained(session, "a", drained=True)
+
+
+def paused_worker(database: Database) -> None:
+    worker(database)
+    with database.write() as session:
+        pause_worker(session, "a", "only 5 bytes are free", 60)
+
+
+def one_lacks_one_is_drained(database: Database) -> None:
+    worker(database)
+    worker(database, "b")
+    lacks(database, "a", "no GPU")
+    with database.write() as session:
+        set_drained(session, "b", drained=True)
+
+
+def nobody(_database: Database) -> None:
+    return
+
+
+SPEC = jobs.TrainSpec(kind="train", priority=9)
+
+
+@pytest.mark.parametrize(
+    ("situation", "reason"),
+    [
+        (nobody, "no train worker serves the queue 'train'; start one: apt-jobs worker train --queue train"),
+        (of_another_kind, "no train worker serves the queue 'train' (1 of another kind do)"),
+        (paused_queue, "the queue 'train' is paused"),
+        (full_queue, "the queue 'train' runs 1 of at most 1 jobs at once"),
+        (backing_off, "back-off until 2"),
+        (lacking, "no worker can serve it: a: no disk on a; b: no disk on b"),
+        (drained, "no worker of the queue 'train' claims jobs now: a: drained"),
+        (paused_worker, "no worker of the queue 'train' claims jobs now: a: only 5 bytes are free"),
+        (one_lacks_one_is_drained, "no worker can serve it now: a: no GPU; b: drained"),
+        (worker, "next in the queue; 0 of 1 workers of the queue 'train' are busy"),
+    ],
+)
+def test_each_reason_is_said_alone_and_in_a_list(
+    database: Database, situation: Callable[[Database], None], reason: str
+) -> None:
+    job_id = submit(database)
+    situation(database)
+    with database.read() as session:
+        job = jobs.get_job(session, job_id)
+        alone, listed = waiting_of(session, job, 30.0), waiting_of_page(session, [job], 30.0)
+    assert alone is not None
+    assert reason in alone.reason
+    assert listed == {job_id: alone}
+
+
+def test_what_does_not_wait_waits_for_nothing(database: Database) -> None:
+    job_id = submit(database)
+    claim(database)
+    with database.read() as session:
+        job = jobs.get_job(session, job_id)
+        assert (waiting_of(session, job, 30.0), waiting_of_page(session, [job], 30.0)) == (None, {})
+
+
+def test_a_job_far_behind_has_an_exact_place_alone_and_a_bound_in_a_list(database: Database) -> None:
+    worker(database)
+    ids = [submit(database) for _ in range(MAX_LISTED_POSITION + 2)]
+    with database.read() as session:
+        rows = [jobs.get_job(session, job_id) for job_id in (ids[0], ids[1], ids[-1])]
+        listed = waiting_of_page(session, rows, 30.0)
+        alone = waiting_of(session, rows[-1], 30.0)
+    assert [listed[row.id].position for row in rows] == [1, 2, None]
+    assert listed[ids[1]].reason.startswith("behind 1 job;")
+    assert listed[ids[-1]].reason.startswith("behind at least 200 jobs;")
+    assert isinstance(alone, Waiting)
+    assert (alone.position, alone.reason[:16]) == (MAX_LISTED_POSITION + 2, "behind 201 jobs;")
