@@ -1,11 +1,11 @@
-// The one place that builds addresses: the service may answer below a path, which index.html names in `<base href>`.
+// The one place that builds addresses: a proxy may show the service below a path, which the page names in its head.
 
 /** Path below which the service answers, without a slash at its end: "" at the root of its host. */
-export const basePath = basePathOf(document.querySelector("base")?.getAttribute("href") ?? "/");
+export const basePath = basePathOf(document.querySelector<HTMLMetaElement>('meta[name="root-path"]')?.content ?? "");
 
-/** The path of a `<base href>`, without a slash at its end. */
-export function basePathOf(href: string): string {
-  return new URL(href, window.location.origin).pathname.replace(/\/+$/, "");
+/** A path as the service names it, without a slash at its end. */
+export function basePathOf(path: string): string {
+  return new URL(path, `${window.location.origin}/`).pathname.replace(/\/+$/, "");
 }
 
 /** Address of a path of the service, like "/api/jobs" or "/jobs/new". */
