@@ -13,7 +13,7 @@ UI_SOURCES := $(shell find apt_jobs/web/ui/src apt_jobs/web/ui/index.html -type 
 help:
 	@echo "make demo         set up, start everything, train a small model, show it live"
 	@echo "make test         set up, check and test everything"
-	@echo "make check        ruff, mypy, import contracts, svelte-check"
+	@echo "make check        ruff, mypy, import contracts, the page's checks"
 	@echo "make faults       every promise under its full number of faults; takes hours (SHARE=0.1 for a tenth)"
 	@echo "make bench        benchmarks (ONLY=group for one of them)"
 	@echo "make screenshots  the pictures of docs/images"

@@ -1,11 +1,11 @@
-// The one place that builds addresses: the service may answer below a path, which web/pages.py names in the page's head.
+// The one place that builds addresses: a proxy may show the service below a path, which the page names in its head.
 
 /** Path below which the service answers, without a slash at its end: "" at the root of its host. */
 export const basePath = basePathOf(document.querySelector<HTMLMetaElement>('meta[name="root-path"]')?.content ?? "");
 
-/** A path as the page's head names it, without a slash at its end. */
-export function basePathOf(named: string): string {
-  return new URL(named || "/", window.location.origin).pathname.replace(/\/+$/, "");
+/** A path as the service names it, without a slash at its end. */
+export function basePathOf(path: string): string {
+  return new URL(path, `${window.location.origin}/`).pathname.replace(/\/+$/, "");
 }
 
 /** Address of a path of the service, like "/api/jobs" or "/jobs/new". */

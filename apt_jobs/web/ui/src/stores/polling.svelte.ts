@@ -30,8 +30,8 @@ export class Poll<Answer> {
   /** Start; returns the stop function, so that it can be the body of an effect. */
   start(): () => void {
     this.stopped = false;
-    document.addEventListener("visibilitychange", this.refresh);
-    const forget = [reachability.whenBack(this.refresh), session.whenBack(this.refresh)];
+    document.addEventListener("visibilitychange", this.refreshNow);
+    const forget = [reachability.whenBack(this.refreshNow), session.whenBack(this.refreshNow)];
     this.forget = () => forget.forEach((one) => one());
     void this.run();
     return () => this.stop();
@@ -39,16 +39,18 @@ export class Poll<Answer> {
 
   stop(): void {
     this.stopped = true;
-    document.removeEventListener("visibilitychange", this.refresh);
+    document.removeEventListener("visibilitychange", this.refreshNow);
     this.forget();
     clearTimeout(this.timer);
     this.abort?.abort();
   }
 
-  /** Ask again now. */
-  refresh = (): void => {
-    if (!this.stopped) void this.run();
+  /** Ask again now; resolves when the answer is there. */
+  refresh = async (): Promise<void> => {
+    if (!this.stopped) await this.run();
   };
+
+  private readonly refreshNow = (): void => void this.refresh();
 
   private async run(): Promise<void> {
     clearTimeout(this.timer);
@@ -67,7 +69,8 @@ export class Poll<Answer> {
       this.failure = error;
       this.failures += 1;
     }
-    if (!this.stopped) this.timer = setTimeout(this.refresh, Math.min(SLOWEST_MS, this.everyMs * 2 ** this.failures));
+    if (!this.stopped)
+      this.timer = setTimeout(() => void this.refresh(), Math.min(SLOWEST_MS, this.everyMs * 2 ** this.failures));
   }
 }
 

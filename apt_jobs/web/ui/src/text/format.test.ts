@@ -29,7 +29,7 @@ test("ticks have as many digits as they need", () => {
   ]);
 });
 
-test("durations and sizes are told in two units at most", () => {
+test("durations and sizes have two units at most", () => {
   assert.strictEqual(formatDuration(3_725), "1 h 2 min");
   assert.strictEqual(formatDuration(59.6), "1 min 0 s");
   assert.strictEqual(formatBytes(1_234_567), "1.23 MB");
