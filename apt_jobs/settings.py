@@ -109,7 +109,7 @@ class Settings(BaseSettings):
         0, ge=0, le=65535, description="TCP port where a head worker's nodes meet it. 0: any free one."
     )
     network_interface: str | None = Field(
-        None, description="Network interface between nodes, for gloo and NCCL. Default: they choose."
+        None, description="Network interface on which nodes listen. Default: the one of `rendezvous_host`."
     )
     models_dir: Path | None = Field(
         None, description="Folder of local Hugging Face models. Default: `models` in the data directory."

@@ -27,7 +27,7 @@ def rows() -> Iterator[Row]:
     """`checkpoint/stall`, in milliseconds a save of a model of 12 million parameters with AdamW's state, 2 ranks."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"),
+            *(sys.executable, "-m", "apt_jobs.training.launch_ranks", "--nproc-per-node=2", "--rdzv-backend=apt-jobs"),
             *("--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", "-m", "benchmarks.checkpoint", folder),
         ]
         subprocess.run(command, check=True, timeout=280, capture_output=True)

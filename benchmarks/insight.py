@@ -109,7 +109,13 @@ def rows() -> Iterator[Row]:
 def record(folder: Path, seeds: range) -> None:
     """Run the trainings."""
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={NUM_RANKS}", "--rdzv-backend=c10d"),
+        *(
+            sys.executable,
+            "-m",
+            "apt_jobs.training.launch_ranks",
+            f"--nproc-per-node={NUM_RANKS}",
+            "--rdzv-backend=apt-jobs",
+        ),
         *("--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", "-m", "benchmarks.faulty_training"),
         *(str(folder), str(seeds.start), str(len(seeds))),
     ]

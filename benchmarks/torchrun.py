@@ -12,7 +12,13 @@ def run_ranks(num_ranks: int, module: str, *arguments: str, timeout_s: float, sh
         RuntimeError: a rank failed; the message has the end of what all wrote.
     """
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={num_ranks}", "--rdzv-backend=c10d"),
+        *(
+            sys.executable,
+            "-m",
+            "apt_jobs.training.launch_ranks",
+            f"--nproc-per-node={num_ranks}",
+            "--rdzv-backend=apt-jobs",
+        ),
         *("--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", "-m", module, *arguments),
     ]
     environment = {

@@ -37,6 +37,7 @@ from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.socket_folder import prepare_socket, remove_socket_folder
 from apt_jobs.supervision.process_tree import die_with_parent
+from apt_jobs.workers.gpus import find_gpus
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +143,7 @@ def free_port(host: str, after: int) -> int:
 def _run(settings: Settings, on_ready: Callable[[Stack], None], stack: ExitStack, hard: threading.Event) -> None:
     prepare_directory(settings.root, "APT_JOBS_DATA_DIR")
     keep_private(settings.root)
+    find_gpus(None)  # a driver that does not answer is told here, not in a log
     stack.enter_context(_only_one(settings))
     _require_port(settings)
     logs = settings.root / "logs"

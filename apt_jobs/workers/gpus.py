@@ -17,7 +17,7 @@ DEVICES = Path("/dev")
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 NVIDIA_PCI_VENDOR = "0x10de"
 DISPLAY_PCI_CLASS = "0x03"  # VGA and 3D controllers; NVIDIA makes network cards as well
-CPU_HINT = "mend it, or start the worker with --gpus '' to train on the CPU"
+CPU_HINT = "mend it, or use the CPU: CUDA_VISIBLE_DEVICES='' (of a training worker also --gpus '')"
 
 
 def parse_gpus(text: str) -> list[int]:

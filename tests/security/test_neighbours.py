@@ -16,7 +16,8 @@ from typing import Any
 
 import psutil
 import pytest
-from torch.distributed import DistStoreError, TCPStore
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed import DistStoreError
 
 from apt_jobs.client.client import Client
 from apt_jobs.supervision.network import addresses_of

@@ -1,5 +1,8 @@
 """GPUs that are not there, named wrongly or broken are errors; a machine without a driver is a CPU worker."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,3 +161,16 @@ def test_visible_devices_that_are_not_there_are_an_error(monkeypatch: pytest.Mon
 def test_a_gpu_that_is_lost_later_is_described_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pynvml, "nvmlDeviceGetMemoryInfo", raises(pynvml.NVML_ERROR_GPU_IS_LOST))
     assert describe_gpus([0])[0]["name"].startswith("unreadable: ")
+
+
+@pytest.mark.parametrize("command", [["train"], ["node", "--head=h"]])
+@pytest.mark.parametrize(("option", "words"), [("7", "GPU 7"), ("0,0", "names a GPU twice"), ("x", "is no list")])
+def test_a_worker_of_a_gpu_that_is_not_there_does_not_start(
+    tmp_path: Path, command: list[str], option: str, words: str
+) -> None:
+    environment = {**os.environ, "APT_JOBS_DATA_DIR": str(tmp_path)}
+    line = [sys.executable, "-m", "apt_jobs", "worker", *command, f"--gpus={option}"]
+    ended = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 2
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr

@@ -40,7 +40,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of the plain example on two ranks, as its user would start it."""
     folder = tmp_path_factory.mktemp("work")
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"),
+        *(sys.executable, "-m", "apt_jobs.training.launch_ranks", "--nproc-per-node=2", "--rdzv-backend=apt-jobs"),
         *("--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"),
         *(str(ROOT / "examples" / "plain_loop.py"), f"--steps={NUM_STEPS}"),
     ]

@@ -59,7 +59,7 @@ def trained(folder: Path, monitor: dict[str, Any], entry_point: str | None = Non
     )
     (folder / "run.json").write_text(run_file.model_dump_json())
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"),
+        *(sys.executable, "-m", "apt_jobs.training.launch_ranks", "--nproc-per-node=2", "--rdzv-backend=apt-jobs"),
         *("--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", "-m", "apt_jobs.training.run"),
         *("--run-file", str(folder / "run.json")),
     ]

@@ -46,7 +46,7 @@ def run_ranks(folder: Path, text: str = TEXT, resume_dir: Path | None = None, **
 
 def launch(run_file: RunFile) -> int:
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"),
+        *(sys.executable, "-m", "apt_jobs.training.launch_ranks", "--nproc-per-node=2", "--rdzv-backend=apt-jobs"),
         *("--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", "-m", "apt_jobs.training.run"),
         *("--run-file", str(run_file.run_dir / "run.json")),
     ]

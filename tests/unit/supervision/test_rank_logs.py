@@ -129,8 +129,8 @@ def test_a_long_line_is_one_line_with_its_beginning_and_its_end(rank: Rank, leng
 
 
 def test_a_flood_leaves_its_first_and_its_last_lines_and_bounded_files(rank: Rank) -> None:
-    piece, count, shown = b"".join(b"%099d\n" % index for index in range(10_000)), 200, list[str]()
-    for _ in range(count):  # 200 MB
+    piece, count, shown = b"".join(b"%099d\n" % index for index in range(10_000)), 100, list[str]()
+    for _ in range(count):  # 100 MB
         rank.prints(piece)
         shown += rank.lines(0.01)
     rank.prints(b"the end, and no line feed")

@@ -1,0 +1,60 @@
+"""What the ranks of a node see: where they may listen, and no progress bars of our own trainer."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from apt_jobs.errors import Unavailable
+from apt_jobs.jobs.spec import TrainSpec
+from apt_jobs.settings import Settings
+from apt_jobs.supervision.launch import _command, _environment
+from tests.integration.run_files import run_file_in
+
+SPEC = TrainSpec(kind="train")
+INTERFACES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+BAR = "import sys, tqdm; list(tqdm.tqdm(range(3))); sys.exit(0)"
+
+
+@pytest.fixture(autouse=True)
+def no_interfaces_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*INTERFACES, "TQDM_DISABLE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_one_node_listens_on_loopback_whatever_the_worker_was_started_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in INTERFACES:
+        monkeypatch.setenv(name, "eth0")
+    run_file = run_file_in(tmp_path, SPEC)
+    environment = _environment(Settings(network_interface="eth0"), run_file, 0, [])
+    assert [environment[name] for name in INTERFACES] == ["lo", "lo"]
+    assert "--rdzv-endpoint=127.0.0.1:0" in _command(Settings(), run_file, 0)
+
+
+def test_several_nodes_listen_on_the_named_interface_or_the_one_of_the_rendezvous(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_file = run_file_in(tmp_path, SPEC, rendezvous="127.0.0.1:29400")
+    for node_rank in (0, 1):
+        for settings in (Settings(), Settings(network_interface="lo")):
+            environment = _environment(settings, run_file, node_rank, [])
+            assert [environment[name] for name in INTERFACES] == ["lo", "lo"]
+    assert "--rdzv-conf=node_rank=0,listen=127.0.0.1" in _command(Settings(), run_file, 0)
+    assert "--rdzv-conf=node_rank=1" in _command(Settings(), run_file, 1)
+    with pytest.raises(Unavailable, match="is not on this machine"):
+        _environment(Settings(network_interface="no-such-0"), run_file, 1, [])
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")  # the operator names it there
+    environment = _environment(Settings(), run_file, 1, [])
+    assert [environment[name] for name in INTERFACES] == ["lo", "ib0"]
+
+
+def test_only_our_own_trainer_draws_no_progress_bars(tmp_path: Path) -> None:
+    shown = {}
+    for entry_point in (None, "script.py"):
+        environment = _environment(Settings(), run_file_in(tmp_path, SPEC, entry_point=entry_point), 0, [])
+        ended = subprocess.run([sys.executable, "-c", BAR], env=environment, capture_output=True, text=True, check=True)
+        shown[entry_point] = "3/3" in ended.stderr
+    assert shown == {None: False, "script.py": True}
