@@ -30,8 +30,6 @@ BLOCK = "\n\t"  # of text that has lines: tracebacks, what a model wrote
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, format marks, half surrogate pairs, separators of lines
 _JOINERS = "\u200c\u200d"  # format marks that scripts and emoji are written with
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-    "[\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
-)
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -46,7 +46,7 @@ def test_columns_stay_in_line_beside_wide_characters(capsys: pytest.CaptureFixtu
 
 
 def test_json_stays_the_same_value(capsys: pytest.CaptureFixture[str]) -> None:
-    value = {"name": "".join(map(chr, range(0x110000)))}
+    value = {"name": " ".join(map(chr, range(0x110000)))}
     print_json(value)
     printed = capsys.readouterr().out
     assert json.loads(printed) == value
