@@ -30,6 +30,11 @@ class Trust:
     context: ssl.SSLContext | None  # None: neither the service nor the proxy speaks TLS
     proxy: str | None
 
+    @property
+    def proxy_context(self) -> ssl.SSLContext | None:
+        """The context for a proxy that is itself reached through TLS."""
+        return self.context if (self.proxy or "").startswith("https:") else None
+
 
 def trust_for(access: Access) -> Trust:
     """Read the environment once, for every connection to this service.
@@ -44,13 +49,12 @@ def trust_for(access: Access) -> Trust:
 
 def httpx_options(access: Access, trust: Trust) -> dict[str, Any]:
     """Keywords of `httpx.Client` and `httpx.AsyncClient`."""
-    context = trust.context
     return {
         "base_url": access.url,
         "headers": {**access.headers, "user-agent": USER_AGENT},
         "trust_env": False,  # the environment is read in this room only
-        "verify": context or False,  # without a context nothing speaks TLS
-        "proxy": httpx.Proxy(trust.proxy, ssl_context=context) if trust.proxy else None,
+        "verify": trust.context or False,  # without a context nothing speaks TLS
+        "proxy": httpx.Proxy(trust.proxy, ssl_context=trust.proxy_context) if trust.proxy else None,
     }
 
 
@@ -62,8 +66,8 @@ def websocket_options(access: Access, trust: Trust) -> dict[str, Any]:
         "ssl": trust.context if access.url.startswith("https:") else None,
         "proxy": trust.proxy,
     }
-    if (trust.proxy or "").startswith("https:"):
-        options["proxy_ssl"] = trust.context
+    if trust.proxy_context is not None:
+        options["proxy_ssl"] = trust.proxy_context
     return options
 
 

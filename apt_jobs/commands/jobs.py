@@ -62,6 +62,7 @@ def logs(
 ) -> None:
     """Print what a job's ranks printed."""
     with open_client() as client:
+        client.get(job_id)  # a service that is away is an error at the start; later it is waited for
         read = client.events if follow_on else client.stored_events
         for event in read(job_id, kinds=("log",)):
             say(f"[{event['source']}] {event['message']}", keep="\t")

@@ -22,7 +22,7 @@ from apt_jobs.commands.terminal import BLOCK, console, printable, say
 LINE_EVERY_S = 5.0  # without a terminal
 ANOMALIES_EVERY_S = 1.0
 REFRESH_PER_S = 4
-NARROW = 60  # columns below which parts stand closer
+NARROW = 60  # columns below which parts are shorter and stand closer
 MIN_BAR, MAX_BAR = 8, 40  # columns
 _UNKNOWN = "--:--"
 
@@ -83,10 +83,11 @@ class ProgressLine:
         Returns:
             The most important parts that fit, in their usual order.
         """
-        parts = self._parts()
+        is_narrow = width is not None and width < NARROW
+        parts = self._parts(is_narrow)
         if width is None:
             return "  ".join(part for part, _ in parts)
-        gap = " " if width < NARROW else "  "
+        gap = " " if is_narrow else "  "
         kept = {0}
         for _, number in sorted((priority, number) for number, (_, priority) in enumerate(parts)):
             trial = gap.join(part for index, (part, _) in enumerate(parts) if index in kept | {number})
@@ -108,11 +109,12 @@ class ProgressLine:
             return None
         return min(max(self._step / self._num_steps, 0.0), 1.0)
 
-    def _parts(self) -> list[tuple[str, int]]:
+    def _parts(self, is_narrow: bool) -> list[tuple[str, int]]:
         """Text and priority of each part (0: most important), in the order of the line."""
         parts = [(self.state, 0)]
         if self._step is not None:
-            parts.append((f"step {place(self._step, self._num_steps)}", 1))
+            where = place(self._step, self._num_steps)
+            parts.append((where if is_narrow else f"step {where}", 1))
         if self._metric is not None:
             parts += self._metric_parts(self._metric)
         if self._waiting_for and self._metric is None:

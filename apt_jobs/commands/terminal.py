@@ -6,7 +6,6 @@ as an escape. A pipe gets plain lines of any width; what its encoding cannot hol
 """
 
 import json
-import re
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -31,9 +30,6 @@ BLOCK = "\n\t"  # of text that has lines: tracebacks, what a model wrote
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # controls, format marks, half surrogate pairs, separators of lines
 _JOINERS = "\u200c\u200d"  # format marks that scripts and emoji are written with
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
-_HIDDEN_IN_JSON = re.compile(
-    "[\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
-)
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -69,7 +65,7 @@ def print_json(value: Any) -> None:
     """Print JSON that is safe to look at: it stays the same value for who parses it."""
     is_unicode = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().startswith("utf")
     text = json.dumps(value, indent=2, ensure_ascii=not is_unicode)
-    print(_HIDDEN_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    print("".join(char if char == "\n" or not _is_hidden(char) else _escaped_in_json(char) for char in text))
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -146,6 +142,10 @@ def _escaped(char: str) -> str:
     if number < 0x100:
         return _SHORT.get(char, f"\\x{number:02x}")
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
+
+
+def _escaped_in_json(char: str) -> str:
+    return f"\\u{ord(char):04x}" if ord(char) < 0x10000 else json.dumps(char)[1:-1]
 
 
 def _cell(value: str) -> str:

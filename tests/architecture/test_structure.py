@@ -25,6 +25,8 @@ SERVICE = {"redis", "celery", "sqlalchemy", "starlette"}
 @pytest.mark.parametrize(
     ("modules", "forbidden"),
     [
+        (["apt_jobs"], {"httpx", "websockets", "pydantic"}),
+        (["apt_jobs.client"], HEAVY | SERVICE | {"alembic", "uvicorn", "typer"}),
         (["apt_jobs.cli"], HEAVY),
         (["apt_jobs.web.serve"], HEAVY),
         (["apt_jobs.workers.train"], HEAVY | {"starlette"}),
@@ -109,3 +111,11 @@ def test_help_answers_at_once_without_loading_a_process() -> None:
     )
     assert "submit" in done.stdout
     assert not re.search(r"\| +(torch|celery|sqlalchemy|starlette)$", done.stderr, re.MULTILINE)
+
+
+def test_the_public_door_gives_the_clients_and_nothing_else() -> None:
+    program = "import apt_jobs; print(*dir(apt_jobs)); from apt_jobs import AsyncClient, Client; apt_jobs.nothing"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout.split() == ["AsyncClient", "Client", "__version__"]
+    assert "has no attribute 'nothing'" in done.stderr
+    assert (ROOT / "apt_jobs" / "py.typed").exists()

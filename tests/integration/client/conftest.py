@@ -25,7 +25,7 @@ def serve(
         folder = tmp_path_factory.mktemp("served")
         (folder / "apt_jobs.sqlite3").write_bytes(sqlite_template.read_bytes())
         fields = {"data_dir": folder, "redis_url": SecretStr(valkey_server_url), **(settings or {})}
-        service = Served(Settings(**fields), direct="ws" not in server_options, **server_options)
+        service = Served(Settings(**fields), direct=not server_options, **server_options)
         service.start()
         try:
             yield service
