@@ -30,6 +30,9 @@ WebSocket show the same log in the same order; [streams.md](streams.md) says how
 | `at` | string | when, RFC 3339 in UTC with milliseconds |
 
 and the fields of its kind. A float that is not finite is the string "NaN", "Infinity" or "-Infinity".
+
+A stream of a job that has ended closes with `{"kind": "end", "state": "succeeded"}` (or `failed`, `cancelled`, `dead`).
+It is no event of the log and has no `seq`.
 """
 _SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
 _FIELD = re.compile(r"^    (\w+): .*?(?:  # (.*))?$")

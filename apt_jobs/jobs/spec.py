@@ -231,7 +231,9 @@ class TrainSpec(JobSpec):
     num_ranks: int = Field(1, ge=1, le=512, description="Processes, one per GPU where there are GPUs.")
     num_nodes: int = Field(1, ge=1, le=64, description="Machines to spread the ranks over, equally many on each.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs if the worker has them.")
-    model: Annotated[APTConfig, BeforeValidator(_default_model)] = Field(default_factory=APTConfig)
+    model: Annotated[APTConfig, BeforeValidator(_default_model, json_schema_input_type=APTConfig | None)] = Field(
+        default_factory=APTConfig, description="null: the default, as answers show it for a script."
+    )
     training: TrainingOptions = Field(default_factory=TrainingOptions)
     monitor: MonitorOptions = Field(default_factory=MonitorOptions)
 

@@ -149,7 +149,7 @@ class Guard:
         return None
 
     def _credential(self, scope: Scope, headers: Headers) -> Credential | None:
-        """What says who asks; None only where no one needs to be known.
+        """Return what says who asks; None only where no one needs to be known.
 
         Wrong keys are not counted: nobody guesses 256 random bits, and a limit would let a stranger lock others out.
 

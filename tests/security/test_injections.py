@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from apt_jobs.db.access import Role
 from apt_jobs.db.engine import Database
 from apt_jobs.db.jobs import claim_next, get_job, insert_job
+from apt_jobs.jobs.printable import first_unprintable
 from apt_jobs.jobs.spec import AnyJobSpec, TrainSpec
 from apt_jobs.settings import Settings
 from tests.security.attacked import AttackedWeb
@@ -115,8 +116,8 @@ def test_what_is_taken_arrives_as_data(tmp_path: Path, sqlite_url: str, database
     spec = TrainSpec(
         kind="train",
         entry_point="record",
-        name=texts[3],
-        labels={f"label{number}": text for number, text in enumerate(texts)},
+        name=next(text for text in texts[3:] if first_unprintable(text) is None),
+        labels={f"label{number}": text for number, text in enumerate(texts) if first_unprintable(text) is None},
         arguments=arguments,
     )
     job_id = _supervise(database, sqlite_url, tmp_path, spec)

@@ -105,5 +105,5 @@ def test_the_mlp_is_eight_thirds_wide_in_steps_of_eight() -> None:
 
 def test_a_nul_is_refused_where_the_database_holds_plain_text() -> None:
     assert faults_of({"kind": "train", "name": "a\0b", "labels": {"team": "\0"}}) == {"train.name", "train.labels.team"}
-    spec = TypeAdapter(GenerateSpec).validate_python({"kind": "generate", "texts": ["a\0b"], "name": "two\nlines"})
+    spec = TypeAdapter(GenerateSpec).validate_python({"kind": "generate", "texts": ["a\0b"], "name": "a b"})
     assert spec.texts == ["a\0b"]
