@@ -10,7 +10,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,8 +21,10 @@ from apt_jobs.addresses import is_wildcard
 from apt_jobs.client.client import Client
 from apt_jobs.commands import schedules, workers
 from apt_jobs.commands.terminal import AsJson, JobFile, console, load_settings, open_client, print_table, read_job
-from apt_jobs.errors import AptJobsError, Unavailable
+from apt_jobs.directories import prepare_directory
+from apt_jobs.errors import AptJobsError, OutOfSpace, Unavailable
 from apt_jobs.logs import configure_logging
+from apt_jobs.settings import Settings
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="A job queue with a live monitor for language models."
@@ -78,7 +80,7 @@ def web() -> None:
     from apt_jobs.web.serve import run_web
 
     settings = load_settings()
-    configure_logging(settings.log_level)
+    _prepare_process(settings)
     run_web(settings)
 
 
@@ -95,7 +97,7 @@ def worker_train(
     from apt_jobs.workers.train import run_train_worker
 
     settings = load_settings()
-    configure_logging(settings.log_level)
+    _prepare_process(settings)
     indexes = None if gpus is None else _gpu_indexes(gpus)
     run_train_worker(
         settings,
@@ -116,7 +118,7 @@ def worker_node(
     from apt_jobs.workers.node import run_node
 
     settings = load_settings()
-    configure_logging(settings.log_level)
+    _prepare_process(settings)
     run_node(settings, head=head, node_rank=node_rank, gpus=None if gpus is None else _gpu_indexes(gpus))
 
 
@@ -126,7 +128,7 @@ def worker_generate(queue: Queue = None, name: Name = None) -> None:
     from apt_jobs.workers.generate import run_generate_worker
 
     settings = load_settings()
-    configure_logging(settings.log_level)
+    _prepare_process(settings)
     run_generate_worker(settings, name=name or _worker_name("generate"), queues=queue or ["generate"])
 
 
@@ -372,6 +374,13 @@ def _metric_words(event: dict[str, Any], total: float | None) -> str:
         return words
     left_s = (total - event["step"]) * event["step_time_ms"] / 1000.0
     return f"{words}  {event['tokens_per_s']:,.0f} tokens/s  ETA {time.strftime('%M:%S', time.gmtime(left_s))}"
+
+
+def _prepare_process(settings: Settings) -> None:
+    """Do what each process of the service begins with. On a full disk it starts: what is there can be read."""
+    configure_logging(settings.log_level)
+    with suppress(OutOfSpace):
+        prepare_directory(settings.root, "APT_JOBS_DATA_DIR")
 
 
 def _service_url() -> str:
