@@ -4,6 +4,8 @@ PYTHON ?= python3
 SHARE ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
+# Without compiling: torch and its like have 10,000 modules, of which a process imports a tenth, and Python compiles those.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 SETUP_INPUTS := pyproject.toml constraints.txt hatch_build.py apt_jobs/web/ui/package-lock.json
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 UI_SOURCES := $(shell find apt_jobs/web/ui/src apt_jobs/web/ui/index.html -type f 2>/dev/null)
@@ -39,11 +41,11 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.ready: $(VENV)/bin/python $(SETUP_INPUTS) $(UI_SOURCES)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[train,export]'
+	$(INSTALL) -e '.[train,export]'
 	@touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	@touch $@
 
 demo: setup

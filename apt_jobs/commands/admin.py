@@ -13,6 +13,7 @@ import typer
 
 from apt_jobs.addresses import is_wildcard
 from apt_jobs.commands.lifetimes import parse_expiry
+from apt_jobs.commands.processes import prepare_process
 from apt_jobs.commands.terminal import load_settings, open_client, print_json, print_table, say
 from apt_jobs.errors import Unavailable
 from apt_jobs.logs import configure_logging
@@ -53,7 +54,7 @@ def web() -> None:
     from apt_jobs.web.serve import run_web
 
     settings = load_settings()
-    configure_logging(settings.log_level)
+    prepare_process(settings)
     run_web(settings)
 
 

@@ -4,9 +4,8 @@ from typing import Annotated
 
 import typer
 
+from apt_jobs.commands.processes import prepare_process
 from apt_jobs.commands.terminal import AsJson, load_settings, open_client, print_json, print_table, say
-from apt_jobs.logs import configure_logging
-from apt_jobs.private_files import keep_private
 
 app = typer.Typer(no_args_is_help=True, help="The workers that run, and what they do.")
 start_app = typer.Typer(no_args_is_help=True, help="Start a worker.")
@@ -34,9 +33,8 @@ def start_train(
     from apt_jobs.workers.train import run_train_worker
 
     settings = load_settings()
-    configure_logging(settings.log_level)
+    prepare_process(settings)
     indexes = None if gpus is None else parse_gpus(gpus)
-    keep_private(settings.root)
     run_train_worker(
         settings,
         name=name or hold_default_name(settings, "train", indexes),
@@ -57,7 +55,7 @@ def start_node(
     from apt_jobs.workers.node import run_node
 
     settings = load_settings()
-    configure_logging(settings.log_level)
+    prepare_process(settings)
     run_node(settings, head=head, node_rank=node_rank, gpus=None if gpus is None else parse_gpus(gpus))
 
 
@@ -68,8 +66,7 @@ def start_generate(queue: Queue = None, name: NewName = None) -> None:
     from apt_jobs.workers.names import hold_default_name
 
     settings = load_settings()
-    configure_logging(settings.log_level)
-    keep_private(settings.root)
+    prepare_process(settings)
     name = name or hold_default_name(settings, "generate")
     run_generate_worker(settings, name=name, queues=queue or ["generate"])
 

@@ -47,13 +47,13 @@ LONG: dict[str, Any] = {**TINY, "training": {**TINY["training"], "max_steps": 5_
 
 
 class Stack:
-    """One `apt-jobs up` in a folder of its own, of this checkout or of what `python` has installed."""
+    """One `apt-jobs up` in a folder of its own."""
 
-    def __init__(
-        self, folder: Path, *, python: str = sys.executable, cwd: Path | None = None, **environment: str
-    ) -> None:
+    python = sys.executable
+    cwd: Path | None = None
+
+    def __init__(self, folder: Path, **environment: str) -> None:
         self.data_dir = folder
-        self.python, self.cwd = python, cwd
         self.port = some_port()
         self.environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("APT_JOBS_")},

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,8 +75,14 @@ def _name_too_long(folder: Path) -> Path:
     return folder / ("d" * 300)
 
 
-@pytest.mark.parametrize("command", ["up", "migrate"])
-@pytest.mark.parametrize("unusable", [_file, _below_a_file, _read_only, _name_too_long])
+@pytest.mark.parametrize(
+    ("command", "unusable"),
+    [
+        *(("up", unusable) for unusable in (_file, _below_a_file, _read_only, _name_too_long)),
+        *((command, _below_a_file) for command in ("web", "migrate", "keys list", "login-link")),
+        *((f"worker {kind}", _below_a_file) for kind in ("train", "generate", "node --head x")),
+    ],
+)
 def test_a_directory_that_cannot_be_used_is_one_sentence(tmp_path: Path, unusable: object, command: str) -> None:
     assert callable(unusable)
     done = run(command, unusable(tmp_path))
@@ -108,7 +113,7 @@ def test_a_disk_that_takes_nothing_is_one_sentence(tmp_path: Path, mount: str, w
         pytest.skip("this container may not mount")
     environment = {**os.environ, "APT_JOBS_DATA_DIR": str(tmp_path)}
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", script], env=environment, capture_output=True, text=True, timeout=60
+        ["unshare", "-m", "sh", "-c", script], env=environment, capture_output=True, text=True, timeout=DEADLINE_S
     )
     assert done.returncode == 2
     assert words in done.stderr
@@ -116,10 +121,6 @@ def test_a_disk_that_takes_nothing_is_one_sentence(tmp_path: Path, mount: str, w
 
 
 def run(command: str, data_dir: Path) -> "subprocess.CompletedProcess[str]":
-    began = time.monotonic()
     environment = {**os.environ, "APT_JOBS_DATA_DIR": str(data_dir)}
-    done = subprocess.run(
-        [sys.executable, "-m", "apt_jobs", command], env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert time.monotonic() - began < 60
-    return done
+    line = [sys.executable, "-m", "apt_jobs", *command.split()]
+    return subprocess.run(line, env=environment, capture_output=True, text=True, timeout=DEADLINE_S)

@@ -29,7 +29,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = folder / "env"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     installed = environment / "bin" / "python"
-    pip = [installed, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
+    pip = [str(installed), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--disable-pip-version-check"]
     subprocess.run([*pip, str(wheel)], check=True)
     purelib = sysconfig.get_path("purelib", vars={"base": str(environment), "platbase": str(environment)})
     # A line of a .pth file joins the path without the .pth files there, so that the checkout's own is not followed.
@@ -45,7 +45,7 @@ def test_the_wheel_runs_by_itself(python: Path, tmp_path: Path) -> None:
         [python, "-c", where], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     assert all(path.startswith(str(python.parents[1])) for path in found.stdout.split())
-    stack = Stack(tmp_path / "data", python=str(python), cwd=tmp_path)
+    stack = type("InstalledStack", (Stack,), {"python": str(python), "cwd": tmp_path})(tmp_path / "data")
     try:
         local = tmp_path / "data" / "local.json"
         until(lambda: local.exists() or stack.process.poll() is not None)

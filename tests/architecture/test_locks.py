@@ -24,7 +24,7 @@ LOCKS = sorted(WANTED)
 def locked(name: str) -> dict[str, tuple[Requirement, str]]:
     """Requirement and hashes by canonical name."""
     text = re.sub(r"^#.*\n", "", (ROOT / name).read_text(), flags=re.MULTILINE).replace("\\\n", " ")
-    found = {}
+    found: dict[str, tuple[Requirement, str]] = {}
     for line in filter(None, text.splitlines()):
         requirement, _, hashes = line.partition("--hash")
         parsed = Requirement(requirement.strip())

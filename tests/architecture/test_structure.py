@@ -119,3 +119,22 @@ def test_the_public_door_gives_the_clients_and_nothing_else() -> None:
     assert done.stdout.split() == ["AsyncClient", "Client", "__version__"]
     assert "has no attribute 'nothing'" in done.stderr
     assert (ROOT / "apt_jobs" / "py.typed").exists()
+
+
+def test_the_public_continuous_integration_runs_what_everybody_runs() -> None:
+    for file in (ROOT / ".github").glob("**/*.yml"):
+        assert isinstance(yaml.safe_load(file.read_text()), dict)
+    steps = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]["test"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == ["make test"]
+
+
+def test_every_decision_has_its_page_and_is_listed() -> None:
+    folder = ROOT / "docs" / "adr"
+    pages = sorted(folder.glob("[0-9]*.md"))
+    listed = re.findall(r"\]\((\d{4}-[a-z-]+\.md)\)", (folder / "README.md").read_text())
+    assert listed == [page.name for page in pages]
+    for number, page in enumerate(pages, 1):
+        text = page.read_text()
+        assert page.name.startswith(f"{number:04d}-")
+        assert text.startswith(f"# {number}. ")
+        assert re.findall(r"^## (.*)$", text, re.MULTILINE) == ["Context", "Decision", "Consequences"]

@@ -17,9 +17,10 @@ def long_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A temporary directory of this test with a short name, and no runtime directory."""
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    del tmp_path  # it is made first, where tests have theirs
     with tempfile.TemporaryDirectory(prefix="t-", dir="/tmp") as folder:
         monkeypatch.setattr(tempfile, "tempdir", folder)
         yield Path(folder)
