@@ -13,6 +13,7 @@ from apt_jobs.db.hand_backs import hand_back
 from apt_jobs.db.models import Job
 from apt_jobs.db.queues import configure_queue
 from apt_jobs.db.workers import pause_worker, record_worker, set_drained
+from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.operations.waiting import MAX_LISTED_POSITION, Waiting, waiting_of, waiting_of_page
 from tests.integration.db.steps import LEASE_S, claim, submit
 
@@ -85,7 +86,7 @@ def nobody(_database: Database) -> None:
     return
 
 
-SPEC = jobs.TrainSpec(kind="train", priority=9)
+SPEC = TrainSpec(kind="train", priority=9)
 
 
 @pytest.mark.parametrize(

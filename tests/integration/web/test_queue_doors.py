@@ -37,20 +37,28 @@ def http(served: Served) -> Iterator[httpx.Client]:
 
 
 def worker(served: Served, **fields: Any) -> None:
-    values = {"kind": "train", "queues": ["train"], "hostname": "here", "pid": 1, "version": "1", "gpus": []}
+    values: dict[str, Any] = {
+        "kind": "train",
+        "queues": ["train"],
+        "hostname": "here",
+        "pid": 1,
+        "version": "1",
+        "gpus": [],
+    }
     with served.database.write() as session:
-        record_worker(session, **{"name": "a", "current_job_id": None, "entry_points": ["own"], **values, **fields})
+        values |= {"name": "a", "current_job_id": None, "entry_points": ["own"]}
+        record_worker(session, **(values | fields))
 
 
 def test_every_door_refuses_what_does_not_exist_naming_the_field(served: Served, http: httpx.Client) -> None:
     worker(served)
     schedule = http.post("/api/schedules", json={**CRON, "job": {"kind": "train"}}).json()["id"]
     for field, job in ABSENT:
-        schedules = {"json": {**CRON, "job": job}}
+        body = {**CRON, "job": job}
         answers = {
             "POST /api/jobs": (http.post("/api/jobs", json=job), f"#/{field}"),
-            "POST /api/schedules": (http.post("/api/schedules", **schedules), f"#/job/{field}"),
-            "PUT /api/schedules": (http.put(f"/api/schedules/{schedule}", **schedules), f"#/job/{field}"),
+            "POST /api/schedules": (http.post("/api/schedules", json=body), f"#/job/{field}"),
+            "PUT /api/schedules": (http.put(f"/api/schedules/{schedule}", json=body), f"#/job/{field}"),
         }
         with served.database.write() as session:  # it existed when the schedule was made
             session.execute(update(Schedule).values(spec=stored(job)))
