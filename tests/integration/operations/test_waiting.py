@@ -134,6 +134,6 @@ def test_a_job_far_behind_has_an_exact_place_alone_and_a_bound_in_a_list(databas
         alone = waiting_of(session, rows[-1], 30.0)
     assert [listed[row.id].position for row in rows] == [1, 2, None]
     assert listed[ids[1]].reason.startswith("behind 1 job;")
-    assert listed[ids[-1]].reason.startswith("behind at least 200 jobs;")
+    assert listed[ids[-1]].reason.startswith("behind at least 100 jobs;")
     assert isinstance(alone, Waiting)
-    assert (alone.position, alone.reason[:16]) == (MAX_LISTED_POSITION + 2, "behind 201 jobs;")
+    assert (alone.position, alone.reason[:16]) == (MAX_LISTED_POSITION + 2, "behind 101 jobs;")
