@@ -8,13 +8,14 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import checkpoint, history, idle, insight, latency, monitor, stream, stream_stall, submit
+from benchmarks import checkpoint, history, idle, insight, latency, monitor, queue, stream, stream_stall, submit
 from benchmarks.rows import Row
 
 GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "insight": insight.rows,
     "monitor": monitor.rows,
     "submit": submit.rows,
+    "queue": queue.rows,
     "checkpoint": checkpoint.rows,
     "idle": idle.rows,
     "latency": latency.rows,

@@ -21,7 +21,7 @@ from apt_jobs.db.transitions import (
     owned_job,
     record_state,
 )
-from apt_jobs.db.workers import is_held_back
+from apt_jobs.db.workers import has_handed_back, is_held_back
 from apt_jobs.errors import IdempotencyMismatch, NotFound
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.jobs.ids import new_job_id
@@ -123,12 +123,15 @@ def claim_next(session: Session, queue: str, worker: str, lease_s: float, kind: 
     """
     if not may_claim(session, queue) or is_held_back(session, worker):
         return None
-    candidates = (
-        due_jobs(queue, worker, kind).order_by(Job.priority.desc(), Job.created_at, Job.id).limit(1).with_for_update()
-    )
-    job_id = session.scalar(candidates.with_for_update(skip_locked=True))
+    candidates = due_jobs(queue, worker, kind).order_by(Job.priority.desc(), Job.created_at, Job.id).limit(1)
+    job_id = None
+    if has_handed_back(session, worker):  # a job that it may be able to run comes first, whatever the priority
+        tried = exists().where(HandBack.job_id == Job.id, HandBack.worker == worker)
+        job_id = session.scalar(candidates.where(~tried).with_for_update(skip_locked=True))
+    if job_id is None:
+        job_id = session.scalar(candidates.with_for_update(skip_locked=True))
     if job_id is None:  # who steers a job locks its row for a moment: wait
-        job_id = session.scalar(candidates)
+        job_id = session.scalar(candidates.with_for_update())
     return None if job_id is None else claim(session, job_id, worker, lease_s)
 
 

@@ -1,10 +1,11 @@
 """Queues: how full they are, how many of their jobs may run at once, and whether they are paused."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-from sqlalchemy import Engine, case, func, select, text
+from sqlalchemy import Engine, case, func, literal, select, text, union_all
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
@@ -76,10 +77,28 @@ def num_running(session: Session, name: str) -> int:
     return session.scalar(running) or 0
 
 
-def first_waiting(session: Session, name: str, limit: int) -> list[str]:
-    """Return the ids of the first waiting jobs of the queue, in the order of claims."""
-    waiting = select(Job.id).where(Job.queue == name, Job.state == JobState.QUEUED)
-    return list(session.scalars(waiting.order_by(Job.priority.desc(), Job.created_at, Job.id).limit(limit)))
+def first_waiting(session: Session, names: Sequence[str], limit: int) -> dict[str, int]:
+    """Return the places, from 1, of the first `limit` waiting jobs of each queue: `{job_id: place}`. One statement."""
+    firsts = [
+        select(
+            select(Job.id, literal(name).label("queue"), Job.priority, Job.created_at)
+            .where(Job.queue == name, Job.state == JobState.QUEUED)
+            .order_by(Job.priority.desc(), Job.created_at, Job.id)
+            .limit(limit)
+            .subquery()
+        )
+        for name in sorted(set(names))
+    ]
+    places: dict[str, int] = {}
+    num_seen: dict[str, int] = {}
+    merged = union_all(*firsts).subquery().c
+    ordered = select(merged.id, merged.queue).order_by(
+        merged.queue, merged.priority.desc(), merged.created_at, merged.id
+    )
+    for job_id, queue in session.execute(ordered):
+        num_seen[queue] = num_seen.get(queue, 0) + 1
+        places[job_id] = num_seen[queue]
+    return places
 
 
 def require_place(session: Session, max_queued_jobs: int) -> None:

@@ -98,6 +98,12 @@ def is_held_back(session: Session, name: str) -> bool:
     return session.scalar(query) is not None
 
 
+def has_handed_back(session: Session, name: str) -> bool:
+    """Return whether the last job that this worker claimed was handed back."""
+    query = select(WorkerRow.name).where(WorkerRow.name == name, WorkerRow.num_hand_backs > 0)
+    return session.scalar(query) is not None
+
+
 def pause_worker(session: Session, name: str, reason: str, for_s: float) -> None:
     """Let a worker claim nothing for so long, because of what it lacks. Its row says why."""
     session.execute(

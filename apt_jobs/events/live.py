@@ -13,6 +13,7 @@ import redis
 import redis.asyncio
 from redis.exceptions import RedisError
 
+from apt_jobs.backoff import Backoff
 from apt_jobs.events.codec import encode_stored, frames_of
 from apt_jobs.events.kinds import StoredEvent
 
@@ -21,8 +22,7 @@ logger = logging.getLogger(__name__)
 CHANNEL_PREFIX = "apt:job:"
 PUBLISH_TIMEOUT_S = 1.0  # one try; a frozen Redis must not hold the relay
 PUBLISH_PAUSE_S = 2.0  # after a failed try nothing is sent for so long
-RECONNECT_MIN_S = 0.1
-RECONNECT_MAX_S = 2.0
+RECONNECT = Backoff(0.1, 2.0)
 HEALTH_CHECK_S = 5.0  # a half-open connection is found within two of these
 WAKE_CHANNEL = "apt:wake"  # every subscriber listens here, so that a connection without jobs is watched too
 
@@ -87,9 +87,9 @@ class LiveSubscriber:
     async def messages(self) -> AsyncIterator[tuple[str, bytes | None]]:
         """Yield `(job_id, frame)` as published, and `(job_id, None)` after each (re)subscription: read the database.
 
-        Reconnects for ever, with a pause that doubles up to `RECONNECT_MAX_S`.
+        Reconnects for ever, after a back-off.
         """
-        pause_s = RECONNECT_MIN_S
+        num_failures = 0
         while True:
             client = redis.asyncio.Redis.from_url(
                 self._redis_url,
@@ -102,16 +102,16 @@ class LiveSubscriber:
                 await pubsub.subscribe(WAKE_CHANNEL, *map(channel_of, self._wanted))
                 self._pubsub = pubsub
                 async for message in self._watched(pubsub):
-                    pause_s = RECONNECT_MIN_S
+                    num_failures = 0
                     yield message
             except (RedisError, OSError, TimeoutError) as exc:
-                logger.warning("live wire lost, reconnecting", extra={"why": repr(exc), "pause_s": pause_s})
+                logger.warning("live wire lost, reconnecting", extra={"why": repr(exc)})
             finally:
                 self._pubsub = None
                 await pubsub.aclose()  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
                 await client.aclose()
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, RECONNECT_MAX_S)
+            num_failures += 1
+            await asyncio.sleep(RECONNECT.wait_s(num_failures))
 
     async def _watched(self, pubsub: redis.asyncio.client.PubSub) -> AsyncIterator[tuple[str, bytes | None]]:
         unanswered = False

