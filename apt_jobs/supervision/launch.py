@@ -86,6 +86,9 @@ def _environment(settings: Settings, run_file: RunFile, gpus: Sequence[int]) -> 
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(
+            settings.root / "compile_cache"
+        ),  # a shape is compiled once, not in each attempt
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS may give other bits each time
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)) if run_file.spec.device == "cuda" else "",
     }
