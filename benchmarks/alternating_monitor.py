@@ -63,3 +63,13 @@ def train_tuned(run_file: RunFile, spool: SpoolWriter) -> None:
     if chunk_logits is not None:
         loss.COMPILED_CHUNK_LOGITS = int(chunk_logits)
     loop.train(run_file, spool)
+
+
+def train_uncaptured(run_file: RunFile, spool: SpoolWriter) -> None:
+    """Train without a CUDA graph."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("it is not wanted here")
+
+    setattr(loop, "CapturedPass", refuse)  # noqa: B010  # the trainer has no option for it
+    loop.train(run_file, spool)

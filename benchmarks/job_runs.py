@@ -178,6 +178,7 @@ class JobRuns:
             "warmup_steps": 4,
             "checkpoint_every_steps": CHECKPOINT_EVERY,
             "keep_checkpoints": 10,
+            "compile": "auto" if entry_point is None else "off",  # a fault is put in by hooks on all modules
         }
         run_dir, checkpoints = self._folder / name / f"attempt-{attempt}", self._folder / name / "checkpoints"
         for folder in (run_dir, checkpoints):

@@ -41,7 +41,7 @@ class RunFile(BaseModel):
 
     @property
     def stop_path(self) -> Path:
-        """When this file exists, the ranks save a checkpoint after the current step and exit 0."""
+        """When this file exists, the ranks save a checkpoint after one or two more steps and exit 0."""
         return self.run_dir / "stop"
 
     @property

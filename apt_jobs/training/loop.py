@@ -20,13 +20,14 @@ from apt_jobs.training.checkpoint import verify_checkpoint
 from apt_jobs.training.checkpoint_manager import CheckpointManager
 from apt_jobs.training.commands import Adjustments, Command, Commands
 from apt_jobs.training.compilation import compile_or_fall_back, is_wanted
+from apt_jobs.training.cuda_graph import CapturedPass
 from apt_jobs.training.data import Batches, open_batches, read_text, write_tokens
 from apt_jobs.training.ddp import Rank, barrier, process_group, repeatable, summed
 from apt_jobs.training.gradient_monitor import GradientMonitor
 from apt_jobs.training.loss import chunked_loss_of
 from apt_jobs.training.model import build_model, load_model
 from apt_jobs.training.optimization import OptimizerStep, adamw, learning_rate_at, precision_of
-from apt_jobs.training.parallel import Replicated, Sharded, spread
+from apt_jobs.training.parallel import Alone, Replicated, Sharded, spread
 from apt_jobs.training.prefetch import Prefetcher
 from apt_jobs.training.progress import Progress
 from apt_jobs.training.reporter import Reporter
@@ -63,6 +64,8 @@ class _Trainer:
         self._prefetcher = Prefetcher(self._batches, rank)
         self._precision = precision_of(options.precision, rank.device)
         self._reporter = Reporter(spool, rank, self._batches)
+        self._can_capture = False
+        self._captured: CapturedPass | None = None
         self._spread = self._compile_and_spread()
         optimizer = adamw(self._model, options)
         self._scaler = torch.amp.GradScaler(rank.device.type, enabled=self._precision is torch.float16)
@@ -86,6 +89,7 @@ class _Trainer:
     def run(self) -> None:
         """Train until all steps are done or a stop is asked for. Every rank goes the same way through it."""
         self._warm_up_buckets()
+        self._capture_pass()
         if self._run_file.resume_dir is not None:
             self._checkpoints.resume(self._run_file.resume_dir)
         self._reporter.started(self._model, self._progress.step)
@@ -102,16 +106,33 @@ class _Trainer:
         self._reporter.finished(self._progress)
         self._end("finished")
 
-    def _compile_and_spread(self) -> Replicated | Sharded:
+    def _compile_and_spread(self) -> Alone | Replicated | Sharded:
         """Compile the model if it is to be, then spread it over the ranks. All ranks take part."""
         options, rank = self._options, self._rank
         loss = chunked_loss_of(self._model)
-        use_causal_attention(self._model)
+        waits_nowhere = use_causal_attention(self._model)
         if is_wanted(options.compile, rank.device):
             reason = compile_or_fall_back(self._model, loss, self._try_out, rank, deterministic=options.deterministic)
             if reason is not None:
                 self._reporter.warning(f"training without torch.compile, which failed: {reason}")
+            self._can_capture = reason is None and waits_nowhere
         return spread(self._model, options, rank, self._precision)
+
+    def _capture_pass(self) -> None:
+        """Record the launches of a pass, where that is known to work: on one GPU, with a compiled model."""
+        is_alone = isinstance(self._spread, Alone) and self._rank.device.type == "cuda"
+        if not (self._can_capture and is_alone) or self._scaler.is_enabled():
+            return
+        trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        micro_batches = self._prefetcher.micro_batches(1)
+        try:
+            self._captured = CapturedPass(
+                lambda ids: self._loss(ids, ids), trained, micro_batches[0], len(micro_batches)
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as exc:
+            self._reporter.warning(f"training without a CUDA graph, which could not be captured: {exc}")
 
     def _try_out(self) -> None:
         """Compute one micro batch on this rank alone, so that whatever has to be compiled is compiled."""
@@ -147,6 +168,8 @@ class _Trainer:
     def _backward(self, step: int) -> Tensor:
         """Accumulate this step's gradients; returns the mean loss of this rank's micro batches (scalar)."""
         micro_batches = self._prefetcher.micro_batches(step + self._adjustments.skipped_steps)
+        if self._captured is not None:
+            return self._captured.run(micro_batches)
         total = torch.zeros((), device=self._rank.device)
         for number, ids in enumerate(micro_batches, start=1):
             # The gradients are reduced over the ranks in the last backward of a step only.
@@ -162,8 +185,9 @@ class _Trainer:
         return loss
 
     def _autocast(self) -> torch.autocast:
+        # Each weight is cast once in a pass: there is nothing to cache, and a CUDA graph must not find a cast done.
         enabled = self._precision is not None
-        return torch.autocast(self._rank.device.type, dtype=self._precision, enabled=enabled)
+        return torch.autocast(self._rank.device.type, self._precision, enabled=enabled, cache_enabled=False)
 
     def _loss_scale(self) -> float | Tensor:
         """Return what the gradients are multiplied by: on the device, as `get_scale` would wait for it."""

@@ -20,6 +20,21 @@ from apt_jobs.training.blocks import blocks_of
 from apt_jobs.training.ddp import Rank
 
 
+class Alone:
+    """One rank: there is nothing to reduce, so that DDP's copies of all gradients would be for nothing."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.module = model
+
+    def warm_up_buckets(self, ids_BT: Tensor) -> None:
+        """Do nothing: there are no buckets."""
+
+    @contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """Do nothing: gradients stay on the rank anyway."""
+        yield
+
+
 class Replicated:
     """DDP: gradients are averaged over the ranks in the backward."""
 
@@ -75,12 +90,14 @@ class Sharded:
 
 def spread(
     model: nn.Module, options: TrainingOptions, rank: Rank, precision: torch.dtype | None
-) -> Replicated | Sharded:
+) -> Alone | Replicated | Sharded:
     """Spread `model`, which is on the rank's device, as the job asks. Called by every rank.
 
     `module` of the result is what to call. To call a sharded one is a collective: every rank does it equally often.
     """
-    return Sharded(model, rank, precision) if options.sharding == "fsdp2" else Replicated(model, rank)
+    if options.sharding == "fsdp2":
+        return Sharded(model, rank, precision)
+    return Alone(model) if rank.world_size == 1 else Replicated(model, rank)
 
 
 def local_part(tensor: Tensor) -> Tensor:

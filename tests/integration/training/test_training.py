@@ -12,7 +12,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from apt_jobs.events.kinds import CheckpointSaved, Event, GradientsRecorded, RankFailed, StepTrained, Validated
+from apt_jobs.events.kinds import (
+    CheckpointSaved,
+    Event,
+    GradientsRecorded,
+    LineLogged,
+    RankFailed,
+    StepTrained,
+    Validated,
+)
 from apt_jobs.events.spool import SpoolReader
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import TrainSpec
@@ -44,13 +52,14 @@ def run_ranks(folder: Path, text: str = TEXT, resume_dir: Path | None = None, **
     return run_file
 
 
-def launch(run_file: RunFile) -> int:
+def launch(run_file: RunFile, **variables: str) -> int:
     command = [
         *(sys.executable, "-m", "apt_jobs.training.launch_ranks", "--nproc-per-node=2", "--rdzv-backend=apt-jobs"),
         *("--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", "-m", "apt_jobs.training.run"),
         *("--run-file", str(run_file.run_dir / "run.json")),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= variables
     return subprocess.run(command, env=environment, capture_output=True, timeout=200, check=False).returncode
 
 
@@ -147,7 +156,40 @@ def test_a_stop_request_saves_and_ends(tmp_path: Path) -> None:
     assert launch(run_file) == 0
     assert run_file.outcome_path.read_text() == "stopped"
     saved = [event for event in events_of(run_file) if isinstance(event, CheckpointSaved)]
-    assert [event.step for event in saved] == [1]
+    assert [event.step for event in saved] == [2]  # what the host reads of a step it reads one step later
+
+
+@pytest.mark.parametrize("every_steps", [1, 2])
+def test_a_stop_saves_and_does_not_validate(tmp_path: Path, every_steps: int) -> None:
+    often: dict[str, Any] = {"checkpoint_every_steps": every_steps, "validate_every_steps": 1}
+    run_file = run_ranks(tmp_path / "stopped", max_steps=1000, epochs=1000, validation_fraction=0.5, **often)
+    run_file.stop_path.touch()
+    assert launch(run_file) == 0
+    assert run_file.outcome_path.read_text() == "stopped"
+    events = events_of(run_file)
+    last_step = max(event.step for event in events if isinstance(event, StepTrained))
+    assert last_step == max(event.step for event in events if isinstance(event, CheckpointSaved))
+    assert last_step not in [event.step for event in events if isinstance(event, Validated)]
+
+
+def test_a_model_that_cannot_be_compiled_is_trained_without_and_the_log_says_so(whole: RunFile, tmp_path: Path) -> None:
+    run_file = run_ranks(tmp_path / "uncompiled", compile="on")
+    assert launch(run_file, CXX="/bin/false", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache")) == 0
+    warnings = [event.message for event in events_of(run_file) if isinstance(event, LineLogged)]
+    assert [message.startswith("training without torch.compile, which failed: ") for message in warnings] == [True]
+    name = "step-00000008-a1/model.safetensors"
+    expected, found = load_file(whole.checkpoints_dir / name), load_file(run_file.checkpoints_dir / name)
+    assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
+
+
+def test_a_validation_can_be_limited(whole: RunFile, tmp_path: Path) -> None:
+    run_file = run_ranks(tmp_path / "limited", max_validation_batches=1, max_steps=4)
+    assert launch(run_file) == 0, events_of(run_file)
+    limited, full = (
+        next(event.val_loss for event in events_of(run) if isinstance(event, Validated)) for run in (run_file, whole)
+    )
+    assert limited != full
+    assert limited == pytest.approx(full, rel=0.1)
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(whole: RunFile, tmp_path: Path) -> None:
