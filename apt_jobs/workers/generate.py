@@ -18,8 +18,8 @@ from apt_jobs.db.jobs import Claimed, finish, finish_broken, get_job
 from apt_jobs.db.models import Job
 from apt_jobs.errors import AptJobsError, Fenced, OutOfSpace, Unavailable
 from apt_jobs.events.kinds import StoredEvent
+from apt_jobs.generation.catalog import choose_model, find_model
 from apt_jobs.generation.engine import Engine
-from apt_jobs.generation.models import choose_model, find_model
 from apt_jobs.generation.request import Request, Stopped
 from apt_jobs.jobs.spec import GenerateSpec
 from apt_jobs.jobs.states import JobState
@@ -148,6 +148,12 @@ class GenerateWorker:
             "model": model_id,
             "generation_time_ms": round((time.perf_counter() - started_s) * 1e3, 3),
             "num_tokens": generated.num_tokens,
+            "finish_reasons": generated.finish_reasons,
+            "usage": {
+                "prompt_tokens": sum(generated.num_prompt_tokens),
+                "completion_tokens": sum(generated.num_tokens),
+                "total_tokens": sum(generated.num_prompt_tokens) + sum(generated.num_tokens),
+            },
             "truncated": generated.truncated,
         }, None
 
