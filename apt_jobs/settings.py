@@ -119,6 +119,12 @@ class Settings(BaseSettings):
         description="Training code a worker may run by name: `module:function` or a `.py` script (JSON object).",
     )
     generate_concurrency: int = Field(8, ge=1, le=64, description="Generation jobs that one worker serves at once.")
+    generate_threads: int = Field(
+        0, ge=0, le=1_024, description="Threads of a generation worker's computations on CPU; 0: half of the cores."
+    )
+    generate_compile: bool = Field(
+        True, description="On a GPU, have what a generation worker runs often compiled, behind the running graphs."
+    )
     warm_models: int = Field(2, ge=1, le=16, description="Models that a generation worker keeps in memory.")
     log_level: str = Field("INFO", description="Least severe level that is logged.")
 

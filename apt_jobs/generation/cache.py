@@ -27,14 +27,14 @@ class LayerShape:
         return self.key_heads * self.key_size + self.value_heads * self.value_size
 
 
-class SlotLayer(CacheLayerMixin):
+class SlotLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]  # the library's `__init_subclass__`
     """One layer's slots during one forward. `positions_N`: where each row's first new token goes."""
 
     is_compileable = True
     is_sliding = False
 
     def __init__(self, keys: Tensor, values: Tensor, positions_N: Tensor) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # the library's
         self.keys, self.values, self.positions_N = keys, values, positions_N
         self.dtype, self.device = keys.dtype, keys.device
         self.is_initialized = True

@@ -9,6 +9,7 @@ import queue
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
@@ -48,7 +49,7 @@ class GraphPool:
     def __init__(self, step: Step, *, compile_graphs: bool) -> None:
         self._step = step
         self._entries: dict[GraphKey, _Entry] = {}
-        self._memory: tuple[int, int] | None = None
+        self._memory: Any = None  # torch's handle of a memory pool
         self._compiler = _Compiler(step) if compile_graphs else None
 
     def run(self, cache: SlotCache, state: RowState, key: GraphKey) -> None:
@@ -119,7 +120,7 @@ class GraphPool:
 
 def _warm_up(step: Step, cache: SlotCache, rows: RowState, key: GraphKey) -> None:
     """Run once on a copy of the state: what it writes to the cache is what the step itself will write there."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # the library's
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         copy = rows.clone()
@@ -205,7 +206,7 @@ class _Compiler:
         if asked.cache.scratch_bytes(key.num_rows) > free_bytes(asked.state.token_B.device) // 2:
             logger.warning("no memory to compile a step", extra={"rows": key.num_rows})
             return
-        stream = torch.cuda.Stream()
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # the library's
         with torch.cuda.stream(stream):
             state = asked.state
             cache = asked.cache.scratch(key.num_rows, key.num_columns, state.position_B)

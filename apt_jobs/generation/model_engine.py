@@ -11,12 +11,12 @@ from collections.abc import Sequence as Rows
 
 import torch
 
-from apt_jobs.errors import AptJobsError, InvalidCheckpoint, Unavailable
+from apt_jobs.errors import AptJobsError, InvalidCheckpoint, InvalidInput, Unavailable
 from apt_jobs.generation.models import LoadedModel
 from apt_jobs.generation.request import Request
 from apt_jobs.generation.runner import Runner
 from apt_jobs.generation.scheduler import Scheduler
-from apt_jobs.generation.sequences import Handle, Priority, SamplingParams, Sequence
+from apt_jobs.generation.sequences import Delta, Handle, Priority, SamplingParams, Sequence
 
 logger = logging.getLogger(__name__)
 
@@ -156,8 +156,20 @@ class ModelEngine:
         self, scheduler: Scheduler, handle: Handle, prompt_ids: list[int], params: SamplingParams, priority: Priority
     ) -> None:
         assert self.model is not None
-        sequence = Sequence(prompt_ids, params, self.model.context_tokens, handle.push, priority, group=handle)
-        handle.id = sequence.id
+        if not 0 < len(prompt_ids) < self.model.context_tokens:
+            most = self.model.context_tokens - 1
+            handle.fail(InvalidInput(f"a prompt for this model has 1 to {most} tokens, not {len(prompt_ids)}"))
+            return
+
+        def receive(delta: Delta) -> None:
+            if delta.is_last:
+                self._sequences.pop(handle.id, None)
+            handle.push(delta)
+
+        sequence = Sequence(
+            prompt_ids, params, self.model.context_tokens, receive, priority, group=handle, id=handle.id
+        )
+        self._sequences[sequence.id] = sequence
         scheduler.submit(sequence)
 
     def _abort_request(self, request: Request) -> None:
@@ -169,6 +181,8 @@ class ModelEngine:
         if isinstance(what, Request):
             for text in what.texts:
                 scheduler.abort(text.sequence)
+        elif (sequence := self._sequences.get(what)) is not None:
+            scheduler.abort(sequence)
 
     def _is_idle(self) -> bool:
         work = self._scheduler is not None and self._scheduler.has_work

@@ -64,7 +64,8 @@ class LoadedModel:
         arguments = frozenset(inspect.signature(model.forward).parameters)
         if not {"past_key_values", "attention_mask"} <= arguments:
             raise InvalidCheckpoint(f"models of type {model.config.model_type!r} cannot be served: they keep no cache")
-        num_embeddings = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]  # typed as any module's
+        embeddings: Any = model.get_input_embeddings()
+        num_embeddings = embeddings.weight.shape[0]
         end_tokens = frozenset(token for token in _end_tokens(model, tokenizer) if token < num_embeddings)
         kinds = (DynamicLayer, DynamicSlidingWindowLayer)
         return cls(

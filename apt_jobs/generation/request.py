@@ -105,8 +105,8 @@ class Request:
             return prompt, False
         if not self.spec.truncate:
             raise InvalidInput(
-                f"text {index} has {len(prompt):,} tokens; model {model.folder.name!r} has a context of {context:,}, one of "
-                'which is for what is added: shorten the text, or ask for "truncate": true'
+                f"text {index} has {len(prompt):,} tokens; the context of model {model.folder.name!r} has {context:,}, "
+                'one of them for what is added: shorten the text, or ask for "truncate": true'
             )
         room = min(self.spec.max_new_tokens, max(1, context // TRUNCATED_FRACTION))
         return prompt[-max(1, context - room) :], True

@@ -199,7 +199,7 @@ class TokenReader:
         if chosen_N.device.type == "cuda":
             self._host = torch.empty(chosen_N.shape, dtype=chosen_N.dtype, pin_memory=True)
             self._host.copy_(chosen_N, non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # the library's
             self._event.record()
         else:
             self._host = chosen_N.clone()

@@ -75,6 +75,11 @@ class Aborted(AptJobsError):
 _numbers = itertools.count()
 
 
+def next_id() -> int:
+    """Return a number that no other sequence of this process has."""
+    return next(_numbers)
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """A sequence of the scheduler, which alone changes it. `on_delta` is called in the engine's thread: be quick."""
@@ -85,7 +90,7 @@ class Sequence:
     on_delta: Callable[[Delta], None]
     priority: Priority = Priority.INTERACTIVE
     group: object = None  # sequences of one request share a group: fairness is between groups
-    id: int = field(default_factory=lambda: next(_numbers))
+    id: int = field(default_factory=next_id)
     output_ids: list[int] = field(default_factory=list)
     state: SequenceState = SequenceState.WAITING
     slot: int = -1
@@ -143,12 +148,16 @@ class Handle:
     """The outside of a submitted sequence: iterate over its deltas, in any thread."""
 
     def __init__(self) -> None:
-        self.id = -1  # given by `submit`
+        self.id = next_id()
         self._deltas: queue.SimpleQueue[Delta] = queue.SimpleQueue()
 
     def push(self, delta: Delta) -> None:
         """Receive a delta. Called by the engine."""
         self._deltas.put(delta)
+
+    def fail(self, error: AptJobsError) -> None:
+        """End it with an error. Called by the engine."""
+        self.push(Delta(error=error))
 
     def __iter__(self) -> Iterator[Delta]:
         """Yield deltas until the last.

@@ -248,19 +248,45 @@ class TrainSpec(JobSpec):
         return self.num_ranks // self.num_nodes
 
 
-class GenerateSpec(JobSpec):
+class SamplingOptions(Strict):
+    """How to continue a text. What is left out is as the model's generation_config.json says, else greedy."""
+
+    max_length: int = Field(100, ge=1, le=MAX_NEW_TOKENS, description="Most tokens to add to each text.")
+    max_tokens: int | None = Field(
+        None, ge=1, le=MAX_NEW_TOKENS, description="The same by its usual name; goes before `max_length`."
+    )
+    temperature: float | None = Field(None, ge=0.0, le=10.0, description="0: greedy, the likeliest token each time.")
+    top_k: int | None = Field(None, ge=0, le=1_000_000, description="Sample from so many likeliest tokens; 0: all.")
+    top_p: float | None = Field(
+        None, gt=0.0, le=1.0, description="Nucleus sampling: the smallest set of tokens with this mass."
+    )
+    min_p: float | None = Field(
+        None, ge=0.0, le=1.0, description="Drop tokens less likely than this share of the likeliest one's probability."
+    )
+    repetition_penalty: float | None = Field(
+        None, ge=0.01, le=10.0, description="Above 1: tokens of the text and of what was added are less likely."
+    )
+    presence_penalty: float = Field(0.0, ge=-2.0, le=2.0, description="Off the logits of tokens that were added.")
+    frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0, description="The same for each time they were added.")
+    seed: int | None = Field(None, ge=0, le=2**63 - 1, description="Same request, same seed, same text.")
+    stop: list[Annotated[str, StringConstraints(min_length=1, max_length=100)]] = Field(
+        default_factory=list, max_length=8, description="Generation ends before the first of these."
+    )
+    truncate: bool = Field(
+        False, description="Cut the beginning off a text that is longer than the model's context; else it is refused."
+    )
+
+    @property
+    def max_new_tokens(self) -> int:
+        return self.max_length if self.max_tokens is None else self.max_tokens
+
+
+class GenerateSpec(JobSpec, SamplingOptions):
     """A generation job: one or many texts continued by one model."""
 
     kind: Literal["generate"]
     texts: list[Text] = Field(min_length=1, max_length=64, description="Prompts, in any language.")
-    max_length: int = Field(100, ge=1, le=MAX_NEW_TOKENS, description="Most tokens to add to each text.")
     model: Name | None = Field(None, description="Id of `GET /api/models`; default: the newest checkpoint.")
-    temperature: float = Field(0.0, ge=0.0, le=10.0, description="0: greedy, the likeliest token each time.")
-    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Nucleus sampling: least set of tokens with this mass.")
-    seed: int | None = Field(None, ge=0, le=2**63 - 1, description="Same seed, same text.")
-    stop: list[Annotated[str, StringConstraints(min_length=1, max_length=100)]] = Field(
-        default_factory=list, max_length=8, description="Generation ends before the first of these."
-    )
 
 
 AnyJobSpec = Annotated[TrainSpec | GenerateSpec, Field(discriminator="kind")]

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -17,7 +17,7 @@ from apt_jobs.db.models import Job
 from apt_jobs.db.service_values import DEFAULT_MODEL, get_value
 from apt_jobs.db.workers import list_workers
 from apt_jobs.events.codec import timestamp
-from apt_jobs.jobs.spec import MAX_NEW_TOKENS, GenerateSpec, Name, Strict, Text
+from apt_jobs.jobs.spec import GenerateSpec, Name, SamplingOptions, Text
 from apt_jobs.jobs.states import TERMINAL_STATES, JobState
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.web.endpoint import endpoint
@@ -30,18 +30,13 @@ from apt_jobs.web.service import Service, service_of
 POLL_S = 1.0  # between two looks at the row, should the live wire be down
 MAX_MODELS = 200
 
+FinishReason = Literal["stop", "length"]  # an end of its own or a stop string; or no more room or tokens
 
-class Sampling(Strict):
-    """How to continue a text."""
 
-    max_length: int = Field(100, ge=1, le=MAX_NEW_TOKENS, description="Most tokens to add to each text.")
+class Sampling(SamplingOptions):
+    """How to continue a text, and with which model."""
+
     model: Name | None = Field(None, description="Id of `GET /api/models`; default: the loaded or newest checkpoint.")
-    temperature: float = Field(0.0, ge=0.0, le=10.0, description="0: greedy.")
-    top_p: float = Field(1.0, gt=0.0, le=1.0)
-    seed: int | None = Field(None, ge=0, le=2**63 - 1)
-    stop: list[Annotated[str, StringConstraints(min_length=1, max_length=100)]] = Field(
-        default_factory=list, max_length=8
-    )
 
 
 class GenerateRequest(Sampling):
@@ -52,10 +47,21 @@ class BatchGenerateRequest(Sampling):
     texts: list[Text] = Field(min_length=1, max_length=64)
 
 
+class Usage(BaseModel):
+    """Tokens read and added."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
 class GenerateAnswer(BaseModel):
     generated_text: str
     input_text: str
     generation_time_ms: float
+    finish_reason: FinishReason
+    truncated: bool
+    usage: Usage
     model: str
     job_id: str
 
@@ -63,12 +69,15 @@ class GenerateAnswer(BaseModel):
 class BatchItem(BaseModel):
     input: str
     output: str
+    finish_reason: FinishReason
+    truncated: bool
 
 
 class BatchAnswer(BaseModel):
     results: list[BatchItem]
     total_time_ms: float
     batch_size: int
+    usage: Usage
     model: str
     job_id: str
 
@@ -108,6 +117,9 @@ async def generate(request: Request) -> Response:
         generated_text=result["outputs"][0],
         input_text=body.text,
         generation_time_ms=result["generation_time_ms"],
+        finish_reason=result["finish_reasons"][0],
+        truncated=result["truncated"][0],
+        usage=Usage(**result["usage"]),
         model=result["model"],
         job_id=job.id,
     )
@@ -131,10 +143,14 @@ async def batch_generate(request: Request) -> Response:
     result = await _result(service_of(request), job)
     answer = BatchAnswer(
         results=[
-            BatchItem(input=text, output=output) for text, output in zip(body.texts, result["outputs"], strict=True)
+            BatchItem(input=text, output=output, finish_reason=reason, truncated=truncated)
+            for text, output, reason, truncated in zip(
+                body.texts, result["outputs"], result["finish_reasons"], result["truncated"], strict=True
+            )
         ],
         total_time_ms=(time.monotonic() - started) * 1000.0,
         batch_size=len(body.texts),
+        usage=Usage(**result["usage"]),
         model=result["model"],
         job_id=job.id,
     )
@@ -190,12 +206,7 @@ async def _submitted(request: Request, texts: list[str], sampling: Sampling) -> 
     spec = GenerateSpec(
         kind="generate",
         texts=texts,
-        max_length=sampling.max_length,
-        model=sampling.model,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        seed=sampling.seed,
-        stop=sampling.stop,
+        **sampling.model_dump(exclude={"text", "texts"}),
         priority=10,  # someone waits for it
     )
     await require_references(service, spec)

@@ -1,13 +1,16 @@
 """The generation worker: claims generation jobs and feeds them to one engine, which serves them together.
 
-Each job has a thread of Celery's pool that waits for the engine and keeps the lease; the engine's own thread computes.
+A thread of Celery's pool that has claimed a job claims all others that are due with it, in one transaction, and keeps
+their leases and stores their outcomes together; the engine's own threads compute.
 """
 
 import logging
+import os
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import TimeoutError as NotYet
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -16,24 +19,25 @@ import orjson
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.hand_backs import hand_back
-from apt_jobs.db.jobs import Claimed, finish, finish_broken, get_job
+from apt_jobs.db.jobs import Claimed, claim_next, finish, finish_broken, get_job
 from apt_jobs.db.models import Job
 from apt_jobs.errors import AptJobsError, Fenced, InvalidCheckpoint, NotFound, OutOfSpace, Unavailable, WorkerLacks
 from apt_jobs.events.kinds import StoredEvent
+from apt_jobs.generation.catalog import choose_model, find_model
 from apt_jobs.generation.engine import Engine
-from apt_jobs.generation.models import choose_model, find_model
 from apt_jobs.generation.request import Request, Stopped
 from apt_jobs.jobs.retry import Fault, retry_rules
 from apt_jobs.jobs.spec import CHECKPOINT_ID_PATTERN, GenerateSpec
 from apt_jobs.jobs.states import JobState
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
-from apt_jobs.supervision.lease import LeaseKeeper
 from apt_jobs.workers.consumer import Consumer
 from apt_jobs.workers.gpus import describe_gpus, find_gpus
+from apt_jobs.workers.lease_set import LeaseSet
 
 logger = logging.getLogger(__name__)
 
+MAX_COMPANIONS = 63  # claimed with a job, so that their leases fit one transaction
 DRAIN_GRACE_S = 20.0  # a draining worker finishes what it can in so long and hands the rest back
 MAX_TRACEBACK_CHARS = 8_000
 _POLL_S = 0.05  # how soon a cancel, a lost lease or the end of the grace is seen
@@ -54,7 +58,12 @@ class GenerateWorker:
 
     def __init__(self, settings: Settings, *, name: str, queues: Sequence[str], device: str = "auto") -> None:
         self._settings = settings
-        self._engine = Engine(settings.warm_models, device)
+        self._engine = Engine(
+            settings.warm_models,
+            device,
+            compile_graphs=settings.generate_compile,
+            num_threads=settings.generate_threads or default_threads(),
+        )
         self._drain_by_s: float | None = None  # CLOCK_MONOTONIC seconds; None: not draining
         gpus = find_gpus(None)
         self._consumer = Consumer(
@@ -83,20 +92,77 @@ class GenerateWorker:
         self._drain_by_s = None
 
     def _serve(self, claimed: Claimed) -> None:
-        job = claimed.job
-        with LeaseKeeper(
-            self._consumer.database,
-            job.id,
-            job.attempt,
-            lease_s=self._settings.lease_s,
-            heartbeat_s=self._settings.heartbeat_s,
-        ) as lease:
-            write = self._outcome(job, lease)
-            if write is not None:
-                self._store(job, lease, write)
+        jobs = [claimed.job, *self._claim_companions()]
+        with LeaseSet(
+            self._consumer.database, jobs, lease_s=self._settings.lease_s, heartbeat_s=self._settings.heartbeat_s
+        ) as leases:
+            changed = threading.Event()
+            served = [self._start(job, changed) for job in jobs]
+            while served:
+                changed.wait(_POLL_S)
+                changed.clear()
+                ended = [each for each in served if each.is_done]
+                served = [each for each in served if not each.is_done]
+                self._store([(each.job, self._outcome(each)) for each in ended], leases)
+                for each in served:
+                    if each.why is None and (why := self._reason_to_stop(each, leases)) is not None:
+                        each.stop(why)
 
-    def _outcome(self, job: Job, lease: LeaseKeeper) -> Callable[[Session], list[StoredEvent]] | None:
-        """Generate, and return the transition that ends the attempt. None: it is another attempt's job now."""
+    def _claim_companions(self) -> list[Job]:
+        """Claim what else is due, so that texts that came together are generated together."""
+        claims: list[Claimed] = []
+        try:
+            with self._consumer.database.write() as session:
+                for queue in self._consumer.queues:
+                    while len(claims) < MAX_COMPANIONS and not self._consumer.draining.is_set():
+                        claimed = claim_next(
+                            session, queue, self._consumer.name, self._settings.lease_s, self._consumer.kind
+                        )
+                        if claimed is None:
+                            break
+                        claims.append(claimed)
+        except (Unavailable, OutOfSpace) as exc:
+            logger.warning("cannot claim more", extra={"why": str(exc)})
+            return []
+        for claimed in claims:
+            self._consumer.publisher.publish(claimed.job.id, [claimed.event])
+        return [claimed.job for claimed in claims]
+
+    def _start(self, job: Job, changed: threading.Event) -> "_Served":
+        """Hand a job to the engine; one that cannot begin has ended."""
+        served = _Served(job)
+        try:
+            spec = GenerateSpec.model_validate_json(orjson.dumps(job.spec))
+            if spec.time_limit_s is not None:
+                served.end_by_s = time.monotonic() + spec.time_limit_s
+            served.model_id = choose_model(self._consumer.database, spec.model)
+            folder = self._find(served.model_id)
+            served.request = self._engine.submit(folder, spec)
+            served.request.future.add_done_callback(lambda _: changed.set())
+        except Exception as exc:  # `_outcome` tells one kind from another
+            served.error = exc
+            changed.set()
+        return served
+
+    def _find(self, model_id: str) -> Path:
+        """Return the folder of a model.
+
+        Raises:
+            WorkerLacks: it is not on this machine.
+            NotFound: it is a checkpoint that was deleted.
+        """
+        try:
+            return find_model(self._settings, self._consumer.database, model_id)
+        except InvalidCheckpoint as exc:
+            raise WorkerLacks(str(exc)) from exc
+        except NotFound as exc:
+            if CHECKPOINT_ID_PATTERN.match(model_id):
+                raise
+            raise WorkerLacks(str(exc)) from exc
+
+    def _outcome(self, served: "_Served") -> Callable[[Session], list[StoredEvent]] | None:
+        """Return the transition that ends the attempt. None: it is another attempt's job now."""
+        job = served.job
 
         def ends(state: JobState, **fields: Any) -> Callable[[Session], list[StoredEvent]]:
             return lambda session: finish(session, job.id, job.attempt, state, **fields)
@@ -112,11 +178,11 @@ class GenerateWorker:
 
         rules = retry_rules(self._settings)
         try:
-            result, why = self._generate(job, lease)
+            result, why = served.result()
         except (WorkerLacks, OutOfSpace) as exc:  # another worker may have it
             lacks = str(exc)
             return lambda session: hand_back(session, job.id, job.attempt, lacks, rules)
-        except Unavailable as exc:
+        except Unavailable as exc:  # not the job's fault: another attempt may do better
             reason = str(exc)
             return lambda session: finish_broken(
                 session, job.id, job.attempt, reason, fault=Fault.INFRASTRUCTURE, rules=rules
@@ -139,81 +205,95 @@ class GenerateWorker:
             return ends(JobState.FAILED, reason=why.value, error=error)
         return ends(JobState.SUCCEEDED, result=result)
 
-    def _generate(self, job: Job, lease: LeaseKeeper) -> tuple[dict[str, Any] | None, _Why | None]:
-        """The job's result, or what it was stopped for."""
-        spec = GenerateSpec.model_validate_json(orjson.dumps(job.spec))
-        database = self._consumer.database
-        model_id = choose_model(database, spec.model)
-        started_s = time.perf_counter()
-        request = self._engine.submit(self._find(model_id), spec)
-        why = self._follow(request, lease, None if spec.time_limit_s is None else time.monotonic() + spec.time_limit_s)
-        try:
-            generated = request.future.result()
-        except Stopped:
-            return None, why
-        return {
-            "outputs": generated.outputs,
-            "model": model_id,
-            "generation_time_ms": round((time.perf_counter() - started_s) * 1e3, 3),
-            "num_tokens": generated.num_tokens,
-            "truncated": generated.truncated,
-        }, None
-
-    def _find(self, model_id: str) -> Path:
-        """Return the folder of a model.
-
-        Raises:
-            WorkerLacks: it is not on this machine.
-            NotFound: it is a checkpoint that was deleted.
-        """
-        try:
-            return find_model(self._settings, self._consumer.database, model_id)
-        except InvalidCheckpoint as exc:
-            raise WorkerLacks(str(exc)) from exc
-        except NotFound as exc:
-            if CHECKPOINT_ID_PATTERN.match(model_id):
-                raise
-            raise WorkerLacks(str(exc)) from exc
-
-    def _follow(self, request: Request, lease: LeaseKeeper, end_by_s: float | None) -> _Why | None:
-        """Wait until the request is answered; stop it when there is a reason to, which is returned."""
-        why: _Why | None = None
-        while True:
-            try:
-                request.future.exception(timeout=_POLL_S)
-                return why
-            except NotYet:
-                if why is None and (why := self._reason_to_stop(lease, end_by_s)) is not None:
-                    request.stop()
-
-    def _reason_to_stop(self, lease: LeaseKeeper, end_by_s: float | None) -> _Why | None:
-        if lease.cancelled.is_set():
+    def _reason_to_stop(self, served: "_Served", leases: LeaseSet) -> _Why | None:
+        if leases.is_cancelled(served.job.id):
             return _Why.CANCELLED
-        if lease.must_stop:
+        if leases.must_stop(served.job.id):
             return _Why.FENCED
         if self._drain_by_s is not None and time.monotonic() > self._drain_by_s:
             return _Why.DRAINED
-        if end_by_s is not None and time.monotonic() > end_by_s:
+        if served.end_by_s is not None and time.monotonic() > served.end_by_s:
             return _Why.TIME_LIMIT
         return None
 
-    def _store(self, job: Job, lease: LeaseKeeper, write: Callable[[Session], list[StoredEvent]]) -> None:
-        """Run the last transition until the database takes it or the lease is over; then publish its events."""
-        while not lease.must_stop:
+    def _store(
+        self, writes: Sequence[tuple[Job, Callable[[Session], list[StoredEvent]] | None]], leases: LeaseSet
+    ) -> None:
+        """Run last transitions until the database takes them or the leases are over; then publish their events."""
+        left = [(job, write) for job, write in writes if write is not None]
+        while left := [(job, write) for job, write in left if not leases.must_stop(job.id)]:
+            stored: list[tuple[str, list[StoredEvent]]] = []
             try:
                 with self._consumer.database.write() as session:
-                    events = write(session)
-            except Fenced:
-                return
+                    for job, write in left:
+                        try:
+                            stored.append((job.id, write(session)))
+                        except Fenced:
+                            logger.info("an attempt was fenced", extra={"job_id": job.id, "attempt": job.attempt})
             except (Unavailable, OutOfSpace) as exc:
-                logger.warning("the outcome waits", extra={"job_id": job.id, "attempt": job.attempt, "why": str(exc)})
-                lease.fenced.wait(_RETRY_PAUSE_S)
+                logger.warning("outcomes wait", extra={"job_ids": [job.id for job, _ in left], "why": str(exc)})
+                time.sleep(_RETRY_PAUSE_S)
                 continue
-            self._consumer.publisher.publish(job.id, events)
-            return
+            for job_id, events in stored:
+                self._consumer.publisher.publish(job_id, events)
+            break
+        for job, _ in writes:
+            leases.drop(job.id)
+
+
+@dataclass(slots=True, eq=False)
+class _Served:
+    """One job from its claim to its outcome."""
+
+    job: Job
+    started_s: float = field(default_factory=time.perf_counter)
+    model_id: str = ""
+    request: Request | None = None
+    error: Exception | None = None  # why it could not begin
+    end_by_s: float | None = None
+    why: _Why | None = None  # it was told to stop
+
+    @property
+    def is_done(self) -> bool:
+        return self.request is None or self.request.is_over
+
+    def stop(self, why: _Why) -> None:
+        """End it before its next token."""
+        self.why = why
+        if self.request is not None:
+            self.request.stop()
+
+    def result(self) -> tuple[dict[str, Any] | None, _Why | None]:
+        """Return the job's result, or what it was stopped for; raise what it failed with."""
+        if self.error is not None:
+            raise self.error
+        assert self.request is not None
+        try:
+            generated = self.request.future.result()
+        except Stopped:
+            return None, self.why
+        num_read, num_added = sum(generated.num_prompt_tokens), sum(generated.num_tokens)
+        return {
+            "outputs": generated.outputs,
+            "model": self.model_id,
+            "generation_time_ms": round((time.perf_counter() - self.started_s) * 1e3, 3),
+            "num_tokens": generated.num_tokens,
+            "finish_reasons": generated.finish_reasons,
+            "truncated": generated.truncated,
+            "usage": {
+                "prompt_tokens": num_read,
+                "completion_tokens": num_added,
+                "total_tokens": num_read + num_added,
+            },
+        }, None
 
 
 def run_generate_worker(settings: Settings, *, name: str, queues: Sequence[str]) -> None:
     """Entry of the process."""
     keep_private(settings.root)
     GenerateWorker(settings, name=name, queues=queues).run()
+
+
+def default_threads() -> int:
+    """Return half of the cores: a training on the same machine has the others."""
+    return max(1, len(os.sched_getaffinity(0)) // 2)

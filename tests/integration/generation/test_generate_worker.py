@@ -116,7 +116,7 @@ def service(
 ) -> Iterator[Service]:
     database_url = request.getfixturevalue(f"{request.param}_url")
     settings = make_settings(database_url=database_url, redis_url=valkey_url)
-    save_model(settings.local_models_dir / "tiny", llama_config())
+    save_model(settings.local_models_dir / "tiny", llama_config(max_position_embeddings=8_192))
     service = Service(settings, tmp_path / "worker.log")
     yield service
     service.close()

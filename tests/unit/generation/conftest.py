@@ -21,6 +21,12 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_model(tmp_path_factory.mktemp("models") / "tiny", llama_config())
 
 
+@pytest.fixture(scope="session")
+def long_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a context that is not soon full. Read only."""
+    return save_model(tmp_path_factory.mktemp("models") / "long", llama_config(max_position_embeddings=8_192))
+
+
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Engine]:
     engine = Engine(warm_models=2, device="cpu")

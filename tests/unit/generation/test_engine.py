@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from apt_jobs.generation.batch import Batch
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -23,10 +22,12 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from apt_jobs.errors import InvalidCheckpoint, NotFound, Unavailable
+from apt_jobs.errors import InvalidCheckpoint, InvalidInput, NotFound, Unavailable
 from apt_jobs.generation import engine as engine_module
 from apt_jobs.generation.engine import Engine
 from apt_jobs.generation.request import Request, Stopped
+from apt_jobs.generation.runner import Launched, SlotRunner
+from apt_jobs.generation.sequences import Sequence
 from apt_jobs.jobs.spec import GenerateSpec
 from tests.unit.generation.tiny_model import CONTEXT_TOKENS, NEVER, SENTENCES, llama_config, save_model
 
@@ -107,14 +108,14 @@ def test_requests_of_many_threads_share_rounds(
     engine: Engine, model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     most_rows = 0
-    advance = Batch.advance
+    decode = SlotRunner.decode
 
-    def counting(batch: Batch, tokens: list[int]) -> torch.Tensor:
+    def counting(runner: SlotRunner, sequences: list[Sequence]) -> Launched:
         nonlocal most_rows
-        most_rows = max(most_rows, batch.num_rows)
-        return advance(batch, tokens)
+        most_rows = max(most_rows, len(sequences))
+        return decode(runner, sequences)
 
-    monkeypatch.setattr(Batch, "advance", counting)
+    monkeypatch.setattr(SlotRunner, "decode", counting)
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda text: engine.generate(model_dir, spec(text, max_length=60)), TEXTS))
     assert [answer.outputs[0] for answer in answers] == engine.generate(model_dir, spec(*TEXTS, max_length=60)).outputs
@@ -154,20 +155,27 @@ def test_a_text_ends_with_the_end_token(tmp_path: Path, engine: Engine, model_di
     assert answer.num_tokens == [tokens.index(tokens[3])]
 
 
-def test_a_prompt_longer_than_the_context_loses_its_beginning_and_says_so(engine: Engine, model_dir: Path) -> None:
+def test_a_prompt_longer_than_the_context_is_refused_alone(engine: Engine, model_dir: Path) -> None:
+    other = engine.submit(model_dir, spec("The"))
+    with pytest.raises(InvalidInput, match=r"text 1 has .* tokens; the context of model 'tiny' has 64"):
+        engine.generate(model_dir, spec("x", SENTENCES[0] * 20))
+    assert finish_after(other).num_tokens == [20]
+
+
+def test_a_prompt_loses_its_beginning_if_that_is_asked_for(engine: Engine, model_dir: Path) -> None:
     long = SENTENCES[0] * 20
-    answer = engine.generate(model_dir, spec(long, "The", "x" + long, max_length=10))
+    answer = engine.generate(model_dir, spec(long, "The", "x" + long, max_length=10, truncate=True))
     assert answer.truncated == [True, False, True]
     assert answer.outputs[0] == answer.outputs[2], "what was cut off has no influence"
     assert answer.num_tokens == [10, 10, 10]
 
 
-def test_a_text_may_grow_beyond_the_context(engine: Engine, model_dir: Path) -> None:
+def test_a_full_context_ends_the_text(engine: Engine, model_dir: Path) -> None:
     answer = engine.generate(model_dir, spec("The", max_length=3 * CONTEXT_TOKENS))
-    assert answer.num_tokens == [3 * CONTEXT_TOKENS]
-    assert answer.truncated == [True]
-    short = engine.generate(model_dir, spec("The", max_length=CONTEXT_TOKENS - 5))
-    assert short.truncated == [False]
+    assert answer.num_tokens == [CONTEXT_TOKENS - answer.num_prompt_tokens[0]]
+    assert answer.finish_reasons == ["length"]
+    assert answer.truncated == [False]
+    short = engine.generate(model_dir, spec("The", max_length=CONTEXT_TOKENS // 2))
     assert answer.outputs[0].startswith(short.outputs[0].rstrip("\N{REPLACEMENT CHARACTER}"))
 
 
@@ -220,22 +228,22 @@ def test_other_kinds_of_model_generate_the_same_together_and_by_hand(
     engine.close()
 
 
-def test_a_stopped_request_ends_between_tokens_and_others_go_on(engine: Engine, model_dir: Path) -> None:
-    endless = engine.submit(model_dir, spec(*["The"] * 8, max_length=4_096))
-    other = engine.submit(model_dir, spec("x", max_length=300))
-    wait_until(lambda: bool(endless.rows) and endless.rows[0].num_new > 3)
+def test_a_stopped_request_ends_between_tokens_and_others_go_on(engine: Engine, long_model_dir: Path) -> None:
+    endless = engine.submit(long_model_dir, spec(*["The"] * 8, max_length=4_096))
+    other = engine.submit(long_model_dir, spec("x", max_length=300))
+    wait_until(lambda: bool(endless.texts) and endless.texts[0].num_new > 3)
     endless.stop()
     with pytest.raises(Stopped):
         endless.future.result(timeout=DEADLINE_S)
     assert finish_after(other).num_tokens == [300]
-    assert endless.rows[0].num_new < 4_096
+    assert endless.texts[0].num_new < 4_096
 
 
-def test_a_request_that_waits_can_be_stopped(model_dir: Path) -> None:
+def test_a_request_that_waits_can_be_stopped(long_model_dir: Path) -> None:
     engine = Engine(device="cpu", max_rows=1)
-    running = engine.submit(model_dir, spec("The", max_length=4_096))
-    waiting = engine.submit(model_dir, spec("x"))
-    wait_until(lambda: bool(running.rows) and running.rows[0].num_new > 3)
+    running = engine.submit(long_model_dir, spec("The", max_length=4_096))
+    waiting = engine.submit(long_model_dir, spec("x"))
+    wait_until(lambda: bool(running.texts) and running.texts[0].num_new > 3)
     waiting.stop()
     with pytest.raises(Stopped):
         waiting.future.result(timeout=DEADLINE_S)
@@ -243,21 +251,21 @@ def test_a_request_that_waits_can_be_stopped(model_dir: Path) -> None:
     engine.close()
 
 
-def test_more_texts_than_may_wait_are_refused(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_texts_than_may_wait_are_refused(long_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_module, "MAX_WAITING_ROWS", 10)
     engine = Engine(device="cpu", max_rows=1)
-    running = engine.submit(model_dir, spec(*["The"] * 8, max_length=4_096))
+    running = engine.submit(long_model_dir, spec(*["The"] * 8, max_length=4_096))
     with pytest.raises(Unavailable, match="at most 10"):
-        engine.submit(model_dir, spec(*["x"] * 6))
+        engine.submit(long_model_dir, spec(*["x"] * 6))
     running.stop()
     engine.close()
     with pytest.raises(Unavailable, match="shutting down"):
-        engine.submit(model_dir, spec("x"))
+        engine.submit(long_model_dir, spec("x"))
 
 
-def test_closing_answers_everyone(model_dir: Path) -> None:
+def test_closing_answers_everyone(long_model_dir: Path) -> None:
     engine = Engine(device="cpu", max_rows=2)
-    requests = [engine.submit(model_dir, spec("The", "x", max_length=4_096)) for _ in range(3)]
+    requests = [engine.submit(long_model_dir, spec("The", "x", max_length=4_096)) for _ in range(3)]
     engine.close()
     for request in requests:
         with pytest.raises(Unavailable):
@@ -265,12 +273,12 @@ def test_closing_answers_everyone(model_dir: Path) -> None:
 
 
 def test_a_warm_model_that_is_deleted_ends_its_text_and_is_not_found_afterwards(
-    tmp_path: Path, engine: Engine, model_dir: Path
+    tmp_path: Path, engine: Engine, long_model_dir: Path
 ) -> None:
     folder = tmp_path / "deleted"
-    shutil.copytree(model_dir, folder)
+    shutil.copytree(long_model_dir, folder)
     request = engine.submit(folder, spec("The", max_length=500))
-    wait_until(lambda: bool(request.rows))
+    wait_until(lambda: bool(request.texts))
     shutil.rmtree(folder)
     assert finish_after(request).num_tokens == [500]
     with pytest.raises(NotFound):
@@ -333,15 +341,15 @@ def test_a_model_that_breaks_while_it_runs_does_not_end_the_engine(
     expected: type[Exception],
 ) -> None:
     broke = threading.Event()
-    advance = Batch.advance
+    decode = SlotRunner.decode
 
-    def breaking(batch: Batch, tokens: list[int]) -> torch.Tensor:
+    def breaking(runner: SlotRunner, sequences: list[Sequence]) -> Launched:
         if not broke.is_set():
             broke.set()
             raise error
-        return advance(batch, tokens)
+        return decode(runner, sequences)
 
-    monkeypatch.setattr(Batch, "advance", breaking)
+    monkeypatch.setattr(SlotRunner, "decode", breaking)
     with pytest.raises(expected):
         engine.generate(model_dir, spec("x"))
     assert engine.generate(model_dir, spec("x")).num_tokens == [20]

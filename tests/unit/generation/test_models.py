@@ -16,7 +16,8 @@ from apt_jobs.db.jobs import claim_next, insert_job
 from apt_jobs.db.service_values import DEFAULT_MODEL, set_value
 from apt_jobs.errors import InvalidCheckpoint, InvalidInput, NotFound
 from apt_jobs.events.kinds import CheckpointSaved
-from apt_jobs.generation.models import choose_model, find_model, load_model
+from apt_jobs.generation.catalog import choose_model, find_model
+from apt_jobs.generation.models import load_model
 from apt_jobs.jobs.ids import new_checkpoint_id
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.settings import Settings
