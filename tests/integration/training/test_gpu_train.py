@@ -1,4 +1,4 @@
-"""`benchmarks/gpu_train.py` as it fits on a CPU: the product's own trainer and its peer run, and their rates are told."""
+"""`benchmarks/gpu_train.py` as it fits on a CPU: the product's own trainer and its peer run and are timed."""
 
 import json
 import subprocess
