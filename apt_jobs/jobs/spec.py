@@ -111,9 +111,19 @@ class TrainingOptions(Strict):
     max_steps: int | None = Field(None, ge=1, le=100_000_000, description="Stop after so many optimizer steps.")
     batch_size: int = Field(8, ge=1, le=4_096, description="Sequences per rank and micro step.")
     gradient_accumulation_steps: int = Field(1, ge=1, le=4_096, description="Micro steps per optimizer step.")
-    learning_rate: float = Field(1e-3, gt=0.0, le=10.0, description="Peak of the warm-up + cosine schedule.")
-    min_learning_rate_ratio: float = Field(0.1, ge=0.0, le=1.0, description="End of the cosine, relative to the peak.")
+    learning_rate: float = Field(1e-3, gt=0.0, le=10.0, description="Peak of the schedule.")
+    min_learning_rate_ratio: float = Field(
+        0.1, ge=0.0, le=1.0, description="End of the schedule, relative to the peak."
+    )
     warmup_steps: int = Field(20, ge=0, le=10_000_000, description="Optimizer steps of linear warm-up.")
+    warmup_ratio: float | None = Field(
+        None, ge=0.0, lt=1.0, description="Warm up for this share of all steps; null: for `warmup_steps`."
+    )
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        "cosine",
+        description="Of the learning rate after the warm-up. wsd: constant, then linear over the last `decay_ratio`.",
+    )
+    decay_ratio: float = Field(0.2, gt=0.0, le=1.0, description="Share of all steps in which `wsd` decays.")
     weight_decay: float = Field(0.1, ge=0.0, le=10.0, description="AdamW's decay, on matrices only.")
     beta1: float = Field(0.9, ge=0.0, lt=1.0, description="AdamW's first momentum.")
     beta2: float = Field(0.95, ge=0.0, lt=1.0, description="AdamW's second momentum.")
@@ -129,6 +139,9 @@ class TrainingOptions(Strict):
     seed: int = Field(1, ge=0, le=2**63 - 1, description="Seed of weights, data order and dropout.")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="auto: bf16 autocast where the GPU has it, else fp16; fp32 on CPU."
+    )
+    activation_checkpointing: bool = Field(
+        False, description="Keep no activations within a block, but compute them again in the backward pass."
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",

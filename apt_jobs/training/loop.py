@@ -25,7 +25,7 @@ from apt_jobs.training.data import Batches, open_batches, read_text, write_token
 from apt_jobs.training.ddp import Rank, barrier, process_group, repeatable, summed
 from apt_jobs.training.gradient_monitor import GradientMonitor
 from apt_jobs.training.loss import chunked_loss_of
-from apt_jobs.training.model import build_model, load_model
+from apt_jobs.training.model import build_model, checkpoint_activations, load_model
 from apt_jobs.training.optimization import OptimizerStep, adamw, learning_rate_at, precision_of
 from apt_jobs.training.parallel import Alone, Replicated, Sharded, spread
 from apt_jobs.training.prefetch import Prefetcher
@@ -60,6 +60,8 @@ class _Trainer:
             verify_checkpoint(source)
         tokenizer = _prepare_data(run_file, rank)
         self._model = _make_model(run_file, tokenizer).to(rank.device)
+        if options.activation_checkpointing:
+            checkpoint_activations(self._model)
         self._batches = self._open_batches()
         self._prefetcher = Prefetcher(self._batches, rank)
         self._precision = precision_of(options.precision, rank.device)
@@ -115,7 +117,8 @@ class _Trainer:
             reason = compile_or_fall_back(self._model, loss, self._try_out, rank, deterministic=options.deterministic)
             if reason is not None:
                 self._reporter.warning(f"training without torch.compile, which failed: {reason}")
-            self._can_capture = reason is None and waits_nowhere
+            # A recomputed block asks for the state of the random generator, which a capture cannot give.
+            self._can_capture = reason is None and waits_nowhere and not options.activation_checkpointing
         return spread(self._model, options, rank, self._precision)
 
     def _capture_pass(self) -> None:

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-from apt_jobs.errors import InvalidCheckpoint
+from apt_jobs.errors import InvalidCheckpoint, InvalidInput
 from apt_jobs.jobs.spec import APTConfig
 from apt_jobs.training.weight_files import require_safetensors
 
@@ -48,6 +48,19 @@ def load_model(folder: Path) -> nn.Module:
     except (OSError, ValueError) as exc:
         raise InvalidCheckpoint(f"the model {folder.name!r} cannot be loaded: {exc}") from exc
     return nn.Module.train(model)  # `from_pretrained` leaves it without dropout
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Compute each block's activations again in the backward pass instead of keeping them.
+
+    Raises:
+        InvalidInput: the model cannot.
+    """
+    try:
+        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]  # a PreTrainedModel
+    except ValueError as exc:
+        name = type(model).__name__
+        raise InvalidInput(f"{name} cannot be trained with activation_checkpointing; leave it out: {exc}") from exc
 
 
 def describe(model: nn.Module) -> dict[str, int | float | bool | str | None]:

@@ -14,13 +14,27 @@ CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
 
 
 def learning_rate_at(step: int, num_steps: int, options: TrainingOptions) -> float:
-    """Linear warm-up, then half a cosine down to `min_learning_rate_ratio` (Loshchilov and Hutter 2017, eq. 5)."""
-    if step <= options.warmup_steps:
-        return options.learning_rate * step / options.warmup_steps
-    done = (step - options.warmup_steps) / max(num_steps - options.warmup_steps, 1)
-    cosine = 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+    """Return the learning rate of a step (from 1): linear warm-up, then down to `min_learning_rate_ratio` of the peak.
+
+    Cosine: half a period (Loshchilov and Hutter 2017, eq. 5). wsd: warm-up, stable, decay (Hu et al. 2024, MiniCPM).
+    """
+    warmup_steps = options.warmup_steps
+    if options.warmup_ratio is not None:
+        warmup_steps = round(options.warmup_ratio * num_steps)
+    if step <= warmup_steps:
+        return options.learning_rate * step / warmup_steps
+    done = min((step - warmup_steps) / max(num_steps - warmup_steps, 1), 1.0)
+    match options.schedule:
+        case "cosine":
+            left = 0.5 * (1.0 + math.cos(math.pi * done))
+        case "linear":
+            left = 1.0 - done
+        case "constant":
+            left = 1.0
+        case "wsd":
+            left = min((num_steps - step) / max(round(options.decay_ratio * num_steps), 1), 1.0)
     ratio = options.min_learning_rate_ratio
-    return options.learning_rate * (ratio + (1.0 - ratio) * cosine)
+    return options.learning_rate * (ratio + (1.0 - ratio) * max(left, 0.0))
 
 
 class SkippingAdamW(torch.optim.AdamW):

@@ -1,4 +1,4 @@
-"""Test the benchmark of the trainer on GPUs in its small form, on CPU ranks: what it prints, and that it repeats."""
+"""`benchmarks/gpu_train.py` as it fits on a CPU: the product's own trainer and its peer run and are timed."""
 
 import json
 import subprocess

@@ -182,6 +182,14 @@ def test_a_model_that_cannot_be_compiled_is_trained_without_and_the_log_says_so(
     assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
 
 
+def test_recomputed_activations_train_the_same_weights(whole: RunFile, tmp_path: Path) -> None:
+    run_file = run_ranks(tmp_path / "recomputed", activation_checkpointing=True)
+    assert launch(run_file) == 0, events_of(run_file)
+    name = "step-00000008-a1/model.safetensors"
+    expected, found = load_file(whole.checkpoints_dir / name), load_file(run_file.checkpoints_dir / name)
+    assert all(torch.equal(tensor, found[key]) for key, tensor in expected.items())
+
+
 def test_a_validation_can_be_limited(whole: RunFile, tmp_path: Path) -> None:
     run_file = run_ranks(tmp_path / "limited", max_validation_batches=1, max_steps=4)
     assert launch(run_file) == 0, events_of(run_file)

@@ -2,13 +2,14 @@
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from apt_jobs.jobs.spec import TrainingOptions
-from apt_jobs.training.optimization import OptimizerStep, adamw
+from apt_jobs.training.optimization import OptimizerStep, adamw, learning_rate_at
 
 
 def _model() -> nn.Module:
@@ -77,3 +78,31 @@ def test_a_state_of_another_implementation_does_not_turn_the_skipping_off() -> N
         group["fused"] = None
     optimizer.load_state_dict(state)
     assert all(group["fused"] for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("cosine", {1: 0.1, 10: 1.0, 55: 0.55, 100: 0.1}),
+        ("linear", {1: 0.1, 10: 1.0, 55: 0.55, 82: 0.28, 100: 0.1}),
+        ("constant", {1: 0.1, 10: 1.0, 55: 1.0, 100: 1.0}),
+        ("wsd", {1: 0.1, 10: 1.0, 80: 1.0, 90: 0.55, 100: 0.1}),
+    ],
+)
+def test_the_learning_rate_follows_its_schedule(schedule: Any, expected: dict[int, float]) -> None:
+    for warmup in ({"warmup_steps": 10}, {"warmup_ratio": 0.1}):
+        fields: dict[str, Any] = {"learning_rate": 1.0, "min_learning_rate_ratio": 0.1, **warmup}
+        options = TrainingOptions(schedule=schedule, **fields)
+        found = {step: learning_rate_at(step, 100, options) for step in expected}
+        assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant", "wsd"])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 7, 100])
+@pytest.mark.parametrize(
+    "warmup", [{"warmup_steps": 0}, {"warmup_steps": 200}, {"warmup_ratio": 0.0}, {"warmup_ratio": 0.9}]
+)
+def test_no_step_has_a_rate_above_the_peak_or_below_zero(schedule: Any, num_steps: int, warmup: dict[str, Any]) -> None:
+    options = TrainingOptions(schedule=schedule, learning_rate=1.0, min_learning_rate_ratio=0.0, **warmup)
+    rates = [learning_rate_at(step, num_steps, options) for step in range(1, num_steps + 1)]
+    assert all(0.0 <= rate <= 1.0 for rate in rates)
