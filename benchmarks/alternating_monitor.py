@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from apt_jobs.events.spool import SpoolWriter
+from apt_jobs.gradient_monitor.monitor import GradientMonitor
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.training import loop, loss
-from apt_jobs.training.gradient_monitor import GradientMonitor
 
 BLOCK_STEPS = 10
 WRITE_EVERY_STEPS = 50

@@ -26,8 +26,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from apt_jobs.events.kinds import LineLogged
 from apt_jobs.events.spool import SpoolWriter
+from apt_jobs.gradient_monitor.monitor import GradientMonitor
 from apt_jobs.training.ddp import Rank, process_group
-from apt_jobs.training.gradient_monitor import GradientMonitor
 from benchmarks.faults import FAULTS, Fault, Injection, draw
 from benchmarks.gpt2 import GPT2
 

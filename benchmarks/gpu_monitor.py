@@ -35,8 +35,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from apt_jobs.events.spool import SpoolWriter
+from apt_jobs.gradient_monitor.monitor import GradientMonitor
 from apt_jobs.training.ddp import Rank, process_group
-from apt_jobs.training.gradient_monitor import GradientMonitor
 from benchmarks.gpt2 import GPT2
 from benchmarks.intervals import Interval, bootstrap
 

@@ -20,12 +20,12 @@ import numpy as np
 from apt_jobs.db import jobs
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import append_events
-from apt_jobs.db.histories import gradient_overview
+from apt_jobs.db.series.histories import gradient_overview
 from apt_jobs.db.upgrade import upgrade_database
 from apt_jobs.events.kinds import Event, GradientsRecorded, LayersNamed, StepTrained
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.supervision.relay import BATCH_EVENTS
-from apt_jobs.web.overviews import MEDIA_TYPE, points_that_fit
+from apt_jobs.web.api.overviews import MEDIA_TYPE, points_that_fit
 from benchmarks.rows import Row
 from benchmarks.submit import service
 

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from apt_jobs.diagnosis.rank_watch import RankWatch
 from apt_jobs.events.kinds import Event, GradientsRecorded, IncidentChanged, LineLogged, RankGradientsRecorded
 from apt_jobs.events.spool import SpoolReader
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import TrainSpec
-from apt_jobs.supervision.rank_watch import RankWatch
 from benchmarks.faults import Fault
 from benchmarks.faulty_training import BRANCH_BEGINS, BRANCH_ENDS, BRANCH_LATE, HEALTHY_STEPS
 from benchmarks.peer_rules import FixedThreshold, KillLossSpike, Rule, SixSigma, SpikeDetection

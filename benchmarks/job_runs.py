@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from apt_jobs.diagnosis.rank_watch import RankWatch
 from apt_jobs.events.kinds import IncidentChanged, LineLogged, StepTrained
 from apt_jobs.events.spool import SpoolReader
 from apt_jobs.jobs.run_file import RunFile
@@ -22,7 +23,6 @@ from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.launch import start_node
 from apt_jobs.supervision.process_tree import ProcessTree, adopt_orphans, marked_processes
-from apt_jobs.supervision.rank_watch import RankWatch
 
 POISONED_ENTRY_POINT = "benchmarks.poisoned_job:train_poisoned"
 POISONED_STEP = 7

@@ -7,7 +7,7 @@ import time
 import torch
 from torch import nn
 
-from apt_jobs.training.gradient_monitor import GradientMonitor
+from apt_jobs.gradient_monitor.monitor import GradientMonitor
 
 WIDTH, NUM_BLOCKS, BATCH = 32, 37, 8  # 150 layers' worth of events: two tensors a block, and one more block
 

@@ -25,8 +25,8 @@ from apt_jobs.db.upgrade import upgrade_database
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.operations.waiting import waiting_of
 from apt_jobs.settings import Settings
-from apt_jobs.web.jobs_api import listed_answers
-from apt_jobs.web.payloads import JobList
+from apt_jobs.web.api.jobs import listed_answers
+from apt_jobs.web.schemas import JobList
 from benchmarks.rows import Row, paired_row
 
 NUM_JOBS = 100_000

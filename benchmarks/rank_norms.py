@@ -29,10 +29,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from apt_jobs.events.kinds import GradientsRecorded, RankGradientsRecorded
 from apt_jobs.events.spool import SpoolReader, SpoolWriter
-from apt_jobs.training import local_norms
+from apt_jobs.gradient_monitor import local_norms
+from apt_jobs.gradient_monitor.monitor import GradientMonitor
+from apt_jobs.gradient_monitor.norms import norms_of
 from apt_jobs.training.ddp import Rank, process_group, repeatable
-from apt_jobs.training.gradient_monitor import GradientMonitor
-from apt_jobs.training.norms import norms_of
 from benchmarks.gpt2 import GPT2
 
 NUM_STEPS = 3  # DDP sorts its buckets anew after the first

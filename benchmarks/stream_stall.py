@@ -16,8 +16,8 @@ from torch import nn
 
 from apt_jobs.db.engine import Database
 from apt_jobs.events.spool import SpoolWriter
+from apt_jobs.gradient_monitor.monitor import GradientMonitor
 from apt_jobs.settings import Settings
-from apt_jobs.training.gradient_monitor import GradientMonitor
 from benchmarks.rows import Row, paired_row
 from benchmarks.stored_steps import stored_steps
 from tests.acceptance.stack import DEADLINE_S, Stack, has_both_workers, until

@@ -16,7 +16,7 @@ from pydoc_data.topics import topics
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from apt_jobs.training.callbacks.hugging_face import GradientMonitorCallback
+from apt_jobs.gradient_monitor.callbacks.hugging_face import GradientMonitorCallback
 
 CONTEXT = 32
 

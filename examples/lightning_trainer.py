@@ -18,7 +18,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from apt_jobs.training.callbacks.lightning import GradientMonitorCallback
+from apt_jobs.gradient_monitor.callbacks.lightning import GradientMonitorCallback
 
 CONTEXT, BATCH = 8, 64
 

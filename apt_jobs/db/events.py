@@ -1,7 +1,7 @@
 """The event log of a job: appended by the attempt that owns it, read by everyone after a `seq`.
 
 Appending is one transaction: fence, `seq`, events, and the rows that events imply (progress, checkpoints, attempts, and
-the levels of the histories). The numbers of every step are kept as columns, see db/series.py; the log shows them all.
+the levels of the histories). The numbers of every step are kept as columns, see db/series/store.py; the log shows them all.
 """
 
 import math
@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from apt_jobs.db.jobs import Orders, fence, orders_of
 from apt_jobs.db.models import Attempt, Checkpoint, EventRow, Job
-from apt_jobs.db.series import chunked_events, store_series
+from apt_jobs.db.series.store import chunked_events, store_series
 from apt_jobs.errors import NotFound
 from apt_jobs.events.codec import LoggedEvent, encode_payload, finite_or_name
 from apt_jobs.events.columns import COLUMN_TYPES

@@ -15,7 +15,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
 from apt_jobs.db.engine import Database, named_errors
-from apt_jobs.db.series_move import move_old_series
+from apt_jobs.db.series.migrate import move_old_series
 from apt_jobs.errors import Unavailable
 
 logger = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from pathlib import Path
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import append_events
 from apt_jobs.db.jobs import claim, finish, insert_job
+from apt_jobs.diagnosis.rank_watch import RankWatch
 from apt_jobs.errors import Conflict, InvalidInput
 from apt_jobs.events.codec import MAX_EVENT_BYTES, decode_spooled
 from apt_jobs.events.kinds import (
@@ -31,7 +32,6 @@ from apt_jobs.jobs.printable import escaped
 from apt_jobs.jobs.run_file import RunFile, spool_name
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.jobs.states import JobState
-from apt_jobs.supervision.rank_watch import RankWatch
 
 QUEUE = "imported"  # no worker serves it
 WORKER = "import"

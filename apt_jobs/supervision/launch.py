@@ -17,7 +17,7 @@ from apt_jobs.supervision.network import (
     interface_towards,
     listen_address,
 )
-from apt_jobs.supervision.plan import run_file_path
+from apt_jobs.supervision.prepare_run import run_file_path
 from apt_jobs.supervision.process_tree import WORKER_MARKER, ProcessTree
 
 PROGRESS_BAR_SWITCHES = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")

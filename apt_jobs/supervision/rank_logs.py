@@ -14,7 +14,7 @@ from pathlib import Path
 from apt_jobs.events.kinds import Event, LineLogged
 from apt_jobs.supervision.line_framing import LineFramer, shown_lines
 from apt_jobs.supervision.line_gate import Line, LineGate
-from apt_jobs.supervision.output_file import OutputFile
+from apt_jobs.supervision.rank_log_file import OutputFile
 
 TAIL_BYTES = 1 << 18
 TAIL_LINES = 20

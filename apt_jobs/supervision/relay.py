@@ -18,6 +18,7 @@ from apt_jobs.db.engine import Database
 from apt_jobs.db.events import append_events
 from apt_jobs.db.jobs import Orders
 from apt_jobs.db.steering import request_cancel, request_pause
+from apt_jobs.diagnosis.rank_watch import RankWatch
 from apt_jobs.errors import Conflict, InvalidInput, OutOfSpace, Unavailable
 from apt_jobs.events.kinds import (
     ActionTaken,
@@ -32,7 +33,6 @@ from apt_jobs.events.live import LivePublisher
 from apt_jobs.events.spool import SpoolReader
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.supervision.rank_logs import RankLogs
-from apt_jobs.supervision.rank_watch import RankWatch
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ from apt_jobs.supervision.launch import start_node
 from apt_jobs.supervision.lease import KILL_FRACTION, STOP_FRACTION, LeaseKeeper
 from apt_jobs.supervision.network import rendezvous_address
 from apt_jobs.supervision.node_watch import NodeWatch
-from apt_jobs.supervision.plan import plan_attempt
+from apt_jobs.supervision.prepare_run import plan_attempt
 from apt_jobs.supervision.process_tree import MARKER, ProcessTree, adopt_orphans
 from apt_jobs.supervision.rank_logs import RankLogs
 from apt_jobs.supervision.relay import Relay, first_cause

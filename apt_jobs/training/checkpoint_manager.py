@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from apt_jobs.errors import OutOfSpace
 from apt_jobs.events.kinds import CheckpointSaved
+from apt_jobs.gradient_monitor.monitor import GradientMonitor
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.training.checkpoint import (
     Snapshot,
@@ -28,7 +29,6 @@ from apt_jobs.training.checkpoint import (
 )
 from apt_jobs.training.commands import Adjustments
 from apt_jobs.training.ddp import Rank, barrier
-from apt_jobs.training.gradient_monitor import GradientMonitor
 from apt_jobs.training.model import load_model
 from apt_jobs.training.progress import CheckpointEntry, Progress, is_better
 from apt_jobs.training.reporter import Reporter

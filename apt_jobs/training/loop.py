@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
 from apt_jobs.events.spool import SpoolWriter
+from apt_jobs.gradient_monitor.monitor import GradientMonitor
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.training.attention import prefer_flash_attention, use_causal_attention
 from apt_jobs.training.checkpoint import verify_checkpoint
@@ -23,7 +24,6 @@ from apt_jobs.training.compilation import compile_or_fall_back, is_wanted
 from apt_jobs.training.cuda_graph import CapturedPass
 from apt_jobs.training.data import Batches, open_batches, read_text, write_tokens
 from apt_jobs.training.ddp import Rank, barrier, process_group, repeatable, summed
-from apt_jobs.training.gradient_monitor import GradientMonitor
 from apt_jobs.training.loss import chunked_loss_of
 from apt_jobs.training.model import build_model, checkpoint_activations, load_model
 from apt_jobs.training.optimization import OptimizerStep, adamw, learning_rate_at, precision_of

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from apt_jobs.errors import InvalidInput
+from apt_jobs.gradient_monitor.norms import local_part
 from apt_jobs.jobs.spec import TrainingOptions
-from apt_jobs.training.parallel import local_part
 
 CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
 

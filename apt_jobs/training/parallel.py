@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from apt_jobs.jobs.spec import TrainingOptions
@@ -98,8 +97,3 @@ def spread(
     if options.sharding == "fsdp2":
         return Sharded(model, rank, precision)
     return Alone(model) if rank.world_size == 1 else Replicated(model, rank)
-
-
-def local_part(tensor: Tensor) -> Tensor:
-    """Return what this rank holds of a tensor: all of it, or its shard."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

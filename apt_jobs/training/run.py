@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from apt_jobs.errors import InvalidInput, TrainingFailed
+from apt_jobs.events.current_spool import spool_of_job
 from apt_jobs.events.kinds import RankFailed
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.jobs.run_file import SCRIPT_SUFFIX, RunFile
 from apt_jobs.jobs.spec import ArgumentValue
-from apt_jobs.training.current_job import spool_of_job
 from apt_jobs.training.torchrun import own_place
 
 BUILT_IN = "apt_jobs.training.loop:train"  # imported like any other: own code does not wait for what it may not use

@@ -15,24 +15,15 @@ from apt_jobs.errors import AptJobsError
 from apt_jobs.events.live import LivePublisher
 from apt_jobs.job_queue import WakeUpPublisher, make_celery
 from apt_jobs.settings import Settings
-from apt_jobs.web import (
-    checkpoints_api,
-    datasets_api,
-    generate_api,
-    histories_api,
-    jobs_api,
-    pages,
-    schedules_api,
-    service_api,
-    training_api,
-)
+from apt_jobs.web import pages
 from apt_jobs.web.admissions import Admissions
-from apt_jobs.web.endpoint import openapi_document, spec
+from apt_jobs.web.api import checkpoints, datasets, generation, histories, jobs, operations, schedules, training
+from apt_jobs.web.api.endpoint import openapi_document, spec
+from apt_jobs.web.api.idempotency import sweep_loop
 from apt_jobs.web.guard import Guard
-from apt_jobs.web.idempotency import sweep_loop
-from apt_jobs.web.live_jobs_socket import watch_jobs
-from apt_jobs.web.live_socket import refuse_unknown, upgrade_required, watch_job
-from apt_jobs.web.live_streams import LiveStreams
+from apt_jobs.web.live.job_socket import refuse_unknown, upgrade_required, watch_job
+from apt_jobs.web.live.multiplexed_socket import watch_jobs
+from apt_jobs.web.live.streams import LiveStreams
 from apt_jobs.web.loops import fire_loop, reap_loop, wake_up_loop
 from apt_jobs.web.problems import ProblemError, on_apt_jobs_error, on_http_exception, on_problem, on_unexpected
 from apt_jobs.web.readiness import Readiness
@@ -40,53 +31,53 @@ from apt_jobs.web.root_path import RootPath
 from apt_jobs.web.service import Service
 
 ROUTES: list[BaseRoute] = [
-    Route("/healthz", service_api.get_health, methods=["GET"]),
-    Route("/readyz", service_api.get_readiness, methods=["GET"]),
-    Route("/login", service_api.log_in, methods=["GET"]),
-    Route("/api/logout", service_api.log_out, methods=["POST"]),
-    Route("/api/jobs", jobs_api.get_jobs, methods=["GET"]),
-    Route("/api/jobs", jobs_api.submit_job, methods=["POST"]),
-    Route("/api/jobs/{job_id}", jobs_api.get_one_job, methods=["GET"]),
-    Route("/api/jobs/{job_id}", jobs_api.remove_job, methods=["DELETE"]),
-    Route("/api/jobs/{job_id}/cancel", jobs_api.cancel_job, methods=["POST"]),
-    Route("/api/jobs/{job_id}/pause", jobs_api.pause_job, methods=["POST"]),
-    Route("/api/jobs/{job_id}/resume", jobs_api.resume_job, methods=["POST"]),
-    Route("/api/jobs/{job_id}/retry", jobs_api.retry_job, methods=["POST"]),
-    Route("/api/jobs/{job_id}/events", jobs_api.get_events, methods=["GET"]),
-    Route("/api/jobs/{job_id}/logs", jobs_api.get_logs, methods=["GET"]),
-    Route("/api/jobs/{job_id}/metrics", histories_api.get_metrics, methods=["GET"]),
-    Route("/api/jobs/{job_id}/gradients", histories_api.get_gradients, methods=["GET"]),
-    Route("/api/jobs/{job_id}/gradients/overview", histories_api.get_gradient_overview, methods=["GET"]),
-    Route("/api/jobs/{job_id}/export", histories_api.export_history, methods=["GET"]),
-    Route("/api/training/history", training_api.get_history, methods=["GET"]),
-    Route("/api/training/gradients", training_api.get_training_gradients, methods=["GET"]),
-    Route("/api/training/status", training_api.get_status, methods=["GET"]),
-    Route("/api/checkpoints", checkpoints_api.get_checkpoints, methods=["GET"]),
-    Route("/api/checkpoints/load", checkpoints_api.load_checkpoint, methods=["POST"]),
-    Route("/api/checkpoints/{checkpoint_id}", checkpoints_api.get_one_checkpoint, methods=["GET"]),
-    Route("/api/checkpoints/{checkpoint_id}", checkpoints_api.remove_checkpoint, methods=["DELETE"]),
-    Route("/api/checkpoints/{checkpoint_id}/download", checkpoints_api.download_checkpoint, methods=["GET"]),
-    Route("/api/generate", generate_api.generate, methods=["POST"]),
-    Route("/api/batch_generate", generate_api.batch_generate, methods=["POST"]),
-    Route("/api/models", generate_api.get_models, methods=["GET"]),
-    Route("/api/datasets", datasets_api.get_datasets, methods=["GET"]),
-    Route("/api/datasets", datasets_api.upload_dataset, methods=["POST"]),
-    Route("/api/datasets/{name}", datasets_api.remove_dataset, methods=["DELETE"]),
-    Route("/api/schedules", schedules_api.get_schedules, methods=["GET"]),
-    Route("/api/schedules", schedules_api.add_schedule, methods=["POST"]),
-    Route("/api/schedules/preview", schedules_api.preview_schedule, methods=["POST"]),
-    Route("/api/schedules/{schedule_id}", schedules_api.get_one_schedule, methods=["GET"]),
-    Route("/api/schedules/{schedule_id}", schedules_api.replace_schedule, methods=["PUT"]),
-    Route("/api/schedules/{schedule_id}", schedules_api.remove_schedule, methods=["DELETE"]),
-    Route("/api/schedules/{schedule_id}/pause", schedules_api.pause_one_schedule, methods=["POST"]),
-    Route("/api/schedules/{schedule_id}/resume", schedules_api.resume_schedule, methods=["POST"]),
-    Route("/api/schedules/{schedule_id}/run", schedules_api.run_schedule, methods=["POST"]),
-    Route("/api/queues", service_api.get_queues, methods=["GET"]),
-    Route("/api/queues/{name}", service_api.set_queue, methods=["PUT"]),
-    Route("/api/workers", service_api.get_workers, methods=["GET"]),
-    Route("/api/workers/{name:path}/drain", service_api.drain_worker, methods=["POST"]),
-    Route("/api/workers/{name:path}/resume", service_api.resume_worker, methods=["POST"]),
-    Route("/api/keys", service_api.get_keys, methods=["GET"]),
+    Route("/healthz", operations.get_health, methods=["GET"]),
+    Route("/readyz", operations.get_readiness, methods=["GET"]),
+    Route("/login", operations.log_in, methods=["GET"]),
+    Route("/api/logout", operations.log_out, methods=["POST"]),
+    Route("/api/jobs", jobs.get_jobs, methods=["GET"]),
+    Route("/api/jobs", jobs.submit_job, methods=["POST"]),
+    Route("/api/jobs/{job_id}", jobs.get_one_job, methods=["GET"]),
+    Route("/api/jobs/{job_id}", jobs.remove_job, methods=["DELETE"]),
+    Route("/api/jobs/{job_id}/cancel", jobs.cancel_job, methods=["POST"]),
+    Route("/api/jobs/{job_id}/pause", jobs.pause_job, methods=["POST"]),
+    Route("/api/jobs/{job_id}/resume", jobs.resume_job, methods=["POST"]),
+    Route("/api/jobs/{job_id}/retry", jobs.retry_job, methods=["POST"]),
+    Route("/api/jobs/{job_id}/events", jobs.get_events, methods=["GET"]),
+    Route("/api/jobs/{job_id}/logs", jobs.get_logs, methods=["GET"]),
+    Route("/api/jobs/{job_id}/metrics", histories.get_metrics, methods=["GET"]),
+    Route("/api/jobs/{job_id}/gradients", histories.get_gradients, methods=["GET"]),
+    Route("/api/jobs/{job_id}/gradients/overview", histories.get_gradient_overview, methods=["GET"]),
+    Route("/api/jobs/{job_id}/export", histories.export_history, methods=["GET"]),
+    Route("/api/training/history", training.get_history, methods=["GET"]),
+    Route("/api/training/gradients", training.get_training_gradients, methods=["GET"]),
+    Route("/api/training/status", training.get_status, methods=["GET"]),
+    Route("/api/checkpoints", checkpoints.get_checkpoints, methods=["GET"]),
+    Route("/api/checkpoints/load", checkpoints.load_checkpoint, methods=["POST"]),
+    Route("/api/checkpoints/{checkpoint_id}", checkpoints.get_one_checkpoint, methods=["GET"]),
+    Route("/api/checkpoints/{checkpoint_id}", checkpoints.remove_checkpoint, methods=["DELETE"]),
+    Route("/api/checkpoints/{checkpoint_id}/download", checkpoints.download_checkpoint, methods=["GET"]),
+    Route("/api/generate", generation.generate, methods=["POST"]),
+    Route("/api/batch_generate", generation.batch_generate, methods=["POST"]),
+    Route("/api/models", generation.get_models, methods=["GET"]),
+    Route("/api/datasets", datasets.get_datasets, methods=["GET"]),
+    Route("/api/datasets", datasets.upload_dataset, methods=["POST"]),
+    Route("/api/datasets/{name}", datasets.remove_dataset, methods=["DELETE"]),
+    Route("/api/schedules", schedules.get_schedules, methods=["GET"]),
+    Route("/api/schedules", schedules.add_schedule, methods=["POST"]),
+    Route("/api/schedules/preview", schedules.preview_schedule, methods=["POST"]),
+    Route("/api/schedules/{schedule_id}", schedules.get_one_schedule, methods=["GET"]),
+    Route("/api/schedules/{schedule_id}", schedules.replace_schedule, methods=["PUT"]),
+    Route("/api/schedules/{schedule_id}", schedules.remove_schedule, methods=["DELETE"]),
+    Route("/api/schedules/{schedule_id}/pause", schedules.pause_one_schedule, methods=["POST"]),
+    Route("/api/schedules/{schedule_id}/resume", schedules.resume_schedule, methods=["POST"]),
+    Route("/api/schedules/{schedule_id}/run", schedules.run_schedule, methods=["POST"]),
+    Route("/api/queues", operations.get_queues, methods=["GET"]),
+    Route("/api/queues/{name}", operations.set_queue, methods=["PUT"]),
+    Route("/api/workers", operations.get_workers, methods=["GET"]),
+    Route("/api/workers/{name:path}/drain", operations.drain_worker, methods=["POST"]),
+    Route("/api/workers/{name:path}/resume", operations.resume_worker, methods=["POST"]),
+    Route("/api/keys", operations.get_keys, methods=["GET"]),
     Route("/openapi.json", pages.get_openapi, methods=["GET"]),
     Route("/docs", pages.get_docs, methods=["GET"]),
     Route("/", pages.get_page, methods=["GET"]),
@@ -117,8 +108,8 @@ def create_app(settings: Settings) -> Starlette:
         streams = LiveStreams(database, settings.redis)
         wake_ups, publisher = WakeUpPublisher(make_celery(settings)), LivePublisher(settings.redis)
         admissions, readiness = Admissions(database), Readiness(settings, database)
-        service = Service(settings, database, wake_ups, publisher, streams, admissions, readiness, asyncio.Event())
-        app.state.service = service
+        service = Service(settings, database, wake_ups, publisher, admissions, readiness, asyncio.Event())
+        app.state.service, app.state.streams = service, streams
         loops = [streams.follow(), streams.check_heads(), streams.look_after()]
         loops += [sweep_loop(service), admissions.recheck_loop()]
         loops += [wake_up_loop(service), reap_loop(service), fire_loop(service)]

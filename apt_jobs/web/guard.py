@@ -23,10 +23,10 @@ from apt_jobs.db.access import KEY_PREFIX, Principal, authenticate_key, authenti
 from apt_jobs.errors import AptJobsError, Denied
 from apt_jobs.settings import Settings
 from apt_jobs.web.admissions import Admission, Credential
-from apt_jobs.web.direct_socket import EXTENSION, DirectWebSocketProtocol, has_left
 from apt_jobs.web.problems import problem_response
 from apt_jobs.web.request_text import fault_in_address
 from apt_jobs.web.revocation import Revocable, close_reason
+from apt_jobs.web.server.websocket_protocol import EXTENSION, DirectWebSocketProtocol, has_left
 from apt_jobs.web.service import Service
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
 from apt_jobs.errors import NotFound
-from apt_jobs.web.endpoint import openapi_document
+from apt_jobs.web.api.endpoint import openapi_document
 
 STATIC = Path(__file__).parent / "static"
 _FOR_EVER = {"cache-control": "public, max-age=31536000, immutable"}  # the names of assets contain their hash

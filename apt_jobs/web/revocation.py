@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import orjson
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from apt_jobs.web.direct_socket import EXTENSION, DirectWebSocketProtocol
+from apt_jobs.web.server.websocket_protocol import EXTENSION, DirectWebSocketProtocol
 
 DENIED = 4401
 MAX_REASON_BYTES = 120  # of a close frame

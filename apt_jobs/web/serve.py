@@ -16,9 +16,9 @@ from apt_jobs.errors import AlreadyRunning
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.web.app import create_app
-from apt_jobs.web.bounded_protocol import SPARE_CONNECTIONS, BoundedProtocol
-from apt_jobs.web.connection_table import ConnectionTable
-from apt_jobs.web.direct_socket import DirectWebSocketProtocol
+from apt_jobs.web.server.connection_table import ConnectionTable
+from apt_jobs.web.server.http_protocol import SPARE_CONNECTIONS, BoundedProtocol
+from apt_jobs.web.server.websocket_protocol import DirectWebSocketProtocol
 
 logger = logging.getLogger(__name__)
 

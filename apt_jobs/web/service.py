@@ -1,4 +1,4 @@
-"""What every request handler uses: settings, database, wake-ups, live streams. One instance a process."""
+"""What every request handler uses: settings, database, wake-ups, live publisher. One instance a process."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -15,7 +15,6 @@ from apt_jobs.events.live import LivePublisher
 from apt_jobs.job_queue import WakeUpPublisher
 from apt_jobs.settings import Settings
 from apt_jobs.web.admissions import Admissions
-from apt_jobs.web.live_streams import LiveStreams
 from apt_jobs.web.readiness import Readiness
 
 Arguments = ParamSpec("Arguments")
@@ -30,7 +29,6 @@ class Service:
     database: Database
     wake_ups: WakeUpPublisher
     publisher: LivePublisher
-    streams: LiveStreams
     admissions: Admissions
     readiness: Readiness
     wake_up_now: asyncio.Event  # set when a job became due: the wake-up loop looks at once

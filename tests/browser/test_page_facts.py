@@ -50,7 +50,7 @@ def named_job(stack: RunningStack, name: str) -> str:
     return job.id
 
 
-def changed(route: Route, change: Callable[[Any], None]) -> None:
+def changed(route: Route, change: Callable[[Any], object]) -> None:
     """Fulfil a request with the service's answer after a change."""
     answer = route.fetch()
     body = answer.json()

@@ -21,9 +21,9 @@ from sqlalchemy import inspect, text
 from apt_jobs.db import upgrade
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import events_after
-from apt_jobs.db.histories import gradient_export
 from apt_jobs.db.jobs import get_job
 from apt_jobs.db.models import Base
+from apt_jobs.db.series.histories import gradient_export
 from apt_jobs.db.upgrade import downgrade_database, migration_config, upgrade_database
 from apt_jobs.errors import Unavailable
 from apt_jobs.events.kinds import GradientsRecorded, LayersNamed

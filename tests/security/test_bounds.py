@@ -12,8 +12,8 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
 from apt_jobs.db.access import Role
-from apt_jobs.web.bounded_protocol import MAX_HEAD_BYTES, SPARE_CONNECTIONS
-from apt_jobs.web.json_text import nests_deeper
+from apt_jobs.web.api.json_text import nests_deeper
+from apt_jobs.web.server.http_protocol import MAX_HEAD_BYTES, SPARE_CONNECTIONS
 from tests.security.attacked import AttackedWeb, attacked_web, read_to_end, status_of
 
 PATIENCE_S = 2.0  # APT_JOBS_REQUEST_TIMEOUT_S of the attacked process

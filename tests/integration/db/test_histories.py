@@ -8,18 +8,18 @@ import pytest
 
 from apt_jobs.db import jobs
 from apt_jobs.db.engine import Database
-from apt_jobs.db.histories import (
+from apt_jobs.db.models import Job
+from apt_jobs.db.series.histories import (
     current_training_job,
     gradient_export,
     last_start,
     layer_names,
     training_history,
 )
-from apt_jobs.db.models import Job
 from apt_jobs.events.kinds import AnomaliesFound, GradientsRecorded, LayerAnomaly, LayersNamed, Validated
 from apt_jobs.jobs.spec import GenerateSpec
 from apt_jobs.jobs.states import JobState
-from apt_jobs.web.overviews import training_curves
+from apt_jobs.web.api.overviews import training_curves
 from tests.integration.db.steps import LEASE_S, claim, lose_worker, running, started, store, submit, trained
 
 NAN = float("nan")

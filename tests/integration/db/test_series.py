@@ -10,16 +10,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select, update
 
-from apt_jobs.db import series, series_reader, steering
+from apt_jobs.db import steering
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import append_events, events_after
-from apt_jobs.db.histories import gradient_export, gradient_overview
-from apt_jobs.db.history_table import HistoryTable
 from apt_jobs.db.jobs import finish
 from apt_jobs.db.models import EventChunk, EventRow, Job, SeriesLevel, SeriesSegment
-from apt_jobs.db.series_move import move_old_series
-from apt_jobs.db.series_reader import read_buckets
-from apt_jobs.db.summaries import Summary
+from apt_jobs.db.series import read, store
+from apt_jobs.db.series.histories import gradient_export, gradient_overview
+from apt_jobs.db.series.migrate import move_old_series
+from apt_jobs.db.series.read import read_buckets
+from apt_jobs.db.series.summaries import Summary
+from apt_jobs.db.series.table import HistoryTable
 from apt_jobs.events.codec import encode_payload
 from apt_jobs.events.kinds import AnomaliesFound, Event, GradientsRecorded, LayerAnomaly, LayersNamed, Validated
 from apt_jobs.jobs.states import JobState
@@ -32,7 +33,7 @@ BROKEN = [float("nan"), float("inf"), 0.0]
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Levels of 2, 4, 8... steps instead of 16, 256, 4,096: many of them in short histories."""
-    for module in (series, series_reader):
+    for module in (store, read):
         monkeypatch.setattr(module, "FACTOR", 2)
         monkeypatch.setattr(module, "BLOCK_STEPS", 4)
 

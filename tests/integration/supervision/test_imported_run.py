@@ -13,9 +13,9 @@ import pytest
 
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import events_after
-from apt_jobs.db.histories import gradient_export, training_history
 from apt_jobs.db.jobs import claim_next, get_job, reap_expired
 from apt_jobs.db.listing import list_jobs
+from apt_jobs.db.series.histories import gradient_export, training_history
 from apt_jobs.db.steering import delete_job
 from apt_jobs.errors import Conflict, InvalidInput
 from apt_jobs.events.kinds import (
@@ -29,7 +29,7 @@ from apt_jobs.events.kinds import (
 from apt_jobs.events.spool import SpoolReader, SpoolWriter
 from apt_jobs.supervision import imported_run
 from apt_jobs.supervision.imported_run import import_run
-from apt_jobs.web.overviews import training_curves
+from apt_jobs.web.api.overviews import training_curves
 
 ROOT = Path(__file__).resolve().parents[3]
 NUM_STEPS = 22

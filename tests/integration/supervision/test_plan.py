@@ -14,7 +14,7 @@ from apt_jobs.errors import InvalidCheckpoint
 from apt_jobs.events.kinds import CheckpointSaved
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.settings import Settings
-from apt_jobs.supervision.plan import plan_attempt
+from apt_jobs.supervision.prepare_run import plan_attempt
 
 
 @pytest.fixture

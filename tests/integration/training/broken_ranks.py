@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from apt_jobs.training.gradient_monitor import GradientMonitor
+from apt_jobs.gradient_monitor.monitor import GradientMonitor
 
 
 def main() -> None:

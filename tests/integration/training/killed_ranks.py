@@ -9,8 +9,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from apt_jobs.events.spool import SpoolWriter
+from apt_jobs.gradient_monitor.monitor import GradientMonitor
 from apt_jobs.training.ddp import process_group
-from apt_jobs.training.gradient_monitor import GradientMonitor
 
 
 def main(folder: Path) -> None:

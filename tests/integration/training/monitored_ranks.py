@@ -27,9 +27,9 @@ from torch.utils.checkpoint import checkpoint
 
 from apt_jobs.events.kinds import GradientsRecorded, RankGradientsRecorded, UpdatesMeasured
 from apt_jobs.events.spool import SpoolReader, SpoolWriter
+from apt_jobs.gradient_monitor.monitor import GradientMonitor
+from apt_jobs.gradient_monitor.norms import local_part
 from apt_jobs.training.ddp import process_group
-from apt_jobs.training.gradient_monitor import GradientMonitor
-from apt_jobs.training.parallel import local_part
 
 NUM_STEPS = 3
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from apt_jobs.diagnosis.step_join import JoinedStep, NoiseScale
 from apt_jobs.events.kinds import GradientsRecorded, RankGradientsRecorded
-from apt_jobs.supervision.joined_steps import JoinedStep, NoiseScale
 
 SCRIPT = Path(__file__).with_name("monitored_ranks.py")
 ROOT = Path(__file__).resolve().parents[3]

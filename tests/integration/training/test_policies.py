@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from apt_jobs.diagnosis.rank_watch import RankWatch
 from apt_jobs.events.kinds import (
     ActionTaken,
     CheckpointRemoved,
@@ -23,7 +24,6 @@ from apt_jobs.events.kinds import (
 from apt_jobs.events.spool import SpoolReader
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import TrainSpec
-from apt_jobs.supervision.rank_watch import RankWatch
 from tests.integration.run_files import run_file_in
 from tests.integration.training.struck_weights import STRUCK_AFTER_STEPS
 

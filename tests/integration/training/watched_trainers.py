@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import Trainer, TrainingArguments
 
+from apt_jobs.events.current_spool import spool_of_job
 from apt_jobs.events.kinds import GradientsRecorded, RankGradientsRecorded
 from apt_jobs.events.spool import SpoolReader, SpoolWriter
-from apt_jobs.training.callbacks import hugging_face, lightning
-from apt_jobs.training.current_job import spool_of_job
+from apt_jobs.gradient_monitor.callbacks import hugging_face, lightning
 
 NUM_STEPS, ACCUMULATED, CLIP = 3, 2, 1e-3
 RANK, NUM_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])

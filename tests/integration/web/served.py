@@ -22,7 +22,7 @@ from apt_jobs.events.live import LivePublisher
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.settings import Settings
 from apt_jobs.web.app import create_app
-from apt_jobs.web.direct_socket import DirectWebSocketProtocol
+from apt_jobs.web.server.websocket_protocol import DirectWebSocketProtocol
 from tests.conftest import some_port
 
 DEADLINE_S = 120.0

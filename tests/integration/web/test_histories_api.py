@@ -16,10 +16,10 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 from apt_jobs.client.client import Client
-from apt_jobs.db.series import CURVES
+from apt_jobs.db.series.store import CURVES
 from apt_jobs.errors import InvalidInput
 from apt_jobs.events.kinds import Event, GradientsRecorded, LayersNamed, LineLogged, Validated
-from apt_jobs.web.overviews import MEDIA_TYPE, points_that_fit
+from apt_jobs.web.api.overviews import MEDIA_TYPE, points_that_fit
 from tests.integration.db.steps import trained
 from tests.integration.web.served import Served
 

@@ -46,7 +46,7 @@ def test_a_client_from_the_future_gets_what_comes_after(served: Served) -> None:
 
 
 def test_a_silent_stream_tells_its_head(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apt_jobs.web.live_ring.HEARTBEAT_S", 1.0)
+    monkeypatch.setattr("apt_jobs.web.live.ring.HEARTBEAT_S", 1.0)
     job_id = served.new_job()
     with served.connected(f"/ws/jobs/{job_id}?after=2") as connection:
         assert orjson.loads(connection.recv(timeout=DEADLINE_S))["head"] == 2
@@ -122,7 +122,7 @@ def test_cut_sockets_and_a_restarted_service_lose_nothing(served: Served) -> Non
 def test_a_client_that_does_not_read_is_told_to_resume_and_delays_nobody(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("apt_jobs.web.live_ring.STALL_S", 2.0)
+    monkeypatch.setattr("apt_jobs.web.live.ring.STALL_S", 2.0)
     job_id = served.new_job()
     with (
         served.connected(f"/ws/jobs/{job_id}", max_queue=1) as lazy,

@@ -166,7 +166,7 @@ def test_a_wrong_message_is_answered_and_ends_nothing(served: Served, message: A
 
 
 def test_a_socket_listens_to_a_bounded_number_of_jobs(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apt_jobs.web.live_jobs_socket.MAX_SUBSCRIPTIONS", 3)
+    monkeypatch.setattr("apt_jobs.web.live.multiplexed_socket.MAX_SUBSCRIPTIONS", 3)
     jobs = [served.new_job() for _ in range(4)]
     with served.connected("/ws/jobs") as connection:
         answers = [ask(connection, {"subscribe": job_id}) for job_id in jobs]
@@ -223,7 +223,7 @@ def test_the_head_of_a_greeting_is_not_newer_than_its_job(served: Served, monkey
             next_event_after(served, job_id, next_event)
             return job
 
-        monkeypatch.setattr("apt_jobs.web.live_socket.get_job", overtaken)
+        monkeypatch.setattr("apt_jobs.web.live.job_socket.get_job", overtaken)
         with served.connected(f"/ws/jobs/{job_id}?after={last_seq}") as connection:
             hello = orjson.loads(connection.recv(timeout=DEADLINE_S))
             assert hello["head"] == hello["job"]["last_seq"] == last_seq

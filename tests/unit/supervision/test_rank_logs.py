@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from apt_jobs.events.kinds import LineLogged
-from apt_jobs.supervision import line_framing, line_gate, output_file
+from apt_jobs.supervision import line_framing, line_gate, rank_log_file
 from apt_jobs.supervision.line_framing import REWRITE_EVERY_S, LineFramer, shown_lines
 from apt_jobs.supervision.rank_logs import RankLogs
 
@@ -210,7 +210,7 @@ def test_many_ranks_share_the_limits_and_a_loud_one_silences_nobody(tmp_path: Pa
 def test_a_file_system_that_frees_no_part_of_a_file_is_no_error(
     rank: Rank, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(output_file, "FALLOC_FL_PUNCH_HOLE", 0x4000)  # no such mode
+    monkeypatch.setattr(rank_log_file, "FALLOC_FL_PUNCH_HOLE", 0x4000)  # no such mode
     shown = []
     for _ in range(30):
         rank.prints(b"y" * (1 << 20) + b"\nshort\n")

@@ -1,0 +1,1 @@
+"""Numbers of steps: how they are stored, downsampled and read."""

@@ -1,0 +1,1 @@
+"""Turn events of ranks into incidents. Pure: no torch, no database."""

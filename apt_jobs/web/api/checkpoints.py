@@ -1,0 +1,153 @@
+"""`/api/checkpoints`: list, look, load for generation, download, delete. By id only: no path comes from outside."""
+
+import asyncio
+import os
+import shutil
+import tarfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, Field, StringConstraints
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from apt_jobs.artifacts.paths import inside
+from apt_jobs.db.access import Role
+from apt_jobs.db.checkpoints import delete_checkpoint, get_checkpoint, list_checkpoints, newest_of_job
+from apt_jobs.db.events import append_service_event
+from apt_jobs.db.jobs import get_job
+from apt_jobs.db.models import Checkpoint
+from apt_jobs.db.service_values import DEFAULT_MODEL, get_value, set_value
+from apt_jobs.errors import Conflict, InvalidCheckpoint
+from apt_jobs.events.kinds import CheckpointRemoved
+from apt_jobs.jobs.spec import GenerateSpec, Strict
+from apt_jobs.jobs.states import TERMINAL_STATES
+from apt_jobs.web.api.endpoint import endpoint
+from apt_jobs.web.api.idempotency import replay_headers
+from apt_jobs.web.api.jobs import Query, submit
+from apt_jobs.web.schemas import CheckpointAnswer, CheckpointList, checkpoint_answer
+from apt_jobs.web.service import Service, service_of
+
+CHUNK_BYTES = 1 << 18
+
+
+class CheckpointsQuery(Query):
+    job_id: Annotated[str, StringConstraints(max_length=40)] | None = None
+    after: Annotated[str, StringConstraints(max_length=40)] | None = Field(None, description="Last id seen.")
+    limit: int = Field(100, ge=1, le=200)
+
+
+class LoadRequest(Strict):
+    checkpoint_id: Annotated[str, StringConstraints(max_length=40)]
+
+
+class LoadAnswer(BaseModel):
+    loaded: bool
+    model: str
+    checkpoint: CheckpointAnswer
+    job_id: str = Field(description="The generate job that warms it.")
+
+
+@endpoint(role=Role.VIEWER, tag="checkpoints", query=CheckpointsQuery, answers={200: CheckpointList})
+async def get_checkpoints(request: Request) -> Response:
+    """List checkpoints, newest first."""
+    query: CheckpointsQuery = request.state.query
+    rows, has_more = await service_of(request).read(
+        list_checkpoints, job_id=query.job_id, after=query.after, limit=query.limit
+    )
+    answer = CheckpointList(data=[checkpoint_answer(row) for row in rows], has_more=has_more)
+    return JSONResponse(answer.model_dump(mode="json"))
+
+
+@endpoint(role=Role.VIEWER, tag="checkpoints", answers={200: CheckpointAnswer})
+async def get_one_checkpoint(request: Request) -> Response:
+    """One checkpoint."""
+    row = await service_of(request).read(get_checkpoint, request.path_params["checkpoint_id"])
+    return JSONResponse(checkpoint_answer(row).model_dump(mode="json"))
+
+
+@endpoint(role=Role.SUBMITTER, tag="checkpoints", body=LoadRequest, answers={200: LoadAnswer}, creates=True)
+async def load_checkpoint(request: Request) -> Response:
+    """Make a checkpoint the default model of generation, and warm it with a one-token job."""
+    service = service_of(request)
+    body: LoadRequest = request.state.body
+    row = await service.read(get_checkpoint, body.checkpoint_id)
+    _folder(service, row)
+    await service.write(set_value, DEFAULT_MODEL, row.id)
+    warm_up = GenerateSpec(kind="generate", name="warm up", texts=["\n"], max_length=1, model=row.id)
+    job, is_replay = await submit(service, warm_up, request.state.idempotency_key)
+    answer = LoadAnswer(loaded=True, model=row.id, checkpoint=checkpoint_answer(row), job_id=job.id)
+    return JSONResponse(answer.model_dump(mode="json"), headers=replay_headers(is_replay))
+
+
+@endpoint(role=Role.VIEWER, tag="checkpoints", answers={200: None})
+async def download_checkpoint(request: Request) -> Response:
+    """The checkpoint's folder as a tar file, streamed."""
+    service = service_of(request)
+    row = await service.read(get_checkpoint, request.path_params["checkpoint_id"])
+    folder = _folder(service, row)
+    headers = {"content-disposition": f'attachment; filename="{row.id}.tar"'}
+    return StreamingResponse(_tar(folder, row.id), media_type="application/x-tar", headers=headers)
+
+
+@endpoint(role=Role.ADMIN, tag="checkpoints", answers={204: None})
+async def remove_checkpoint(request: Request) -> Response:
+    """Delete a checkpoint. The last one of a job that has not ended is kept: the job resumes from it."""
+    service = service_of(request)
+    checkpoint_id = request.path_params["checkpoint_id"]
+
+    def remove(session: Session) -> Checkpoint:
+        row = get_checkpoint(session, checkpoint_id)
+        job = get_job(session, row.job_id)
+        newest = newest_of_job(session, job.id)
+        if job.state not in TERMINAL_STATES and newest is not None and newest.id == row.id:
+            raise Conflict(f"job {job.id} is {job.state} and would resume from this checkpoint; cancel the job first")
+        if get_value(session, DEFAULT_MODEL) == row.id:
+            set_value(session, DEFAULT_MODEL, None)
+        delete_checkpoint(session, checkpoint_id)
+        append_service_event(session, job.id, CheckpointRemoved(checkpoint_id, "deleted by a user"))
+        return row
+
+    row = await service.write(remove)
+    if (folder := inside(service.settings.checkpoints_dir, row.filename)) is not None:
+        await asyncio.to_thread(_delete_folder, folder)
+    return Response(status_code=204)
+
+
+def _folder(service: Service, row: Checkpoint) -> Path:
+    folder = inside(service.settings.checkpoints_dir, row.filename)
+    if folder is None or not folder.is_dir():
+        raise InvalidCheckpoint(f"the files of checkpoint {row.id} are not on this machine")
+    return folder
+
+
+def _delete_folder(folder: Path) -> None:
+    """Rename first: half a checkpoint never keeps its name."""
+    doomed = folder.with_name(f".del-{folder.name}")
+    try:
+        folder.rename(doomed)
+    except FileNotFoundError:
+        return
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _regular_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_file() and not path.is_symlink())
+
+
+async def _tar(folder: Path, name: str) -> AsyncIterator[bytes]:
+    """The folder as a tar stream, read in pieces, without a temporary copy."""
+    for path in await asyncio.to_thread(_regular_files, folder):
+        with path.open("rb") as file:
+            info = tarfile.TarInfo(f"{name}/{path.name}")
+            info.size = os.fstat(file.fileno()).st_size
+            info.mtime = int(os.fstat(file.fileno()).st_mtime)
+            yield info.tobuf()
+            sent = 0
+            while chunk := await asyncio.to_thread(file.read, min(CHUNK_BYTES, info.size - sent)):
+                sent += len(chunk)
+                yield chunk
+            yield bytes(-info.size % tarfile.BLOCKSIZE)
+    yield bytes(2 * tarfile.BLOCKSIZE)

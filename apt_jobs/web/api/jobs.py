@@ -1,0 +1,308 @@
+"""`/api/jobs`: submit, list, look, cancel, delete; the event log, the printed lines and the histories of one job."""
+
+import asyncio
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from sqlalchemy.orm import Session
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from apt_jobs.db.access import Role
+from apt_jobs.db.events import events_after, log_events_before
+from apt_jobs.db.idempotency import IdempotencyKey, create_once, known_resource
+from apt_jobs.db.jobs import get_job, list_attempts
+from apt_jobs.db.listing import list_jobs
+from apt_jobs.db.models import Job
+from apt_jobs.db.steering import delete_job, request_cancel, request_pause, request_resume, request_retry
+from apt_jobs.errors import InvalidReferences, Unavailable
+from apt_jobs.events.codec import LoggedEvent, splice_stored
+from apt_jobs.events.columns import COLUMN_TYPES
+from apt_jobs.events.kinds import StoredEvent
+from apt_jobs.jobs.spec import AnyJobSpec, GenerateSpec, TrainSpec
+from apt_jobs.jobs.states import JobState
+from apt_jobs.operations import submit as operations
+from apt_jobs.operations.liveness import alive_within_s
+from apt_jobs.operations.submit import require_retriable
+from apt_jobs.operations.waiting import waiting_of, waiting_of_page
+from apt_jobs.settings import Settings
+from apt_jobs.web.api.endpoint import endpoint
+from apt_jobs.web.api.idempotency import made_job, replay_headers
+from apt_jobs.web.live.server_sent_events import event_stream, wants_event_stream
+from apt_jobs.web.problems import REFERENCES_DETAIL, ProblemError, reference_faults
+from apt_jobs.web.schemas import JobAnswer, JobList, attempt_answers, job_answer
+from apt_jobs.web.service import Service, service_of
+
+logger = logging.getLogger(__name__)
+
+PUBLISH_WAIT_S = 2.0  # a submission waits no longer for the broker: the wake-up loop tries again
+MAX_SEQ = 2**53
+
+
+class Query(BaseModel):
+    """Query parameters: unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ListQuery(Query):
+    state: list[JobState] = Field(default_factory=list, description="May be repeated.")
+    kind: list[Literal["train", "generate"]] = Field(default_factory=list, description="May be repeated.")
+    queue: Annotated[str, StringConstraints(max_length=100)] | None = None
+    label: Annotated[str, StringConstraints(pattern=r"^[^=]+=.*$", max_length=301)] | None = Field(
+        None, description="`key=value`."
+    )
+    text: Annotated[str, StringConstraints(max_length=200)] | None = Field(None, description="Part of name or id.")
+    after: Annotated[str, StringConstraints(max_length=40)] | None = Field(None, description="Last id seen.")
+    limit: int = Field(50, ge=1, le=200)
+
+
+class EventsQuery(Query):
+    after: int = Field(0, ge=0, le=MAX_SEQ, description="Last `seq` seen.")
+    limit: int = Field(200, ge=1, le=1000)
+    kind: list[Annotated[str, StringConstraints(max_length=40)]] = Field(
+        default_factory=list, max_length=20, description="May be repeated."
+    )
+    before: int | None = Field(
+        None, ge=0, le=MAX_SEQ, description="The newest events before this `seq` instead, of the log's `kind`s."
+    )
+
+    @model_validator(mode="after")
+    def _only_kinds_of_the_log(self) -> Self:
+        """Events of steps are stored by columns, which are read forwards only."""
+        if self.before is not None and (not self.kind or not COLUMN_TYPES.keys().isdisjoint(self.kind)):
+            raise ValueError(f"`before` needs `kind`s, and none of {', '.join(sorted(COLUMN_TYPES))}; got {self.kind}")
+        return self
+
+
+class LogsQuery(Query):
+    after: int | None = Field(None, ge=0, le=MAX_SEQ, description="Last `seq` seen; the lines after it, oldest first.")
+    before: int | None = Field(
+        None, ge=0, le=MAX_SEQ, description="A `seq`: the newest lines before it. Default: the newest lines of all."
+    )
+    limit: int = Field(1000, ge=1, le=10_000)
+
+
+class EventList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[dict[str, Any]]
+    has_more: bool
+
+
+@endpoint(role=Role.SUBMITTER, tag="jobs", body=AnyJobSpec, answers={202: JobAnswer}, creates=True)
+async def submit_job(request: Request) -> Response:
+    """Submit a training or generation job. The answer is durable: the job will reach an end."""
+    service = service_of(request)
+    spec: TrainSpec | GenerateSpec = request.state.body
+    key: IdempotencyKey | None = request.state.idempotency_key
+    job, is_replay = await submit_once(service, spec, key)
+    headers = {"location": f"/api/jobs/{job.id}", **replay_headers(is_replay)}
+    return JSONResponse(job_answer(job).model_dump(mode="json"), 202, headers=headers)
+
+
+@endpoint(role=Role.VIEWER, tag="jobs", query=ListQuery, answers={200: JobList})
+async def get_jobs(request: Request) -> Response:
+    """List jobs, newest first."""
+    query: ListQuery = request.state.query
+    label = None if query.label is None else (query.label.partition("=")[0], query.label.partition("=")[2])
+    service = service_of(request)
+
+    def read(session: Session) -> JobList:
+        rows, has_more = list_jobs(
+            session,
+            states=query.state,
+            kinds=query.kind,
+            queue=query.queue,
+            label=label,
+            text=query.text,
+            after=query.after,
+            limit=query.limit,
+        )
+        return JobList(data=listed_answers(session, rows, service.settings), has_more=has_more)
+
+    answer = await service.read(read)
+    return JSONResponse(answer.model_dump(mode="json"))
+
+
+@endpoint(role=Role.VIEWER, tag="jobs", answers={200: JobAnswer})
+async def get_one_job(request: Request) -> Response:
+    """One job with its attempts, its place in the queue and what it waits for."""
+    service = service_of(request)
+
+    def look(session: Session, job_id: str) -> JobAnswer:
+        job = get_job(session, job_id)
+        answer = job_answer(job)
+        answer.attempts = attempt_answers(list_attempts(session, job_id))
+        if (waiting := waiting_of(session, job, alive_within_s(service.settings))) is not None:
+            answer.queue_position, answer.waiting_for = waiting.position, waiting.reason
+        return answer
+
+    answer = await service.read(look, request.path_params["job_id"])
+    return JSONResponse(answer.model_dump(mode="json"))
+
+
+@endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer})
+async def cancel_job(request: Request) -> Response:
+    """Cancel a job: at once if it waits, within seconds if it runs. Repeating it changes nothing."""
+    return await _changed(request, request_cancel)
+
+
+@endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer})
+async def pause_job(request: Request) -> Response:
+    """Pause a job: at once if it waits; a training saves its step and frees its GPUs. Repeating changes nothing."""
+    return await _changed(request, request_pause)
+
+
+@endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer})
+async def resume_job(request: Request) -> Response:
+    """Let a paused job go on from its checkpoint when a worker is free."""
+    return await _changed(request, request_resume)
+
+
+@endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer})
+async def retry_job(request: Request) -> Response:
+    """Queue a failed, cancelled or dead job again; it goes on from its last checkpoint."""
+    settings = service_of(request).settings
+
+    def retry(session: Session, job_id: str) -> tuple[Job, list[StoredEvent]]:
+        job, events = request_retry(session, job_id)
+        if events:
+            require_retriable(session, settings, job_id)
+        return job, events
+
+    return await _changed(request, retry)
+
+
+@endpoint(role=Role.ADMIN, tag="jobs", answers={204: None})
+async def remove_job(request: Request) -> Response:
+    """Delete an ended job with its log, its checkpoints and its files."""
+    service = service_of(request)
+    job_id = request.path_params["job_id"]
+    await service.write(delete_job, job_id)
+    for folder in (service.settings.checkpoints_dir / job_id, service.settings.runs_dir / job_id):
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    return Response(status_code=204)
+
+
+@endpoint(role=Role.VIEWER, tag="jobs", query=EventsQuery, answers={200: EventList})
+async def get_events(request: Request) -> Response:
+    """The job's event log after a `seq`, in order; with `Accept: text/event-stream` followed live, to its end."""
+    query: EventsQuery = request.state.query
+    if wants_event_stream(request):
+        return await event_stream(request, query.after, query.kind)
+    if query.before is not None:
+        service = service_of(request)
+        job = await service.read(get_job, request.path_params["job_id"])
+        rows = await service.read(log_events_before, job.id, query.before, query.limit + 1, query.kind)
+        return _event_list(rows[-query.limit :], has_more=len(rows) > query.limit)
+    return await _event_page(request, query.after, query.limit, query.kind)
+
+
+@endpoint(role=Role.VIEWER, tag="jobs", query=LogsQuery, answers={200: EventList})
+async def get_logs(request: Request) -> Response:
+    """What the ranks printed, as `log` events: the newest lines, or those `after` or `before` a `seq`; in order.
+
+    `has_more` says whether there is more in that direction; older lines come with `before` the first `seq` of a page.
+    """
+    query: LogsQuery = request.state.query
+    if query.after is not None:
+        if query.before is not None:
+            raise ProblemError(422, "`after` reads forwards and `before` backwards; send one of them")
+        return await _event_page(request, query.after, query.limit, ["log"])
+    service = service_of(request)
+    job = await service.read(get_job, request.path_params["job_id"])
+    before = MAX_SEQ if query.before is None else query.before
+    rows = await service.read(log_events_before, job.id, before, query.limit + 1, ["log"])
+    return _event_list(rows[-query.limit :], has_more=len(rows) > query.limit)
+
+
+async def _changed(request: Request, change: Callable[[Session, str], tuple[Job, list[StoredEvent]]]) -> Response:
+    """Change one job's state, and tell those who watch it at once."""
+    service = service_of(request)
+    job, events = await service.write(change, request.path_params["job_id"])
+    await service.publish(job.id, events)
+    if job.state == JobState.QUEUED:
+        service.wake_up_now.set()
+    return JSONResponse(job_answer(job).model_dump(mode="json"))
+
+
+async def submit_once(service: Service, spec: TrainSpec | GenerateSpec, key: IdempotencyKey | None) -> tuple[Job, bool]:
+    """Submit a job, or return the one that the key made; and whether it was made before."""
+    if key is not None and (known := await service.read(known_resource, key)) is not None:
+        return await made_job(service, key, known), True  # whatever of its references is gone by now
+    return await submit(service, spec, key)
+
+
+async def submit(service: Service, spec: TrainSpec | GenerateSpec, key: IdempotencyKey | None) -> tuple[Job, bool]:
+    """Submit a job, then wake a worker, waiting at most `PUBLISH_WAIT_S` for the broker."""
+
+    def insert(session: Session) -> tuple[Job | str, bool]:
+        made: list[Job] = []
+
+        def create() -> str:
+            made.append(operations.submit_job(session, service.settings, spec))
+            return made[0].id
+
+        job_id, is_replay = create_once(session, key, create)
+        return (job_id if is_replay else made[0]), is_replay
+
+    job, is_replay = await service.write(insert)
+    if isinstance(job, str):
+        assert key is not None  # only a key makes a replay
+        return await made_job(service, key, job), True
+    try:
+        async with asyncio.timeout(PUBLISH_WAIT_S):
+            await asyncio.to_thread(service.wake_ups.wake_up, job.queue)
+    except (TimeoutError, Unavailable):
+        logger.warning("the wake-up waits for the broker", extra={"job_id": job.id})
+        service.wake_up_now.set()
+    return job, is_replay
+
+
+async def require_references(service: Service, spec: TrainSpec | GenerateSpec, under: str = "#") -> None:
+    """Refuse at once what no worker could do. `under` is where the job is in the body.
+
+    Raises:
+        ProblemError: 422, with the field.
+    """
+    try:
+        await service.read(operations.require_references, service.settings, spec)
+    except InvalidReferences as exc:
+        raise ProblemError(422, REFERENCES_DETAIL, kind="invalid-request", errors=reference_faults(exc, under)) from exc
+
+
+async def model_exists(service: Service, model: str) -> bool:
+    """Whether `GET /api/models` would list it."""
+    return await service.read(operations.model_exists, service.settings, model)
+
+
+def dataset_file(settings: Settings, name: str) -> Path:
+    """Where a data set of that (validated) name is."""
+    return settings.datasets_dir / f"{name}.txt"
+
+
+def listed_answers(session: Session, rows: Sequence[Job], settings: Settings) -> list[JobAnswer]:
+    """Rows as a list shows them, with what the waiting ones wait for."""
+    waiting = waiting_of_page(session, rows, alive_within_s(settings))
+    answers = [job_answer(row) for row in rows]
+    for answer in answers:
+        if (found := waiting.get(answer.id)) is not None:
+            answer.queue_position, answer.waiting_for = found.position, found.reason
+    return answers
+
+
+async def _event_page(request: Request, after: int, limit: int, kinds: Sequence[str]) -> Response:
+    service = service_of(request)
+    job = await service.read(get_job, request.path_params["job_id"])
+    rows = await service.read(events_after, job.id, after, limit + 1, kinds)
+    return _event_list(rows[:limit], has_more=len(rows) > limit)
+
+
+def _event_list(rows: Sequence[LoggedEvent], *, has_more: bool) -> Response:
+    encoded = [splice_stored(row.seq, row.kind, row.attempt, row.at, row.payload) for row in rows]
+    body = b'{"object":"list","data":[%b],"has_more":%b}' % (b",".join(encoded), b"true" if has_more else b"false")
+    return Response(body, media_type="application/json")

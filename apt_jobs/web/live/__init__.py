@@ -1,0 +1,1 @@
+"""Live streams of events to browsers and clients."""
