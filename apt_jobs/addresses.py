@@ -35,7 +35,7 @@ def http_origin(host: str, port: int, scheme: str = "http") -> str:
 
 
 def normalized_host(value: str, scheme: str) -> str:
-    """A value of `Host` in the one form that is compared: lower case, without the scheme's own port."""
+    """Return a value of `Host` in the one form that is compared: lower case, without the scheme's own port."""
     return value.strip().lower().removesuffix(f":{_DEFAULT_PORTS[scheme]}")
 
 

@@ -39,7 +39,7 @@ class WakeUpChannel(Channel):
     """Drops what is not even JSON, on which Celery's worker would end, and again at each start."""
 
     def num_messages(self, queue: str) -> int:
-        """That nobody has taken yet."""
+        """Count the wake-ups that nobody has received yet."""
         num: int = self._size(queue)
         return num
 
@@ -66,7 +66,7 @@ TRANSPORT_ALIASES[_TRANSPORT] = f"{__name__}:{WakeUpTransport.__name__}"
 
 
 def make_celery(settings: Settings) -> Celery:
-    """The Celery application of every process, publisher or worker."""
+    """Return the Celery application of every process, publisher or worker."""
     app = Celery("apt_jobs", broker=broker_url(settings.redis), set_as_current=False)
     app.conf.update(
         broker_transport=_TRANSPORT,
@@ -99,7 +99,7 @@ def make_celery(settings: Settings) -> Celery:
 
 
 def broker_url(redis_url: str) -> str:
-    """The URL that our transport wants for what redis-py calls `unix://PATH?db=N`; others are the same."""
+    """Return the URL that our transport wants for what redis-py calls `unix://PATH?db=N`; others are the same."""
     parts = urlsplit(redis_url)
     if parts.scheme != "unix":
         return redis_url
@@ -108,7 +108,7 @@ def broker_url(redis_url: str) -> str:
 
 
 def broker_queue(queue: str) -> str:
-    """What the broker calls the queue that jobs call `queue`."""
+    """Return what the broker calls the queue that jobs call `queue`."""
     return _QUEUE_PREFIX + queue
 
 
@@ -188,7 +188,7 @@ class _Token:
 
 
 def _wake_up(queue: str) -> dict[str, Any]:
-    """A message as Celery's protocol 2 has it (docs.celeryq.dev, internals/protocol), made where it arrives."""
+    """Return a message as Celery's protocol 2 has it (docs.celeryq.dev, internals/protocol), made where it arrives."""
     identity = str(uuid.uuid4())
     return {
         "body": base64.b64encode(json.dumps([[], {}, {}]).encode()).decode(),

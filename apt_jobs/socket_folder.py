@@ -18,7 +18,7 @@ _RECORD = "socket_folder"
 
 
 def find_socket(folder: Path) -> Path:
-    """The path of the socket that belongs to Valkey's folder in the data directory.
+    """Return the path of the socket that belongs to Valkey's folder in the data directory.
 
     Raises:
         Denied: the recorded folder is not one that only this user may enter.

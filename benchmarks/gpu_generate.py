@@ -32,7 +32,7 @@ COMPILE_DEADLINE_S = 240.0
 
 
 def llama(*, small: bool) -> LlamaForCausalLM:
-    """The 135M shape (SmolLM's): 30 layers of 576, 9 heads, 3 key/value heads, 49,152 tokens."""
+    """Return the 135M shape (SmolLM's): 30 layers of 576, 9 heads, 3 key/value heads, 49,152 tokens."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=512 if small else 49_152,
@@ -62,7 +62,7 @@ class NoTokenizer:
 
 
 def load(device: torch.device, *, small: bool) -> LoadedModel:
-    """The model where it runs."""
+    """Return the model where it runs."""
     model = llama(small=small).to(device, torch.float32 if device.type == "cpu" else torch.bfloat16)  # type: ignore[arg-type]  # typed for one argument
     return LoadedModel.of(Path("llama-135m"), model, cast(PreTrainedTokenizerBase, NoTokenizer()))
 

@@ -86,7 +86,7 @@ def require_header(value: str, name: str) -> str:
 
 
 def _first_given(*values: str | None) -> str:
-    """The first value that is more than white space, without the white space around it."""
+    """Return the first value that is more than white space, without the white space around it."""
     return next((value.strip() for value in values if value and value.strip()), "")
 
 

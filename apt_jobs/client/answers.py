@@ -57,7 +57,7 @@ class JobAnswer(dict[str, Any]):
 
 
 def json_of(response: httpx.Response) -> Any:
-    """The JSON of an answer; an empty one is an empty object.
+    """Return the JSON of an answer; an empty one is an empty object.
 
     Raises:
         AptJobsError: the answer is a problem, or does not come from this service.
@@ -98,7 +98,7 @@ def require_event_stream(response: httpx.Response) -> None:
 
 
 def list_of(answer: Any) -> list[dict[str, Any]]:
-    """The rows of a list.
+    """Return the rows of a list.
 
     Raises:
         InvalidInput: it is no list of this service.
@@ -110,7 +110,7 @@ def list_of(answer: Any) -> list[dict[str, Any]]:
 
 
 def error_of(response: httpx.Response) -> AptJobsError:
-    """The error that a problem document stands for. The body has been read."""
+    """Return the error that a problem document stands for. The body has been read."""
     status = response.status_code
     text = f"{_address(response)} answered {status} {response.reason_phrase}"
     try:
@@ -124,7 +124,7 @@ def error_of(response: httpx.Response) -> AptJobsError:
 
 
 def unreachable(url: str, error: Exception) -> AptJobsError:
-    """What to say of a connection that failed."""
+    """Return what to say of a connection that failed."""
     if (why := why_not_trusted(error)) is not None:
         return Unavailable(
             f"the certificate of {url} is not trusted: {why}; "

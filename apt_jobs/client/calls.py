@@ -63,7 +63,7 @@ def segment(value: str, what: str, *, may_have_slashes: bool = False) -> str:
 
 
 def job_path(job_id: str, *rest: str) -> str:
-    """The address of a job, or of something that it has."""
+    """Return the address of a job, or of something that it has."""
     return "/".join(["/api/jobs", segment(job_id, "job"), *rest])
 
 

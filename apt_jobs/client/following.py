@@ -145,7 +145,7 @@ class Follower:
         return {"after": self.cursor, **({"kind": list(self.kinds)} if self.kinds else {})}
 
     def _new(self, events: Sequence[Event]) -> list[Event]:
-        """The events that were not seen before; the place moves to the last of them."""
+        """Return the events that were not seen before; the place moves to the last of them."""
         new = [event for event in events if event["seq"] > self.cursor]
         if new:
             self.cursor = int(new[-1]["seq"])
@@ -159,7 +159,7 @@ class Follower:
 
 
 def closed_error(closed: ConnectionClosed, job_id: str) -> AptJobsError | None:
-    """The error that a close code stands for; None if coming back may help."""
+    """Return the error that a close code stands for; None if coming back may help."""
     code = closed.rcvd.code if closed.rcvd else 0
     kind = _ERROR_OF_CODE.get(code)
     if kind is None or closed.rcvd is None:

@@ -72,7 +72,7 @@ def is_stream(target: str | os.PathLike[str]) -> bool:
 
 
 def _descriptor_of(path: str) -> int | None:
-    """A copy of the open descriptor that a path means; the file behind it must be neither truncated nor replaced."""
+    """Duplicate the open descriptor that a path means; the file behind it is neither truncated nor replaced."""
     if path == STANDARD_OUTPUT:
         sys.stdout.flush()
         return os.dup(sys.stdout.fileno())
@@ -157,7 +157,7 @@ def _put_in_place(temporary: Path, path: Path, written: IO[bytes]) -> None:
 
 
 def _umask() -> int:
-    """The process's mask, which can only be read by setting it."""
+    """Return the process's mask, which can only be read by setting it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

@@ -58,7 +58,7 @@ def wait_before_retry_s(
 
 
 def retry_after_s(response: httpx.Response) -> float | None:
-    """The `Retry-After` of an answer in seconds from now, in either of its forms; None if there is none to read."""
+    """Return the `Retry-After` of an answer, in either form, in seconds from now; None if there is none."""
     text = response.headers.get("retry-after", "").strip()
     if text.isascii() and text.isdecimal():
         return float(text[:9])

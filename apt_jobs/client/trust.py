@@ -72,7 +72,7 @@ def websocket_options(access: Access, trust: Trust) -> dict[str, Any]:
 
 
 def why_not_trusted(error: BaseException) -> str | None:
-    """The reason for which a certificate was refused, if that is what `error` comes from."""
+    """Return the reason for which a certificate was refused, if that is what `error` comes from."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
@@ -94,7 +94,7 @@ def _tls_context() -> ssl.SSLContext:
 
 
 def _proxy_of(access: Access) -> str | None:
-    """The proxy that the environment names for this service, if any."""
+    """Return the proxy that the environment names for this service, if any."""
     parts = urlsplit(access.url)
     if access.is_loopback or proxy_bypass(parts.netloc):
         return None

@@ -153,7 +153,7 @@ def _cell(value: str) -> str:
 
 
 def _encodable(text: str) -> str:
-    """The text as standard output will show it, so that columns stay in line."""
+    """Return the text as standard output will show it, so that columns stay in line."""
     stream: TextIO = sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -32,7 +32,7 @@ class Role(StrEnum):
     ADMIN = "admin"  # and delete, manage keys
 
     def includes(self, other: "Role") -> bool:
-        """True if this role may do all that `other` may."""
+        """Return whether this role may do all that `other` may."""
         order = list(Role)
         return order.index(self) >= order.index(other)
 
@@ -54,7 +54,7 @@ def create_key(session: Session, name: str, role: Role, expires_at: datetime | N
 
 
 def authenticate_key(session: Session, key: str) -> Principal:
-    """The owner of a key.
+    """Return the owner of a key.
 
     Raises:
         Denied: the key is unknown, wrong, expired or revoked; the message does not say which.
@@ -122,7 +122,7 @@ def note_use(session: Session, owners: Collection[str]) -> None:
 
 
 def create_login_token(session: Session, role: Role, lifetime_s: float) -> str:
-    """A token that opens one browser session, once, within `lifetime_s` seconds."""
+    """Return a token that opens one browser session, once, within `lifetime_s` seconds."""
     token = secrets.token_urlsafe(32)
     session.execute(
         delete(LoginToken).where(LoginToken.expires_at < now_plus(0)).execution_options(synchronize_session=False)
@@ -162,7 +162,7 @@ def redeem_login_token(session: Session, token: str, session_hours: float) -> st
 
 
 def authenticate_session(session: Session, secret: str) -> Principal:
-    """The owner of a browser session.
+    """Return the owner of a browser session.
 
     Raises:
         Denied: the session is unknown or over.

@@ -33,18 +33,18 @@ def get_checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
 
 
 def newest_checkpoint(session: Session) -> Checkpoint | None:
-    """The checkpoint that was registered last, of any job."""
+    """Return the checkpoint that was registered last, of any job."""
     return session.scalar(select(Checkpoint).order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc()).limit(1))
 
 
 def newest_of_job(session: Session, job_id: str) -> Checkpoint | None:
-    """The checkpoint to resume a job from: its furthest step."""
+    """Return the checkpoint to resume a job from: its furthest step."""
     query = select(Checkpoint).where(Checkpoint.job_id == job_id)
     return session.scalar(query.order_by(Checkpoint.step.desc(), Checkpoint.attempt.desc()).limit(1))
 
 
 def best_of_job(session: Session, job_id: str) -> Checkpoint | None:
-    """The checkpoint marked best; when that one was deleted, the lowest validation loss of the others."""
+    """Return the checkpoint marked best; when that one was deleted, the lowest validation loss of the others."""
     order = (Checkpoint.is_best.desc(), Checkpoint.val_loss.asc().nulls_last(), Checkpoint.step.desc())
     return session.scalar(select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(*order).limit(1))
 

@@ -51,7 +51,7 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A session in one transaction, committed at the end, rolled back on an error.
+        """Provide a session in one transaction, committed at the end, rolled back on an error.
 
         Raises:
             Unavailable: the database does not answer, or stayed locked.
@@ -63,7 +63,7 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A session for reading one consistent snapshot. Nothing that is written in it stays; Postgres refuses it.
+        """Provide a session for reading one consistent snapshot. What is written in it is lost; Postgres refuses it.
 
         Raises:
             Unavailable: the database does not answer.

@@ -1,7 +1,7 @@
 """The event log of a job: appended by the attempt that owns it, read by everyone after a `seq`.
 
 Appending is one transaction: fence, `seq`, events, and the rows that events imply (progress, checkpoints, attempts, and
-the levels of the histories). The numbers of every step are kept as columns, see db/series/store.py; the log shows them all.
+the levels of the histories). The numbers of every step are kept as columns (db/series/store.py), and shown by the log.
 """
 
 import math
@@ -116,7 +116,7 @@ def head_and_state(session: Session, job_id: str) -> tuple[int, str | None]:
 
 
 def head_seqs(session: Session, job_ids: Sequence[str]) -> dict[str, int]:
-    """The last `seq` of each of these jobs that exists."""
+    """Return the last `seq` of each of these jobs that exists."""
     rows = session.execute(select(Job.id, Job.last_seq).where(Job.id.in_(job_ids)))
     return {row.id: row.last_seq for row in rows}
 

@@ -78,7 +78,7 @@ def insert_job(
 
 
 def get_job(session: Session, job_id: str) -> Job:
-    """The row as it is now.
+    """Return the row as it is now.
 
     Raises:
         NotFound: there is no such job.
@@ -292,7 +292,7 @@ def count_by_state(session: Session) -> dict[str, int]:
 
 
 def fence(session: Session, job_id: str, attempt: int, lease_s: float) -> Job:
-    """The first statement of every transaction of an attempt: extend the lease and lock the row.
+    """Extend the lease and lock the row: the first statement of every transaction of an attempt.
 
     Raises:
         Fenced: the attempt no longer owns the job; roll back, write nothing.

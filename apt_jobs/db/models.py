@@ -143,7 +143,7 @@ class SeriesSegment(Base):
 
 
 class SeriesLevel(Base):
-    """`FACTOR` buckets of `FACTOR ** level` steps each, see db/series/store.py. Written once, when the last one is full."""
+    """`FACTOR` buckets of `FACTOR ** level` steps each (db/series/store.py). Written once, when the last is full."""
 
     __tablename__ = "series_levels"
 

@@ -45,7 +45,7 @@ class ScheduleValues:
     paused: bool
 
     def columns(self, now: datetime) -> dict[str, Any]:
-        """Raises `InvalidInput` for a schedule that never comes due."""
+        """Raise `InvalidInput` for a schedule that never comes due."""
         return {
             "name": self.name,
             "cron": self.cron,
@@ -66,7 +66,7 @@ class Fired:
 
 
 def database_now(session: Session) -> datetime:
-    """The database's clock, which schedules go by."""
+    """Return the database's clock, which schedules go by."""
     now: datetime = session.scalars(select(now_plus(0))).one()
     return now
 
@@ -87,7 +87,7 @@ def create_schedule(session: Session, values: ScheduleValues) -> Schedule:
 
 
 def get_schedule(session: Session, schedule_id: str, *, lock: bool = False) -> Schedule:
-    """The row as it is now.
+    """Return the row as it is now.
 
     Raises:
         NotFound: there is no such schedule.
@@ -146,7 +146,7 @@ def delete_schedule(session: Session, schedule_id: str) -> None:
 
 
 def last_runs(session: Session, schedule_id: str, limit: int) -> list[tuple[ScheduleRun, str | None]]:
-    """The newest `limit` runs of a schedule with the states of their jobs, newest first."""
+    """Return the newest `limit` runs of a schedule with the states of their jobs, newest first."""
     query = (
         select(ScheduleRun, Job.state)
         .outerjoin(Job, Job.id == ScheduleRun.job_id)
@@ -217,7 +217,7 @@ def _fire(session: Session, schedule: Schedule, max_queued_jobs: int, check: Che
 
 
 def _chosen(times: Sequence[datetime], now: datetime, catch_up: str) -> Sequence[datetime]:
-    """The due times to submit a job for; the others were missed."""
+    """Return the due times to submit a job for; the others were missed."""
     if catch_up == "all":
         return times
     if catch_up == "latest":

@@ -10,7 +10,7 @@ DEFAULT_MODEL = "default_model"
 
 
 def get_value(session: Session, key: str) -> str | None:
-    """The value, or None."""
+    """Return the value, or None."""
     row = session.get(ServiceValue, key, populate_existing=True)
     return None if row is None else row.value
 

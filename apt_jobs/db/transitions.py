@@ -40,7 +40,7 @@ def owned_job(session: Session, job_id: str, attempt: int, **values: Any) -> Job
 
 
 def locked_job(session: Session, job_id: str) -> Job:
-    """The row, locked until the transaction ends.
+    """Return the row, locked until the transaction ends.
 
     Raises:
         NotFound: there is no such job.

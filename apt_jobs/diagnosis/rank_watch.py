@@ -62,7 +62,7 @@ class RankWatch:
         yield at, event
 
     def end(self) -> list[Timed]:
-        """The ranks have ended: judge what is left, and close every incident."""
+        """Judge what is left when the ranks have ended, and close every incident."""
         at = datetime.now(UTC)
         rest = list(self._joined(at, self._joiner.flush()))
         return rest + [(at, event) for event in self._incidents.end()]

@@ -9,7 +9,7 @@ _spools: list[SpoolWriter] = []
 
 
 def current_spool() -> SpoolWriter | None:
-    """This rank's spool; None outside a job."""
+    """Return this rank's spool; None outside a job."""
     return _spools[-1] if _spools else None
 
 

@@ -19,7 +19,7 @@ LOCAL_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def choose_model(database: Database, asked: str | None) -> str:
-    """The id of the model to use: the one asked for, else the service's default, else the newest checkpoint.
+    """Return the id of the model to use: the one asked for, else the service's default, else the newest checkpoint.
 
     Raises:
         InvalidInput: there is none.
@@ -46,7 +46,7 @@ def choose_model(database: Database, asked: str | None) -> str:
 
 
 def find_model(settings: Settings, database: Database, model_id: str) -> Path:
-    """The folder of a checkpoint id or of a local model's name.
+    """Return the folder of a checkpoint id or of a local model's name.
 
     Raises:
         NotFound: there is no such model.

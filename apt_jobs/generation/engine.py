@@ -172,7 +172,7 @@ class Engine:
         return False
 
     def _on_idle(self, engine: ModelEngine) -> None:
-        """A model has nothing to do, or is gone: its place may be another's. Called in its thread."""
+        """Give a model's place to another one when it has nothing to do or is gone. It runs in the model's thread."""
         with self._lock:
             if engine.error is not None:
                 for key in [key for key, other in self._warm.items() if other is engine]:

@@ -97,7 +97,7 @@ class LoadedModel:
 
 
 def fingerprint(folder: Path) -> Fingerprint:
-    """What is in a model's folder now, without reading it: another one means that it has to be loaded again.
+    """Return what is in a model's folder now, without reading it: another one means that it has to be loaded again.
 
     Raises:
         NotFound: the folder is gone.
@@ -194,7 +194,7 @@ def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> f
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, end_tokens: frozenset[int]) -> tuple[int, ...]:
-    """The token that starts a text; models that have none learned to start after the end of another one."""
+    """Return the token that starts a text; models that have none learned to start after the end of another one."""
     if tokenizer.bos_token_id is not None:
         return (tokenizer.bos_token_id,)
     if end_tokens:

@@ -30,7 +30,7 @@ class TextStream:
             self._take(flush=False)
 
     def finish(self) -> str:
-        """The whole text. An incomplete character at its end is left out."""
+        """Return the whole text. An incomplete character at its end is left out."""
         if not self.stopped:
             self._take(flush=True)
         return self._text

@@ -104,7 +104,7 @@ class AtTheEnd(LocalNorms):
 
 
 def _call(note: WeakMethod[Any], parameter: nn.Parameter) -> None:
-    """The hook of a parameter."""
+    """Return the hook of a parameter."""
     method = note()
     if method is not None:
         method(parameter)
@@ -126,7 +126,7 @@ class EachBucket(LocalNorms):
         ddp.register_comm_hook(self, _measure_and_average)
 
     def measure_and_average(self, bucket: GradBucket) -> Future[Tensor]:
-        """Called before the reduction of a bucket begins. No wait, no copy to the host."""
+        """Measure a bucket before its reduction begins, without a wait and without a copy to the host."""
         buffer = bucket.buffer()
         if self.wanted:
             gradients = [buffer] if buffer.is_sparse else bucket.gradients()
@@ -144,7 +144,7 @@ class EachBucket(LocalNorms):
 
 
 def local_norms_of(ddp: DistributedDataParallel, device: torch.device) -> LocalNorms:
-    """The way that fits how `ddp` treats gradients.
+    """Return the way that fits how `ddp` treats gradients.
 
     Raises:
         RuntimeError: each bucket has to be seen, but `ddp` has a communication hook already.
@@ -173,5 +173,5 @@ def elapsed_ms(begin: Any, end: Any) -> float | None:
 
 
 def _measure_and_average(state: EachBucket, bucket: GradBucket) -> Future[Tensor]:
-    """The hook. DDP asks for a function whose argument is named `bucket`."""
+    """Return the hook. DDP asks for a function whose argument is named `bucket`."""
     return state.measure_and_average(bucket)

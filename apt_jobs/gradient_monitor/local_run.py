@@ -29,7 +29,7 @@ def run_name(device: torch.device) -> str:
 
 
 def open_local_spool(folder: Path, rank: int) -> SpoolWriter | None:
-    """The spool of one rank; None, with a warning, if it cannot be written: the training goes on without."""
+    """Return the spool of one rank; None, with a warning, if it cannot be written: the training goes on without."""
     try:
         return SpoolWriter(folder / spool_name(rank), MAX_SPOOL_BYTES)
     except OSError as exc:

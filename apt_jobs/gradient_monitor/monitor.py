@@ -201,7 +201,7 @@ class GradientMonitor:
 
     @torch.no_grad()
     def sync_gradients_distributed(self) -> dict[str, float]:
-        """The last step's global norm of each layer, the same on every rank: the root mean square over the ranks.
+        """Return the last step's global norm of each layer, the same on every rank: the root mean square over ranks.
 
         Called by every rank; one collective for all layers. For gradients that DDP reduced the result is their norm.
         """
@@ -243,7 +243,7 @@ class GradientMonitor:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as plain JSON: statistics and counts, not the timeline."""
+        """Return what a checkpoint keeps, as plain JSON: statistics and counts, not the timeline."""
         self.flush()
         return {
             "total_steps": self._total_steps,
@@ -406,7 +406,7 @@ class GradientMonitor:
 
 
 def _as_metric(label: _Label, loss: float, norms: NDArray[np.float64]) -> StepTrained:
-    """The job's curves, for a loop that does not tell them itself: of rank 0's loss."""
+    """Record the job's curves, from rank 0's loss, for a loop that does not report them itself."""
     assert label.learning_rate is not None
     step_time_ms = label.step_time_ms or 0.0
     return StepTrained(

@@ -35,7 +35,7 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def as_real(tensor: Tensor) -> Tensor:
-    """The same elements, a complex one as two."""
+    """Return the same elements, a complex one as two."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 

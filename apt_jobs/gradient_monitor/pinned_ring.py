@@ -50,7 +50,7 @@ class PinnedRing(Generic[Label]):
         self._number += 1
 
     def collect(self, *, wait: bool = False) -> Iterator[tuple[Label, NDArray[np.float32]]]:
-        """What has arrived, oldest first; with `wait` everything that was sent."""
+        """Yield what has arrived, oldest first; with `wait` everything that was sent."""
         ready, self._ready = self._ready, []
         yield from ready
         for slot in sorted((slot for slot in self._slots if slot.number >= 0), key=lambda slot: slot.number):

@@ -33,7 +33,7 @@ class UpdateNorms:
 
     @torch.no_grad()
     def note(self, step: int, weights: Sequence[Tensor]) -> tuple[int, Tensor] | None:
-        """The step whose update is now known and [weight norms L, update ratios L] on the device, when it is due."""
+        """Return, when due, the step whose update is now known, and [weight norms L, update ratios L] on the device."""
         result = None
         places = [weight.data_ptr() for weight in weights]
         if self._is_open and self._before is not None and self._after is not None:
@@ -72,14 +72,14 @@ class _Sample:
                 self.values[index] = values
 
     def take(self) -> list[Tensor]:
-        """The elements as they are now. Overwrites what was returned before."""
+        """Return the elements as they are now. Overwrites what was returned before."""
         for to, sources in self._copies:
             torch.cat(sources, out=to)
         return self.values
 
 
 def _in_a_row(weight: Tensor) -> Tensor:
-    """The elements as they lie in memory, not copied; of a weight with gaps one line of it."""
+    """Return the elements as they lie in memory, not copied; of a weight with gaps one line of it."""
     strides = weight.stride()
     line = weight.permute(sorted(range(weight.dim()), key=lambda dimension: -strides[dimension]))
     if line.is_contiguous():

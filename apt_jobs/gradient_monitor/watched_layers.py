@@ -50,7 +50,7 @@ class WatchedLayers:
         return num_known < len(self.names)
 
     def local_weights(self) -> list[Tensor]:
-        """The weights [L]; of sharded ones this rank's part."""
+        """Return the weights [L]; of sharded ones this rank's part."""
         return [local_part(parameter.detach()) for parameter in self._parameters]
 
     def norms(self) -> tuple[Tensor, NDArray[np.bool_]]:
@@ -72,7 +72,7 @@ class WatchedLayers:
         return self.whole(norms), present
 
     def whole(self, norms: Tensor) -> Tensor:
-        """The norms [L] of whole tensors, from each rank's norms of its shards. Of tensors that are whole: as they are.
+        """Return the norms [L] of whole tensors, from each rank's norms of its shards; of whole tensors as they are.
 
         Called by every rank.
         """
@@ -119,7 +119,7 @@ def _plain_name(name: str) -> str:
 
 
 def _mesh_of(parameters: list[nn.Parameter]) -> tuple[DeviceMesh, tuple[bool, ...]] | None:
-    """The mesh that parameters are sharded on, and in which of its dimensions; None: they are whole."""
+    """Return the mesh that parameters are sharded on, and in which of its dimensions; None: they are whole."""
     for parameter in parameters:
         if isinstance(parameter, DTensor):
             return parameter.device_mesh, tuple(isinstance(place, Shard) for place in parameter.placements)

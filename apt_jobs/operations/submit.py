@@ -144,7 +144,7 @@ def _dataset_faults(settings: Settings, spec: TrainSpec) -> list[ReferenceFault]
 
 
 def _entry_point_faults(session: Session, settings: Settings, spec: TrainSpec) -> list[ReferenceFault]:
-    """An entry point is registered on workers. It is refused when workers of the queue live and none of them has it."""
+    """Return a fault if workers of the queue live and none of them has the entry point registered."""
     name = spec.entry_point
     if name == BUILTIN_ENTRY_POINT or name in settings.entry_points:
         return []

@@ -84,7 +84,7 @@ def import_run(database: Database, folder: Path, name: str | None = None) -> tup
 
 
 def _spools(folder: Path) -> list[Path]:
-    """The spools of all ranks, by rank."""
+    """Return the spools of all ranks, by rank."""
     found = sorted(folder.glob("rank-*.spool")) if folder.is_dir() else []
     if not found:
         raise InvalidInput(f"{folder} has no spool: name the folder of one run, which has rank-0.spool")

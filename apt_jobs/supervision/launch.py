@@ -65,7 +65,7 @@ def _command(settings: Settings, run_file: RunFile, node_rank: int) -> list[str]
 
 
 def _environment(settings: Settings, run_file: RunFile, node_rank: int, gpus: Sequence[int]) -> dict[str, str]:
-    """What the ranks see: no setting of the service, so no password of the database or the broker."""
+    """Return what the ranks see: no setting of the service, so no password of the database or the broker."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("APT_JOBS_")}
     threads = max(1, (os.cpu_count() or 1) // run_file.spec.ranks_per_node)
     environment |= {

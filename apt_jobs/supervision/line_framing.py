@@ -75,7 +75,7 @@ class LineFramer:
         return [line] if line and line != shown else []
 
     def _text(self, *, is_final: bool) -> str:
-        """What the pending line shows; a character that is not whole yet is left out, unless it never will be."""
+        """Return what the pending line shows, without a character that is not whole yet, unless it never will be."""
         data = bytes(self._pending.rstrip(b"\r"))
         data = data if data.strip() else self._rewritten
         text = codecs.getincrementaldecoder("utf-8")("replace").decode(data, is_final)

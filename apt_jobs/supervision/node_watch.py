@@ -32,7 +32,7 @@ def write_share(run_file: RunFile, node_rank: int, word: str) -> None:
 
 
 def read_share(run_file: RunFile, node_rank: int) -> str | None:
-    """What the node told last; None: it has not joined.
+    """Return what the node reported last; None: it has not joined.
 
     Raises:
         OSError: the disk does not say.

@@ -133,7 +133,7 @@ class Relay:
         return batch
 
     def _read_rank(self, rank: int) -> Iterator[tuple[datetime, Event]]:
-        """What one rank said, and what the join with the other ranks adds to it."""
+        """Yield what one rank emitted, and what the join with the other ranks adds to it."""
         events = self._spools[rank].read()
         try:
             for at, event in islice(events, max(BATCH_EVENTS // len(self._spools), LEAST_RANK_EVENTS)):
@@ -152,7 +152,7 @@ class Relay:
         return is_own and is_plain_name(event.filename) and len(event.filename) <= MAX_FILENAME_CHARS
 
     def _carry_out(self, session: Session) -> list[StoredEvent]:
-        """What a policy of the job decided about the job itself; in the transaction of the event that says so."""
+        """Apply what a policy decided about the job itself, in the transaction of the event that records it."""
         changed: list[StoredEvent] = []
         for _, event in self._batch:
             if isinstance(event, ActionTaken) and event.action in ("cancel", "pause"):
@@ -179,13 +179,13 @@ def _refused(rank: int, event: CheckpointSaved) -> LineLogged:
 
 
 def first_cause(failures: Sequence[RankFailed]) -> RankFailed | None:
-    """The failure that broke the job: not the complaint of a rank that lost its peer."""
+    """Return the failure that broke the job, not the complaint of a rank that lost its peer."""
     own = [failure for failure in failures if not is_lost_peer(failure)]
     return own[0] if own else None
 
 
 def is_lost_peer(failure: RankFailed) -> bool:
-    """A rank that fails so was hurt by another one that is gone."""
+    """Return whether a rank failed because another one is gone."""
     words = (
         "Connection closed by peer",
         "Connection reset by peer",

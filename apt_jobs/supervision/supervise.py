@@ -168,7 +168,7 @@ class Supervisor:
         return self._without_a_node(nodes)
 
     def _without_a_node(self, nodes: NodeWatch) -> Ending | None:
-        """The ranks that lost a node get a moment to say so themselves: they know more."""
+        """Give the ranks that lost a node a moment to report it themselves: they know more."""
         if self._lost_node is None:
             self._lost_node, self._lost_node_s = nodes.lost(), time.monotonic()
         elif time.monotonic() - self._lost_node_s > self._settings.stop_timeout_s:
@@ -240,7 +240,7 @@ class Supervisor:
             )
 
     def _report_stopped(self, relay: Relay, *, saved: bool) -> None:
-        """The ranks were asked to save and stop, and did, or were ended when they did not in time."""
+        """Report ranks that were asked to save and stop, and did, or were ended when they did not in time."""
         assert self._asked is not None  # only this process makes the file that stops them
         unsaved = "it did not save in time: an earlier checkpoint counts"
         where = f"saved at step {relay.saved_step}" if saved else unsaved

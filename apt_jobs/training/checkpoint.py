@@ -179,7 +179,7 @@ def _seal(folder: Path) -> int:
 
 
 def _require_space(parent: Path, needed: int) -> None:
-    """A full disk shows as many kinds of error while writing: ask first."""
+    """Ask for room first: a full disk shows as many kinds of error while writing."""
     free = shutil.disk_usage(parent).free
     if free < needed + RESERVE_BYTES:
         raise OutOfSpace(

@@ -21,7 +21,7 @@ IGNORED_LABEL = -100  # as cross entropy has it by default
 
 
 def read_text(file: Path | None) -> str:
-    """The text of a data set; None: the built-in one.
+    """Return the text of a data set; None: the built-in one.
 
     Raises:
         InvalidDataset: it is missing, empty or no UTF-8 text.

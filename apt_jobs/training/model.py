@@ -15,7 +15,7 @@ from apt_jobs.training.weight_files import require_safetensors
 
 
 def build_model(config: APTConfig, vocab_size: int, eos_token_id: int) -> LlamaForCausalLM:
-    """A Llama with random weights from the current seed. Every rank calls it with one seed."""
+    """Build a Llama with random weights from the current seed. Every rank calls it with one seed."""
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocab_size,
@@ -35,7 +35,7 @@ def build_model(config: APTConfig, vocab_size: int, eos_token_id: int) -> LlamaF
 
 
 def load_model(folder: Path) -> nn.Module:
-    """A local Hugging Face model in float32, from safetensors only.
+    """Load a local Hugging Face model in float32, from safetensors only.
 
     Raises:
         InvalidCheckpoint: the folder cannot be loaded.
@@ -64,7 +64,7 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 def describe(model: nn.Module) -> dict[str, int | float | bool | str | None]:
-    """The configuration under the names that users know (SPEC S2)."""
+    """Return the configuration under the names that users know (SPEC S2)."""
     config: Any = model.config
     heads = getattr(config, "num_attention_heads", None)
     return {

@@ -102,7 +102,7 @@ class OptimizerStep:
 
 
 def precision_of(wanted: str, device: torch.device) -> torch.dtype | None:
-    """The autocast type; None: float32 throughout."""
+    """Return the autocast type; None: float32 throughout."""
     if wanted == "auto":
         if device.type != "cuda":
             return None

@@ -55,7 +55,7 @@ class Replicated:
 
     @contextmanager
     def accumulating(self) -> Iterator[None]:
-        """A backward within leaves its gradients on the rank."""
+        """Leave the gradients of a backward within on the rank."""
         assert isinstance(self.module, DistributedDataParallel)
         with self.module.no_sync():
             yield
@@ -78,7 +78,7 @@ class Sharded:
 
     @contextmanager
     def accumulating(self) -> Iterator[None]:
-        """A backward within leaves its gradients, whole, on the rank."""
+        """Leave the gradients of a backward within, whole, on the rank."""
         assert isinstance(self.module, FSDPModule)
         self.module.set_requires_gradient_sync(False)
         try:

@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def _entry(run_file: RunFile) -> Callable[[RunFile, SpoolWriter], None]:
-    """The function to run; a registered one comes from the worker's settings, never from a message."""
+    """Return the function to run; a registered one comes from the worker's settings, never from a message."""
     if run_file.entry_point is None:
         return _imported(BUILT_IN)
     is_script = run_file.entry_point.endswith(SCRIPT_SUFFIX)

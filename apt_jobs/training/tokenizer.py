@@ -37,7 +37,7 @@ def train_tokenizer(text: str, vocab_size: int, max_seq_len: int) -> PreTrainedT
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint or a local model.
+    """Return the tokenizer of a checkpoint or a local model.
 
     Raises:
         InvalidCheckpoint: there is none that can be loaded.

@@ -100,7 +100,7 @@ spec.app = Starlette(routes=[route for route in ROUTES if isinstance(route, Rout
 
 
 def create_app(settings: Settings) -> Starlette:
-    """The ASGI application. Its loops and connections start and stop with its lifespan."""
+    """Build the ASGI application. Its loops and connections start and stop with its lifespan."""
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -141,5 +141,5 @@ def create_app(settings: Settings) -> Starlette:
 
 
 def document() -> dict[str, Any]:
-    """The OpenAPI document of the route table above, without a running service."""
+    """Return the OpenAPI document of the route table above, without a running service."""
     return openapi_document()

@@ -201,7 +201,7 @@ def allowed_hosts(settings: Settings) -> frozenset[str]:
 
 
 def scheme_of(settings: Settings) -> str:
-    """The scheme of the addresses that browsers use."""
+    """Return the scheme of the addresses that browsers use."""
     return "https" if settings.https else "http"
 
 

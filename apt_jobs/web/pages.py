@@ -19,7 +19,7 @@ _NOT_BUILT = """<!doctype html><html lang="en"><title>apt_jobs</title>
 
 
 async def get_page(request: Request) -> Response:
-    """The page of the user interface; it looks at its address itself, and is told below which path it is shown."""
+    """Return the page of the user interface, which reads its address itself, with the path below which it is shown."""
     try:
         text = (STATIC / "index.html").read_text()
     except FileNotFoundError:
@@ -28,27 +28,27 @@ async def get_page(request: Request) -> Response:
 
 
 async def get_favicon(_request: Request) -> Response:
-    """The icon of the page."""
+    """Return the icon of the page."""
     return _file(STATIC, "favicon.svg", _ALWAYS_ASK)
 
 
 async def get_asset(request: Request) -> Response:
-    """A script or style of the page."""
+    """Return a script or style of the page."""
     return _file(STATIC / "assets", request.path_params["name"], _FOR_EVER)
 
 
 async def get_openapi(request: Request) -> Response:
-    """The OpenAPI document of this service, with the address at which it was asked for."""
+    """Return the OpenAPI document of this service, with the address at which it was asked for."""
     return JSONResponse({**openapi_document(), "servers": [{"url": request.scope.get("root_path") or "/"}]})
 
 
 async def get_docs(_request: Request) -> Response:
-    """The OpenAPI document as a page, without scripts."""
+    """Return the OpenAPI document as a page, without scripts."""
     return HTMLResponse(_docs_page())
 
 
 def _below(page: str, root_path: str) -> str:
-    """The page with its assets, which the build names relative to it (`./`), below `root_path`."""
+    """Return the page with its assets, which the build names relative to it (`./`), below `root_path`."""
     head = (
         f'<head>\n    <meta name="root-path" content="{root_path}" />'  # the setting has no sign that needs an escape
     )
@@ -56,7 +56,7 @@ def _below(page: str, root_path: str) -> str:
 
 
 def _file(folder: Path, name: str, headers: dict[str, str]) -> Response:
-    """A file of the folder whose name is exactly `name`: no path is made from what came."""
+    """Return a file of the folder whose name is exactly `name`: no path is made from what came."""
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name == name and path.is_file():
             return FileResponse(path, headers=headers)

@@ -116,7 +116,7 @@ def problem_response(
 
 
 def faults_of(error: ValidationError, *, in_body: bool) -> list[Fault]:
-    """The faults that pydantic found, as a reader can use them: the first `MAX_FAULTS`, and how many more there are."""
+    """Return pydantic's faults in words: the first `MAX_FAULTS`, and how many more there are."""
     faults = [
         Fault(pointer=_pointer(fault["loc"], in_body), seen=_shown(fault), detail=fault["msg"])
         for fault in error.errors(include_url=False)[:MAX_FAULTS]
@@ -127,7 +127,7 @@ def faults_of(error: ValidationError, *, in_body: bool) -> list[Fault]:
 
 
 def reference_faults(error: InvalidReferences, under: str = "#") -> list[Fault]:
-    """The fields of a job that name what does not exist. `under` is where the job is in the body."""
+    """Return the fields of a job that name what does not exist. `under` is where the job is in the body."""
     return [
         Fault(pointer=f"{under}/{fault.field}", seen=fault.seen, detail=fault.expected)
         for fault in error.faults
@@ -165,7 +165,7 @@ async def on_http_exception(request: Request, exc: Exception) -> Response:
 
 
 async def on_unexpected(request: Request, exc: Exception) -> Response:
-    """A fault of our own: the caller gets an id, the log gets the rest."""
+    """Answer a fault of our own: the caller gets an error id, the log gets the rest."""
     incident = secrets.token_hex(8)
     logger.error("a request broke", exc_info=exc, extra={"incident": incident, "path": request.url.path})
     detail = "The server failed; its log tells more under this incident."
@@ -180,7 +180,7 @@ def _shown(fault: Mapping[str, Any]) -> str | None:
 
 
 def _allowed_methods(request: Request) -> set[str]:
-    """The methods of all routes with the path of the first that matches: Starlette tells only that one's."""
+    """Return the methods of all routes with the path of the first that matches: Starlette tells only that one's."""
     routes: list[BaseRoute] = request.app.routes
     matching = [route for route in routes if isinstance(route, Route) and route.matches(request.scope)[0] != Match.NONE]
     return {method for route in matching if route.path == matching[0].path for method in route.methods or ()}

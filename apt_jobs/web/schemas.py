@@ -161,7 +161,7 @@ def at(moment: datetime | None) -> str | None:
 
 
 def job_answer(job: Job) -> JobAnswer:
-    """A row as REST shows it, without what only the view of one job has."""
+    """Show a row as REST does, without what only the view of one job has."""
     return JobAnswer(
         id=job.id,
         kind=job.kind,

@@ -68,7 +68,7 @@ class Service:
 
 
 def service_of(connection: HTTPConnection) -> Service:
-    """The service behind a request or a WebSocket."""
+    """Return the service behind a request or a WebSocket."""
     app: Starlette = connection.app
     service: Service = app.state.service
     return service

@@ -133,7 +133,7 @@ def run_embedded(settings: Settings, on_ready: Callable[[Stack], None]) -> None:
 
 
 def free_port(host: str, after: int) -> int:
-    """The next TCP port from `after` on that nobody listens on."""
+    """Return the next TCP port from `after` on that nobody listens on."""
     for port in range(after, 65536):
         if _can_bind(host, port):
             return port
@@ -208,7 +208,7 @@ def _has_workers(settings: Settings, database: Database) -> bool:
 
 
 def _write_access(settings: Settings, database: Database, stack: ExitStack) -> Stack:
-    """A key for the command line of this user, in a file that only they can read, and a login link."""
+    """Write a key for the command line of this user into a file that only they can read, and make a login link."""
     url, browser_url = settings.own_url, settings.browser_url
     place = hashlib.sha256(f"{socket.gethostname()}:{settings.root}".encode()).hexdigest()[:8]
     name = f"{KEY_NAME} ({place})"
@@ -238,7 +238,7 @@ def _revoke_access(database: Database, name: str) -> None:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """The children read the same settings, with the places that they share made absolute."""
+    """Return the children's environment: the same settings, with shared paths made absolute."""
     environment = dict(os.environ)
     environment["APT_JOBS_DATA_DIR"] = str(settings.root)
     environment["APT_JOBS_HOST"] = settings.host
@@ -326,7 +326,7 @@ def _can_bind(host: str, port: int) -> bool:
 
 @contextmanager
 def _signals(hard: threading.Event) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM stops in order, a second one at once."""
+    """Stop in order at the first Ctrl-C or SIGTERM, at once at a second one."""
     stopping = threading.Event()
 
     def on_signal(_number: int, _frame: object) -> None:

@@ -110,7 +110,7 @@ def _require_answer(index: int) -> None:
 
 
 def _index_of(name: str) -> int:
-    """The index behind a name in CUDA_VISIBLE_DEVICES: itself, or the UUID of a GPU."""
+    """Return the index behind a name in CUDA_VISIBLE_DEVICES: itself, or the UUID of a GPU."""
     if name.isascii() and name.isdigit():
         return int(name)
     try:

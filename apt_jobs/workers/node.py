@@ -82,7 +82,7 @@ class Node:
         clear_leftovers(worker_marker(self._settings, self._name), self._settings.stop_timeout_s)
 
     def _look(self) -> RunFile | None:
-        """An attempt of the head that waits for this node."""
+        """Find an attempt of the head that waits for this node."""
         try:
             with self._database.read() as session:
                 found = attempt_of_owner(session, self._head)

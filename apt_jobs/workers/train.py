@@ -95,7 +95,7 @@ class TrainWorker:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def _end_for_the_supervisor(self, job_id: str, attempt: int, status: int) -> None:
-        """The supervisor died before it could report: clear what it left, and hand the job back at once."""
+        """Clear what a supervisor left that died before it could report, and hand the job back at once."""
         kill_marked(f"{job_id}:{attempt}")
         why = f"the supervisor ended with status {status}"
         try:

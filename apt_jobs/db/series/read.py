@@ -4,7 +4,7 @@ A resumed attempt does again what its predecessor had done after the checkpoint,
 so within one attempt. The rule: nothing of an attempt counts after the earliest step that a later attempt resumed from,
 and nothing of a segment beyond the step before a later one begins.
 
-Of the levels that db/series/store.py keeps, the coarsest one that still has enough buckets is read; where the range or the
+Of the levels that db/series/store.py keeps, the coarsest one with enough buckets is read; where the range or the
 rule cuts a bucket, the finer ones below it, down to single steps. So what is read does not grow with the job.
 """
 

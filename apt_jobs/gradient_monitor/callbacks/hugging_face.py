@@ -37,7 +37,7 @@ class GradientMonitorCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Called on every rank, when the model is wrapped."""
+        """Attach the monitor on every rank, when the model is wrapped."""
         self._accelerator: Accelerator = self._trainer.accelerator
         if self._accelerator.distributed_type in UNSUPPORTED:
             raise InvalidInput(f"the gradients of {self._accelerator.distributed_type} cannot be watched")

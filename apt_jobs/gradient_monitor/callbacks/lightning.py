@@ -25,7 +25,7 @@ class GradientMonitorCallback(Callback):
         self.monitor: GradientMonitor | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Called on every rank, when the model is wrapped."""
+        """Attach the monitor on every rank, when the model is wrapped."""
         self.monitor = GradientMonitor(trainer.strategy.model or pl_module, trainer.optimizers[0], **self._options)
         self._loss = None
 
@@ -49,6 +49,6 @@ class GradientMonitorCallback(Callback):
 
 
 def _scale(trainer: Trainer) -> float:
-    """The AMP loss scale of float16; 1 in any other precision."""
+    """Return the AMP loss scale of float16; 1 in any other precision."""
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     return 1.0 if scaler is None else float(scaler.get_scale())

@@ -84,7 +84,7 @@ async def load_checkpoint(request: Request) -> Response:
 
 @endpoint(role=Role.VIEWER, tag="checkpoints", answers={200: None})
 async def download_checkpoint(request: Request) -> Response:
-    """The checkpoint's folder as a tar file, streamed."""
+    """Return the checkpoint's folder as a tar file, streamed."""
     service = service_of(request)
     row = await service.read(get_checkpoint, request.path_params["checkpoint_id"])
     folder = _folder(service, row)
@@ -138,7 +138,7 @@ def _regular_files(folder: Path) -> list[Path]:
 
 
 async def _tar(folder: Path, name: str) -> AsyncIterator[bytes]:
-    """The folder as a tar stream, read in pieces, without a temporary copy."""
+    """Yield the folder as a tar stream, read in pieces, without a temporary copy."""
     for path in await asyncio.to_thread(_regular_files, folder):
         with path.open("rb") as file:
             info = tarfile.TarInfo(f"{name}/{path.name}")

@@ -108,7 +108,7 @@ def endpoint(
 
 
 def _asked(request: Request, query: type[BaseModel] | None, body: Any) -> list[Any]:
-    """What a validated request asks for, the same for any way to write it."""
+    """Return what a validated request asks for, the same for any way to write it."""
     parts = [request.state.query if query else None, request.state.body if body else None]
     return [None if part is None else part.model_dump(mode="json") for part in parts]
 
@@ -126,7 +126,7 @@ def _query(request: Request, model: type[BaseModel]) -> dict[str, Any]:
 
 @functools.cache
 def openapi_document() -> dict[str, Any]:
-    """The OpenAPI document of all declared endpoints: spectree's, with what it cannot know."""
+    """Return the OpenAPI document of all declared endpoints: spectree's, with what it cannot know."""
     document: dict[str, Any] = spec.spec
     for path, operations in document["paths"].items():
         for operation in operations.values():
@@ -159,7 +159,7 @@ def require_role(request: Request, role: Role) -> None:
 
 
 async def read_json(request: Request) -> bytes:
-    """The body, bounded in size, time and depth.
+    """Return the body, bounded in size, time and depth.
 
     Raises:
         ProblemError: 400, 408, 413 or 415.
@@ -181,7 +181,7 @@ async def read_json(request: Request) -> bytes:
 
 
 async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
-    """The whole body.
+    """Return the whole body.
 
     Raises:
         ProblemError: it is too large, or did not arrive in time.

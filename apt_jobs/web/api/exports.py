@@ -29,14 +29,14 @@ _FILE_VERSION = b"brain.Event:2"
 
 
 def export_filename(job_id: str, form: ExportFormat) -> str:
-    """A name that the tool in question looks for."""
+    """Name the fields as the tool in question looks for them."""
     if form == "tensorboard":
         return f"events.out.tfevents.{job_id}"
     return f"{job_id}-wandb-history.jsonl" if form == "wandb" else f"{job_id}.{form}"
 
 
 def exported(table: HistoryTable, form: ExportFormat) -> Iterator[bytes]:
-    """The whole file, in pieces.
+    """Return the whole file, in pieces.
 
     Raises:
         Unavailable: Parquet is asked for, and pyarrow is not installed.
@@ -149,7 +149,7 @@ def _gathered(blocks: Iterator[Block]) -> Iterator[list[Block]]:
 
 
 def _tensorboard(table: HistoryTable) -> Iterator[bytes]:
-    """An event a step (tensorflow/core/util/event.proto) with a scalar summary for each column.
+    """Yield an event a step (tensorflow/core/util/event.proto) with a scalar summary for each column.
 
     TensorBoard's own writer takes no stream and computes checksums in Python, 10 ms a step.
     """
@@ -175,7 +175,7 @@ def _value_head(tag: str) -> bytes:
 
 
 def _record(data: bytes) -> bytes:
-    """A TFRecord."""
+    """Encode a TFRecord."""
     length = struct.pack("<Q", len(data))
     return length + _masked_crc(length) + data + _masked_crc(data)
 

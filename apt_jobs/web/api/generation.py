@@ -160,7 +160,7 @@ async def batch_generate(request: Request) -> Response:
 
 @endpoint(role=Role.VIEWER, tag="generation", answers={200: ModelList})
 async def get_models(request: Request) -> Response:
-    """The checkpoints and local models that can generate, the newest first."""
+    """Return the checkpoints and local models that can generate, the newest first."""
     service = service_of(request)
     local = await asyncio.to_thread(_local_models, service)
 

@@ -119,7 +119,7 @@ async def get_gradient_overview(request: Request) -> Response:
 
 @endpoint(role=Role.VIEWER, tag="jobs", query=ExportQuery, answers={200: None})
 async def export_history(request: Request) -> Response:
-    """The full histories as a file: a row for each step, a column for each curve and layer."""
+    """Return the full histories as a file: a row for each step, a column for each curve and layer."""
     form: ExportFormat = request.state.query.format
     job_id = request.path_params["job_id"]
     if _exports.locked():

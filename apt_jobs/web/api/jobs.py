@@ -190,7 +190,7 @@ async def remove_job(request: Request) -> Response:
 
 @endpoint(role=Role.VIEWER, tag="jobs", query=EventsQuery, answers={200: EventList})
 async def get_events(request: Request) -> Response:
-    """The job's event log after a `seq`, in order; with `Accept: text/event-stream` followed live, to its end."""
+    """Return the job's event log after a `seq`, in order; with `Accept: text/event-stream` live, to its end."""
     query: EventsQuery = request.state.query
     if wants_event_stream(request):
         return await event_stream(request, query.after, query.kind)
@@ -204,7 +204,7 @@ async def get_events(request: Request) -> Response:
 
 @endpoint(role=Role.VIEWER, tag="jobs", query=LogsQuery, answers={200: EventList})
 async def get_logs(request: Request) -> Response:
-    """What the ranks printed, as `log` events: the newest lines, or those `after` or `before` a `seq`; in order.
+    """Return what the ranks printed as `log` events, in order: the newest, or those `after` or `before` a `seq`.
 
     `has_more` says whether there is more in that direction; older lines come with `before` the first `seq` of a page.
     """

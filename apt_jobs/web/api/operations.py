@@ -27,12 +27,12 @@ class QueueBody(Strict):
 
 
 async def get_health(_request: Request) -> Response:
-    """The process answers."""
+    """Answer that the process is alive."""
     return JSONResponse({"status": "ok"})
 
 
 async def get_readiness(request: Request) -> Response:
-    """The process can take jobs: database and broker answer, and the disk has room. 503 says what is missing."""
+    """Answer whether jobs can be taken: database and broker answer, the disk has room. 503 says what is missing."""
     reason = await service_of(request).readiness.why_not_ready()
     if reason is not None:
         raise ProblemError(503, f"not ready: {reason}", kind="not-ready")

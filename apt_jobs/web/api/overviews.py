@@ -118,7 +118,7 @@ def overview_answer(overview: GradientOverview) -> dict[str, Any]:
 
 
 def overview_bytes(overview: GradientOverview) -> bytes:
-    """The binary form."""
+    """Return the binary form."""
     points = overview.points
     is_single = not (points.num_steps_B > 1).any()
     statistics = layer_statistics(overview)
@@ -153,7 +153,7 @@ def overview_bytes(overview: GradientOverview) -> bytes:
 
 
 def _half(values: NDArray[Any], added: int) -> NDArray[np.uint16]:
-    """The upper half of each float32: `added` 0 rounds a norm down, 0x8000 to the nearest, 0xFFFF up."""
+    """Return the upper half of each float32: `added` 0 rounds a norm down, 0x8000 to the nearest, 0xFFFF up."""
     with np.errstate(over="ignore"):
         bits = values.astype("<f4").view("<u4")
     is_finite = bits & 0x7F800000 != 0x7F800000
@@ -177,5 +177,5 @@ def _named(values: Sequence[float]) -> list[float | str]:
 
 
 def _short(value: Any) -> Any:
-    """A number with the digits that somebody reads."""
+    """Return a number with the digits that somebody reads."""
     return float(f"{value:.6g}") if isinstance(value, float) else value

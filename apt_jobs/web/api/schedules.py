@@ -97,7 +97,7 @@ async def add_schedule(request: Request) -> Response:
 
 @endpoint(role=Role.VIEWER, tag="schedules", body=DueBody, answers={200: DueTimes})
 async def preview_schedule(request: Request) -> Response:
-    """The next due times of an expression, without a schedule."""
+    """Return the next due times of an expression, without a schedule."""
     body: DueBody = request.state.body
     now = await service_of(request).read(database_now)
     times = _checked(body, now, NUM_NEXT)
@@ -166,7 +166,7 @@ async def run_schedule(request: Request) -> Response:
 
 
 async def _values(request: Request) -> ScheduleValues:
-    """What the body sets, if it can come due and names only what exists."""
+    """Return what the body sets, if it can come due and names only what exists."""
     body: ScheduleBody = request.state.body
     service = service_of(request)
     _checked(body, await service.read(database_now), 1)
@@ -175,7 +175,7 @@ async def _values(request: Request) -> ScheduleValues:
 
 
 def _checked(body: DueBody, now: datetime, count: int) -> list[datetime]:
-    """The next due times; a wrong expression or zone is named as the field that it is."""
+    """Return the next due times; a wrong expression or zone is named as the field that it is."""
     faults = []
     times: list[datetime] = []
     for pointer, value, cron, time_zone in (

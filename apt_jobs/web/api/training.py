@@ -87,7 +87,7 @@ async def get_training_gradients(request: Request) -> Response:
 
 @endpoint(role=Role.VIEWER, tag="training", query=TrainingQuery, answers={200: StatusAnswer})
 async def get_status(request: Request) -> Response:
-    """What is training now, and where it is."""
+    """Return what is training now, and where it is."""
     service = service_of(request)
     query: TrainingQuery = request.state.query
     try:
@@ -127,7 +127,7 @@ async def _job(service: Service, job_id: str | None) -> Job:
 
 
 def _model_config(session: Session, job: Job) -> dict[str, Any]:
-    """What the ranks built; before they are up, what was asked for; nothing where a user's script says nothing."""
+    """Return what the ranks built, before they are up what was asked for, and nothing of a silent user script."""
     started = last_start(session, job.id)
     if started:
         return dict(started.model_config)

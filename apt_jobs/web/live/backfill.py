@@ -31,7 +31,7 @@ class BlockHistory:
         self._turns = asyncio.Semaphore(MAX_READS)
 
     async def blocks_after(self, view: View, job_id: str, seq: int, head: int) -> Sequence[Block]:
-        """The block after `seq`, or several; empty: there is none, or the database cannot be read."""
+        """Return the block after `seq`, or several; empty: there is none, or the database cannot be read."""
         key = job_id, view, seq
         if (block := self._blocks.get(key)) is not None:
             self._blocks.move_to_end(key)
@@ -47,7 +47,7 @@ class BlockHistory:
             return ()
 
     async def batches_after(self, job_id: str, seq: int) -> list[Batch]:
-        """What is stored after `seq`, at most `READ_EVENTS`, ending at a multiple of it, so that readers meet."""
+        """Read what is stored after `seq`, at most `READ_EVENTS`, up to a multiple of it, so that readers meet."""
         limit = READ_EVENTS - seq % READ_EVENTS
 
         def read() -> list[Batch]:

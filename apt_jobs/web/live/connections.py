@@ -22,7 +22,7 @@ class Pump(Protocol):
     def pump(self) -> None: ...
 
     def fall_behind(self) -> None:
-        """The outlet takes nothing for now."""
+        """Return whether the connection receives nothing for now."""
         ...
 
 
@@ -91,7 +91,7 @@ class DirectOutlet(Outlet):
         self._protocol.write_frames(rest)
 
     def lost(self) -> None:
-        """The connection has ended: nothing may be written any more."""
+        """Note that the connection has ended: nothing may be written any more."""
         self.paused()
         self.descriptor = None
 
@@ -151,7 +151,7 @@ class PlainOutlet(Outlet):
 
 
 def outlet_of(websocket: WebSocket) -> DirectOutlet | PlainOutlet:
-    """The best way out that the server offers for an accepted WebSocket."""
+    """Return the fastest connection that the server offers for an accepted WebSocket."""
     direct: Any = websocket.scope.get("extensions", {}).get(EXTENSION)
     if isinstance(direct, DirectWebSocketProtocol):
         return DirectOutlet(direct)

@@ -81,7 +81,7 @@ class Batch:
 
 
 def batch_of(raw: bytes) -> Batch:
-    """A frame from the live wire. `encode_frame` writes the extent first, so that the events need not be parsed."""
+    """Read a frame of the live wire. `encode_frame` writes the extent first, so the events need not be parsed."""
     envelope = orjson.loads(raw[: raw.index(b",", raw.index(b'"count"'))] + b"}")
     first_seq = int(envelope["first_seq"])
     return Batch(first_seq, first_seq + int(envelope["count"]) - 1, raw)
@@ -98,7 +98,7 @@ def blocks_of(view: View, job_id: str, batches: Sequence[Batch]) -> list[Block]:
 
 
 def framed(payload: bytes, *, is_text: bool = True) -> tuple[bytes, int]:
-    """A frame as a server sends it (unmasked), and where in it the payload begins."""
+    """Return a frame as a server sends it (unmasked), and where in it the payload begins."""
     opcode, length = _TEXT if is_text else _BINARY, len(payload)
     if length < 126:
         header = struct.pack("!BB", opcode, length)
@@ -110,7 +110,7 @@ def framed(payload: bytes, *, is_text: bool = True) -> tuple[bytes, int]:
 
 
 def note(view: View, payload: dict[str, Any]) -> Block:
-    """A message that is no event: it has no place in the sequence."""
+    """Return a message that is no event: it has no place in the sequence."""
     text = orjson.dumps(payload)
     if view.form is Form.SSE:
         return Block(0, 0, b"event: note\ndata: %b\n\n" % text, 0)
@@ -141,7 +141,7 @@ def block_of(view: View, job_id: str, first_seq: int, last_seq: int, events: lis
 
 
 def chosen(view: View, batches: Sequence[Batch]) -> list[dict[str, Any]]:
-    """The events of a view, not yet folded."""
+    """Return the events of a view, not yet folded."""
     return [event for batch in batches for event in batch.events if not view.kinds or event["kind"] in view.kinds]
 
 

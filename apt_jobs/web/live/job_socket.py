@@ -92,7 +92,7 @@ async def accept(websocket: WebSocket) -> Form:
 
 
 async def greeting(service: Service, stream: JobStream) -> dict[str, Any]:
-    """What a watcher must know before the first event.
+    """Return what a watcher must know before the first event.
 
     Raises:
         NotFound: there is no such job.
@@ -114,7 +114,7 @@ async def send(websocket: WebSocket, message: dict[str, Any]) -> None:
 
 
 def fault_of(exc: ValidationError) -> str:
-    """The first fault in words: where, what was seen, what is expected."""
+    """Return the first fault in words: where, what was seen, what is expected."""
     error = exc.errors(include_url=False)[0]
     where = ".".join(map(str, error["loc"])) or "message"
     return f"{where}={str(error['input'])[:40]!r}: {error['msg']}"

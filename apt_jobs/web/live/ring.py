@@ -31,7 +31,7 @@ class History(Protocol):
     """Where a ring gets what it no longer has."""
 
     async def blocks_after(self, view: View, job_id: str, seq: int, head: int) -> Sequence[Block]:
-        """What follows `seq`, at least in part; empty: nothing is stored, or it cannot be read now."""
+        """Return what follows `seq`, at least in part; empty: nothing is stored, or it cannot be read now."""
         ...
 
 
@@ -80,7 +80,7 @@ class Ring:
             self._turn.cancel()
 
     def end(self, state: str) -> None:
-        """The job has ended with what was taken so far: say so to everyone who has it all."""
+        """Send the end of the job to everyone who has all of its events."""
         if self._turn is not None:  # what waits is of no kind that is urgent, and nothing follows it
             self._hand_out()
         self.end_state = state
@@ -88,7 +88,7 @@ class Ring:
             cursor.end_if_over()
 
     def go_on(self) -> None:
-        """The job was queued again."""
+        """Note that the job was queued again."""
         self.end_state = None
         for cursor in [*self.in_step.values(), *self.out_of_step]:
             cursor.has_ended = False
@@ -113,7 +113,7 @@ class Ring:
             cursor.pump()
 
     def after(self, seq: int) -> list[Block]:
-        """What follows `seq`, at most `FRAME_BYTES` or one block; empty: it is not in the ring."""
+        """Return what follows `seq`, at most `FRAME_BYTES` or one block; empty: it is not in the ring."""
         index = bisect_right(self._last_seqs, seq)
         if index == len(self._blocks) or self._blocks[index].first_seq != seq + 1:
             return []

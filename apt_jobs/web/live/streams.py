@@ -78,7 +78,7 @@ class JobStream:
 
     @contextmanager
     def cursor(self, view: View, outlet: Outlet, after: int) -> Iterator[Cursor]:
-        """A watcher from `after` on."""
+        """Provide a watcher from `after` on."""
         ring = self.rings.get(view)
         if ring is None:
             ring = self.rings[view] = Ring(self.job_id, view, self._handed_out, self._history)
@@ -127,7 +127,7 @@ class LiveStreams:
 
     @asynccontextmanager
     async def watch(self, job_id: str) -> AsyncIterator[JobStream]:
-        """The stream of a job, subscribed and with a head that was read after the subscription."""
+        """Provide the stream of a job, subscribed and with a head that was read after the subscription."""
         stream = self._streams.get(job_id)
         is_new = stream is None
         if stream is None:

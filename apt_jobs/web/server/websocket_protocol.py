@@ -36,7 +36,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         return self.transport.get_write_buffer_size() == 0
 
     def descriptor(self) -> int | None:
-        """Number of the socket, for `os.write` while nothing is unsent and the connection is not `lost`. What the
+        """Return the number of the socket, for `os.write` while nothing is unsent and it is not `lost`. What the
         kernel does not take is for `write_frames`. None: the connection is encrypted.
         """
         if self.transport.get_extra_info("sslcontext") is not None:

@@ -15,7 +15,8 @@ from apt_jobs.db.engine import Database
 from apt_jobs.db.events import append_events, events_after
 from apt_jobs.db.jobs import finish
 from apt_jobs.db.models import EventChunk, EventRow, Job, SeriesLevel, SeriesSegment
-from apt_jobs.db.series import read, store
+from apt_jobs.db.series import read as series_read
+from apt_jobs.db.series import store as series_store
 from apt_jobs.db.series.histories import gradient_export, gradient_overview
 from apt_jobs.db.series.migrate import move_old_series
 from apt_jobs.db.series.read import read_buckets
@@ -33,7 +34,7 @@ BROKEN = [float("nan"), float("inf"), 0.0]
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Levels of 2, 4, 8... steps instead of 16, 256, 4,096: many of them in short histories."""
-    for module in (store, read):
+    for module in (series_store, series_read):
         monkeypatch.setattr(module, "FACTOR", 2)
         monkeypatch.setattr(module, "BLOCK_STEPS", 4)
 
