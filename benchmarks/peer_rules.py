@@ -27,8 +27,11 @@ class FixedThreshold:
 
 
 class SpikeDetection:
-    """Lightning (`lightning.fabric.utilities.spike`, defaults): a rank's loss is worse than its last one, and further
-    from the mean of its last 10 than 2 times that mean; or it is not finite."""
+    """The rule of Lightning (`lightning.fabric.utilities.spike`, defaults).
+
+    A rank's loss is worse than its last one, and further from the mean of its last 10 than 2 times that mean; or it is
+    not finite.
+    """
 
     def __init__(self) -> None:
         self._running: dict[int, deque[float]] = {}
@@ -51,8 +54,11 @@ class SpikeDetection:
 
 
 class KillLossSpike:
-    """llm-foundry (`kill_loss_spike_callback`, defaults): a rank's loss is twice the mean of its last 100, five times
-    in a row; or, after 200 steps, half of the last 100 are above 10."""
+    """The rule of llm-foundry (`kill_loss_spike_callback`, defaults).
+
+    A rank's loss is twice the mean of its last 100, five times in a row; or, after 200 steps, half of the last 100 are
+    above 10.
+    """
 
     def __init__(self) -> None:
         self._windows: dict[int, deque[float]] = {}
@@ -77,8 +83,11 @@ class KillLossSpike:
 
 
 class SixSigma:
-    """OLMo-core (`SkipStepOptimizer`, defaults): the mean loss or the total norm is more than 6 standard deviations
-    from its mean over the last 128 steps, once there are 64."""
+    """The rule of OLMo-core (`SkipStepOptimizer`, defaults).
+
+    The mean loss or the total norm is more than 6 standard deviations from its mean over the last 128 steps, once there
+    are 64.
+    """
 
     def __init__(self) -> None:
         self._losses: deque[float] = deque(maxlen=ROLLING_STEPS)

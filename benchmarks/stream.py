@@ -1,5 +1,6 @@
-"""How many WebSocket deliveries a second one web process makes, how late they are, and what slow, stalled and returning
-clients cost, against other servers.
+"""Measure the WebSocket deliveries of one web process against other servers.
+
+How many a second, how late they are, and what slow, stalled and returning clients cost.
 
 Every server gets the same messages through Redis, one gradient event of 150 layers each, and runs on a core of its
 own; publisher and clients share the others. A peer's name says where a server was not busy, which means that the
@@ -80,8 +81,11 @@ def memory() -> Iterator[Row]:
 
 
 def stalled() -> Iterator[Row]:
-    """`stream/stalled-memory/PEER`: MiB for each client that reads nothing; `stream/stalled-p99/ours`: what the others
-    see of it, against as many clients that all read."""
+    """Measure what stalled clients cost.
+
+    `stream/stalled-memory/PEER`: MiB for each client that reads nothing; `stream/stalled-p99/ours`: what the others
+    see of it, against as many clients that all read.
+    """
     load = STALLED_LOAD
     with_stalled = Load(load.num_clients - NUM_STALLED, load.num_events, load.rate, NUM_STALLED)
     names = tuple(name for name in PEERS if name != "naive")  # that one does not keep up with the load
@@ -103,8 +107,11 @@ def stalled() -> Iterator[Row]:
 
 
 def resume() -> Iterator[Row]:
-    """`stream/resume-300/ranges`: CPU seconds to bring clients up to date that come back at once, beyond those that
-    their connections cost; `stream/reconnect-300/ranges`: with those."""
+    """Measure what returning clients cost.
+
+    `stream/resume-300/ranges`: CPU seconds to bring clients up to date that come back at once, beyond those that their
+    connections cost; `stream/reconnect-300/ranges`: with those.
+    """
     with servers(("ranges",)) as (ours, [peer]):
         _reconnect_cpu_s(ours, 0)
         beyond: dict[str, list[float]] = {"ours": [], "ranges": []}

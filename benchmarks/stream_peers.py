@@ -52,7 +52,7 @@ def command_of(name: str) -> list[str]:
 
 
 def _is_installed() -> bool:
-    """npm writes its own copy of the lock file last."""
+    """Return whether npm has finished: it writes its own copy of the lock file last."""
     installed, wanted = NODE_FOLDER / "node_modules" / ".package-lock.json", NODE_FOLDER / "package-lock.json"
     if not installed.is_file():
         return False

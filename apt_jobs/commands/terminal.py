@@ -33,7 +33,7 @@ _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def printable(text: str, keep: str = "") -> str:
-    """Show what a terminal would obey or hide as escapes, as `\\x1b` and `\\u202e`.
+    r"""Show what a terminal would execute or hide as escapes, as `\x1b` and `\u202e`.
 
     Args:
         text: Text of others.

@@ -110,8 +110,10 @@ def fail_attempt(
     fault: Fault,
     rules: RetryRules,
 ) -> list[StoredEvent]:
-    """End the attempt of a locked row through a fault: cancelled if that was asked for, dead when `rules` give it up,
-    paused if that was asked for, else queued after a back-off.
+    """End the attempt of a locked row through a fault.
+
+    The job is cancelled if that was asked for, dead when `rules` give it up, paused if that was asked for, else queued
+    after a back-off.
     """
     if job.cancel_requested_at is not None:
         return change_state(session, job, JobState.CANCELLED, job.reason)[1]

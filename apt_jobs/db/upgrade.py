@@ -116,7 +116,7 @@ def _only_one(database: Database) -> Iterator[None]:
 
 @contextmanager
 def migrating(database: Database) -> Iterator[Connection]:
-    """Provide a connection in a transaction. On SQLite foreign keys are off: rebuilding tables would delete children."""
+    """Provide a connection in a transaction. On SQLite foreign keys are off, as rebuilt tables delete children."""
     with database.engine.connect().execution_options(apt_jobs_write=True) as connection:
         if database.dialect == "sqlite":
             raw = connection.connection.dbapi_connection

@@ -102,7 +102,8 @@ def _train_fields() -> str:
 def _leaves(schema: dict[str, Any], node: dict[str, Any], prefix: str) -> list[tuple[str, dict[str, Any]]]:
     leaves: list[tuple[str, dict[str, Any]]] = []
     for name, field in node["properties"].items():
-        target = schema["$defs"][field["$ref"].rsplit("/", 1)[1]] if "$ref" in field else field
+        named = next((option for option in [field, *field.get("anyOf", ())] if "$ref" in option), None)
+        target = field if named is None else schema["$defs"][named["$ref"].rsplit("/", 1)[1]]
         if "properties" in target:
             leaves.extend(_leaves(schema, target, f"{prefix}{name}."))
         elif target.get("type") not in ("object", "array") and name != "kind":

@@ -134,8 +134,11 @@ class Scheduler:
         return len(self._running) < places and self._runner.fits(sequence, self._running)
 
     def _victim_for(self, sequence: Sequence) -> Sequence | None:
-        """Return who gives its slot to an interactive sequence: the youngest of the batch ones, or of a group that has
-        more than half of all slots while the sequence's has none."""
+        """Return the sequence that gives its slot to an interactive one.
+
+        It is the youngest of the batch ones, or of a group that has more than half of all slots while the sequence's
+        group has none.
+        """
         if sequence.priority is not Priority.INTERACTIVE:
             return None
         for each in reversed(self._running):

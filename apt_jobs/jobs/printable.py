@@ -20,7 +20,7 @@ def first_unprintable(text: str) -> int | None:
 
 
 def escaped(text: str) -> str:
-    """Return `text` with each character that no name may have as its escape, as in `\\x1b`."""
+    r"""Return `text` with each character that no name may have as its escape, as in `\x1b`."""
     if first_unprintable(text) is None:
         return text
     return "".join(char.encode("unicode_escape").decode() if _is_unprintable(char) else char for char in text)

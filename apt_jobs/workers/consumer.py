@@ -69,8 +69,10 @@ class Consumer:
         self._paused_reason: str | None = None  # as the log has it
 
     def run(self, prepare: Callable[[], None] = lambda: None) -> None:
-        """Work until SIGTERM or Ctrl-C; running jobs are told to stop through `on_drain`. `prepare` is called once the
-        name is known to be free, before the first job.
+        """Work until SIGTERM or Ctrl-C; running jobs are asked to stop through `on_drain`.
+
+        Args:
+            prepare: called once the name is known to be free, before the first job.
 
         Raises:
             Unavailable: the database does not answer, or has the schema of another version.

@@ -1,4 +1,4 @@
-"""The gradient monitor in a Hugging Face `Trainer`:
+"""The gradient monitor in a Hugging Face `Trainer`.
 
     trainer.add_callback(GradientMonitorCallback(trainer))
 

@@ -1,4 +1,4 @@
-"""The gradient monitor in a Lightning `Trainer`:
+"""The gradient monitor in a Lightning `Trainer`.
 
     Trainer(callbacks=[GradientMonitorCallback()])
 

@@ -207,7 +207,7 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
 
 
 def _documented(body: Any) -> Any:
-    """spectree wants a class: a union of models is wrapped into a root model under its own name."""
+    """Wrap a union of models into a root model under its own name, as spectree wants a class."""
     if body is None or isinstance(body, type):
         return body
     names = "Or".join(member.__name__ for member in get_args(get_args(body)[0]))

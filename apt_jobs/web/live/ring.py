@@ -144,9 +144,11 @@ class Ring:
             self._spoke_at = time.monotonic()
 
     def _fan_out(self, frame: bytes) -> None:
-        """Write a frame to those in step. Whatever is done here is done for each watcher of each event, so it is one
-        system call, and touches nothing of the watcher as long as the socket takes the frame. Each time another one is
-        first, so that nobody is always the last: turns of the golden ratio spread evenly.
+        """Write a frame to those who are caught up.
+
+        This runs for each watcher of each event, so it is one system call, and touches nothing of the watcher as long
+        as the socket accepts the frame. Each time another one is first, so that nobody is always the last: turns of
+        the golden ratio are evenly distributed.
         """
         descriptors, size = list(self.in_step), len(frame)
         self._num_fan_outs += 1

@@ -36,8 +36,10 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
         return self.transport.get_write_buffer_size() == 0
 
     def descriptor(self) -> int | None:
-        """Return the number of the socket, for `os.write` while nothing is unsent and it is not `lost`. What the
-        kernel does not take is for `write_frames`. None: the connection is encrypted.
+        """Return the number of the socket; None if the connection is encrypted.
+
+        It is for `os.write` while nothing is unsent and the connection is not `lost`. What the kernel does not accept
+        is for `write_frames`.
         """
         if self.transport.get_extra_info("sslcontext") is not None:
             return None
