@@ -58,3 +58,12 @@ def test_only_our_own_trainer_draws_no_progress_bars(tmp_path: Path) -> None:
         ended = subprocess.run([sys.executable, "-c", BAR], env=environment, capture_output=True, text=True, check=True)
         shown[entry_point] = "3/3" in ended.stderr
     assert shown == {None: False, "script.py": True}
+
+
+def test_what_was_compiled_is_kept_in_the_data_directory_for_all_jobs(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    folders = {
+        _environment(settings, run_file_in(tmp_path / name, SPEC), 0, [])["TORCHINDUCTOR_CACHE_DIR"]
+        for name in ("one", "two")
+    }
+    assert folders == {str(settings.root / "compile_cache")}
