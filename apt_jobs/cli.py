@@ -13,7 +13,7 @@ import typer
 
 from apt_jobs.commands import admin, datasets, jobs, schedules, workers
 from apt_jobs.commands.progress import follow
-from apt_jobs.commands.terminal import complain, load_settings, prepare_streams, say
+from apt_jobs.commands.terminal import complain, echo, load_settings, prepare_streams
 from apt_jobs.errors import AptJobsError
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def demo(port: admin.Port = None) -> None:
     """Start everything, train a small model, show it live, generate from it. APT_JOBS_DEMO_EXIT=1 ends it then."""
     from apt_jobs.demo import run_demo
 
-    run_demo(load_settings(port=port), say, follow)
+    run_demo(load_settings(port=port), echo, follow)
 
 
 def main() -> None:

@@ -20,13 +20,13 @@ STOP_DEADLINE_S = 180.0
 LOSS_FALLS_TO = 0.6  # of its start
 
 
-class Say(Protocol):
+class Echo(Protocol):
     """Prints text, escaped: what a model wrote may hold anything."""
 
     def __call__(self, text: str, style: str = "", keep: str = "") -> None: ...
 
 
-def run_demo(settings: Settings, say: Say, follow: Callable[[Client, str], dict[str, Any]]) -> None:
+def run_demo(settings: Settings, echo: Echo, follow: Callable[[Client, str], dict[str, Any]]) -> None:
     """Run the demo; with APT_JOBS_DEMO_EXIT=1 end after the text, else at Ctrl-C. Nothing is left running.
 
     Raises:
@@ -34,19 +34,19 @@ def run_demo(settings: Settings, say: Say, follow: Callable[[Client, str], dict[
     """
     port = free_port(settings.host, settings.port)
     if port != settings.port:
-        say(f"port {settings.port} is in use; taking {port}")
-    say("starting Valkey, web and workers ...")
+        echo(f"port {settings.port} is in use; taking {port}")
+    echo("starting Valkey, web and workers ...")
     environment = {**os.environ, "APT_JOBS_PORT": str(port), "APT_JOBS_DATA_DIR": str(settings.root)}
     command = [sys.executable, "-m", "apt_jobs", "up"]
     stack = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        _show(settings, stack, say, follow)
+        _show(settings, stack, echo, follow)
         if os.environ.get("APT_JOBS_DEMO_EXIT") != "1":
-            say("Everything stays up until Ctrl-C.")
+            echo("Everything stays up until Ctrl-C.")
             stack.wait()
     except KeyboardInterrupt:
-        say("stopping ...")
+        echo("stopping ...")
     finally:
         stack.terminate()
         try:
@@ -58,22 +58,24 @@ def run_demo(settings: Settings, say: Say, follow: Callable[[Client, str], dict[
 def _show(
     settings: Settings,
     stack: "subprocess.Popen[bytes]",
-    say: Say,
+    echo: Echo,
     follow: Callable[[Client, str], dict[str, Any]],
 ) -> None:
     with _client(settings, stack) as client:
         job = client.submit(json.loads(_job_file().read_text()))
-        say(f"submitted {job['id']}; watch it live (after the login link above): {client.browser_url}/jobs/{job['id']}")
+        echo(
+            f"submitted {job['id']}; watch it live (after the login link above): {client.browser_url}/jobs/{job['id']}"
+        )
         ended = follow(client, job["id"])
         if ended["state"] != "succeeded":
             raise TrainingFailed(f"the demo's training {ended['state']}: {ended['reason']}")
         losses = client.metrics(job["id"])["train_loss"]
-        say(f"loss {losses[0]:.2f} -> {losses[-1]:.2f}")
+        echo(f"loss {losses[0]:.2f} -> {losses[-1]:.2f}")
         if losses[-1] >= LOSS_FALLS_TO * losses[0]:
             raise TrainingFailed(f"the loss fell only from {losses[0]:.2f} to {losses[-1]:.2f}")
         answer = client.generate(PROMPT, max_length=60, model=ended["result"]["checkpoint_id"])
-        say("generated from the new checkpoint:", style="bold")
-        say(answer["input_text"] + answer["generated_text"], keep="\n\t")
+        echo("generated from the new checkpoint:", style="bold")
+        echo(answer["input_text"] + answer["generated_text"], keep="\n\t")
 
 
 def _client(settings: Settings, stack: "subprocess.Popen[bytes]") -> Client:

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "data"}
-_TELL_SECRETS = ("websockets", "uvicorn", "httpcore", "hpack")  # on level DEBUG they log headers, keys included
+_LEAKY_LOGGERS = ("websockets", "uvicorn", "httpcore", "hpack")  # on level DEBUG they log headers, keys included
 
 
 class JsonFormatter(logging.Formatter):
@@ -31,6 +31,6 @@ def configure_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    for name in _TELL_SECRETS:
+    for name in _LEAKY_LOGGERS:
         logging.getLogger(name).setLevel(max(logging.INFO, logging.getLogger().level))
     logging.getLogger("httpx").setLevel(logging.WARNING)  # a line a request, which the other side's access log has

@@ -45,8 +45,8 @@ class AlternatingMonitor(GradientMonitor):
         norm = super().step(step, *arguments, **options)
         self.host_ms.append(1000.0 * (time.perf_counter() - began_s))
         if step % WRITE_EVERY_STEPS == 0 or len(self.host_ms) % BLOCK_STEPS == 0:
-            told = {"host_ms": statistics.median(self.host_ms), "num_dropped": self.num_dropped}
-            (self.run_file.run_dir / "alternating.json").write_text(json.dumps(told))
+            recorded = {"host_ms": statistics.median(self.host_ms), "num_dropped": self.num_dropped}
+            (self.run_file.run_dir / "alternating.json").write_text(json.dumps(recorded))
         return norm
 
 

@@ -131,23 +131,24 @@ def _norms(options: argparse.Namespace, report: Report, folder: Path) -> None:
 def _nan(options: argparse.Namespace, report: Report, folder: Path) -> None:
     report.table("fault", "put into", "found", "no weight changed", "right")
     for fault in ("nan_batch", "nan_gradient"):
-        told = JobRuns(folder, options.ranks, options.device).poison(fault)
-        put = f"rank {told.rank}, step {told.step}, {told.layer or 'its batch'}"
-        ranks = ", ".join(map(str, told.found_ranks))
-        found = f"rank {ranks}, step {told.found_step}, {told.found_layer or told.message}"
-        cells = (put, found, _yes(told.is_skipped_everywhere), _yes(told.is_right))
-        report.row("nan", asdict(told), fault, *cells, is_right=told.is_right)
+        recorded = JobRuns(folder, options.ranks, options.device).poison(fault)
+        put = f"rank {recorded.rank}, step {recorded.step}, {recorded.layer or 'its batch'}"
+        ranks = ", ".join(map(str, recorded.found_ranks))
+        found = f"rank {ranks}, step {recorded.found_step}, {recorded.found_layer or recorded.message}"
+        cells = (put, found, _yes(recorded.is_skipped_everywhere), _yes(recorded.is_right))
+        report.row("nan", asdict(recorded), fault, *cells, is_right=recorded.is_right)
 
 
 def _kill(options: argparse.Namespace, report: Report, folder: Path) -> None:
-    told = JobRuns(folder, options.ranks, options.device).kill()
+    recorded = JobRuns(folder, options.ranks, options.device).kill()
     report.table("killed", "resumed from", "bitwise equal at the end", "all gone after", "GPUs held", "right")
-    equal = f"{told.num_files - len(told.different_files)} of {told.num_files} files at step {told.num_steps}"
+    num_equal = recorded.num_files - len(recorded.different_files)
+    equal = f"{num_equal} of {recorded.num_files} files at step {recorded.num_steps}"
     cells = (
-        *(f"rank {told.rank} at step {told.at_step}", f"step {told.resumed_from_step}", equal),
-        *(f"{told.ended_after_s:.1f} s", str(len(told.gpu_processes)), _yes(told.is_right)),
+        *(f"rank {recorded.rank} at step {recorded.at_step}", f"step {recorded.resumed_from_step}", equal),
+        *(f"{recorded.ended_after_s:.1f} s", str(len(recorded.gpu_processes)), _yes(recorded.is_right)),
     )
-    report.row("kill", asdict(told), *cells, is_right=told.is_right)
+    report.row("kill", asdict(recorded), *cells, is_right=recorded.is_right)
 
 
 def _cost(options: argparse.Namespace, report: Report, folder: Path) -> None:

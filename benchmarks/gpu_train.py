@@ -175,8 +175,8 @@ class Runs:
             *(["--eager"] if self._options.device == "cpu" else []),
         ]
         subprocess.run(command, env=self._environment, check=True, timeout=DEADLINE_S)
-        told: dict[str, Any] = json.loads(output.read_text())
-        return told
+        recorded: dict[str, Any] = json.loads(output.read_text())
+        return recorded
 
 
 def main() -> None:
@@ -193,13 +193,13 @@ def main() -> None:
             for part in options.parts:
                 began = time.monotonic()
                 try:
-                    told = PARTS[part](runs, shape, options)
+                    recorded = PARTS[part](runs, shape, options)
                 except (RuntimeError, subprocess.SubprocessError) as exc:  # the other parts are worth their time
-                    told = {"is_right": False, "error": str(exc)}
+                    recorded = {"is_right": False, "error": str(exc)}
                     print(f"\n{exc}", flush=True)
-                file.write(json.dumps({"part": part, "shape": shape.name, **told}) + "\n")
+                file.write(json.dumps({"part": part, "shape": shape.name, **recorded}) + "\n")
                 file.flush()
-                is_right &= told.get("is_right", True)
+                is_right &= recorded.get("is_right", True)
                 print(f"\n({part}, {shape.name}: {time.monotonic() - began:.0f} s)", flush=True)
     sys.exit(0 if is_right else "a part failed, or the resumed training differs")
 
@@ -238,10 +238,10 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 def _speed(runs: Runs, shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
     print("\n| shape | what | ms a step | tokens/s | MFU | ratio to the bare loop | first step after |", flush=True)
     print("|---|---|---|---|---|---|---|", flush=True)
-    told = runs.bare(shape)
-    bare_ms = statistics.median(told["step_ms"])
-    _row(shape, "bare loop, compiled whole", bare_ms, bare_ms, told["first_step_s"])
-    result = {"bare": told}
+    recorded = runs.bare(shape)
+    bare_ms = statistics.median(recorded["step_ms"])
+    _row(shape, "bare loop, compiled whole", bare_ms, bare_ms, recorded["first_step_s"])
+    result = {"bare": recorded}
     for name in options.variants:
         label, fields = VARIANTS[name]
         num_steps = WARM_UP_STEPS + BLOCK_STEPS * options.blocks
@@ -276,8 +276,8 @@ def _monitor(runs: Runs, shape: Shape, options: argparse.Namespace) -> dict[str,
     print("\n| shape | unmonitored ms | monitored ms | ratio | 95 % interval | pairs | host ms a step | dropped |")
     print("|---|---|---|---|---|---|---|---|")
     interval = f"{ratio.median:.4f} | {ratio.low:.4f} to {ratio.high:.4f} | {len(pairs)}"
-    told = f"{host['host_ms']:.2f} | {host['num_dropped']}"
-    print(f"| {shape.name} | {without_ms:.2f} | {with_ms:.2f} | {interval} | {told} |", flush=True)
+    recorded = f"{host['host_ms']:.2f} | {host['num_dropped']}"
+    print(f"| {shape.name} | {without_ms:.2f} | {with_ms:.2f} | {interval} | {recorded} |", flush=True)
     return {"pairs_s": pairs, "ratio": [ratio.median, ratio.low, ratio.high], **host}
 
 

@@ -11,7 +11,7 @@ import psutil
 from benchmarks.rows import Row
 from tests.acceptance.stack import DEADLINE_S, Stack, has_both_workers, until
 
-SETTLE_S = 20.0
+CALM_S = 20.0
 MEASURED_S = 60.0
 
 
@@ -23,7 +23,7 @@ def rows() -> Iterator[Row]:
             until(lambda: (stack.data_dir / "local.json").exists())
             with stack.client() as client:
                 until(lambda: has_both_workers(client))
-            time.sleep(SETTLE_S)
+            time.sleep(CALM_S)
             before, began = _cpu_s(stack), time.monotonic()
             time.sleep(MEASURED_S)
             share = (_cpu_s(stack) - before) / (time.monotonic() - began)

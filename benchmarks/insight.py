@@ -39,8 +39,8 @@ PEERS: dict[str, type[Rule]] = {
     "llm-foundry KillLossSpike": KillLossSpike,
     "OLMo 6 sigma": SixSigma,
 }
-Told = list[list[Event]]  # by rank: what it wrote during one step
-Section = list[tuple[int, Told]]  # steps in a row
+Recorded = list[list[Event]]  # by rank: what it wrote during one step
+Section = list[tuple[int, Recorded]]  # steps in a row
 _NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -180,7 +180,7 @@ def _sections(path: Path) -> list[list[Event]]:
 
 def _steps(sections: Sequence[Iterable[Event]]) -> Section:
     """Return what all ranks wrote, by the step during which they wrote it."""
-    by_step: dict[int, Told] = defaultdict(lambda: [[] for _ in sections])
+    by_step: dict[int, Recorded] = defaultdict(lambda: [[] for _ in sections])
     for rank, events in enumerate(sections):
         step = 0
         for event in events:
@@ -217,9 +217,9 @@ def is_located(fault: Fault, incidents: Sequence[IncidentChanged]) -> bool:
     A layer is named if it is the origin or the worst layer of an incident. A loss that is not finite has none. Of two
     ranks whose weights differ it cannot be known which is wrong: then both may be named, and the layer must be right.
     """
-    told_apart = [incident for incident in incidents if not _is_undecided(incident)]
-    ranks = {rank for incident in told_apart for rank in incident.ranks}
-    if fault.rank is not None and ranks != {fault.rank} and (ranks or len(told_apart) == len(incidents)):
+    distinguished = [incident for incident in incidents if not _is_undecided(incident)]
+    ranks = {rank for incident in distinguished for rank in incident.ranks}
+    if fault.rank is not None and ranks != {fault.rank} and (ranks or len(distinguished) == len(incidents)):
         return False
     if fault.rank is None and ranks:
         return False
@@ -236,8 +236,8 @@ def _is_undecided(incident: IncidentChanged) -> bool:
 
 def _incidents(watch: RankWatch, steps: Section) -> Iterator[tuple[int, IncidentChanged]]:
     """Those that begin, and the step after which the supervisor can know."""
-    for step, told in steps:
-        for events in told:
+    for step, recorded in steps:
+        for events in recorded:
             for event in events:
                 for _, result in watch.add(_NOW, event):
                     if isinstance(result, IncidentChanged) and result.phase == "begun":
@@ -261,8 +261,8 @@ def _judge_peer(score: Score, rule: Rule, faults: list[Fault], sections: list[Se
 def _alarms(rule: Rule, steps: Section) -> list[int]:
     """Return the steps on which the rule speaks."""
     alarms: list[int] = []
-    for step, told in steps:
-        events = [event for of_rank in told for event in of_rank]
+    for step, recorded in steps:
+        events = [event for of_rank in recorded for event in of_rank]
         losses = [e.loss for e in events if isinstance(e, RankGradientsRecorded) and e.loss is not None]
         norms = next((event.norms for event in events if isinstance(event, GradientsRecorded)), None)
         if norms is not None and rule.is_alarm(losses, norms):

@@ -103,7 +103,9 @@ class JobRuns:
         num_steps = POISONED_STEP + STEPS_AFTER_POISON
         run_file = self._run_file(fault, num_steps, entry_point=POISONED_ENTRY_POINT, arguments=arguments)
         self._finish(run_file)
-        told = [json.loads((run_file.run_dir / f"weights-{rank}.json").read_text()) for rank in range(self._num_ranks)]
+        recorded = [
+            json.loads((run_file.run_dir / f"weights-{rank}.json").read_text()) for rank in range(self._num_ranks)
+        ]
         incidents = [event for event in self._watched(run_file) if event.phase == "begun"]
         first = incidents[0] if incidents else None
         skipped = [
@@ -120,9 +122,10 @@ class JobRuns:
             found_layer=first.origin if first else None,
             message=first.message if first else "no incident",
             num_incidents=len(incidents),
-            is_skipped_everywhere=len(skipped) == 1 and all(of["before"] == of["after"] for of in told),
-            is_trained_on=all(of["after"] != of["next"] for of in told) and len({of["next"] for of in told}) == 1,
-            is_finite=all(of["is_finite"] for of in told),
+            is_skipped_everywhere=len(skipped) == 1 and all(of["before"] == of["after"] for of in recorded),
+            is_trained_on=all(of["after"] != of["next"] for of in recorded)
+            and len({of["next"] for of in recorded}) == 1,
+            is_finite=all(of["is_finite"] for of in recorded),
         )
 
     def kill(self) -> Killed:
@@ -221,7 +224,7 @@ class JobRuns:
             raise RuntimeError("\n".join(f"{log}: {log.read_text()[-3_000:]}" for log in logs if log.stat().st_size))
 
     def _wait_for_step(self, run_file: RunFile, tree: ProcessTree, rank: int) -> int:
-        """Until rank 0 has told of `KILLED_AT_STEP` and a checkpoint is complete; the step that it is at."""
+        """Until rank 0 has recorded of `KILLED_AT_STEP` and a checkpoint is complete; the step that it is at."""
         deadline, reader, step = time.monotonic() + DEADLINE_S, SpoolReader(run_file.spool_path(0)), 0
         while step < KILLED_AT_STEP or not any(run_file.checkpoints_dir.glob("step-*")):
             if tree.poll() is not None or time.monotonic() > deadline or step == KILLED_RUN_STEPS:
@@ -235,8 +238,8 @@ class JobRuns:
         """Return the events that the supervisor makes of the spools."""
         watch = RankWatch(run_file)
         at = datetime.now(UTC)
-        told = [event for rank in range(self._num_ranks) for event in _events(run_file, rank)]
-        found = [result for event in told for _, result in watch.add(at, event)]
+        recorded = [event for rank in range(self._num_ranks) for event in _events(run_file, rank)]
+        found = [result for event in recorded for _, result in watch.add(at, event)]
         found += [event for _, event in watch.end()]
         return [event for event in found if isinstance(event, IncidentChanged)]
 

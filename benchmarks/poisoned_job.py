@@ -1,4 +1,4 @@
-"""The built-in trainer with one NaN put into one rank's step: an entry point, as people's own code is.
+"""The built-in trainer with one NaN put into one rank's step: an entry point, as a user script is.
 
 It sees the model only through hooks on all modules, and tells what became of the weights: `weights-RANK.json`.
 """
@@ -16,7 +16,7 @@ from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.training.data import open_batches
 from apt_jobs.training.loop import train
-from apt_jobs.training.torchrun import own_place
+from apt_jobs.training.torchrun import read_rank_info
 
 
 class Poison:
@@ -42,7 +42,7 @@ class Poison:
             hidden.register_hook(_spoilt)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return None
 
-    def told(self) -> dict[str, Any]:
+    def recorded(self) -> dict[str, Any]:
         """Return the weights before the poisoned step, after it and after the next one."""
         assert self._ddp is not None
         before, after, following = self._steps[:3]
@@ -62,11 +62,11 @@ class Poison:
             spec, step = self._run_file.spec, int(self._arguments["step"])
             length, options = spec.model.max_seq_len, spec.training
             batches = open_batches(self._run_file.run_dir, spec.dataset, length, options, spec.num_ranks)
-            self._batch = batches.micro_batches(step, own_place().rank)[0]
+            self._batch = batches.micro_batches(step, read_rank_info().rank)[0]
         return self._batch
 
     def _is_mine(self, fault: str) -> bool:
-        return self._is_now and self._arguments["fault"] == fault and self._arguments["rank"] == own_place().rank
+        return self._is_now and self._arguments["fault"] == fault and self._arguments["rank"] == read_rank_info().rank
 
     def _digest(self) -> str:
         assert self._ddp is not None
@@ -83,7 +83,7 @@ def train_poisoned(run_file: RunFile, spool: SpoolWriter) -> None:
     train(run_file, spool)
     for handle in handles:
         handle.remove()
-    (run_file.run_dir / f"weights-{own_place().rank}.json").write_text(json.dumps(poison.told()))
+    (run_file.run_dir / f"weights-{read_rank_info().rank}.json").write_text(json.dumps(poison.recorded()))
 
 
 def _spoilt(values: Tensor) -> Tensor:

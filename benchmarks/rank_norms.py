@@ -35,7 +35,7 @@ from apt_jobs.gradient_monitor.norms import norms_of
 from apt_jobs.training.ddp import Rank, process_group, repeatable
 from benchmarks.gpt2 import GPT2
 
-NUM_STEPS = 3  # DDP sorts its buckets anew after the first
+NUM_STEPS = 3  # DDP sorts its buckets again after the first
 TOLERANCE = {"cuda": 1e-6, "cpu": 1e-5}  # on a CPU PyTorch adds up in float32, one number after another
 
 

@@ -31,7 +31,7 @@ NUM_STALLED = 5
 NUM_STALL_ROUNDS = 9
 NUM_IDLE = 500  # connections whose memory is measured
 NUM_RESUMED, NUM_MISSED = 300, 1000  # clients that come back at once, and what each of them missed
-SETTLE_S = 1.0  # for what a server does after a connection began or ended
+CALM_S = 1.0  # for what a server does after a connection began or ended
 CPU_TICK_S = 0.01  # the kernel's resolution
 
 Round = list[Outcome]  # ours first, then the peers, in the order of their names
@@ -172,7 +172,7 @@ def _reconnect_cpu_s(server: Server, num_missed: int) -> float:
     before = server.cpu_s()
     clients = Clients(server, server.url(job_id, after), NUM_RESUMED, "eager" if num_missed else "silent")
     clients.result()
-    time.sleep(SETTLE_S)
+    time.sleep(CALM_S)
     return server.cpu_s() - before
 
 
@@ -182,7 +182,7 @@ def _memory_kib(server: Server) -> float:
     warm = Clients(server, url, 20, "silent")
     before = server.rss_bytes()
     idle = Clients(server, url, NUM_IDLE, "silent")
-    time.sleep(SETTLE_S)
+    time.sleep(CALM_S)
     grown = server.rss_bytes() - before
     idle.result()
     warm.result()

@@ -54,9 +54,9 @@ class Clients:
     def __init__(self, server: Server, url: str, number: int, manner: str) -> None:
         command = [sys.executable, "-m", "benchmarks.stream_load", url, server.key, str(number), LAST, manner]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._said("ready")
+        self._received("ready")
 
-    def _said(self, word: str) -> None:
+    def _received(self, word: str) -> None:
         assert self._process.stdout is not None
         assert self._process.stdout.readline().strip() == word, f"no clients: {self._process.args!r}"
 

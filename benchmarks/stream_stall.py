@@ -25,7 +25,7 @@ from tests.acceptance.stack import DEADLINE_S, Stack, has_both_workers, until
 SCRIPT = Path(__file__).parent / "latency_training.py"
 NUM_ROUNDS = 4  # of each fault
 WINDOW_S = 3.0  # with the fault, and as long without
-SETTLE_S = 1.0  # after a fault, while what waited is sent
+CALM_S = 1.0  # after a fault, while what waited is sent
 NUM_DISK_STEPS = 150  # of one block
 NUM_DISK_ROUNDS = 6
 PEER = "the same training without the fault"
@@ -78,7 +78,7 @@ def _windows(stack: Stack, fault: Callable[[Stack], AbstractContextManager[None]
         began = time.time()
         time.sleep(WINDOW_S)
         faulty = began, time.time()
-    time.sleep(SETTLE_S)
+    time.sleep(CALM_S)
     began = time.time()
     time.sleep(WINDOW_S)
     return faulty, (began, time.time())
@@ -125,7 +125,7 @@ def _disk_row() -> Row:
         for _ in range(NUM_DISK_ROUNDS):
             faulty_ms.append(_block_ms(hanging))
             sound_ms.append(_block_ms(sound))
-        os.close(reading)  # whoever still writes to it is told so
+        os.close(reading)  # whoever still writes to it is recorded so
         hanging.close()
         sound.close()
     return paired_row("stream/training-stall/disk", faulty_ms, sound_ms, PEER, "ms")

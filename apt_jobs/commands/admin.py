@@ -14,7 +14,7 @@ import typer
 from apt_jobs.addresses import is_wildcard
 from apt_jobs.commands.lifetimes import parse_expiry
 from apt_jobs.commands.processes import prepare_process
-from apt_jobs.commands.terminal import load_settings, open_client, print_json, print_table, say
+from apt_jobs.commands.terminal import echo, load_settings, open_client, print_json, print_table
 from apt_jobs.errors import Unavailable
 from apt_jobs.logs import configure_logging
 from apt_jobs.private_files import keep_private
@@ -34,16 +34,16 @@ def up(port: Port = None, data_dir: DataDir = None) -> None:
     configure_logging(settings.log_level)
 
     def on_ready(stack: Stack) -> None:
-        say("")
-        say(f"apt_jobs is up: {stack.browser_url}", style="bold")
-        say(f"data in {settings.root}")
-        say("Open this link once, in the browser that you want to use:")
-        say(f"  {stack.login_link}")
+        echo("")
+        echo(f"apt_jobs is up: {stack.browser_url}", style="bold")
+        echo(f"data in {settings.root}")
+        echo("Open this link once, in the browser that you want to use:")
+        echo(f"  {stack.login_link}")
         if is_wildcard(settings.host) and not settings.allowed_hosts:
-            say(f"Other machines reach it at the addresses of this one, port {settings.port}, by HTTP only;")
-            say("APT_JOBS_ALLOWED_HOSTS names it for them.")
-        say("Ctrl-C stops everything.")
-        say("")
+            echo(f"Other machines reach it at the addresses of this one, port {settings.port}, by HTTP only;")
+            echo("APT_JOBS_ALLOWED_HOSTS names it for them.")
+        echo("Ctrl-C stops everything.")
+        echo("")
 
     run_embedded(settings, on_ready)
 
@@ -67,7 +67,7 @@ def migrate() -> None:
     with _database() as database:
         upgrade_database(database)
         mark_data_directory(load_settings(), database)
-    say("the database is up to date")
+    echo("the database is up to date")
 
 
 @app.command()
@@ -95,7 +95,7 @@ def import_folder(
             settings.root.mkdir(parents=True, exist_ok=True)
             upgrade_database(database)
         job_id, is_new = import_run(database, folder, name)
-    say(f"{job_id} {'is imported' if is_new else 'was imported before'}")
+    echo(f"{job_id} {'is imported' if is_new else 'was imported before'}")
 
 
 @app.command("login-link")
@@ -105,7 +105,7 @@ def login_link() -> None:
 
     with _database() as database, database.write() as session:
         token = create_login_token(session, Role.ADMIN, 3600.0)
-    say(f"{_service_url()}/login?token={token}")
+    echo(f"{_service_url()}/login?token={token}")
 
 
 @keys_app.command("create")
@@ -121,7 +121,7 @@ def create_key(
     if role not in list(Role):
         raise typer.BadParameter(f"{role!r} is no role; use {', '.join(Role)}")
     with _database() as database, database.write() as session:
-        say(create(session, name, Role(role), parse_expiry(expires) if expires is not None else None))
+        echo(create(session, name, Role(role), parse_expiry(expires) if expires is not None else None))
 
 
 @keys_app.command("list")
@@ -148,7 +148,7 @@ def revoke_key(key_id: str) -> None:
 
 
 def _service_url() -> str:
-    """Where a browser of this user finds the service: what runs on this data directory, else what the settings say."""
+    """Where a browser of this user finds the service: what runs on this data directory, else what the settings echo."""
     try:
         with open_client() as client:
             return client.browser_url

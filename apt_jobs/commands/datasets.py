@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from apt_jobs.commands.terminal import AsJson, open_client, print_json, print_table, say
+from apt_jobs.commands.terminal import AsJson, echo, open_client, print_json, print_table
 from apt_jobs.errors import InvalidInput
 
 app = typer.Typer(no_args_is_help=True, help="The texts that jobs train on.")
@@ -34,7 +34,7 @@ def add(name: Name, file: Annotated[Path, typer.Argument(help="UTF-8 text.")]) -
         raise InvalidInput(f"{file} cannot be read: {why}") from exc
     with opened, open_client() as client:
         client.upload_dataset(name, opened)
-    say(f"{name} is there")
+    echo(f"{name} is there")
 
 
 @app.command()

@@ -6,7 +6,7 @@ import typer
 
 from apt_jobs.client.output_file import is_stream
 from apt_jobs.commands.progress import follow, place
-from apt_jobs.commands.terminal import BLOCK, AsJson, JobFile, open_client, print_json, print_table, read_job, say
+from apt_jobs.commands.terminal import BLOCK, AsJson, JobFile, echo, open_client, print_json, print_table, read_job
 
 app = typer.Typer()
 JobId = Annotated[str, typer.Argument(help="As `apt-jobs ps` shows it.")]
@@ -22,7 +22,7 @@ def submit(
     spec = read_job(file)
     with open_client() as client:
         job = client.submit(spec)
-        say(f"{job.id} is {job.state}")
+        echo(f"{job.id} is {job.state}")
         if not detach and follow(client, job.id).state != "succeeded":
             raise typer.Exit(1)
 
@@ -65,7 +65,7 @@ def logs(
         client.get(job_id)  # a service that is away is an error at the start; later it is waited for
         read = client.events if follow_on else client.stored_events
         for event in read(job_id, kinds=("log",)):
-            say(f"[{event['source']}] {event['message']}", keep="\t")
+            echo(f"[{event['source']}] {event['message']}", keep="\t")
 
 
 @app.command()
@@ -81,7 +81,7 @@ def cancel(job_id: JobId) -> None:
     """Cancel a job."""
     with open_client() as client:
         job = client.cancel(job_id)
-    say(f"{job_id} is {job.state}" + ("" if job.state == "cancelled" else ", and told to stop"))
+    echo(f"{job_id} is {job.state}" + ("" if job.state == "cancelled" else ", and told to stop"))
 
 
 @app.command()
@@ -89,7 +89,7 @@ def pause(job_id: JobId) -> None:
     """Pause a job; a training saves first."""
     with open_client() as client:
         job = client.pause(job_id)
-    say(f"{job_id} is {job.state}")
+    echo(f"{job_id} is {job.state}")
 
 
 @app.command()
@@ -97,7 +97,7 @@ def resume(job_id: JobId) -> None:
     """Let a paused job go on."""
     with open_client() as client:
         job = client.resume(job_id)
-    say(f"{job_id} is {job.state}")
+    echo(f"{job_id} is {job.state}")
 
 
 @app.command()
@@ -105,7 +105,7 @@ def retry(job_id: JobId) -> None:
     """Queue a failed, cancelled or dead job again, from its last checkpoint."""
     with open_client() as client:
         job = client.retry(job_id)
-    say(f"{job_id} is {job.state}")
+    echo(f"{job_id} is {job.state}")
 
 
 @app.command()
@@ -116,7 +116,7 @@ def export(
 ) -> None:
     """Write a job's full histories to a file."""
     with open_client() as client:
-        _tell_written(output, client.export(job_id, form, output))
+        _print_written(output, client.export(job_id, form, output))
 
 
 @app.command()
@@ -138,7 +138,7 @@ def download(
 ) -> None:
     """Write a checkpoint's tar file."""
     with open_client() as client:
-        _tell_written(output, client.download(checkpoint_id, output))
+        _print_written(output, client.download(checkpoint_id, output))
 
 
 @app.command()
@@ -146,12 +146,12 @@ def generate(text: str, max_length: int = 100, temperature: float = 0.0, model: 
     """Continue a text with the newest checkpoint, or with `--model`."""
     with open_client() as client:
         answer = client.generate(text, max_length=max_length, temperature=temperature, model=model)
-    say(answer["input_text"] + answer["generated_text"], keep=BLOCK)
+    echo(answer["input_text"] + answer["generated_text"], keep=BLOCK)
 
 
-def _tell_written(output: str, num_bytes: int) -> None:
+def _print_written(output: str, num_bytes: int) -> None:
     if not is_stream(output):
-        say(f"wrote {output} ({num_bytes:,} bytes)")
+        echo(f"wrote {output} ({num_bytes:,} bytes)")
 
 
 def _steps(job: dict[str, Any]) -> str:

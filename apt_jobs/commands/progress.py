@@ -1,4 +1,4 @@
-"""The progress of a job in the terminal: one line that is drawn anew; without a terminal, a line every few seconds.
+"""The progress of a job in the terminal: one line that is redrawn; without a terminal, a line every few seconds.
 
 `follow` is what `submit`, `watch` and `demo` show; `ProgressLine` is the line, for any width.
 """
@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 from apt_jobs.client.client import Client, Job
-from apt_jobs.commands.terminal import BLOCK, console, printable, say
+from apt_jobs.commands.terminal import BLOCK, console, echo, printable
 
 LINE_EVERY_S = 5.0  # without a terminal
 ANOMALIES_EVERY_S = 1.0
@@ -60,7 +60,7 @@ class ProgressLine:
         self._clock = clock
         self._began_at = clock()
         self._num_anomalies = 0
-        self._told_anomalies_at = -math.inf
+        self._anomalies_shown_at = -math.inf
 
     def update(self, event: dict[str, Any]) -> None:
         """Take what an event of the job says."""
@@ -72,7 +72,7 @@ class ProgressLine:
         elif kind == "metric":
             self._metric, self._step = event, event["step"]
         elif kind == "anomaly":
-            self._tell_anomaly(event)
+            self._print_anomaly(event)
 
     def text(self, width: int | None = None) -> str:
         """Build the line.
@@ -132,14 +132,14 @@ class ProgressLine:
             parts.append((f"ETA {duration(left_s)}", 2))
         return parts
 
-    def _tell_anomaly(self, event: dict[str, Any]) -> None:
+    def _print_anomaly(self, event: dict[str, Any]) -> None:
         self._num_anomalies += 1
         now = self._clock()
-        if now - self._told_anomalies_at < ANOMALIES_EVERY_S:
+        if now - self._anomalies_shown_at < ANOMALIES_EVERY_S:
             return
         others = f"; {self._num_anomalies - 1} steps before it" if self._num_anomalies > 1 else ""
-        say(f"anomaly at step {event['step']}: {len(event['layers'])} layers{others}", style="red")
-        self._num_anomalies, self._told_anomalies_at = 0, now
+        echo(f"anomaly at step {event['step']}: {len(event['layers'])} layers{others}", style="red")
+        self._num_anomalies, self._anomalies_shown_at = 0, now
 
 
 def duration(seconds: float) -> str:
@@ -152,7 +152,7 @@ def duration(seconds: float) -> str:
 
 
 def place(step: int, num_steps: float | None) -> str:
-    """Write where a job is. Own training code does not say how many steps it will take."""
+    """Write where a job is. Own training code does not echo how many steps it will take."""
     return f"{step}" if num_steps is None else f"{step}/{int(num_steps)}"
 
 
@@ -174,9 +174,9 @@ def _printed(line: ProgressLine) -> Iterator[None]:
 
     def print_lines() -> None:
         try:
-            say(line.text())
+            echo(line.text())
             while not ended.wait(LINE_EVERY_S):
-                say(line.text())
+                echo(line.text())
         except OSError as exc:  # nobody reads any more
             failures.append(exc)
             _thread.interrupt_main()
@@ -201,9 +201,9 @@ def _bar(share: float, width: int) -> str:
 
 def _print_end(job: Job) -> None:
     if job.state == "succeeded":
-        say("succeeded", style="green")
+        echo("succeeded", style="green")
         return
-    say(f"{job.state}: {job.reason or 'no reason was given'}", style="red", keep=BLOCK)
+    echo(f"{job.state}: {job.reason or 'no reason was given'}", style="red", keep=BLOCK)
     traceback = (job.get("error") or {}).get("traceback")
     if traceback:
-        say(str(traceback), keep=BLOCK)
+        echo(str(traceback), keep=BLOCK)

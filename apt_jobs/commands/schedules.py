@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from apt_jobs.commands.terminal import AsJson, JobFile, open_client, print_json, print_table, read_job, say
+from apt_jobs.commands.terminal import AsJson, JobFile, echo, open_client, print_json, print_table, read_job
 
 app = typer.Typer(no_args_is_help=True, help="Jobs that come due by a cron expression.")
 ScheduleId = Annotated[str, typer.Argument(help="As `apt-jobs schedules list` shows it.")]
@@ -38,7 +38,7 @@ def create(
         row = client.create_schedule(
             name=name, cron=cron, job=job, time_zone=time_zone, overlap=overlap, catch_up=catch_up
         )
-    say(f"{row['id']} is due next at " + ", ".join(row["next_runs"]))
+    echo(f"{row['id']} is due next at " + ", ".join(row["next_runs"]))
 
 
 @app.command()
@@ -53,7 +53,7 @@ def pause(schedule_id: ScheduleId) -> None:
     """Stop firing."""
     with open_client() as client:
         client.steer_schedule(schedule_id, "pause")
-    say(f"{schedule_id} is paused")
+    echo(f"{schedule_id} is paused")
 
 
 @app.command()
@@ -61,7 +61,7 @@ def resume(schedule_id: ScheduleId) -> None:
     """Fire again, from the next due time on."""
     with open_client() as client:
         row = client.steer_schedule(schedule_id, "resume")
-    say(f"{schedule_id} is due next at {row['next_run_at']}")
+    echo(f"{schedule_id} is due next at {row['next_run_at']}")
 
 
 @app.command()
@@ -69,7 +69,7 @@ def run(schedule_id: ScheduleId) -> None:
     """Submit the schedule's job now."""
     with open_client() as client:
         job = client.steer_schedule(schedule_id, "run")
-    say(f"{job['id']} is {job['state']}")
+    echo(f"{job['id']} is {job['state']}")
 
 
 @app.command()

@@ -1,8 +1,8 @@
 """What every command uses: how text reaches the terminal, the settings of this process, the client that they lead to.
 
 Names, reasons, log lines and generated text come from others. Nothing of them is ever read as markup, and what a
-terminal would obey or hide (escape sequences, carriage returns, marks that reverse the direction of writing) is shown
-as an escape. A pipe gets plain lines of any width; what its encoding cannot hold becomes an escape, too.
+terminal would execute or hide (escape sequences, carriage returns, marks that reverse the direction of writing) is
+shown as an escape. A pipe gets plain lines of any width; what its encoding cannot hold becomes an escape, too.
 """
 
 import json
@@ -47,7 +47,7 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(char if char in keep or not _is_hidden(char) else _escaped(char) for char in text)
 
 
-def say(text: str, style: str = "", keep: str = "") -> None:
+def echo(text: str, style: str = "", keep: str = "") -> None:
     """Print text, which may hold text of others; with a style where a terminal shows it."""
     shown = printable(text, keep)
     if style and sys.stdout.isatty():

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from apt_jobs.commands.processes import prepare_process
-from apt_jobs.commands.terminal import AsJson, load_settings, open_client, print_json, print_table, say
+from apt_jobs.commands.terminal import AsJson, echo, load_settings, open_client, print_json, print_table
 
 app = typer.Typer(no_args_is_help=True, help="The workers that run, and what they do.")
 start_app = typer.Typer(no_args_is_help=True, help="Start a worker.")
@@ -92,7 +92,7 @@ def drain(name: Name) -> None:
     """Have a worker hand back its job, with a checkpoint, and claim no other. Its process stays."""
     with open_client() as client:
         client.steer_worker(name, "drain")
-    say(f"{name} is told to hand back its job and to claim no other")
+    echo(f"{name} is told to hand back its job and to claim no other")
 
 
 @app.command()
@@ -100,4 +100,4 @@ def resume(name: Name) -> None:
     """Let a drained worker claim jobs again."""
     with open_client() as client:
         client.steer_worker(name, "resume")
-    say(f"{name} may claim jobs again")
+    echo(f"{name} may claim jobs again")

@@ -212,7 +212,7 @@ def finish(
     return change_state(session, job, outcome, reason, is_hand_back=is_hand_back, **values)[1]
 
 
-def finish_broken(
+def finish_faulted(
     session: Session,
     job_id: str,
     attempt: int,

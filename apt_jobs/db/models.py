@@ -125,7 +125,7 @@ class EventChunk(Base):
 
 
 class SeriesSegment(Base):
-    """A stretch of one attempt in which steps only grow: a roll-back begins the next one."""
+    """A part of one attempt in which steps only grow: a roll-back begins the next one."""
 
     __tablename__ = "series_segments"
 

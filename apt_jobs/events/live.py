@@ -87,7 +87,7 @@ class LiveSubscriber:
     async def messages(self) -> AsyncIterator[tuple[str, bytes | None]]:
         """Yield `(job_id, frame)` as published, and `(job_id, None)` after each (re)subscription: read the database.
 
-        Reconnects for ever, after a back-off.
+        Reconnects without end, after a back-off.
         """
         num_failures = 0
         while True:

@@ -1,7 +1,7 @@
 """CUDA graphs of a decode step, one for each number of rows, width of the cache and way of sampling.
 
 A new size is captured at once and runs; behind it a thread has the same step compiled (half a minute), and the graph is
-captured anew with the compiled kernels as soon as they are there. What cannot be captured or compiled runs without.
+captured again with the compiled kernels as soon as they are there. What cannot be captured or compiled runs without.
 """
 
 import logging

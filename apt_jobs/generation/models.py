@@ -180,17 +180,17 @@ def _within(value: object, low: float, high: float, default: float) -> float:
 
 
 def _context_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    said = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-    if said is None and tokenizer.model_max_length < 1 << 30:  # "unlimited" is 1e30
-        said = tokenizer.model_max_length
-    return int(said or DEFAULT_CONTEXT_TOKENS)
+    seen = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    if seen is None and tokenizer.model_max_length < 1 << 30:  # "unlimited" is 1e30
+        seen = tokenizer.model_max_length
+    return int(seen or DEFAULT_CONTEXT_TOKENS)
 
 
 def _end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    said = getattr(model.generation_config, "eos_token_id", None)
-    if said is None:
-        said = tokenizer.eos_token_id
-    return frozenset([] if said is None else [said] if isinstance(said, int) else said)
+    seen = getattr(model.generation_config, "eos_token_id", None)
+    if seen is None:
+        seen = tokenizer.eos_token_id
+    return frozenset([] if seen is None else [seen] if isinstance(seen, int) else seen)
 
 
 def _first_tokens(tokenizer: PreTrainedTokenizerBase, end_tokens: frozenset[int]) -> tuple[int, ...]:

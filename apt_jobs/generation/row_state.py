@@ -1,4 +1,4 @@
-"""What a step needs of its rows, on the device: last token, position, sampling parameters, what was said.
+"""What a step needs of its rows, on the device: last token, position, sampling parameters, what was seen.
 
 The host writes a row when its prompt was read; after that the device carries it from step to step by itself.
 Shapes: S slots, B the first of them, N some of them, V vocabulary.

@@ -60,11 +60,11 @@ def draw(seed_B: Tensor, position_B: Tensor) -> Tensor:
 
 
 def penalized(logits_BV: Tensor, rows: PenaltyRows) -> Tensor:
-    """Lower the logits of tokens that were said."""
-    said_BV = rows.in_prompt_BV | (rows.num_in_output_BV > 0)
+    """Lower the logits of tokens that were seen."""
+    seen_BV = rows.in_prompt_BV | (rows.num_in_output_BV > 0)
     factor_B1 = rows.repetition_B[:, None]
     lowered_BV = torch.where(logits_BV > 0, logits_BV / factor_B1, logits_BV * factor_B1)
-    logits_BV = torch.where(said_BV, lowered_BV, logits_BV)
+    logits_BV = torch.where(seen_BV, lowered_BV, logits_BV)
     logits_BV = logits_BV - rows.frequency_B[:, None] * rows.num_in_output_BV
     return logits_BV - rows.presence_B[:, None] * (rows.num_in_output_BV > 0)
 
@@ -78,7 +78,7 @@ def choose(
         logits_BV: of any float type.
         position_B: of the token that is chosen, in its sequence.
         rows: how to sample; none: greedy.
-        penalties: what was said before, and how much it counts; none: nothing.
+        penalties: what was seen before, and how much it counts; none: nothing.
     """
     best_B = logits_BV.max(dim=-1)
     # -inf is a ban, not a fault; NaN is the maximum of all

@@ -2,7 +2,7 @@
 
 A step: admit what waits, read some prompt, add a token to each row, hand out the tokens of the step before (of this one
 on CPU). Interactive sequences go before batch ones: some slots are theirs, and they have a batch sequence preempted,
-which is recomputed later from its prompt and what it had said.
+which is recomputed later from its prompt and what it had seen.
 """
 
 import logging
@@ -155,7 +155,7 @@ class Scheduler:
         return None
 
     def _preempt(self, sequence: Sequence) -> None:
-        """Take the slot away; the sequence is read anew when it has its next one."""
+        """Take the slot away; the sequence is read again when it has its next one."""
         self._receive(self._in_flight)
         self._in_flight = []
         self._runner.release(sequence)

@@ -125,7 +125,7 @@ class GradientMonitor:
             self._spool = open_local_spool(runs_dir / local_name, self._rank)
         self._vanishing_below, self._exploding_above = vanishing_below, exploding_above
         self._every_steps = every_steps
-        self._told: list[Event] = []  # of this step, for the spool
+        self._pending: list[Event] = []  # of this step, for the spool
         self._timeline: deque[_Record] = deque(maxlen=MAX_TIMELINE_STEPS)
         self._statistics = LayerStatistics(len(self.names))
         self._anomalies = dict.fromkeys(ANOMALY_KINDS, 0)
@@ -139,8 +139,8 @@ class GradientMonitor:
         self._num_orders = 0
         self._begin: Any = None
         self._called_s: float | None = None
-        self._tell_first(LayersNamed(self.names))
-        self._send_told()
+        self._emit_from_first_rank(LayersNamed(self.names))
+        self._flush_pending()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -263,7 +263,7 @@ class GradientMonitor:
         if self._layers.look_for_new():
             self.flush()  # rare, so it may wait: what is on its way has the old number of layers
             self._statistics.grow(len(self.names))
-            self._tell_first(LayersNamed(self.names))
+            self._emit_from_first_rank(LayersNamed(self.names))
 
     def _hook(self, model: nn.Module) -> LocalNorms | None:
         if not isinstance(model, DistributedDataParallel) or dist.get_world_size(model.process_group) == 1:
@@ -271,7 +271,9 @@ class GradientMonitor:
         try:
             return local_norms_of(model, self._device)
         except RuntimeError as exc:
-            self._tell_first(LineLogged("warning", "rank 0", f"no norms of each rank before the reduction: {exc}"))
+            self._emit_from_first_rank(
+                LineLogged("warning", "rank 0", f"no norms of each rank before the reduction: {exc}")
+            )
             return None
 
     def _record(
@@ -288,7 +290,7 @@ class GradientMonitor:
         parts = [norms]
         if local is not None:
             parts.append(local if scale is None else local / scale)
-            self._tell_order(step, order)
+            self._emit_order(step, order)
         if loss is not None:
             value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(loss, device=self._device)
             parts.append(value.reshape(1).to(self._device, torch.float32))
@@ -324,8 +326,8 @@ class GradientMonitor:
             self._keep(label, values)
         for step, values in self._update_ring.collect(wait=wait):
             whole, ratios = np.split(values.astype(np.float64), 2)
-            self._tell(UpdatesMeasured(step, self._rank, tuple(whole.tolist()), tuple(ratios.tolist())))
-        self._send_told()
+            self._emit(UpdatesMeasured(step, self._rank, tuple(whole.tolist()), tuple(ratios.tolist())))
+        self._flush_pending()
 
     def _keep(self, label: _Label, values: NDArray[np.float32]) -> None:
         count = len(label.present)
@@ -338,12 +340,12 @@ class GradientMonitor:
         self._statistics.add(norms, anomalous)
         self._timeline.append(_Record(label.step, label.at, norms, anomalous))
         self._total_steps += 1
-        self._tell_norms(label, norms, kinds)
+        self._emit_norms(label, norms, kinds)
         if self._spool is None:
             return
         compute_ms = elapsed_ms(label.begin, label.ready)
         dropped = self.num_dropped + self._spool.num_dropped
-        self._tell(
+        self._emit(
             RankGradientsRecorded(
                 step=label.step,
                 rank=self._rank,
@@ -358,18 +360,20 @@ class GradientMonitor:
             )
         )
         if label.learning_rate is not None and loss is not None:
-            self._tell_first(_as_metric(label, loss, norms))
+            self._emit_from_first_rank(_as_metric(label, loss, norms))
 
-    def _tell_norms(self, label: _Label, norms: NDArray[np.float64], kinds: NDArray[np.int8]) -> None:
+    def _emit_norms(self, label: _Label, norms: NDArray[np.float64], kinds: NDArray[np.int8]) -> None:
         found = np.flatnonzero(kinds >= 0).tolist()
-        self._tell_first(GradientsRecorded(label.step, tuple(norms.tolist()), tuple(found), label.num_rollbacks))
+        self._emit_from_first_rank(
+            GradientsRecorded(label.step, tuple(norms.tolist()), tuple(found), label.num_rollbacks)
+        )
         if not found:
             return
         names, named = self.names, [ANOMALY_KINDS[kinds[index]] for index in found]
         for kind in named:
             self._anomalies[kind] += 1
         layers = list(zip(found, named, strict=True))[:MAX_NAMED_ANOMALIES]
-        self._tell_first(
+        self._emit_from_first_rank(
             AnomaliesFound(label.step, tuple(LayerAnomaly(names[i], kind, float(norms[i])) for i, kind in layers))
         )
 
@@ -386,23 +390,23 @@ class GradientMonitor:
         ]
         return np.select(conditions, [-1, 0, 1, 2, 3], -1).astype(np.int8)
 
-    def _tell_order(self, step: int, order: list[int]) -> None:
+    def _emit_order(self, step: int, order: list[int]) -> None:
         self._num_orders += 1
         if self._num_orders == ORDER_SETTLED_AT:
-            self._tell_first(BackwardOrderSeen(step, tuple(order)))
+            self._emit_from_first_rank(BackwardOrderSeen(step, tuple(order)))
 
-    def _tell_first(self, event: Event) -> None:
+    def _emit_from_first_rank(self, event: Event) -> None:
         if self._rank == 0:
-            self._tell(event)
+            self._emit(event)
 
-    def _tell(self, event: Event) -> None:
+    def _emit(self, event: Event) -> None:
         if self._spool is not None:
-            self._told.append(event)
+            self._pending.append(event)
 
-    def _send_told(self) -> None:
-        if self._spool is not None and self._told:
-            self._spool.append(*self._told)
-            self._told.clear()
+    def _flush_pending(self) -> None:
+        if self._spool is not None and self._pending:
+            self._spool.append(*self._pending)
+            self._pending.clear()
 
 
 def _as_metric(label: _Label, loss: float, norms: NDArray[np.float64]) -> StepTrained:

@@ -28,7 +28,7 @@ def mark_data_directory(settings: Settings, database: Database) -> None:
         known = get_value(session, DATA_ID)
     marker = settings.root / MARKER_NAME
     if known is None:
-        found = _read(marker)  # of a database that was made anew
+        found = _read(marker)  # of a database that was made again
         with database.write() as session:
             known, is_new = add_value(session, DATA_ID, found or str(uuid.uuid4()))
         if not is_new and not _holds_database(settings, database):

@@ -11,7 +11,7 @@ MAX_PENDING_BYTES = 1 << 18  # of a line that has not ended
 class LineFramer:
     """Splits one stream of bytes at line feeds, wherever reads cut it.
 
-    A carriage return begins the line anew: only the last state of a line counts, and while the line goes on, the state
+    A carriage return begins the line again: only the last state of a line counts, and while the line goes on, the state
     that it has every `REWRITE_EVERY_S` seconds. Other characters that Python calls line ends (U+2028, form feed) are
     part of a line.
     """

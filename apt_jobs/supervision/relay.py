@@ -71,7 +71,7 @@ class Relay:
         """When the ranks last emitted an event or printed a byte: code without the monitor prints at most."""
         return max(self.last_event_s, self._logs.last_output_s)
 
-    def pump(self) -> int:
+    def flush(self) -> int:
         """Store and publish what is there, about `BATCH_EVENTS` at most. Returns how many events moved.
 
         Raises:
@@ -86,7 +86,7 @@ class Relay:
         try:
             with self._database.write() as session:
                 appended = append_events(session, self._job_id, self._attempt, self._batch, self._lease_s)
-                stored = appended.stored + self._carry_out(session)
+                stored = appended.stored + self._apply_decisions(session)
         except (Unavailable, OutOfSpace) as exc:
             logger.warning("events wait in the spool", extra={"job_id": self._job_id, "why": str(exc)})
             self._num_refused += 1
@@ -110,7 +110,7 @@ class Relay:
         """
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            if self.pump() == 0 and not self._batch:
+            if self.flush() == 0 and not self._batch:
                 if self._is_over:
                     return
                 self._is_over, self._batch = True, self._watch.end()
@@ -118,7 +118,7 @@ class Relay:
             if self._batch:
                 time.sleep(RETRY.first_s)
 
-    def say(self, level: str, message: str) -> None:
+    def log(self, level: str, message: str) -> None:
         """Add a line of the supervisor's own to the job's log."""
         assert level in ("info", "warning", "error")
         self._logs.add(LineLogged(level, "supervisor", message))  # type: ignore[arg-type]  # the assert narrows it
@@ -151,7 +151,7 @@ class Relay:
         is_own = event.filename.startswith(f"{self._checkpoint_prefix}/")
         return is_own and is_plain_name(event.filename) and len(event.filename) <= MAX_FILENAME_CHARS
 
-    def _carry_out(self, session: Session) -> list[StoredEvent]:
+    def _apply_decisions(self, session: Session) -> list[StoredEvent]:
         """Apply what a policy decided about the job itself, in the transaction of the event that records it."""
         changed: list[StoredEvent] = []
         for _, event in self._batch:

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from apt_jobs.db.checkpoints import newest_of_job
 from apt_jobs.db.engine import Database
 from apt_jobs.db.hand_backs import hand_back
-from apt_jobs.db.jobs import fence, finish, finish_broken, get_job, orders_of
+from apt_jobs.db.jobs import fence, finish, finish_faulted, get_job, orders_of
 from apt_jobs.errors import AptJobsError, Fenced, InvalidInput, OutOfSpace, Unavailable, WorkerLacks
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.events.live import LivePublisher
@@ -141,7 +141,7 @@ class Supervisor:
         """Relay until the tree has ended; end it when there is a reason to."""
         nodes = NodeWatch(self._database, run_file, self._worker_name, alive_within_s=self._settings.lease_s)
         while tree.poll() is None:
-            moved = relay.pump()
+            moved = relay.flush()
             if (reason := self._reason_to_end(lease, relay, nodes)) is not None:
                 return self._end(tree, reason)
             if self._asked is None and (reason := self._reason_to_stop(lease, relay, run_file)) is not None:
@@ -234,7 +234,7 @@ class Supervisor:
             error = {"message": why, "traceback": logs.tail()[-MAX_TRACEBACK_CHARS:]}
             fault, rules = Fault.INFRASTRUCTURE if self._lost_node else Fault.JOB, retry_rules(self._settings)
             self._stored(
-                lambda session: finish_broken(
+                lambda session: finish_faulted(
                     session, self._job_id, self._attempt, why, error, fault=fault, rules=rules
                 )
             )

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from apt_jobs.training.torchrun import own_place
+from apt_jobs.training.torchrun import read_rank_info
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # a rank that waits longer fails, and the job with it
 
@@ -32,7 +32,7 @@ class Rank:
 @contextmanager
 def process_group(device: str) -> Iterator[Rank]:
     """Join the other ranks: NCCL on GPUs ("cuda"), gloo on CPUs."""
-    place = own_place()
+    place = read_rank_info()
     if device == "cuda":
         torch.cuda.set_device(place.local_rank)
         backend, where = "nccl", torch.device("cuda", place.local_rank)

@@ -23,9 +23,9 @@ from apt_jobs.events.kinds import RankFailed
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.jobs.run_file import SCRIPT_SUFFIX, RunFile
 from apt_jobs.jobs.spec import ArgumentValue
-from apt_jobs.training.torchrun import own_place
+from apt_jobs.training.torchrun import read_rank_info
 
-BUILT_IN = "apt_jobs.training.loop:train"  # imported like any other: own code does not wait for what it may not use
+BUILT_IN = "apt_jobs.training.loop:train"  # imported like any other: user scripts do not wait for it
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -35,7 +35,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="One rank of a training attempt.")
     parser.add_argument("--run-file", type=Path, required=True)
     run_file = RunFile.model_validate_json(parser.parse_args().run_file.read_text())
-    rank = own_place().rank
+    rank = read_rank_info().rank
     with SpoolWriter(run_file.spool_path(rank)) as spool:
         try:
             with spool_of_job(spool):
@@ -56,7 +56,7 @@ def _entry(run_file: RunFile) -> Callable[[RunFile, SpoolWriter], None]:
 
     def run(run_file: RunFile, spool: SpoolWriter) -> None:
         function(run_file, spool)
-        if own_place().rank == 0:
+        if read_rank_info().rank == 0:
             run_file.outcome_path.write_text("finished")
 
     return run
@@ -97,8 +97,8 @@ def _die_with_torchrun() -> None:
 def _leave(status: int) -> NoReturn:
     """End the process as the interpreter does, but do not take it apart.
 
-    Threads of a process group that own code still holds go on meanwhile, and objects that they share with the main one
-    are destroyed in no order: such a rank is aborted now and then (SIGABRT) after all its work was done, and has failed
+    Threads of a process group that a user script still holds go on meanwhile, and objects that they share with the main
+    one are destroyed in no order: such a rank is aborted now and then (SIGABRT) after all its work was done, and has failed
     for torchrun.
     """
     wait_for_threads: Callable[[], None] = threading._shutdown  # type: ignore[attr-defined]  # typeshed lacks it

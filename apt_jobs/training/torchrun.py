@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RankInfo:
     """A process among the others of the attempt, and among those of its node."""
 
     rank: int
@@ -13,10 +13,10 @@ class Place:
     local_rank: int
 
 
-def own_place() -> Place:
+def read_rank_info() -> RankInfo:
     """Of this process.
 
     Raises:
         KeyError: torchrun did not start it.
     """
-    return Place(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))
+    return RankInfo(int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_RANK"]))

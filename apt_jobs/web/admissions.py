@@ -77,7 +77,7 @@ class Admissions:
                 del self._num_open[owner]
 
     async def recheck_loop(self) -> None:
-        """Look up again who has been inside since the last time, for ever."""
+        """Look up again who has been inside since the last time, without end."""
         known: set[Admission] = set()
         while True:
             await asyncio.sleep(RECHECK_EVERY_S)

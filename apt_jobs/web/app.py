@@ -110,7 +110,7 @@ def create_app(settings: Settings) -> Starlette:
         admissions, readiness = Admissions(database), Readiness(settings, database)
         service = Service(settings, database, wake_ups, publisher, admissions, readiness, asyncio.Event())
         app.state.service, app.state.streams = service, streams
-        loops = [streams.follow(), streams.check_heads(), streams.look_after()]
+        loops = [streams.follow(), streams.check_heads(), streams.run_maintenance()]
         loops += [sweep_loop(service), admissions.recheck_loop()]
         loops += [wake_up_loop(service), reap_loop(service), fire_loop(service)]
         tasks = [asyncio.create_task(loop) for loop in loops]

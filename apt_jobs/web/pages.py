@@ -10,7 +10,7 @@ from apt_jobs.errors import NotFound
 from apt_jobs.web.api.endpoint import openapi_document
 
 STATIC = Path(__file__).parent / "static"
-_FOR_EVER = {"cache-control": "public, max-age=31536000, immutable"}  # the names of assets contain their hash
+_IMMUTABLE = {"cache-control": "public, max-age=31536000, immutable"}  # the names of assets contain their hash
 _ALWAYS_ASK = {"cache-control": "no-cache"}
 _NOT_BUILT = """<!doctype html><html lang="en"><title>apt_jobs</title>
 <h1>The user interface is not built</h1>
@@ -34,7 +34,7 @@ async def get_favicon(_request: Request) -> Response:
 
 async def get_asset(request: Request) -> Response:
     """Return a script or style of the page."""
-    return _file(STATIC / "assets", request.path_params["name"], _FOR_EVER)
+    return _file(STATIC / "assets", request.path_params["name"], _IMMUTABLE)
 
 
 async def get_openapi(request: Request) -> Response:

@@ -36,7 +36,7 @@ class Revocable:
             if self._reason is None or self._task is None:
                 raise
             self._task.uncancel()
-            await self._say_goodbye(self._reason)
+            await self._send_end(self._reason)
         finally:
             self._task = None
 
@@ -61,7 +61,7 @@ class Revocable:
         )
         await self._send(message)
 
-    async def _say_goodbye(self, reason: str) -> None:
+    async def _send_end(self, reason: str) -> None:
         if self._has_ended:
             return
         if self._scope["type"] == "websocket":

@@ -189,7 +189,7 @@ def job_answer(job: Job) -> JobAnswer:
 
 
 def is_user_script(spec: Mapping[str, Any]) -> bool:
-    """Return whether a job's spec names the users' own code, of which the service knows what it tells and no more."""
+    """Return whether a job runs a user script, of which the service knows what it reports and no more."""
     return bool(spec.get("kind") == "train" and spec.get("entry_point") != BUILTIN_ENTRY_POINT)
 
 

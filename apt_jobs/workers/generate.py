@@ -19,7 +19,7 @@ import orjson
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.hand_backs import hand_back
-from apt_jobs.db.jobs import Claimed, claim_next, finish, finish_broken, get_job
+from apt_jobs.db.jobs import Claimed, claim_next, finish, finish_faulted, get_job
 from apt_jobs.db.models import Job
 from apt_jobs.errors import AptJobsError, Fenced, InvalidCheckpoint, NotFound, OutOfSpace, Unavailable, WorkerLacks
 from apt_jobs.events.kinds import StoredEvent
@@ -184,7 +184,7 @@ class GenerateWorker:
             return lambda session: hand_back(session, job.id, job.attempt, lacks, rules)
         except Unavailable as exc:  # not the job's fault: another attempt may do better
             reason = str(exc)
-            return lambda session: finish_broken(
+            return lambda session: finish_faulted(
                 session, job.id, job.attempt, reason, fault=Fault.INFRASTRUCTURE, rules=rules
             )
         except AptJobsError as exc:

@@ -17,7 +17,7 @@ DEVICES = Path("/dev")
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 NVIDIA_PCI_VENDOR = "0x10de"
 DISPLAY_PCI_CLASS = "0x03"  # VGA and 3D controllers; NVIDIA makes network cards as well
-CPU_HINT = "mend it, or use the CPU: CUDA_VISIBLE_DEVICES='' (of a training worker also --gpus '')"
+CPU_ADVICE = "mend it, or use the CPU: CUDA_VISIBLE_DEVICES='' (of a training worker also --gpus '')"
 
 
 def parse_gpus(text: str) -> list[int]:
@@ -99,14 +99,14 @@ def _count() -> int | None:
         is_off = isinstance(exc, pynvml.NVMLError_DriverNotLoaded)
         if is_off and not _has_device_files() and not _has_nvidia_card():  # an image with the library, for any machine
             return None
-        raise Unavailable(f"the NVIDIA driver of this machine does not answer ({exc}); {CPU_HINT}") from exc
+        raise Unavailable(f"the NVIDIA driver of this machine does not answer ({exc}); {CPU_ADVICE}") from exc
 
 
 def _require_answer(index: int) -> None:
     try:
         pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index))
     except pynvml.NVMLError as exc:
-        raise Unavailable(f"GPU {index} does not answer ({exc}); {CPU_HINT}, or name others, as --gpus 0,1") from exc
+        raise Unavailable(f"GPU {index} does not answer ({exc}); {CPU_ADVICE}, or name others, as --gpus 0,1") from exc
 
 
 def _index_of(name: str) -> int:

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from apt_jobs.db.jobs import Claimed, finish_broken
+from apt_jobs.db.jobs import Claimed, finish_faulted
 from apt_jobs.errors import Fenced, Unavailable
 from apt_jobs.jobs.retry import Fault, retry_rules
 from apt_jobs.private_files import keep_private
@@ -100,7 +100,7 @@ class TrainWorker:
         why = f"the supervisor ended with status {status}"
         try:
             with self._consumer.database.write() as session:
-                events = finish_broken(
+                events = finish_faulted(
                     session,
                     job_id,
                     attempt,

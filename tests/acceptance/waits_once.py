@@ -1,4 +1,4 @@
-"""Training code whose first attempt waits for ever, as ranks do for a lost peer; a later one has nothing to do."""
+"""Training code whose first attempt waits without end, as ranks do for a lost peer; a later one has nothing to do."""
 
 import os
 import time

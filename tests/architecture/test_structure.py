@@ -33,7 +33,7 @@ SERVICE = {"redis", "celery", "sqlalchemy", "starlette"}
         (["apt_jobs.workers.node"], HEAVY | {"starlette", "celery"}),
         (["apt_jobs.workers.embedded"], HEAVY | {"starlette"}),
         (["apt_jobs.supervision.supervise"], HEAVY | {"starlette", "celery"}),
-        (["apt_jobs.training.run"], HEAVY | SERVICE),  # own code loads what it uses, and nothing else
+        (["apt_jobs.training.run"], HEAVY | SERVICE),  # a user script loads what it uses, and nothing else
         (["apt_jobs.training.run", "apt_jobs.training.loop"], SERVICE),
         (["apt_jobs.workers.generate"], {"starlette"}),
     ],

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save
 
 from apt_jobs.errors import OutOfSpace
 from apt_jobs.jobs.spec import APTConfig
@@ -31,7 +32,7 @@ def save_forever(folder: Path, max_file_bytes: int) -> None:
         number += 1
         weights = {name: torch.full_like(tensor, number) for name, tensor in MODEL.state_dict().items()}
         moments = {f"{name}/exp_avg": tensor for name, tensor in weights.items()}
-        snapshot = Snapshot(weights, moments, [], [{"cpu": torch.get_rng_state()}])
+        snapshot = Snapshot(weights, moments, [], [save({"cpu": torch.get_rng_state()})])
         name = f"{os.getpid()}-{number}"
         try:
             write_checkpoint(folder, name, snapshot, MODEL, TOKENIZER, {"global_step": number})

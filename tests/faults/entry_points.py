@@ -8,7 +8,7 @@ from apt_jobs.events.kinds import CheckpointSaved, LineLogged, StepTrained, Trai
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.jobs.ids import new_checkpoint_id
 from apt_jobs.jobs.run_file import RunFile
-from apt_jobs.training.torchrun import own_place
+from apt_jobs.training.torchrun import read_rank_info
 
 STEP_S = 0.05
 SAVED_EVERY = 10  # steps
@@ -19,12 +19,12 @@ def count_steps(run_file: RunFile, spool: SpoolWriter) -> None:
     step = 0
     if run_file.resume_dir is not None:
         step = int((run_file.resume_dir / "step").read_text())
-    if own_place().rank == 0:
+    if read_rank_info().rank == 0:
         spool.append(TrainingStarted(2, "cpu", "none", 0, 1_000_000, 1_000_000, 1, step, {}))
     while True:
         time.sleep(STEP_S)
         step += 1
-        if own_place().rank == 0:
+        if read_rank_info().rank == 0:
             spool.append(StepTrained(step, 0, 1.0, 0.1, 1.0, 1000 * STEP_S, 1.0))
             if step % SAVED_EVERY == 0:
                 save(run_file, spool, step)

@@ -20,8 +20,8 @@ from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.exports import MEDIA_TYPES, ExportFormat, export_filename, exported
 from apt_jobs.web.api.jobs import Query
 from apt_jobs.web.api.overviews import (
+    MAX_POINTS,
     MEDIA_TYPE,
-    MOST_POINTS,
     GradientOverviewAnswer,
     TrainingCurves,
     overview_answer,
@@ -38,7 +38,7 @@ _exports = asyncio.Semaphore(MAX_EXPORTS)
 
 
 class PointsQuery(Query):
-    points: int = Field(1000, ge=1, le=10_000, description="Most points in the answer, evenly spread.")
+    points: int = Field(1000, ge=1, le=10_000, description="Max. points in the answer, evenly spread.")
 
 
 class RangeQuery(Query):
@@ -58,7 +58,7 @@ class MetricsQuery(RangeQuery, PointsQuery):
 
 class OverviewQuery(RangeQuery):
     points: int | None = Field(
-        None, ge=1, le=MOST_POINTS, description="Most points in the answer; default: as many as make 200 KB."
+        None, ge=1, le=MAX_POINTS, description="Max. points in the answer; default: as many as make 200 KB."
     )
     format: Literal["json", "binary"] | None = Field(
         None, description="Default: binary if `Accept` names its media type, else json."
@@ -94,7 +94,7 @@ async def get_metrics(request: Request) -> Response:
 
 @endpoint(role=Role.VIEWER, tag="jobs", query=PointsQuery, answers={200: GradientsAnswer})
 async def get_gradients(request: Request) -> Response:
-    """Gradient norms of every layer: timeline (thinned evenly), statistics, anomalies."""
+    """Gradient norms of every layer: timeline (downsampled evenly), statistics, anomalies."""
     service = service_of(request)
     job = await service.read(get_job, request.path_params["job_id"])
     return JSONResponse(await service.read(gradient_export, job.id, request.state.query.points))

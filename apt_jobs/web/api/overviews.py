@@ -1,7 +1,7 @@
 """Histories as answers: curves as JSON, gradient norms of many layers as JSON or in a compact binary form.
 
-docs/histories.md has the layout of the binary form. Least, most and mean of a bucket are the upper 16 bits of a float32
-(least rounded down, most up), which a browser turns into floats without parsing; single steps are whole float32.
+docs/histories.md has the layout of the binary form. Min, max and mean of a bucket are the upper 16 bits of a float32
+(min rounded down, max up), which a browser turns into floats without parsing; single steps are whole float32.
 """
 
 import struct
@@ -22,17 +22,17 @@ from apt_jobs.web.schemas import measured
 VERSION = 1
 MEDIA_TYPE = "application/vnd.apt-jobs.overview"
 MAX_OVERVIEW_BYTES = 175_000  # of the numbers, if the client does not say how many points it wants
-FEWEST_POINTS, MOST_POINTS = 50, 1_000
+MIN_POINTS, MAX_POINTS = 50, 1_000
 _HEADER = struct.Struct("<6I")  # version, layers, buckets, bytes of a value, bytes of the JSON at the end, zero
-_BYTES_PER_VALUE = 3 * 2 + 2 / 8  # least, most, mean; anomalous or not, finite or not
+_BYTES_PER_VALUE = 3 * 2 + 2 / 8  # min, max, mean; anomalous or not, finite or not
 
 
 class CurveExtremes(BaseModel):
-    """Least and most of each point of a curve, and how many of its values were not finite."""
+    """Min and max of each point of a curve, and how many of its values were not finite."""
 
-    least: list[float | str | None]
-    most: list[float | str | None]
-    num_broken: list[int]
+    min: list[float | str | None]
+    max: list[float | str | None]
+    num_nonfinite: list[int]
 
 
 class TrainingCurves(BaseModel):
@@ -62,11 +62,13 @@ class GradientOverviewAnswer(BaseModel):
     first_steps: list[int]
     last_steps: list[int]
     num_steps: list[int]
-    least: list[list[float | None]]
-    most: list[list[float | None]]
+    min: list[list[float | None]]
+    max: list[list[float | None]]
     mean: list[list[float | None]]
     anomalous: list[list[int]] = Field(description="Of each point, indexes of the layers that were anomalous.")
-    broken: list[list[int]] = Field(description="Of each point, indexes of the layers with a norm that is not finite.")
+    nonfinite: list[list[int]] = Field(
+        description="Of each point, indexes of the layers with a norm that is not finite."
+    )
     layer_statistics: dict[str, dict[str, Any]] = Field(description="Over all steps, whatever the range.")
     anomaly_summary: dict[str, int]
     total_steps: int
@@ -93,9 +95,9 @@ def training_curves(history: TrainingHistory) -> TrainingCurves:
 
 
 def points_that_fit(num_layers: int) -> int:
-    """How many points of so many layers make an answer of at most `MAX_OVERVIEW_BYTES`; at least `FEWEST_POINTS`."""
+    """How many points of so many layers make an answer of at most `MAX_OVERVIEW_BYTES`, and at least `MIN_POINTS`."""
     fitting = int(MAX_OVERVIEW_BYTES / (_BYTES_PER_VALUE * num_layers + 20))
-    return min(max(fitting, FEWEST_POINTS), MOST_POINTS)
+    return min(max(fitting, MIN_POINTS), MAX_POINTS)
 
 
 def overview_answer(overview: GradientOverview) -> dict[str, Any]:
@@ -106,11 +108,11 @@ def overview_answer(overview: GradientOverview) -> dict[str, Any]:
         "first_steps": points.first_steps_B.tolist(),
         "last_steps": points.last_steps_B.tolist(),
         "num_steps": points.num_steps_B.tolist(),
-        "least": points.min_BL.tolist(),  # orjson writes NaN as null
-        "most": points.max_BL.tolist(),
+        "min": points.min_BL.tolist(),  # orjson writes NaN as null
+        "max": points.max_BL.tolist(),
         "mean": np.where(np.isfinite(points.mean_BL), points.mean_BL, np.nan).tolist(),
         "anomalous": [np.flatnonzero(row).tolist() for row in points.num_anomalous_BL],
-        "broken": [np.flatnonzero(row).tolist() for row in points.num_nonfinite_BL],
+        "nonfinite": [np.flatnonzero(row).tolist() for row in points.num_nonfinite_BL],
         "layer_statistics": layer_statistics(overview),
         "anomaly_summary": overview.anomaly_counts,
         "total_steps": overview.of_all_steps.num_steps,
@@ -162,9 +164,9 @@ def _half(values: NDArray[Any], added: int) -> NDArray[np.uint16]:
 
 def _extremes(points: Summary, column: int) -> CurveExtremes:
     return CurveExtremes(
-        least=_nullable(points.min_BL[:, column]),
-        most=_nullable(points.max_BL[:, column]),
-        num_broken=points.num_nonfinite_BL[:, column].tolist(),
+        min=_nullable(points.min_BL[:, column]),
+        max=_nullable(points.max_BL[:, column]),
+        num_nonfinite=points.num_nonfinite_BL[:, column].tolist(),
     )
 
 

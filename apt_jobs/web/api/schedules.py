@@ -120,7 +120,7 @@ async def get_one_schedule(request: Request) -> Response:
 
 @endpoint(role=Role.SUBMITTER, tag="schedules", body=ScheduleBody, answers={200: ScheduleAnswer})
 async def replace_schedule(request: Request) -> Response:
-    """Set all of a schedule anew. Its next run is the first due time from now on."""
+    """Set all of a schedule again. Its next run is the first due time from now on."""
     values = await _values(request)
     schedule_id = request.path_params["schedule_id"]
     return await _answered(request, lambda session: change_schedule(session, schedule_id, values))

@@ -1,6 +1,7 @@
-"""The ways out of the process: one outlet a connection, fed by cursors, never holding more than one write.
+"""Connections to watchers, fed by cursors; each holds no more than one write.
 
-`DirectOutlet` writes to the transport of `direct_socket.py`; `PlainOutlet` awaits an ASGI send in a task of its own.
+`DirectConnection` writes to the transport of `server/websocket_protocol.py`; `PlainConnection` awaits an ASGI send in
+a task.
 """
 
 import asyncio
@@ -16,23 +17,23 @@ from apt_jobs.web.server.websocket_protocol import EXTENSION, DirectWebSocketPro
 FINISH_GRACE_S = 10.0  # for a slow client to read the last that was written
 
 
-class Pump(Protocol):
-    """What an outlet asks for more: a cursor."""
+class Flushable(Protocol):
+    """What an connection asks for more: a cursor."""
 
-    def pump(self) -> None: ...
+    def flush(self) -> None: ...
 
-    def fall_behind(self) -> None:
+    def mark_lagging(self) -> None:
         """Return whether the connection receives nothing for now."""
         ...
 
 
-class Outlet:
+class Connection:
     """A connection. While `ready` is False something is unsent and nothing may be written."""
 
     def __init__(self) -> None:
         self.ready = True
         self.descriptor: int | None = None  # of a socket that takes frames by `os.write`, while `ready`
-        self.pumps: list[Pump] = []
+        self.watchers: list[Flushable] = []
         self._paused_at = 0.0  # CLOCK_MONOTONIC seconds
 
     def write(self, blocks: Sequence[Block]) -> None:
@@ -59,21 +60,21 @@ class Outlet:
         if self.ready:
             self._paused_at = time.monotonic()
             self.ready = False
-            for pump in self.pumps:
-                pump.fall_behind()
+            for watcher in self.watchers:
+                watcher.mark_lagging()
 
     def drained(self) -> None:
         """All is sent: each cursor in turn may write, another one first each time."""
         self.ready = True
-        if len(self.pumps) > 1:
-            self.pumps.append(self.pumps.pop(0))
-        for pump in list(self.pumps):
+        if len(self.watchers) > 1:
+            self.watchers.append(self.watchers.pop(0))
+        for watcher in list(self.watchers):
             if not self.ready:
                 return
-            pump.pump()
+            watcher.flush()
 
 
-class DirectOutlet(Outlet):
+class DirectConnection(Connection):
     """Writes to the transport; what the kernel does not take at once is the only copy per client."""
 
     def __init__(self, protocol: DirectWebSocketProtocol) -> None:
@@ -102,8 +103,8 @@ class DirectOutlet(Outlet):
         self._protocol.give_up(code, reason, FINISH_GRACE_S)
 
 
-class PlainOutlet(Outlet):
-    """Sends through ASGI, whatever the server. Someone must run `send_for_ever()`."""
+class PlainConnection(Connection):
+    """Sends through ASGI, whatever the server. Someone must run `send_loop()`."""
 
     def __init__(self, send: Callable[[Block], Awaitable[None]], close: Callable[[int, str], Awaitable[None]]) -> None:
         super().__init__()
@@ -124,7 +125,7 @@ class PlainOutlet(Outlet):
     def finish(self, code: int, reason: str) -> None:
         self.close(code, reason)  # within the turn of the loop in which something was written, that goes first
 
-    async def send_for_ever(self) -> None:
+    async def send_loop(self) -> None:
         """Send what is written, until `close`."""
         while True:
             await self._woken.wait()
@@ -150,11 +151,11 @@ class PlainOutlet(Outlet):
             await self._send(block)
 
 
-def outlet_of(websocket: WebSocket) -> DirectOutlet | PlainOutlet:
+def connection_of(websocket: WebSocket) -> DirectConnection | PlainConnection:
     """Return the fastest connection that the server offers for an accepted WebSocket."""
     direct: Any = websocket.scope.get("extensions", {}).get(EXTENSION)
     if isinstance(direct, DirectWebSocketProtocol):
-        return DirectOutlet(direct)
+        return DirectConnection(direct)
 
     async def send(block: Block) -> None:
         if block.is_text:
@@ -162,19 +163,21 @@ def outlet_of(websocket: WebSocket) -> DirectOutlet | PlainOutlet:
         else:
             await websocket.send_bytes(block.payload)
 
-    return PlainOutlet(send, websocket.close)
+    return PlainConnection(send, websocket.close)
 
 
-async def until_left(websocket: WebSocket, outlet: Outlet, heard: Callable[[Any], Awaitable[None]]) -> None:
-    """Serve a socket until its client leaves or is closed; `heard` gets each of its messages, one at a time."""
+async def until_left(
+    websocket: WebSocket, connection: Connection, on_message: Callable[[Any], Awaitable[None]]
+) -> None:
+    """Serve a socket until its client leaves or is closed; `on_message` gets each of its messages, one at a time."""
 
     async def listen() -> None:
         while (message := await websocket.receive())["type"] != "websocket.disconnect":
-            await heard(message)
+            await on_message(message)
 
     tasks = {asyncio.ensure_future(listen())}
-    if isinstance(outlet, PlainOutlet):
-        tasks.add(asyncio.ensure_future(outlet.send_for_ever()))
+    if isinstance(connection, PlainConnection):
+        tasks.add(asyncio.ensure_future(connection.send_loop()))
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:

@@ -18,7 +18,7 @@ from apt_jobs.db.series.histories import layer_names
 from apt_jobs.errors import NotFound
 from apt_jobs.events.binary import SUBPROTOCOL
 from apt_jobs.events.kinds import EVENT_TYPES
-from apt_jobs.web.live.connections import outlet_of, until_left
+from apt_jobs.web.live.connections import connection_of, until_left
 from apt_jobs.web.live.frames import Form, View
 from apt_jobs.web.live.ring import STALL_S, TOO_SLOW
 from apt_jobs.web.live.streams import JobStream, streams_of
@@ -56,9 +56,9 @@ async def watch_job(websocket: WebSocket) -> None:
     try:
         async with streams_of(websocket).watch(job_id) as stream:
             await send(websocket, await greeting(service, stream))
-            outlet = outlet_of(websocket)
-            with stream.cursor(view, outlet, query.after):
-                await until_left(websocket, outlet, _ignore)
+            connection = connection_of(websocket)
+            with stream.cursor(view, connection, query.after):
+                await until_left(websocket, connection, _ignore)
     except NotFound as exc:
         await websocket.close(NO_SUCH_JOB, str(exc)[:MAX_REASON])
     except TimeoutError:

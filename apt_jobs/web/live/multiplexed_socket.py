@@ -1,6 +1,6 @@
 """`/ws/jobs`: many jobs over one socket. The client subscribes and unsubscribes; each frame says whose events it has.
 
-The sequence of each job is as whole as on a socket of its own; all of them share one outlet, in turns.
+The sequence of each job is as whole as on a socket of its own; all of them share one connection, in turns.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from apt_jobs.db.listing import list_jobs
 from apt_jobs.db.models import Job
 from apt_jobs.errors import AptJobsError, Conflict, NotFound
 from apt_jobs.jobs.states import TERMINAL_STATES, JobState
-from apt_jobs.web.live.connections import Outlet, outlet_of, until_left
+from apt_jobs.web.live.connections import Connection, connection_of, until_left
 from apt_jobs.web.live.frames import Form, View
 from apt_jobs.web.live.job_socket import (
     KINDS,
@@ -62,11 +62,11 @@ async def watch_jobs(websocket: WebSocket) -> None:
     """Serve one socket until its client leaves."""
     form = await accept(websocket)
     async with AsyncExitStack() as stack:
-        outlet = outlet_of(websocket)
-        subscriptions = Subscriptions(websocket, form, outlet)
+        connection = connection_of(websocket)
+        subscriptions = Subscriptions(websocket, form, connection)
         stack.push_async_callback(subscriptions.close)
         try:
-            await until_left(websocket, outlet, subscriptions.hear)
+            await until_left(websocket, connection, subscriptions.receive)
         except (WebSocketDisconnect, TimeoutError):
             return
 
@@ -74,8 +74,8 @@ async def watch_jobs(websocket: WebSocket) -> None:
 class Subscriptions:
     """What one socket listens to."""
 
-    def __init__(self, websocket: WebSocket, form: Form, outlet: Outlet) -> None:
-        self._websocket, self._form, self._outlet = websocket, form, outlet
+    def __init__(self, websocket: WebSocket, form: Form, connection: Connection) -> None:
+        self._websocket, self._form, self._connection = websocket, form, connection
         self._service: Service = service_of(websocket)
         self._streams = streams_of(websocket)
         self._open: dict[str, AsyncExitStack] = {}  # by job id
@@ -83,7 +83,7 @@ class Subscriptions:
         self._looking: asyncio.Task[None] | None = None
         self._turn = asyncio.Lock()
 
-    async def hear(self, message: Any) -> None:
+    async def receive(self, message: Any) -> None:
         """Do what the client asks, and answer: what is wrong with one message ends no subscription."""
         raw = message.get("text") or message.get("bytes") or b""
         try:
@@ -131,7 +131,7 @@ class Subscriptions:
             hello = await greeting(self._service, stream)
             await send(self._websocket, {"job_id": job_id, "subscribed": job_id, **hello})
             place = hello["head"] if after is None else after
-            stack.enter_context(stream.cursor(view, self._outlet, place))
+            stack.enter_context(stream.cursor(view, self._connection, place))
             self._open[job_id] = stack.pop_all()
 
     async def _unsubscribe(self, job_id: str) -> None:

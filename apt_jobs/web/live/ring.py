@@ -1,7 +1,7 @@
 """The newest blocks of one view of a job, and the cursors of those who watch it.
 
 A watcher is a cursor (`seq`), not a queue. One who keeps up is written to as soon as a block exists; one who does not
-reads on from its own place when its socket is empty again, from the ring or from the database. So a slow watcher costs
+reads on from its own position when its socket is empty again, from the ring or the database. So a slow watcher costs
 one write of memory, and delays nobody else.
 """
 
@@ -15,7 +15,7 @@ from typing import Protocol
 
 from apt_jobs.events.codec import FRAME_BYTES
 from apt_jobs.events.conflation import FOLDED, Conflation
-from apt_jobs.web.live.connections import Outlet
+from apt_jobs.web.live.connections import Connection
 from apt_jobs.web.live.frames import Batch, Block, View, block_of, blocks_of, chosen, end_block, note
 
 RING_BYTES = 1 << 20  # kept in memory for each view of a watched job
@@ -41,7 +41,7 @@ class Ring:
     def __init__(self, job_id: str, view: View, head: int, history: History) -> None:
         self.job_id, self.view, self.history = job_id, view, history
         self.head = head
-        self.in_step: dict[int, Cursor] = {}  # those at the head whose sockets take frames, by number of the socket
+        self.caught_up: dict[int, Cursor] = {}  # those at the head whose sockets take frames, by number of the socket
         self.out_of_step: dict[Cursor, None] = {}  # all others
         self._blocks: list[Block] = []
         self._last_seqs: list[int] = []  # of the blocks, for bisection
@@ -66,13 +66,13 @@ class Ring:
         self._held_to = batches[-1].last_seq
         wait_s = self._spoke_at + 1.0 / self.view.max_rate - time.monotonic()
         if is_urgent or wait_s <= 0:
-            self._hand_out()
+            self._flush_cursors()
         elif self._turn is None:
-            self._turn = asyncio.get_running_loop().call_later(wait_s, self._hand_out)
+            self._turn = asyncio.get_running_loop().call_later(wait_s, self._flush_cursors)
 
     @property
     def is_watched(self) -> bool:
-        return bool(self.in_step or self.out_of_step)
+        return bool(self.caught_up or self.out_of_step)
 
     def close(self) -> None:
         """Nobody watches any more."""
@@ -82,15 +82,15 @@ class Ring:
     def end(self, state: str) -> None:
         """Send the end of the job to everyone who has all of its events."""
         if self._turn is not None:  # what waits is of no kind that is urgent, and nothing follows it
-            self._hand_out()
+            self._flush_cursors()
         self.end_state = state
-        for cursor in [*self.in_step.values(), *self.out_of_step]:
+        for cursor in [*self.caught_up.values(), *self.out_of_step]:
             cursor.end_if_over()
 
     def go_on(self) -> None:
         """Note that the job was queued again."""
         self.end_state = None
-        for cursor in [*self.in_step.values(), *self.out_of_step]:
+        for cursor in [*self.caught_up.values(), *self.out_of_step]:
             cursor.has_ended = False
 
     def append(self, block: Block) -> None:
@@ -107,10 +107,10 @@ class Ring:
         others, only = list(self.out_of_step), (block,)
         self._fan_out(block.frame)
         for cursor in others:
-            if cursor.outlet.ready and cursor.seq == before:
+            if cursor.connection.ready and cursor.seq == before:
                 cursor.seq = block.last_seq
-                cursor.outlet.write(only)
-            cursor.pump()
+                cursor.connection.write(only)
+            cursor.flush()
 
     def after(self, seq: int) -> list[Block]:
         """Return what follows `seq`, at most `FRAME_BYTES` or one block; empty: it is not in the ring."""
@@ -126,20 +126,20 @@ class Ring:
             num_bytes += len(block.frame)
         return found
 
-    def look_after(self) -> None:
+    def run_maintenance(self) -> None:
         """Once a second: close who takes nothing, tell the head in a silence, try again what failed."""
         is_silent = time.monotonic() - self._spoke_at >= HEARTBEAT_S
         heartbeat = self._heartbeat() if is_silent else None
-        for cursor in [*self.in_step.values(), *self.out_of_step]:
-            outlet = cursor.outlet
-            if not outlet.ready:
-                if outlet.stalled_s() > STALL_S:
-                    outlet.close(TOO_SLOW, "too slow: resume with ?after=")
+        for cursor in [*self.caught_up.values(), *self.out_of_step]:
+            connection = cursor.connection
+            if not connection.ready:
+                if connection.stalled_s() > STALL_S:
+                    connection.close(TOO_SLOW, "too slow: resume with ?after=")
                 continue
             if cursor.seq < self.head:
-                cursor.pump()
-            if heartbeat is not None and outlet.ready and cursor.seq >= self.head:
-                outlet.write((heartbeat,))
+                cursor.flush()
+            if heartbeat is not None and connection.ready and cursor.seq >= self.head:
+                connection.write((heartbeat,))
         if is_silent:
             self._spoke_at = time.monotonic()
 
@@ -150,7 +150,7 @@ class Ring:
         as the socket accepts the frame. Each time another one is first, so that nobody is always the last: turns of
         the golden ratio are evenly distributed.
         """
-        descriptors, size = list(self.in_step), len(frame)
+        descriptors, size = list(self.caught_up), len(frame)
         self._num_fan_outs += 1
         first = int(self._num_fan_outs * GOLDEN_RATIO % 1.0 * len(descriptors))
         for descriptor in descriptors[first:] + descriptors[:first]:
@@ -159,9 +159,9 @@ class Ring:
             except OSError:  # it is full, or broken
                 num_taken = 0
             if num_taken < size:
-                self.in_step[descriptor].outlet.write_rest(frame[num_taken:])
+                self.caught_up[descriptor].connection.write_rest(frame[num_taken:])
 
-    def _hand_out(self) -> None:
+    def _flush_cursors(self) -> None:
         if self._turn is not None:
             self._turn.cancel()
             self._turn = None
@@ -189,8 +189,8 @@ class Ring:
 class Cursor:
     """The place of one watcher in the sequence of one job."""
 
-    def __init__(self, ring: Ring, outlet: Outlet, seq: int) -> None:
-        self.ring, self.outlet = ring, outlet
+    def __init__(self, ring: Ring, connection: Connection, seq: int) -> None:
+        self.ring, self.connection = ring, connection
         self.has_ended = False  # it was told that the job has
         self.is_in_step = False  # with the ring's head: the ring writes to its socket and does not ask for its place
         self._seq = seq
@@ -209,73 +209,73 @@ class Cursor:
     def attach(self) -> None:
         """Begin: send what is there already, then follow."""
         self.ring.out_of_step[self] = None
-        self.outlet.pumps.append(self)
-        self.pump()
+        self.connection.watchers.append(self)
+        self.flush()
 
     def detach(self) -> None:
         """End. Nothing is written afterwards."""
-        self.fall_behind()
+        self.mark_lagging()
         self.ring.out_of_step.pop(self, None)
-        if self in self.outlet.pumps:
-            self.outlet.pumps.remove(self)
+        if self in self.connection.watchers:
+            self.connection.watchers.remove(self)
         if self._filling is not None:
             self._filling.cancel()
 
-    def pump(self) -> None:
-        """Write what follows, as long as the outlet takes it at once."""
-        while self.outlet.ready and self.seq < self.ring.head and self._filling is None:
+    def flush(self) -> None:
+        """Write what follows, as long as the connection takes it at once."""
+        while self.connection.ready and self.seq < self.ring.head and self._filling is None:
             blocks = self.ring.after(self.seq)
             if not blocks:
                 self._filling = asyncio.create_task(self._fill())
                 return
             self._write(blocks)
-        self._fall_in()
+        self._mark_caught_up()
         self.end_if_over()
 
     def end_if_over(self) -> None:
         """Tell a watcher who has all of an ended job that it is over; close a connection that is for this job alone."""
         state = self.ring.end_state
-        if state is None or self.has_ended or not self.outlet.ready or self.seq < self.ring.head:
+        if state is None or self.has_ended or not self.connection.ready or self.seq < self.ring.head:
             return
         self.has_ended = True
         view = self.ring.view
-        self.outlet.write((end_block(view, self.ring.job_id, state),))
+        self.connection.write((end_block(view, self.ring.job_id, state),))
         if not view.names_job:
-            self.outlet.finish(NORMAL, f"the job has ended: {state}")
+            self.connection.finish(NORMAL, f"the job has ended: {state}")
 
-    def _fall_in(self) -> None:
+    def _mark_caught_up(self) -> None:
         """Go in step with the head, once it is reached."""
-        descriptor = self.outlet.descriptor
-        if self.is_in_step or descriptor is None or not self.outlet.ready or self._seq != self.ring.head:
+        descriptor = self.connection.descriptor
+        if self.is_in_step or descriptor is None or not self.connection.ready or self._seq != self.ring.head:
             return
-        if self in self.ring.out_of_step and descriptor not in self.ring.in_step:
+        if self in self.ring.out_of_step and descriptor not in self.ring.caught_up:
             self.is_in_step = True
             del self.ring.out_of_step[self]
-            self.ring.in_step[descriptor] = self
+            self.ring.caught_up[descriptor] = self
 
-    def fall_behind(self) -> None:
-        """From here on the cursor keeps its own place."""
+    def mark_lagging(self) -> None:
+        """From here on the cursor keeps its own position."""
         if self.is_in_step:
             self._seq, self.is_in_step = self.ring.head, False
-            assert self.outlet.descriptor is not None
-            del self.ring.in_step[self.outlet.descriptor]
+            assert self.connection.descriptor is not None
+            del self.ring.caught_up[self.connection.descriptor]
             self.ring.out_of_step[self] = None
 
     def _write(self, blocks: Sequence[Block]) -> None:
         self.seq = blocks[-1].last_seq
         if speaking := [block for block in blocks if block.frame]:
-            self.outlet.write(speaking)
+            self.connection.write(speaking)
 
     async def _fill(self) -> None:
-        """Read on from the database, once; `look_after` tries again where nothing was found."""
+        """Read on from the database, once; `run_maintenance` tries again where nothing was found."""
         found: Sequence[Block] = ()
         try:
             found = await self.ring.history.blocks_after(self.ring.view, self.ring.job_id, self.seq, self.ring.head)
         finally:
             self._filling = None
         for block in found:
-            if not self.outlet.ready or block.first_seq != self.seq + 1:
+            if not self.connection.ready or block.first_seq != self.seq + 1:
                 break
             self._write([block])
         if found:
-            self.pump()
+            self.flush()

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from apt_jobs.db.jobs import get_job
-from apt_jobs.web.live.connections import PlainOutlet
+from apt_jobs.web.live.connections import PlainConnection
 from apt_jobs.web.live.frames import Block, Form, View
 from apt_jobs.web.live.streams import LiveStreams, streams_of
 from apt_jobs.web.problems import ProblemError
@@ -65,18 +65,18 @@ class EventStream(Response):
 
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         await write(b"retry: %d\n\n" % RETRY_MS)
-        outlet = PlainOutlet(send_block, close)
+        connection = PlainConnection(send_block, close)
         async with self._streams.watch(self._job_id) as stream:
-            with stream.cursor(self._view, outlet, self._after):
-                await _until_gone(receive, outlet)
+            with stream.cursor(self._view, connection, self._after):
+                await _until_gone(receive, connection)
 
 
-async def _until_gone(receive: Receive, outlet: PlainOutlet) -> None:
+async def _until_gone(receive: Receive, connection: PlainConnection) -> None:
     async def listen() -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
 
-    tasks = {asyncio.ensure_future(listen()), asyncio.ensure_future(outlet.send_for_ever())}
+    tasks = {asyncio.ensure_future(listen()), asyncio.ensure_future(connection.send_loop())}
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     finally:

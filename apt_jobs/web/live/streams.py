@@ -19,14 +19,14 @@ from apt_jobs.events.kinds import StateChanged
 from apt_jobs.events.live import LiveSubscriber
 from apt_jobs.jobs.states import TERMINAL_STATES
 from apt_jobs.web.live.backfill import BlockHistory
-from apt_jobs.web.live.connections import Outlet
+from apt_jobs.web.live.connections import Connection
 from apt_jobs.web.live.frames import Batch, View, batch_of
 from apt_jobs.web.live.ring import Cursor, Ring
 
 logger = logging.getLogger(__name__)
 
 HEAD_CHECK_S = 5.0  # how often the database is asked for a lost last event
-LOOK_AFTER_S = 1.0
+MAINTENANCE_EVERY_S = 1.0
 STATE_EVENT = b'"state"'  # a batch without it has no `state` event: it is not parsed for that
 
 
@@ -77,14 +77,14 @@ class JobStream:
         return self.head > seq
 
     @contextmanager
-    def cursor(self, view: View, outlet: Outlet, after: int) -> Iterator[Cursor]:
+    def cursor(self, view: View, connection: Connection, after: int) -> Iterator[Cursor]:
         """Provide a watcher from `after` on."""
         ring = self.rings.get(view)
         if ring is None:
             ring = self.rings[view] = Ring(self.job_id, view, self._handed_out, self._history)
             if not self._pending:  # else the fan-out says it
                 ring.end_state = self._end_state
-        cursor = Cursor(ring, outlet, after)
+        cursor = Cursor(ring, connection, after)
         cursor.attach()
         try:
             yield cursor
@@ -94,9 +94,9 @@ class JobStream:
                 del self.rings[view]
                 ring.close()
 
-    def look_after(self) -> None:
+    def run_maintenance(self) -> None:
         for ring in list(self.rings.values()):
-            ring.look_after()
+            ring.run_maintenance()
 
     def _wake(self) -> None:
         self._changed.set()
@@ -117,7 +117,7 @@ class JobStream:
 
 
 class LiveStreams:
-    """All streams of a process. Run `follow()`, `check_heads()` and `look_after()` in one task each."""
+    """All streams of a process. Run `follow()`, `check_heads()` and `run_maintenance()` in one task each."""
 
     def __init__(self, database: Database, redis_url: str) -> None:
         self._database = database
@@ -146,7 +146,7 @@ class LiveStreams:
                 await self._subscriber.unsubscribe(job_id)
 
     async def follow(self) -> None:
-        """Feed the streams from the live wire, for ever."""
+        """Feed the streams from the live wire, without end."""
         async for job_id, raw in self._subscriber.messages():
             stream = self._streams.get(job_id)
             if stream is None:
@@ -157,18 +157,18 @@ class LiveStreams:
                 await self._take(stream, batch_of(raw))
 
     async def check_heads(self) -> None:
-        """Find what the live wire lost without a trace, for ever."""
+        """Find what the live wire lost without a trace, without end."""
         while True:
             await asyncio.sleep(HEAD_CHECK_S)
             for stream in list(self._streams.values()):
                 await self._fill(stream)
 
-    async def look_after(self) -> None:
-        """Heartbeats, and the end of clients that do not read, for ever."""
+    async def run_maintenance(self) -> None:
+        """Heartbeats, and the end of clients that do not read, without end."""
         while True:
-            await asyncio.sleep(LOOK_AFTER_S)
+            await asyncio.sleep(MAINTENANCE_EVERY_S)
             for stream in list(self._streams.values()):
-                stream.look_after()
+                stream.run_maintenance()
 
     async def _take(self, stream: JobStream, batch: Batch) -> None:
         if not stream.ready.is_set() or batch.last_seq <= stream.head:

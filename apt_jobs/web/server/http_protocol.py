@@ -2,7 +2,7 @@
 
 Bounds on a head, address included, hold however it is cut into pieces: 431.
 
-uvicorn waits for ever for the rest of a request, and for a client that does not read its answer.
+uvicorn waits without end for the rest of a request, and for a client that does not read its answer.
 """
 
 import asyncio

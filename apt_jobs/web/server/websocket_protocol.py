@@ -20,7 +20,7 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
     """One connection. Of ours and uvicorn's frames, each is written whole: they can be mixed."""
 
     taker: Any = (
-        None  # the outlet: told when bytes stay unsent (`paused`), are gone (`drained`), or no more go (`lost`)
+        None  # the connection: told when bytes stay unsent (`paused`), are gone (`drained`), or no more go (`lost`)
     )
 
     def handle_connect(self, event: Request) -> None:

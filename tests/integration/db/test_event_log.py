@@ -203,7 +203,7 @@ def test_a_job_cannot_remove_another_jobs_checkpoint(database: Database) -> None
 def test_a_new_checkpoint_ends_a_row_of_attempts_without_one(database: Database) -> None:
     job = running(database, max_attempts=9)
     with database.write() as session:
-        jobs.finish_broken(session, job.id, job.attempt, "a rank died")
+        jobs.finish_faulted(session, job.id, job.attempt, "a rank died")
         due_now(session, job.id)
     assert job_of(database, job.id).num_job_faults_without_checkpoint == 1
     with database.write() as session:

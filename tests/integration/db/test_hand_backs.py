@@ -98,7 +98,7 @@ def test_a_worker_that_hands_back_three_in_a_row_stops_and_says_why_then_tries_a
 
 
 @pytest.mark.parametrize("outcome", [JobState.SUCCEEDED, JobState.FAILED, JobState.QUEUED])
-def test_an_attempt_that_gets_further_begins_the_row_anew(database: Database, outcome: JobState) -> None:
+def test_an_attempt_that_gets_further_begins_the_row_again(database: Database, outcome: JobState) -> None:
     record(database, "a")
     for _ in range(5):
         submit(database)

@@ -105,7 +105,7 @@ def test_a_restart_from_the_beginning_forgets_everything(database: Database) -> 
     assert (history.steps, history.val_steps) == ([], [])
 
 
-def test_a_long_history_is_thinned_evenly_with_both_ends(database: Database) -> None:
+def test_a_long_history_is_downsampled_evenly_with_both_ends(database: Database) -> None:
     job = running(database)
     store(database, job, *[trained(step) for step in range(1, 1001)])
     steps = [step for step, _ in losses(database, job, max_points=11)]

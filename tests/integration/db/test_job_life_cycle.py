@@ -207,7 +207,7 @@ def test_the_reaper_leaves_the_living_alone(database: Database) -> None:
 def break_attempt(database: Database, job_id: str) -> None:
     """End the current attempt by the job's own fault; the back-off passes."""
     with database.write() as session:
-        jobs.finish_broken(session, job_id, jobs.get_job(session, job_id).attempt, "a rank died", fault=Fault.JOB)
+        jobs.finish_faulted(session, job_id, jobs.get_job(session, job_id).attempt, "a rank died", fault=Fault.JOB)
         due_now(session, job_id)
 
 
@@ -236,7 +236,7 @@ def test_lost_workers_do_not_use_up_the_attempts_of_a_job(database: Database) ->
     assert (ended.state, "10 infrastructure faults in a row" in (ended.reason or "")) == ("dead", True)
 
 
-def test_a_checkpoint_begins_the_count_of_infrastructure_faults_anew(database: Database) -> None:
+def test_a_checkpoint_begins_the_count_of_infrastructure_faults_again(database: Database) -> None:
     job_id = submit(database)
     for number in range(12):
         job = claim(database)
@@ -380,7 +380,7 @@ def test_progress_between_faults_keeps_a_job_alive_up_to_max_attempts(database: 
 def test_a_broken_attempt_is_tried_again_after_a_pause_with_its_error_shown(database: Database) -> None:
     job = running(database)
     with database.write() as session:
-        jobs.finish_broken(session, job.id, 1, "torchrun was killed", {"message": "killed", "traceback": "tail"})
+        jobs.finish_faulted(session, job.id, 1, "torchrun was killed", {"message": "killed", "traceback": "tail"})
         assert jobs.claim(session, job.id, "worker-b", LEASE_S) is None
     again = job_of(database, job.id)
     assert again.reason == "torchrun was killed; trying again in 5 s"

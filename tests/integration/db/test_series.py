@@ -1,4 +1,4 @@
-"""Series at several levels on real databases: what is read from afar equals what a slow pass over all steps finds."""
+"""Series at several levels on real databases: what is read at low resolution equals a slow pass over all steps."""
 
 import threading
 from dataclasses import dataclass, field

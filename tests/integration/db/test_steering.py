@@ -136,7 +136,7 @@ def test_a_dead_job_that_is_retried_may_break_again(database: Database) -> None:
     for number in (1, 2):
         claim(database)
         with database.write() as session:
-            jobs.finish_broken(session, job_id, number, "a rank died")
+            jobs.finish_faulted(session, job_id, number, "a rank died")
         assert state_of(database, job_id) == "dead"
         retry(database, job_id)
 

@@ -43,7 +43,7 @@ class Attempt:
         self.relay = Relay(database, self.publisher, run_file, RankLogs(folder, 1), LEASE_S)
         self._spool = SpoolWriter(run_file.spool_path(0))
 
-    def say(self, *messages: str) -> None:
+    def log(self, *messages: str) -> None:
         for message in messages:
             self._spool.append(LineLogged("info", "rank 0", message))
 
@@ -54,9 +54,9 @@ class Attempt:
         with self._database.read() as session:
             return list(session.scalars(select(Checkpoint)))
 
-    def pump_until_moved(self) -> int:
+    def flush_until_moved(self) -> int:
         deadline = time.monotonic() + DEADLINE_S
-        while not (moved := self.relay.pump()):
+        while not (moved := self.relay.flush()):
             assert time.monotonic() < deadline, "nothing moved"
             time.sleep(0.01)
         return moved
@@ -97,41 +97,41 @@ def test_what_a_rank_prints_is_a_sign_of_life(attempt: Attempt, tmp_path: Path) 
     before = attempt.relay.last_sign_s
     folder = tmp_path / "run" / "torchrun" / "node-0" / "x" / "0"
     folder.mkdir(parents=True)
-    attempt.relay.pump()
+    attempt.relay.flush()
     assert attempt.relay.last_sign_s == before
     (folder / "stdout.log").write_text("half a line")
-    attempt.relay.pump()
+    attempt.relay.flush()
     assert attempt.relay.last_sign_s > before
     before = attempt.relay.last_sign_s
     (folder / "stdout.log").write_text("half a line and the rest\n")
-    attempt.pump_until_moved()
+    attempt.flush_until_moved()
     assert attempt.relay.last_sign_s > before
 
 
 def test_what_a_locked_database_did_not_take_is_stored_later(attempt: Attempt, sqlite_url: str) -> None:
-    attempt.say("a", "b")
+    attempt.log("a", "b")
     with locked(sqlite_url):
-        assert attempt.relay.pump() == 0
-        attempt.say("c")
-        assert attempt.relay.pump() == 0
+        assert attempt.relay.flush() == 0
+        attempt.log("c")
+        assert attempt.relay.flush() == 0
         assert attempt.stored() == []
-    assert attempt.pump_until_moved() == 2
-    assert attempt.pump_until_moved() == 1
+    assert attempt.flush_until_moved() == 2
+    assert attempt.flush_until_moved() == 1
     assert attempt.stored() == [(0, "a"), (1, "b"), (2, "c")]
 
 
 def test_a_dead_redis_keeps_nothing_from_the_database_and_is_fed_again(attempt: Attempt, valkey: Valkey) -> None:
     valkey.kill()
-    attempt.say("a", "b")
-    assert attempt.pump_until_moved() == 2
+    attempt.log("a", "b")
+    assert attempt.flush_until_moved() == 2
     assert attempt.stored() == [(0, "a"), (1, "b")]
     valkey.start()
     client = redis.Redis.from_url(valkey.url)
     with closing(client), client.pubsub() as pubsub:  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
         pubsub.subscribe(channel_of(attempt.job_id))
         assert (pubsub.get_message(timeout=DEADLINE_S) or {})["type"] == "subscribe"
-        attempt.say("c")
-        assert attempt.pump_until_moved() == 1
+        attempt.log("c")
+        assert attempt.flush_until_moved() == 1
         frame = orjson.loads((pubsub.get_message(timeout=DEADLINE_S) or {})["data"])
     assert frame["first_seq"] - attempt.first_seq == 2
     assert [event["message"] for event in frame["events"]] == ["c"]
@@ -145,6 +145,6 @@ def test_a_dead_redis_keeps_nothing_from_the_database_and_is_fed_again(attempt: 
 def test_a_checkpoint_outside_of_its_jobs_folder_is_not_registered(attempt: Attempt, filename: str) -> None:
     attempt.tell(CheckpointSaved("ckpt_1", filename.format(job=attempt.job_id), 1, 0, 1.0, 1.0, 10, is_best=True))
     attempt.tell(CheckpointSaved("ckpt_2", f"{attempt.job_id}/step-2", 2, 0, 1.0, 1.0, 10, is_best=True))
-    attempt.pump_until_moved()
+    attempt.flush_until_moved()
     assert [row.id for row in attempt.checkpoints()] == ["ckpt_2"]
     assert "is no folder of this job" in attempt.stored()[0][1]

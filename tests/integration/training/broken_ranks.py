@@ -1,4 +1,4 @@
-"""Own code that goes wrong on one rank of two, in the way that `--fault` names."""
+"""User scripts that goes wrong on one rank of two, in the way that `--fault` names."""
 
 import argparse
 import os

@@ -1,4 +1,4 @@
-"""One rank that trains for ever under the monitor, and says after each step how far it is. To be killed."""
+"""One rank that trains without end under the monitor, and says after each step how far it is. To be killed."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""A rank of own code that goes wrong ends the job with a reason, and no other rank waits for it."""
+"""A rank of a user script that goes wrong ends the job with a reason, and no other rank waits for it."""
 
 import json
 import os

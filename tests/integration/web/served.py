@@ -1,4 +1,4 @@
-"""A web process in a thread of the test, and clients that check what they hear."""
+"""A web process in a thread of the test, and clients that check what they receive."""
 
 import threading
 import time
@@ -117,7 +117,7 @@ class Listener:
         self.seq = after
         self.messages: list[str] = []
 
-    def hear(self, connection: ClientConnection, last_seq: int) -> None:
+    def receive(self, connection: ClientConnection, last_seq: int) -> None:
         """Receive until `last_seq`."""
         deadline = time.monotonic() + DEADLINE_S
         while self.seq < last_seq:
@@ -135,5 +135,5 @@ class Listener:
 def closed_with(connection: ClientConnection) -> int | None:
     """The close code, whatever else came before."""
     with pytest.raises(ConnectionClosed) as caught:
-        Listener().hear(connection, 1 << 60)
+        Listener().receive(connection, 1 << 60)
     return caught.value.rcvd.code if caught.value.rcvd else None

@@ -55,10 +55,10 @@ def test_curves_of_a_range_have_extremes_and_hide_no_trouble(http: httpx.Client,
     assert (len(curves["steps"]), curves["first_steps"][0], curves["steps"][-1]) == (10, 101, 500)
     assert curves["num_steps_recorded"] == 400
     loss = curves["extremes"]["train_loss"]
-    (broken,) = [point for point, count in enumerate(loss["num_broken"]) if count]
+    (broken,) = [point for point, count in enumerate(loss["num_nonfinite"]) if count]
     assert curves["first_steps"][broken] <= BAD_STEP <= curves["steps"][broken]
     assert curves["train_loss"][broken] == "NaN"
-    assert loss["most"][0] == pytest.approx(600.0 / 101)
+    assert loss["max"][0] == pytest.approx(600.0 / 101)
 
 
 def test_both_forms_of_an_overview_say_the_same(http: httpx.Client, job_id: str) -> None:
@@ -71,13 +71,13 @@ def test_both_forms_of_an_overview_say_the_same(http: httpx.Client, job_id: str)
     assert read["first_steps"] == as_json["first_steps"]
     assert read["last_steps"] == as_json["last_steps"]
     assert read["num_steps"] == as_json["num_steps"]
-    for name, below, above in (("least", 2**-7, 0), ("mean", 2**-8, 2**-8), ("most", 0, 2**-7)):
+    for name, below, above in (("min", 2**-7, 0), ("mean", 2**-8, 2**-8), ("max", 0, 2**-7)):
         exact = np.array(as_json[name], np.float64)
         assert (read[name] >= exact * (1 - below)).all()
         assert (read[name] <= exact * (1 + above)).all()
     (bad,) = [point for point, layers in enumerate(as_json["anomalous"]) if layers]
-    assert as_json["anomalous"][bad] == as_json["broken"][bad] == [1]
-    assert np.argwhere(read["anomalous"]).tolist() == np.argwhere(read["broken"]).tolist() == [[bad, 1]]
+    assert as_json["anomalous"][bad] == as_json["nonfinite"][bad] == [1]
+    assert np.argwhere(read["anomalous"]).tolist() == np.argwhere(read["nonfinite"]).tolist() == [[bad, 1]]
     assert as_json["layer_statistics"][NAMES[0]]["max"] == NUM_STEPS / 8
     assert read["total_steps"] == as_json["total_steps"] == NUM_STEPS
 
@@ -99,12 +99,12 @@ def decoded(body: bytes) -> dict[str, Any]:
     for name, kind in (("first_steps", "<f8"), ("last_steps", "<f8"), ("num_steps", "<u4")):
         read[name] = np.frombuffer(body, kind, num_points, at).astype(int).tolist()
         at += num_points * np.dtype(kind).itemsize
-    for name in ("mean",) if size == 4 else ("least", "most", "mean"):
+    for name in ("mean",) if size == 4 else ("min", "max", "mean"):
         numbers = np.frombuffer(body, f"<u{size}", num_points * num_layers, at)
         whole = numbers if size == 4 else numbers.astype("<u4") << 16
         read[name] = whole.view("<f4").reshape(num_points, num_layers)
         at += numbers.nbytes
-    for name in ("anomalous", "broken"):
+    for name in ("anomalous", "nonfinite"):
         count = -(-num_points * num_layers // 8)
         bits = np.unpackbits(np.frombuffer(body, "u1", count, at), bitorder="little")
         read[name] = bits[: num_points * num_layers].reshape(num_points, num_layers)

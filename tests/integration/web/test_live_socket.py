@@ -23,9 +23,9 @@ def test_stored_events_come_first_and_live_ones_follow(served: Served) -> None:
         hello = orjson.loads(connection.recv(timeout=DEADLINE_S))
         assert (hello["head"], hello["job"]["id"], hello["layers"]) == (702, job_id, [])
         listener = Listener()
-        listener.hear(connection, 702)
+        listener.receive(connection, 702)
         for _ in range(20):
-            listener.hear(connection, served.say_lines(job_id, 10))
+            listener.receive(connection, served.say_lines(job_id, 10))
     assert listener.seq == 902
     assert listener.messages[:3] == ["state", "state", "0 " + "x" * 40]
 
@@ -35,14 +35,14 @@ def test_a_client_resumes_where_it_was(served: Served, after: int) -> None:
     job_id = served.new_job()
     served.say_lines(job_id, 700)
     with served.connected(f"/ws/jobs/{job_id}?after={after}") as connection:
-        Listener(after).hear(connection, served.say_lines(job_id, 3))
+        Listener(after).receive(connection, served.say_lines(job_id, 3))
 
 
 def test_a_client_from_the_future_gets_what_comes_after(served: Served) -> None:
     job_id = served.new_job()
     with served.connected(f"/ws/jobs/{job_id}?after=20") as connection:
         served.say_lines(job_id, 10)
-        Listener(20).hear(connection, served.say_lines(job_id, 30))
+        Listener(20).receive(connection, served.say_lines(job_id, 30))
 
 
 def test_a_silent_stream_tells_its_head(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,14 +69,14 @@ def test_what_a_client_says_is_dropped(served: Served) -> None:
     with served.connected(f"/ws/jobs/{job_id}") as connection:
         for number in range(100):
             connection.send(f"hello {number}")
-        Listener().hear(connection, served.say_lines(job_id, 3))
+        Listener().receive(connection, served.say_lines(job_id, 3))
 
 
 def test_a_burst_arrives_whole(served: Served) -> None:
     job_id = served.new_job()
     with served.connected(f"/ws/jobs/{job_id}") as connection:
         last_seq = served.say_lines(job_id, 20_000)
-        Listener().hear(connection, last_seq)
+        Listener().receive(connection, last_seq)
 
 
 @pytest.mark.parametrize("fault", ["restart", "flush", "cut", "freeze"])
@@ -91,15 +91,15 @@ def test_a_fault_of_valkey_loses_nothing(served: Served, valkey: Valkey, fault: 
                     valkey.start()
                 elif fault == "freeze":
                     valkey.send(signal.SIGSTOP)
-                    listeners[0].hear(first, last_seqs[-1] if last_seqs else 0)
+                    listeners[0].receive(first, last_seqs[-1] if last_seqs else 0)
                     valkey.send(signal.SIGCONT)
                 else:
                     client = redis.Redis.from_url(valkey.url)
                     client.flushall() if fault == "flush" else client.client_kill_filter(_type="pubsub")
                     client.close()
-                listeners[0].hear(first, listeners[0].seq + 100)
+                listeners[0].receive(first, listeners[0].seq + 100)
         for listener, connection in zip(listeners, (first, second), strict=True):
-            listener.hear(connection, last_seqs[-1])
+            listener.receive(connection, last_seqs[-1])
 
 
 def test_cut_sockets_and_a_restarted_service_lose_nothing(served: Served) -> None:
@@ -108,14 +108,14 @@ def test_cut_sockets_and_a_restarted_service_lose_nothing(served: Served) -> Non
     with speaking(served, job_id) as last_seqs:
         for number in range(6):
             with served.connected(f"/ws/jobs/{job_id}?after={listener.seq}") as connection:
-                listener.hear(connection, listener.seq + 50)
+                listener.receive(connection, listener.seq + 50)
                 if number == 3:
                     served.stop()
                     served.start()
                 else:
                     connection.socket.shutdown(socket.SHUT_RDWR)
     with served.connected(f"/ws/jobs/{job_id}?after={listener.seq}") as connection:
-        listener.hear(connection, last_seqs[-1])
+        listener.receive(connection, last_seqs[-1])
 
 
 @pytest.mark.parametrize("served", ["direct"], indirect=True)  # a server of others frees its buffers when it likes
@@ -131,15 +131,15 @@ def test_a_client_that_does_not_read_is_told_to_resume_and_delays_nobody(
         lazy.recv(timeout=DEADLINE_S)
         listener = Listener()
         for _ in range(40):
-            listener.hear(other, served.say_lines(job_id, 100, width=5_000))
+            listener.receive(other, served.say_lines(job_id, 100, width=5_000))
         assert all(unsent <= 1 << 20 for unsent in served.unsent_bytes())
         until(lambda: len(served.unsent_bytes()) == 1)
         lazy_listener = Listener()
         with pytest.raises(ConnectionClosed) as caught:
-            lazy_listener.hear(lazy, listener.seq)
+            lazy_listener.receive(lazy, listener.seq)
         assert caught.value.rcvd is None or caught.value.rcvd.code == 4408
     with served.connected(f"/ws/jobs/{job_id}?after={lazy_listener.seq}") as again:
-        lazy_listener.hear(again, listener.seq)
+        lazy_listener.receive(again, listener.seq)
 
 
 def test_clients_that_leave_at_once_leave_nothing_behind(served: Served) -> None:
@@ -150,9 +150,9 @@ def test_clients_that_leave_at_once_leave_nothing_behind(served: Served) -> None
             for _ in range(100):
                 with asking(served, job_id):
                     pass
-            listener.hear(watching, served.say_lines(job_id, 1))
+            listener.receive(watching, served.say_lines(job_id, 1))
         until(lambda: len(served.connections()) == 1)
-        listener.hear(watching, served.say_lines(job_id, 1))
+        listener.receive(watching, served.say_lines(job_id, 1))
 
 
 def test_a_socket_gets_nothing_for_the_one_that_had_its_number_before(served: Served) -> None:
@@ -166,7 +166,7 @@ def test_a_socket_gets_nothing_for_the_one_that_had_its_number_before(served: Se
             with served.connected(f"/ws/jobs/{own}") as connection:
                 hello = orjson.loads(connection.recv(timeout=DEADLINE_S))
                 assert hello["job"]["id"] == own
-                Listener().hear(connection, hello["head"] + 20)
+                Listener().receive(connection, hello["head"] + 20)
 
 
 @pytest.mark.parametrize("path", ["/ws/jobs", "/ws/jobs/{job_id}"])

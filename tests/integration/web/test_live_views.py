@@ -131,12 +131,12 @@ def test_a_wildcard_follows_the_jobs_that_run_and_those_that_come(served: Served
         assert ask(connection, {"subscribe": "*"})["subscribed"] == running
         assert orjson.loads(connection.recv(timeout=DEADLINE_S)) == {"subscribed": "*", "jobs": [running]}
         coming = served.new_job()
-        heard: dict[str, list[str]] = {running: [], coming: []}
+        on_message: dict[str, list[str]] = {running: [], coming: []}
         served.say_lines(running, 1)
-        while not heard[running] or len(heard[coming]) < 2:
+        while not on_message[running] or len(on_message[coming]) < 2:
             frame = orjson.loads(connection.recv(timeout=DEADLINE_S))
-            heard[frame["job_id"]] += [event["kind"] for event in frame.get("events", ())]
-    assert heard == {running: ["log"], coming: ["state", "state"]}
+            on_message[frame["job_id"]] += [event["kind"] for event in frame.get("events", ())]
+    assert on_message == {running: ["log"], coming: ["state", "state"]}
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_the_head_of_a_greeting_is_not_newer_than_its_job(served: Served, monkey
         with served.connected(f"/ws/jobs/{job_id}?after={last_seq}") as connection:
             hello = orjson.loads(connection.recv(timeout=DEADLINE_S))
             assert hello["head"] == hello["job"]["last_seq"] == last_seq
-            Listener(last_seq).hear(connection, last_seq + 1)
+            Listener(last_seq).receive(connection, last_seq + 1)
 
 
 def next_event_after(served: Served, job_id: str, next_event: Callable[[], dict[str, str]]) -> dict[str, str]:

@@ -8,7 +8,7 @@ import pytest
 from apt_jobs.commands.terminal import BLOCK, print_json, print_table, printable
 
 
-def test_nothing_that_a_terminal_obeys_or_hides_passes() -> None:
+def test_nothing_that_a_terminal_executes_or_hides_passes() -> None:
     everything = "".join(map(chr, range(0x110000)))
     shown = printable(everything)
     hidden = {char for char in shown if unicodedata.category(char) in {"Cc", "Cf", "Cs", "Zl", "Zp"}}

@@ -40,7 +40,7 @@ def test_norms_are_folded_layer_by_layer() -> None:
     assert (event["conflated"]["min"], event["conflated"]["max"]) == ({"norms": [1.0, 4.0]}, {"norms": [3.0, 5.0]})
 
 
-def test_layers_that_changed_begin_anew() -> None:
+def test_layers_that_changed_begin_again() -> None:
     [event] = folded(gradient(1, [1.0], []), gradient(2, [3.0, 1.0], []))
     assert event["conflated"]["min"] == {"norms": [3.0, 1.0]}
 

@@ -220,7 +220,7 @@ def test_code_in_a_model_folder_is_not_run(local_dir: Path, model_type: str) -> 
     (local_dir / "evil.py").write_text(f"from pathlib import Path\nPath({str(trap)!r}).touch()\n")
     change_config(local_dir, model_type=model_type, auto_map={"AutoModelForCausalLM": "evil.M", "AutoConfig": "evil.C"})
     if model_type == "llama":
-        load_model(local_dir, CPU)  # this type is known here: its own code is used
+        load_model(local_dir, CPU)  # this type is known here: its code is used
     else:
         with pytest.raises(InvalidCheckpoint, match="cannot be loaded"):
             load_model(local_dir, CPU)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from apt_jobs.web.live.connections import Outlet
+from apt_jobs.web.live.connections import Connection
 from apt_jobs.web.live.frames import Block, Form, View
 from apt_jobs.web.live.ring import Cursor, Ring
 
@@ -20,7 +20,7 @@ class NoHistory:
         return ()
 
 
-class Told(Outlet):
+class Told(Connection):
     """What it was given to write, besides what went to its socket."""
 
     def __init__(self, descriptor: int | None) -> None:
@@ -52,10 +52,10 @@ def sockets() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 
 def watching(ring: Ring, descriptor: int | None) -> tuple[Cursor, Told]:
-    outlet = Told(descriptor)
-    cursor = Cursor(ring, outlet, ring.head)
+    connection = Told(descriptor)
+    cursor = Cursor(ring, connection, ring.head)
     cursor.attach()
-    return cursor, outlet
+    return cursor, connection
 
 
 def block(ring: Ring, frame: bytes = FRAME) -> Block:
@@ -63,15 +63,15 @@ def block(ring: Ring, frame: bytes = FRAME) -> Block:
 
 
 def test_a_frame_goes_straight_to_a_socket(ring: Ring, sockets: tuple[socket.socket, socket.socket]) -> None:
-    cursor, outlet = watching(ring, sockets[0].fileno())
+    cursor, connection = watching(ring, sockets[0].fileno())
     ring.append(block(ring))
-    assert (cursor.seq, sockets[1].recv(100), outlet.written, outlet.rests) == (3, FRAME, [], [])
+    assert (cursor.seq, sockets[1].recv(100), connection.written, connection.rests) == (3, FRAME, [], [])
 
 
 def test_what_a_socket_does_not_take_goes_another_way(ring: Ring, sockets: tuple[socket.socket, socket.socket]) -> None:
-    cursor, outlet = watching(ring, sockets[0].fileno())
+    cursor, connection = watching(ring, sockets[0].fileno())
     ring.append(block(ring, LARGE))
-    [rest] = outlet.rests
+    [rest] = connection.rests
     taken = 0
     while taken < len(LARGE) - len(rest):
         taken += len(sockets[1].recv(len(LARGE)))
@@ -80,39 +80,39 @@ def test_what_a_socket_does_not_take_goes_another_way(ring: Ring, sockets: tuple
 
 
 def test_a_frame_for_a_broken_socket_goes_another_way(ring: Ring, sockets: tuple[socket.socket, socket.socket]) -> None:
-    _, outlet = watching(ring, sockets[0].fileno())
+    _, connection = watching(ring, sockets[0].fileno())
     sockets[1].close()
     ring.append(block(ring))
-    assert outlet.rests == [FRAME]
+    assert connection.rests == [FRAME]
 
 
-def test_without_a_plain_socket_the_outlet_writes(ring: Ring) -> None:
-    cursor, outlet = watching(ring, None)
+def test_without_a_plain_socket_the_connection_writes(ring: Ring) -> None:
+    cursor, connection = watching(ring, None)
     first = block(ring)
     ring.append(first)
-    assert (cursor.seq, outlet.written) == (3, [first])
+    assert (cursor.seq, connection.written) == (3, [first])
 
 
 def test_who_has_bytes_unsent_gets_what_he_missed_when_they_are_gone(
     ring: Ring, sockets: tuple[socket.socket, socket.socket]
 ) -> None:
-    cursor, outlet = watching(ring, sockets[0].fileno())
-    outlet.paused()
+    cursor, connection = watching(ring, sockets[0].fileno())
+    connection.paused()
     first = block(ring)
     ring.append(first)
-    assert (cursor.seq, outlet.written, outlet.rests) == (0, [], [])
-    outlet.drained()
-    assert (cursor.seq, outlet.written) == (3, [first])
+    assert (cursor.seq, connection.written, connection.rests) == (0, [], [])
+    connection.drained()
+    assert (cursor.seq, connection.written) == (3, [first])
     ring.append(block(ring))  # straight again
-    assert (cursor.seq, sockets[1].recv(100), outlet.written) == (6, FRAME, [first])
+    assert (cursor.seq, sockets[1].recv(100), connection.written) == (6, FRAME, [first])
 
 
 def test_who_has_left_gets_nothing(ring: Ring, sockets: tuple[socket.socket, socket.socket]) -> None:
-    cursor, outlet = watching(ring, sockets[0].fileno())
+    cursor, connection = watching(ring, sockets[0].fileno())
     assert ring.is_watched
     cursor.detach()
     assert not ring.is_watched
     ring.append(block(ring))
-    assert (cursor.seq, outlet.written, outlet.rests) == (0, [], [])
+    assert (cursor.seq, connection.written, connection.rests) == (0, [], [])
     with pytest.raises(BlockingIOError):
         sockets[1].recv(100)

@@ -30,7 +30,7 @@ test("a history without some values is loaded without them", () => {
       steps,
       train_loss: [3, null, "Infinity"],
       learning_rate: [null, null, null],
-      extremes: { train_loss: { least: [1, null, 2], most: [4, null, "Infinity"] } },
+      extremes: { train_loss: { min: [1, null, 2], max: [4, null, "Infinity"] } },
     },
   });
   assert.deepEqual(

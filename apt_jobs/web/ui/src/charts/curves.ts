@@ -15,7 +15,7 @@ export interface MetricsAnswer {
     tokens_per_s?: Values;
     val_steps?: number[];
     val_loss?: Values;
-    extremes: Partial<Record<string, { least: Values; most: Values }>>;
+    extremes: Partial<Record<string, { min: Values; max: Values }>>;
   };
 }
 
@@ -69,10 +69,10 @@ export function curvesOf({ training_history: history }: MetricsAnswer): Training
   });
 }
 
-function minMaxOf(steps: readonly number[], extremes: { least: Values; most: Values } | undefined): MinMax {
+function minMaxOf(steps: readonly number[], extremes: { min: Values; max: Values } | undefined): MinMax {
   if (extremes === undefined) return NO_MIN_MAX;
   const numbers = (side: Values): (number | null)[] => side.map((value) => (value === null ? null : toNumber(value)));
-  return { steps, min: numbers(extremes.least), max: numbers(extremes.most) };
+  return { steps, min: numbers(extremes.min), max: numbers(extremes.max) };
 }
 
 /** `whole`, with the points of `fine` in a range of steps. */

@@ -2,7 +2,7 @@ import { assert, test } from "vitest";
 import type uPlot from "uplot";
 import { paintClipped, paintMarks, runsOf } from "./paint.ts";
 
-test("a band ends where nothing was finite and begins anew after it", () => {
+test("a band ends where nothing was finite and begins again after it", () => {
   const runs = runsOf({ steps: [1, 2, 3, 4, 5], min: [0, 1, null, 2, 3], max: [1, 2, null, Infinity, 4] });
   assert.deepEqual(runs, [
     [

@@ -54,7 +54,7 @@ export class GradientHistory {
     return Math.max(MIN_ROWS, Math.min(MAX_ROWS, Math.floor(MAX_CELLS / Math.max(1, this.names.length))));
   }
 
-  /** Layers of the attempt, in the order of every later `gradient` event. Other layers than before: start anew. */
+  /** Layers of the attempt, in the order of every later `gradient` event. Other layers than before: start again. */
   setNames(names: readonly string[]): void {
     if (names.length === this.names.length && names.every((name, index) => name === this.names[index])) return;
     this.names = [...names];

@@ -48,7 +48,7 @@ test("an incident is one entry that follows its events, with what was done about
   );
 });
 
-test("attempts number their incidents anew", () => {
+test("attempts number their incidents again", () => {
   const log = new IncidentLog();
   log.apply(incident("begun", 10, 1));
   log.apply(incident("begun", 11, 2));

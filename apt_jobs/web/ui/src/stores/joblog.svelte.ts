@@ -33,7 +33,7 @@ export class JobLog {
     return this.lines.length >= MAX_LINES;
   }
 
-  /** Start anew with the newest lines up to `lastSeq`. */
+  /** Start again with the newest lines up to `lastSeq`. */
   async load(lastSeq: number): Promise<void> {
     const { data, has_more } = await this.readBefore(lastSeq + 1);
     this.lines = [];
@@ -53,7 +53,7 @@ export class JobLog {
     const first = this.firstSeq;
     try {
       const { data, has_more } = await this.readBefore(first);
-      if (first !== this.firstSeq) return; // started anew meanwhile
+      if (first !== this.firstSeq) return; // started again meanwhile
       this.flush();
       this.lines = [...linesOf(data), ...this.lines].slice(-MAX_LINES);
       this.maxLines = MAX_LINES;
