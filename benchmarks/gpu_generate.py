@@ -47,7 +47,8 @@ def llama(*, small: bool) -> LlamaForCausalLM:
         eos_token_id=None,
         pad_token_id=0,
     )
-    return LlamaForCausalLM(config).eval()
+    model: LlamaForCausalLM = LlamaForCausalLM(config).eval()  # type: ignore[no-untyped-call]  # the library's
+    return model
 
 
 class NoTokenizer:
@@ -61,9 +62,10 @@ class NoTokenizer:
         return [0]
 
 
-def load(device: torch.device, *, small: bool) -> LoadedModel:
+def load(device: torch.device, *, small: bool, dtype: torch.dtype | None = None) -> LoadedModel:
     """Return the model where it runs."""
-    model = llama(small=small).to(device, torch.float32 if device.type == "cpu" else torch.bfloat16)  # type: ignore[arg-type]  # typed for one argument
+    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
+    model = llama(small=small).to(device, dtype)  # type: ignore[arg-type]  # typed for one argument
     return LoadedModel.of(Path("llama-135m"), model, cast(PreTrainedTokenizerBase, NoTokenizer()))
 
 
@@ -138,7 +140,9 @@ def agreement(model: LoadedModel, prompts: list[list[int]], found: list[list[int
 def continuous_batching(device: torch.device, prompts: list[list[int]], num_new: int, *, small: bool) -> float | None:
     """Tokens a second of transformers' own continuous batching; none if it does not run here."""
     model = cast(Any, load(device, small=small).model)
-    config = GenerationConfig(do_sample=False, max_new_tokens=num_new, use_cuda_graph=device.type == "cuda")
+    config = GenerationConfig(  # type: ignore[no-untyped-call]  # the library's
+        do_sample=False, max_new_tokens=num_new, use_cuda_graph=device.type == "cuda"
+    )
     config.eos_token_id = -1
     config.pad_token_id = 0
     best = 0.0
@@ -167,6 +171,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     logging.basicConfig(level=logging.WARNING)
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # the library's
     graphs.TUNED_ROWS = options.tuned_rows
+    torch.set_num_threads(1)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = options.rows or ([1, 3] if options.small else [1, 8, 32, 128])
     num_prompt, num_new = (9, 8) if options.small else (64, 128)
@@ -189,6 +194,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         report["rows"][num_rows] = entry
         print(num_rows, json.dumps(entry), flush=True)
     run.runner.close()
+    report["fp32"] = _agreement_in_fp32(device, small=options.small)
+    print("fp32", json.dumps(report["fp32"]), flush=True)
     if device.type == "cuda" and not options.no_compile:
         _measure_compiled(device, reference, rows, num_prompt, num_new, report)
     if not options.no_peer:
@@ -202,6 +209,21 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if options.out:
         options.out.write_text(json.dumps(report, indent=1))
     return report
+
+
+def _agreement_in_fp32(device: torch.device, *, small: bool) -> dict[str, float]:
+    """Without the ties of 16 bits: 1.0 unless something is wrong."""
+    reference = load(device, small=small, dtype=torch.float32)
+    run = EngineRun(load(device, small=small, dtype=torch.float32), 8, compile_graphs=False)
+    prompts = prompts_of(reference, 8, 9 if small else 64)
+    found = run.generate(prompts, 8 if small else 64)[0]
+    single = run.generate(prompts[:1], 8 if small else 64)[0]
+    run.runner.close()
+    return {
+        "probe_difference": slot_difference(load(device, small=small, dtype=torch.float32)),
+        "agreement": agreement(reference, prompts, found, len(found[0])),
+        "agreement_alone": agreement(reference, prompts[:1], single, len(found[0])),
+    }
 
 
 def _measure_compiled(

@@ -81,6 +81,10 @@ class SlotCache:
         self.num_columns = 0
 
     @property
+    def device(self) -> torch.device:
+        return self._device
+
+    @property
     def bytes_per_token(self) -> int:
         return sum(shape.num_elements for shape in self._shapes) * self._dtype.itemsize
 
@@ -124,6 +128,13 @@ class SlotCache:
         torch._foreach_copy_(
             [tensor[target, :, :num_columns] for tensor in (*self._keys, *self._values)],
             [tensor[source, :, :num_columns] for tensor in (*self._keys, *self._values)],
+        )
+
+    def copy_from(self, other: "SlotCache", slot: int, num_columns: int) -> None:
+        """Copy the first slot of another cache into a slot."""
+        torch._foreach_copy_(
+            [tensor[slot, :, :num_columns] for tensor in (*self._keys, *self._values)],
+            [tensor[0, :, :num_columns] for tensor in (*other._keys, *other._values)],
         )
 
     def wipe(self, slot: int) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.cache_utils import Cache
 
 from apt_jobs.generation.cache import SlotCache
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 RUNS_BEFORE_COMPILING = 8  # sizes that are passed through on the way to others are not worth half a minute
 MAX_COMPILED_SIZES = 64
 TUNED_ROWS = 1  # with so few rows a product with a weight is a reduction, which the compiler fuses with its neighbours
+
+SMALLEST_PREFILL, LARGEST_PREFILL = 64, 512  # tokens
 
 Step = Callable[[Cache, RowState, Sampling], None]
 
@@ -116,6 +119,72 @@ class GraphPool:
             return None
         self._memory = graph.pool()
         return graph
+
+
+class PrefillGraphs:
+    """Graphs that read a whole short prompt, one for each power of two of tokens, into a slot of their own.
+
+    Without one the first token of a single text waits for a thousand launches of small kernels.
+    """
+
+    def __init__(self, read: Callable[[Tensor, Cache, Tensor], Tensor], staging: Callable[[], SlotCache]) -> None:
+        self._read, self._staging = read, staging
+        self._entries: dict[int, _Prefill | None] = {}  # none: it cannot be captured
+
+    def run(self, tokens: list[int]) -> tuple[Tensor, SlotCache] | None:
+        """Return the logits (1, V) behind the tokens and the cache whose first slot holds them; none: read eagerly."""
+        size = SMALLEST_PREFILL
+        while size < len(tokens):
+            size *= 2
+        if size > LARGEST_PREFILL:
+            return None
+        if size not in self._entries:
+            self._entries[size] = self._captured(size)
+        entry = self._entries[size]
+        if entry is None:
+            return None
+        host = torch.tensor([*tokens, *[0] * (size - len(tokens)), len(tokens) - 1]).pin_memory()
+        entry.input.copy_(host, non_blocking=True)
+        entry.graph.replay()
+        return entry.logits_1V, entry.cache
+
+    def clear(self) -> None:
+        """Forget the graphs."""
+        self._entries.clear()
+
+    def _captured(self, size: int) -> "_Prefill | None":
+        cache = self._staging()
+        cache.reserve(1, size)
+        data = torch.zeros(size + 1, dtype=torch.long, device=cache.device)  # the tokens and the last one's place
+        start_1 = torch.zeros(1, dtype=torch.long, device=cache.device)
+
+        def read() -> Tensor:
+            return self._read(data[None, :size], cache.rows(0, 1, size, start_1), data[size:])
+
+        try:
+            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # the library's
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                read()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                logits_1V = read()
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as exc:  # as above
+            logger.warning("a prefill cannot be captured", extra={"tokens": size, "why": repr(exc)})
+            return None
+        return _Prefill(graph, data, logits_1V, cache, start_1)
+
+
+@dataclass(slots=True)
+class _Prefill:
+    graph: torch.cuda.CUDAGraph
+    input: Tensor
+    logits_1V: Tensor
+    cache: SlotCache
+    start_1: Tensor  # kept, since the graph reads it
 
 
 def _warm_up(step: Step, cache: SlotCache, rows: RowState, key: GraphKey) -> None:

@@ -19,7 +19,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from apt_jobs.generation.attention import SLOT_ATTENTION, register_slot_attention
 from apt_jobs.generation.cache import LayerShape, SlotCache
-from apt_jobs.generation.graphs import GraphKey, GraphPool
+from apt_jobs.generation.graphs import GraphKey, GraphPool, PrefillGraphs
 from apt_jobs.generation.memory import free_bytes
 from apt_jobs.generation.models import LoadedModel
 from apt_jobs.generation.row_state import RowState, Sampling, TokenReader
@@ -117,6 +117,7 @@ class SlotRunner:
             self._state = RowState.zeros(max_rows, self._device)
         step = functools.partial(decode_step, model)
         self._graphs = GraphPool(step, compile_graphs=compile_graphs) if self.is_async else None
+        self._prefill_graphs = PrefillGraphs(self._read_whole, self._staging) if self.is_async else None
         select_slot_attention(model)
 
     def fits(self, sequence: Sequence, others: Rows[Sequence]) -> bool:
@@ -142,6 +143,12 @@ class SlotRunner:
         chunks = [each.token_ids()[each.num_cached :][:max_tokens] for each in rows]
         width = max(map(len, chunks))
         starts = [each.num_cached for each in rows]
+        if len(rows) == 1 and starts == [0] and width == rows[0].num_tokens and self._prefill_graphs is not None:
+            read = self._prefill_graphs.run(chunks[0])
+            if read is not None:
+                self._cache.copy_from(read[1], rows[0].slot, width)
+                rows[0].num_cached = width
+                return self._sample_prefilled(rows, read[0])
         first_slot = rows[0].slot
         start_N = torch.tensor(starts, device=self._device)
         tokens_NQ = torch.tensor([chunk + [0] * (width - len(chunk)) for chunk in chunks], device=self._device)
@@ -209,6 +216,8 @@ class SlotRunner:
         self._slots, self._active = [], []
         if self._graphs is not None:
             self._graphs.clear()
+        if self._prefill_graphs is not None:
+            self._prefill_graphs.clear()
         self._cache.free()
         with torch.inference_mode():
             self._state = RowState.zeros(self.max_rows, self._device)
@@ -228,6 +237,8 @@ class SlotRunner:
         """Free the memory."""
         if self._graphs is not None:
             self._graphs.close()
+        if self._prefill_graphs is not None:
+            self._prefill_graphs.clear()
         self._cache.free()
 
     def _neighbours(self, sequences: Rows[Sequence], max_tokens: int) -> list[Sequence]:
@@ -248,6 +259,16 @@ class SlotRunner:
                 break
             rows = more
         return rows
+
+    def _read_whole(self, tokens_1Q: Tensor, cache: Cache, last_1: Tensor) -> Tensor:
+        """Read a prompt from its start; the logits (1, V) behind its last token."""
+        positions_1Q = torch.arange(tokens_1Q.shape[1], device=self._device)[None]
+        positions_1Q = positions_1Q.clamp(max=self._model.context_tokens - 1)  # of the padding
+        logits_1QV = forward(self._model, tokens_1Q, positions_1Q, cache, last_1)
+        return logits_1QV[:, 0] if logits_1QV.shape[1] == 1 else logits_1QV[0, last_1]
+
+    def _staging(self) -> SlotCache:
+        return SlotCache(self._shapes, self._model.model.dtype, self._device)
 
     def _sample_prefilled(self, rows: Rows[Sequence], logits_NV: Tensor) -> list[Launched]:
         """Sample for those whose last token was read; tell the device where the others are."""

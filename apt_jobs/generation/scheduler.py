@@ -134,23 +134,24 @@ class Scheduler:
         return len(self._running) < places and self._runner.fits(sequence, self._running)
 
     def _victim_for(self, sequence: Sequence) -> Sequence | None:
-        """Return the sequence that gives its slot to an interactive one.
+        """Return the sequence that gives its slot to this one.
 
-        It is the youngest of the batch ones, or of a group that has more than half of all slots while the sequence's
-        group has none.
+        It is the youngest of the batch ones for an interactive sequence, and for any the youngest of a group that has
+        more than half of all slots while the sequence's group has none.
         """
-        if sequence.priority is not Priority.INTERACTIVE:
-            return None
-        for each in reversed(self._running):
-            if each.priority is Priority.BATCH:
-                return each
+        interactive = sequence.priority is Priority.INTERACTIVE
+        if interactive:
+            for each in reversed(self._running):
+                if each.priority is Priority.BATCH:
+                    return each
         sizes: dict[object, int] = {}
         for each in self._running:
             sizes[each.group] = sizes.get(each.group, 0) + 1
         if sequence.group in sizes:
             return None
         for each in reversed(self._running):
-            if 2 * sizes[each.group] > max(2, self._max_rows):
+            may = interactive or each.priority is Priority.BATCH
+            if may and 2 * sizes[each.group] > max(2, self._max_rows):
                 return each
         return None
 

@@ -98,7 +98,7 @@ def _leave(status: int) -> NoReturn:
     """End the process as the interpreter does, but do not take it apart.
 
     Threads of a process group that a user script still holds go on meanwhile, and objects that they share with the main
-    one are destroyed in no order: such a rank is aborted now and then (SIGABRT) after all its work was done, and has failed
+    one are destroyed in no order: such a rank is aborted now and then (SIGABRT) after all its work, and has failed
     for torchrun.
     """
     wait_for_threads: Callable[[], None] = threading._shutdown  # type: ignore[attr-defined]  # typeshed lacks it

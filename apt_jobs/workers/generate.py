@@ -92,12 +92,16 @@ class GenerateWorker:
         self._drain_by_s = None
 
     def _serve(self, claimed: Claimed) -> None:
-        jobs = [claimed.job, *self._claim_companions()]
+        companions = self._claim_companions()
+        jobs = [claimed.job, *(companion.job for companion in companions)]
         with LeaseSet(
             self._consumer.database, jobs, lease_s=self._settings.lease_s, heartbeat_s=self._settings.heartbeat_s
         ) as leases:
             changed = threading.Event()
-            served = [self._start(job, changed) for job in jobs]
+            found: dict[str | None, tuple[str, Path]] = {}
+            served = [self._start(job, changed, found) for job in jobs]
+            for companion in companions:  # after the engine has begun
+                self._consumer.publisher.publish(companion.job.id, [companion.event])
             while served:
                 changed.wait(_POLL_S)
                 changed.clear()
@@ -108,7 +112,7 @@ class GenerateWorker:
                     if each.why is None and (why := self._reason_to_stop(each, leases)) is not None:
                         each.stop(why)
 
-    def _claim_companions(self) -> list[Job]:
+    def _claim_companions(self) -> list[Claimed]:
         """Claim what else is due, so that texts that came together are generated together."""
         claims: list[Claimed] = []
         try:
@@ -124,19 +128,19 @@ class GenerateWorker:
         except (Unavailable, OutOfSpace) as exc:
             logger.warning("cannot claim more", extra={"why": str(exc)})
             return []
-        for claimed in claims:
-            self._consumer.publisher.publish(claimed.job.id, [claimed.event])
-        return [claimed.job for claimed in claims]
+        return claims
 
-    def _start(self, job: Job, changed: threading.Event) -> "_Served":
-        """Hand a job to the engine; one that cannot begin has ended."""
+    def _start(self, job: Job, changed: threading.Event, found: dict[str | None, tuple[str, Path]]) -> "_Served":
+        """Hand a job to the engine; one that cannot begin has ended. `found`: models that were looked up already."""
         served = _Served(job)
         try:
             spec = GenerateSpec.model_validate_json(orjson.dumps(job.spec))
             if spec.time_limit_s is not None:
                 served.end_by_s = time.monotonic() + spec.time_limit_s
-            served.model_id = choose_model(self._consumer.database, spec.model)
-            folder = self._find(served.model_id)
+            if spec.model not in found:
+                model_id = choose_model(self._consumer.database, spec.model)
+                found[spec.model] = model_id, self._find(model_id)
+            served.model_id, folder = found[spec.model]
             served.request = self._engine.submit(folder, spec)
             served.request.future.add_done_callback(lambda _: changed.set())
         except Exception as exc:  # `_outcome` tells one kind from another

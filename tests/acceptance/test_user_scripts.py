@@ -40,7 +40,7 @@ def test_an_example_is_watched_as_a_job(
     assert row["step"] == num_steps
 
 
-def test_the_reason_of_own_code_is_the_reason_of_its_job(client: Client) -> None:
+def test_the_reason_of_user_scripts_is_the_reason_of_its_job(client: Client) -> None:
     job = {"kind": "train", "entry_point": "plain-loop", "arguments": {"steps": "many"}}
     job_id = client.submit(job)["id"]
     until(lambda: client.get(job_id)["state"] in ENDED)

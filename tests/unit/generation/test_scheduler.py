@@ -122,15 +122,16 @@ def test_some_slots_are_never_a_batchs(model: LoadedModel) -> None:
     assert scheduler.num_running == 7
 
 
-def test_a_large_group_leaves_slots_to_others_of_its_priority(model: LoadedModel) -> None:
+@pytest.mark.parametrize("priority", list(Priority))
+def test_a_large_group_leaves_slots_to_others_of_its_priority(model: LoadedModel, priority: Priority) -> None:
     scheduler = Scheduler(slot_runner(model, 4), "m")
     crowd = object()
     for _ in range(12):
-        heard = Heard([5], max_tokens=2_000)
+        heard = Heard([5], priority, max_tokens=2_000)
         heard.sequence.group = crowd
         scheduler.submit(heard.sequence)
     scheduler.step()
-    single = Heard([5], max_tokens=2)
+    single = Heard([5], priority, max_tokens=2)
     scheduler.submit(single.sequence)
     scheduler.step()
     scheduler.step()
@@ -236,3 +237,25 @@ def test_special_tokens_in_a_text_are_text(model: LoadedModel, long_model_dir: P
     assert not model.end_tokens.intersection(tokens)
     assert model.tokenizer.eos_token_id not in tokens
     assert model.tokenizer.decode(tokens) == f"a {special} b"
+
+
+def test_a_prompt_that_is_read_in_a_slot_of_its_own_and_copied_is_the_same(model: LoadedModel) -> None:
+    """What the graph of a short prompt does, run eagerly."""
+    runner = slot_runner(model)
+    heard = Heard(PROMPTS[2])
+    scheduler = Scheduler(runner, "m")
+    scheduler.submit(heard.sequence)
+    scheduler.step()
+    first = heard.tokens[0]
+    staging = runner._staging()
+    staging.reserve(1, 64)
+    tokens = torch.tensor([PROMPTS[2] + [0] * (64 - len(PROMPTS[2]))])
+    with torch.inference_mode():
+        rows = staging.rows(0, 1, 64, torch.zeros(1, dtype=torch.long))
+        logits_1V = runner._read_whole(tokens, rows, torch.tensor([len(PROMPTS[2]) - 1]))
+        assert int(logits_1V.argmax()) == first
+        expected = [tensor[0, :, : len(PROMPTS[2])].clone() for tensor in runner._cache._keys]
+        runner._cache.wipe(0)
+        runner._cache.copy_from(staging, 0, len(PROMPTS[2]))
+    for found, right in zip(runner._cache._keys, expected, strict=True):
+        torch.testing.assert_close(found[0, :, : len(PROMPTS[2])], right)
