@@ -1,6 +1,6 @@
 """The command line against a service that holds hostile text: in pipes, in terminals of three widths, as ASCII.
 
-What a terminal would obey never reaches it, what is copied is whole, and nothing ends with a traceback.
+What a terminal would execute never reaches it, what is copied is whole, and nothing ends with a traceback.
 """
 
 import fcntl

@@ -182,7 +182,7 @@ def test_broken_norms_are_counted_and_do_not_poison_the_mean(database: Database)
     assert norms == ["NaN", "Infinity", "-Infinity"]
 
 
-def test_a_thinned_timeline_still_shows_the_one_bad_step(database: Database) -> None:
+def test_a_downsampled_timeline_still_shows_the_one_bad_step(database: Database) -> None:
     job = running(database)
     records = [GradientsRecorded(step, (1.0,), (0,) if step == 137 else ()) for step in range(1, 401)]
     store(database, job, LayersNamed(("a",)), *records)
