@@ -6,6 +6,7 @@ Weights are safetensors, code is only what is installed here, and nothing is fet
 import hashlib
 import inspect
 import json
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ DEFAULT_CONTEXT_TOKENS = 2_048  # of models that do not say
 _NEEDED_FILES = ("config.json", "tokenizer.json")
 _LOADED_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja")
 _NOT_LOADED = frozenset({MANIFEST, "optimizer.safetensors", "training_state.json"})
+
+_LOADING = threading.Lock()  # transformers changes global state while it loads: two at once lack weights
 
 Fingerprint = tuple[tuple[str, int, int], ...]  # name, bytes and modification time (ns) of each file that is loaded
 
@@ -124,7 +127,8 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
         _verify(folder)
     _quiet_transformers()
     try:
-        return _load(folder, device)
+        with _LOADING:
+            return _load(folder, device)
     except AptJobsError:
         raise
     except torch.OutOfMemoryError as exc:
