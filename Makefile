@@ -10,7 +10,7 @@ SETUP_INPUTS := pyproject.toml constraints.txt hatch_build.py apt_jobs/web/ui/pa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 UI_SOURCES := $(shell find apt_jobs/web/ui/src apt_jobs/web/ui/index.html -type f 2>/dev/null)
 
-.PHONY: help setup setup-dev demo test check faults bench screenshots lock wheel clean
+.PHONY: help setup setup-dev demo test check faults bench screenshots docs generate lock wheel clean
 
 help:
 	@echo "make demo         set up, start everything, train a small model, show it live"
@@ -19,6 +19,8 @@ help:
 	@echo "make faults       every promise under its full number of faults; takes hours (SHARE=0.1 for a tenth)"
 	@echo "make bench        benchmarks (ONLY=group for one of them)"
 	@echo "make screenshots  the pictures of docs/images"
+	@echo "make generate     the generated pages of docs/reference"
+	@echo "make docs         the site, in build/site"
 	@echo "make lock         the hashed locks of the images, from pyproject.toml and constraints.txt"
 	@echo "make wheel        the wheel of a release, in dist/"
 	@echo "make clean        remove .venv, build/ and caches"
@@ -73,6 +75,13 @@ bench: setup-dev
 
 screenshots: setup-dev
 	$(BIN)/python -m pytest tests/browser/screenshots.py
+
+generate: setup-dev
+	$(BIN)/python -m apt_jobs.events.document
+	$(BIN)/python -m scripts.reference
+
+docs: generate
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 
 # uv reads only names, versions and hashes here; pip installs. `--universal`: one file for every Python and machine.
 LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \

@@ -183,7 +183,7 @@ class AsyncClient(AsyncTransport):
             kinds: Only events of these kinds; none: all.
 
         Yields:
-            Events as docs/events.md describes them.
+            Events as docs/reference/events.md describes them.
 
         Raises:
             NotFound: there is no such job.

@@ -1,6 +1,6 @@
 """Encode frames in binary: gradient norms as float32 arrays that a browser draws without parsing.
 
-docs/streams.md has the layout.
+docs/explanation/streams.md has the layout.
 
 Little-endian; everything begins at a multiple of four bytes. A gradient event of 150 layers is 668 bytes instead of
 3,200. Norms are float32 where they are measured, so nothing is lost; NaN and the infinities are themselves.

@@ -9,7 +9,7 @@ from pathlib import Path
 from apt_jobs.client.client import Client
 from tests.acceptance.stack import Stack
 
-SCHEDULES = Path(__file__).resolve().parents[2] / "docs" / "schedules.md"
+SCHEDULES = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "schedules.md"
 
 
 def test_another_scheduler_that_calls_twice_submits_one_job(stack: Stack, client: Client, tmp_path: Path) -> None:

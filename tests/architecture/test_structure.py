@@ -60,7 +60,7 @@ def test_documents_name_only_files_that_exist(document: Path) -> None:
 
 
 def test_every_setting_is_documented() -> None:
-    page = (ROOT / "docs" / "settings.md").read_text()
+    page = (ROOT / "docs" / "reference" / "settings.md").read_text()
     for name, field in Settings.model_fields.items():
         default = field.get_default(call_default_factory=True)
         assert f"| `APT_JOBS_{name.upper()}` | `{default}` | {field.description} |" in page

@@ -1,4 +1,4 @@
-"""The whole product behind a real nginx, as docs/deploy.md sets it up: TLS, a host name, and a path that is not `/`."""
+"""The whole product behind a real nginx, as docs/how-to/proxy.md sets it up: TLS, a host name, and a path that is not `/`."""
 
 import json
 import os
@@ -67,7 +67,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """`apt-jobs up` and nginx, both with what docs/deploy.md says."""
+    """`apt-jobs up` and nginx, both with what docs/how-to/proxy.md says."""
     nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
     if nginx is None:
         pytest.fail("this test needs nginx: run `make setup-dev`, or apt-get install nginx-light")
@@ -122,8 +122,8 @@ def make_certificate(folder: Path) -> ssl.SSLContext:
 
 
 def write_configuration(folder: Path, web_port: int, proxy_port: int) -> Path:
-    """The recipe of docs/deploy.md with this test's ports and files, in the frame that nginx.conf gives it."""
-    recipe = re.search(r"```nginx\n(.*?)```", (ROOT / "docs" / "deploy.md").read_text(), re.DOTALL)
+    """The recipe of docs/how-to/proxy.md with this test's ports and files, in the frame that nginx.conf gives it."""
+    recipe = re.search(r"```nginx\n(.*?)```", (ROOT / "docs" / "how-to" / "proxy.md").read_text(), re.DOTALL)
     assert recipe is not None
     text = recipe.group(1)
     for written, here in (

@@ -1,7 +1,7 @@
 """What fault campaigns measured of each promise: the table at the end of a run, and `build/faults.jsonl`.
 
 `make faults` appends to that file, so that a campaign may be run in pieces; `python -m tests.faults.record` adds them
-up to the table of docs/reliability.md.
+up to the table of docs/explanation/reliability.md.
 """
 
 import json
@@ -30,7 +30,7 @@ def count(small: int, full: int) -> int:
 class Campaign:
     """One promise under faults. `violations` says in words what broke it."""
 
-    promise: int  # as docs/reliability.md numbers them
+    promise: int  # as docs/explanation/reliability.md numbers them
     what: str
     seed: int = 0
     dialects: list[str] = field(default_factory=list)

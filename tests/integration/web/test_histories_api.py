@@ -91,7 +91,7 @@ def test_zoomed_in_norms_are_whole(http: httpx.Client, job_id: str) -> None:
 
 
 def decoded(body: bytes) -> dict[str, Any]:
-    """As docs/histories.md says."""
+    """As docs/explanation/histories.md says."""
     version, num_layers, num_points, size, rest, _ = struct.unpack_from("<6I", body)
     assert version == 1
     at = 24

@@ -1,4 +1,4 @@
-"""docs/events.md says what the types say."""
+"""docs/reference/events.md says what the types say."""
 
 from dataclasses import fields
 

@@ -1,4 +1,4 @@
-// Reads the binary form of a frame (docs/streams.md): gradient norms are views of the bytes that came, not parsed text.
+// Reads the binary form of a frame (docs/explanation/streams.md): gradient norms are views of the bytes that came, not parsed text.
 import type { StoredEvent } from "../generated/events.ts";
 
 export const SUBPROTOCOL = "apt-jobs.binary.v1";

@@ -1,4 +1,4 @@
-// Reads the binary overview of gradient norms (docs/histories.md): buckets of steps, as typed arrays, not parsed text.
+// Reads the binary overview of gradient norms (docs/explanation/histories.md): buckets of steps, as typed arrays, not parsed text.
 import type { Float } from "../generated/events.ts";
 
 export const OVERVIEW_TYPE = "application/vnd.apt-jobs.overview";

@@ -3,7 +3,7 @@ import { GradientHistory } from "./gradients.ts";
 import { decodeOverview, hasBit } from "../api/overview.ts";
 import { Sharpener, spliced, type Range } from "./sharpener.ts";
 
-/** Two points of two layers, as docs/histories.md lays them out. */
+/** Two points of two layers, as docs/explanation/histories.md lays them out. */
 function overviewBytes(): ArrayBuffer {
   const rest = new TextEncoder().encode(
     JSON.stringify({
