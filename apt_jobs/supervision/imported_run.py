@@ -28,6 +28,7 @@ from apt_jobs.events.kinds import (
     StepTrained,
     UpdatesMeasured,
 )
+from apt_jobs.jobs.limits import MAX_ROLLBACKS, MAX_STEP
 from apt_jobs.jobs.printable import escaped
 from apt_jobs.jobs.run_file import RunFile, spool_name
 from apt_jobs.jobs.spec import TrainSpec
@@ -39,8 +40,6 @@ LEASE_S = 600.0  # between two batches; afterwards the import is dead
 BATCH_EVENTS = 500
 RANK_EVENTS = 20  # read of one rank at a time: ranks are read in turns, so that their steps meet
 MAX_RANKS = 512  # as `TrainSpec.num_ranks`
-MAX_STEP = 2**53
-MAX_ROLLBACKS = 2**31
 MONITORED = (  # what the monitor writes; anything else could claim checkpoints or states that are not there
     LayersNamed,
     StepTrained,

@@ -1,13 +1,17 @@
 """The built page: one HTML file for every address of the user interface, and its assets by exact name."""
 
+import asyncio
 import html
 from pathlib import Path
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, JSONResponse, Response
 
 from apt_jobs.errors import NotFound
-from apt_jobs.web.api.endpoint import openapi_document
+from apt_jobs.web.api.openapi import openapi_document
+from apt_jobs.web.guard import session_cookie
+from apt_jobs.web.service import service_of
 
 STATIC = Path(__file__).parent / "static"
 _IMMUTABLE = {"cache-control": "public, max-age=31536000, immutable"}  # the names of assets contain their hash
@@ -39,12 +43,14 @@ async def get_asset(request: Request) -> Response:
 
 async def get_openapi(request: Request) -> Response:
     """Return the OpenAPI document of this service, with the address at which it was asked for."""
-    return JSONResponse({**openapi_document(), "servers": [{"url": request.scope.get("root_path") or "/"}]})
+    url, cookie = request.scope.get("root_path") or "/", session_cookie(service_of(request).settings)
+    document = await asyncio.to_thread(openapi_document, request.app.routes, url=url, cookie=cookie)
+    return JSONResponse(document)
 
 
-async def get_docs(_request: Request) -> Response:
+async def get_docs(request: Request) -> Response:
     """Return the OpenAPI document as a page, without scripts."""
-    return HTMLResponse(_docs_page())
+    return HTMLResponse(await asyncio.to_thread(_docs_page, openapi_document(request.app.routes)))
 
 
 def _below(page: str, root_path: str) -> str:
@@ -63,14 +69,13 @@ def _file(folder: Path, name: str, headers: dict[str, str]) -> Response:
     raise NotFound(f"no file {name[:100]!r}")
 
 
-def _docs_page() -> str:
+def _docs_page(document: dict[str, Any]) -> str:
     parts = ["<!doctype html><html lang='en'><head><meta charset='utf-8'><title>apt_jobs: REST</title></head><body>"]
     parts.append("<h1>apt_jobs: REST</h1><p>The document for programs: <a href='openapi.json'>openapi.json</a></p>")
-    for path, methods in sorted(openapi_document()["paths"].items()):
+    for path, methods in sorted(document["paths"].items()):
         for method, operation in methods.items():
             parts.append(f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>")
-            text = f"{operation['summary']} {operation['description']}"
-            parts.append(f"<p>{html.escape(text)}</p><ul>")
+            parts.append(f"<p>{html.escape(operation['description'])}</p><ul>")
             for parameter in operation.get("parameters", []):
                 words = f"{parameter['name']} ({parameter['in']}): {parameter.get('description') or ''}"
                 parts.append(f"<li>{html.escape(words)}</li>")

@@ -3,14 +3,18 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import zip_longest
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field, SkipValidation
+from typing_extensions import TypedDict  # as pydantic wants it before Python 3.12
 
 from apt_jobs.db.models import Attempt, Checkpoint, Job, WorkerRow
 from apt_jobs.events.codec import timestamp
 from apt_jobs.jobs.spec import BUILTIN_ENTRY_POINT, APTConfig
+from apt_jobs.jobs.states import JobState
 
+NonFinite = Literal["NaN", "Infinity", "-Infinity"]  # JSON has no such number
+Number = float | NonFinite
 DEFAULT_MODEL_CONFIG = APTConfig().model_dump(mode="json")
 
 
@@ -26,15 +30,43 @@ class AttemptAnswer(BaseModel):
     steps_lost: int | None = Field(None, description="Steps that the next attempt did again.")
 
 
+class Progress(TypedDict, total=False):
+    """Where a training is. What is not known yet is missing; what is not finite is named."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # read by pydantic, no key
+
+    step: int
+    epoch: int
+    train_loss: Number
+    learning_rate: Number
+    grad_norm: Number
+    tokens_per_s: Number | None
+    val_loss: Number
+    best_val_loss: Number
+    eta_s: Number | None
+    num_parameters: int
+    steps_per_epoch: int
+
+
+class JobError(TypedDict, total=False):
+    """Why a job failed: what the first rank that failed raised."""
+
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # read by pydantic, no key
+
+    message: str
+    traceback: str | None
+    rank: int | None
+
+
 class JobAnswer(BaseModel):
     object: Literal["job"] = "job"
     id: str
-    kind: str
+    kind: Literal["train", "generate"]
     name: str | None
     queue: str
     priority: int
     labels: dict[str, str]
-    state: str
+    state: JobState
     reason: str | None
     attempt: int
     max_attempts: int
@@ -45,9 +77,9 @@ class JobAnswer(BaseModel):
     last_seq: int
     step: int | None
     num_steps: int | None
-    progress: dict[str, Any] | None
+    progress: Annotated[Progress | None, SkipValidation]
     result: dict[str, Any] | None
-    error: dict[str, Any] | None
+    error: Annotated[JobError | None, SkipValidation]
     spec: dict[str, Any]
     schedule_id: str | None
     attempts: list[AttemptAnswer] | None = Field(None, description="Only in the view of one job.")
@@ -86,9 +118,9 @@ class CheckpointList(BaseModel):
 class ScheduleRunAnswer(BaseModel):
     due_at: str
     fired_at: str
-    outcome: str = Field(description="submitted, skipped, missed or refused.")
+    outcome: Literal["submitted", "skipped", "missed", "refused"]
     job_id: str | None
-    job_state: str | None
+    job_state: JobState | None
     reason: str | None
 
 
@@ -99,8 +131,8 @@ class ScheduleAnswer(BaseModel):
     cron: str
     time_zone: str
     job: dict[str, Any]
-    overlap: str
-    catch_up: str
+    overlap: Literal["skip", "queue", "cancel"]
+    catch_up: Literal["skip", "latest", "all"]
     paused: bool
     created_at: str
     next_run_at: str | None
@@ -148,11 +180,37 @@ class QueueList(BaseModel):
     has_more: bool = False
 
 
-class Listing(BaseModel):
-    """A list of plain objects."""
-
+class WorkerList(BaseModel):
     object: Literal["list"] = "list"
-    data: list[dict[str, Any]]
+    data: list[WorkerAnswer]
+    has_more: bool = False
+
+
+class DatasetAnswer(BaseModel):
+    name: str
+    size_bytes: int | None = Field(description="null: built in.")
+    is_builtin: bool
+
+
+class DatasetList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[DatasetAnswer]
+    has_more: bool = False
+
+
+class KeyAnswer(BaseModel):
+    id: str
+    name: str
+    role: Literal["viewer", "submitter", "admin"]
+    created_at: str
+    expires_at: str | None
+    revoked_at: str | None
+    last_used_at: str | None
+
+
+class KeyList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[KeyAnswer]
     has_more: bool = False
 
 
@@ -254,19 +312,19 @@ def checkpoint_answer(row: Checkpoint) -> CheckpointAnswer:
     )
 
 
-def worker_json(row: WorkerRow, *, alive: bool, paused_reason: str | None) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "kind": row.kind,
-        "queues": row.queues,
-        "hostname": row.hostname,
-        "pid": row.pid,
-        "version": row.version,
-        "gpus": row.gpus,
-        "started_at": timestamp(row.started_at),
-        "heartbeat_at": timestamp(row.heartbeat_at),
-        "current_job_id": row.current_job_id,
-        "alive": alive,
-        "drained": row.drain_requested_at is not None,
-        "paused_reason": paused_reason,
-    }
+def worker_answer(row: WorkerRow, *, alive: bool, paused_reason: str | None) -> WorkerAnswer:
+    return WorkerAnswer(
+        name=row.name,
+        kind=row.kind,
+        queues=row.queues,
+        hostname=row.hostname,
+        pid=row.pid,
+        version=row.version,
+        gpus=row.gpus,
+        started_at=timestamp(row.started_at),
+        heartbeat_at=timestamp(row.heartbeat_at),
+        current_job_id=row.current_job_id,
+        alive=alive,
+        drained=row.drain_requested_at is not None,
+        paused_reason=paused_reason,
+    )

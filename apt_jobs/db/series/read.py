@@ -18,8 +18,7 @@ from sqlalchemy.orm import Session
 from apt_jobs.db.models import Attempt, SeriesLevel, SeriesSegment
 from apt_jobs.db.series.store import BLOCK_STEPS, FACTOR, LEADERS, WIDTHS, Steps, level_rows, read_steps
 from apt_jobs.db.series.summaries import Summary
-
-MAX_STEP = 2**62
+from apt_jobs.jobs.limits import MAX_STEP
 
 
 @dataclass(frozen=True, slots=True)

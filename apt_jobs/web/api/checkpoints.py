@@ -6,7 +6,7 @@ import shutil
 import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, StringConstraints
 from sqlalchemy.orm import Session
@@ -31,6 +31,8 @@ from apt_jobs.web.schemas import CheckpointAnswer, CheckpointList, checkpoint_an
 from apt_jobs.web.service import Service, service_of
 
 CHUNK_BYTES = 1 << 18
+TAR_TYPE, BYTES_TYPE = "application/x-tar", "application/octet-stream"  # the same bytes: some clients ask for these
+TAR: dict[str, Any] = {kind: {"type": "string", "format": "binary"} for kind in (TAR_TYPE, BYTES_TYPE)}
 
 
 class CheckpointsQuery(Query):
@@ -50,7 +52,13 @@ class LoadAnswer(BaseModel):
     job_id: str = Field(description="The generate job that warms it.")
 
 
-@endpoint(role=Role.VIEWER, tag="checkpoints", query=CheckpointsQuery, answers={200: CheckpointList})
+@endpoint(
+    role=Role.VIEWER,
+    tag="checkpoints",
+    query=CheckpointsQuery,
+    answers={200: CheckpointList},
+    operation="list_checkpoints",
+)
 async def get_checkpoints(request: Request) -> Response:
     """List checkpoints, newest first."""
     query: CheckpointsQuery = request.state.query
@@ -61,14 +69,16 @@ async def get_checkpoints(request: Request) -> Response:
     return JSONResponse(answer.model_dump(mode="json"))
 
 
-@endpoint(role=Role.VIEWER, tag="checkpoints", answers={200: CheckpointAnswer})
+@endpoint(role=Role.VIEWER, tag="checkpoints", answers={200: CheckpointAnswer}, operation="get_checkpoint")
 async def get_one_checkpoint(request: Request) -> Response:
-    """One checkpoint."""
+    """Return one checkpoint."""
     row = await service_of(request).read(get_checkpoint, request.path_params["checkpoint_id"])
     return JSONResponse(checkpoint_answer(row).model_dump(mode="json"))
 
 
-@endpoint(role=Role.SUBMITTER, tag="checkpoints", body=LoadRequest, answers={200: LoadAnswer}, creates=True)
+@endpoint(
+    role=Role.SUBMITTER, tag="checkpoints", body=LoadRequest, answers={200: LoadAnswer}, creates=True, problems={404}
+)
 async def load_checkpoint(request: Request) -> Response:
     """Make a checkpoint the default model of generation, and warm it with a one-token job."""
     service = service_of(request)
@@ -82,17 +92,18 @@ async def load_checkpoint(request: Request) -> Response:
     return JSONResponse(answer.model_dump(mode="json"), headers=replay_headers(is_replay))
 
 
-@endpoint(role=Role.VIEWER, tag="checkpoints", answers={200: None})
+@endpoint(role=Role.VIEWER, tag="checkpoints", answers={200: None}, media=TAR)
 async def download_checkpoint(request: Request) -> Response:
     """Return the checkpoint's folder as a tar file, streamed."""
     service = service_of(request)
     row = await service.read(get_checkpoint, request.path_params["checkpoint_id"])
     folder = _folder(service, row)
     headers = {"content-disposition": f'attachment; filename="{row.id}.tar"'}
-    return StreamingResponse(_tar(folder, row.id), media_type="application/x-tar", headers=headers)
+    media_type = BYTES_TYPE if request.headers.get("accept") == BYTES_TYPE else TAR_TYPE
+    return StreamingResponse(_tar(folder, row.id), media_type=media_type, headers=headers)
 
 
-@endpoint(role=Role.ADMIN, tag="checkpoints", answers={204: None})
+@endpoint(role=Role.ADMIN, tag="checkpoints", answers={204: None}, operation="delete_checkpoint", problems={409})
 async def remove_checkpoint(request: Request) -> Response:
     """Delete a checkpoint. The last one of a job that has not ended is kept: the job resumes from it."""
     service = service_of(request)

@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 from sqlalchemy.orm import Session
@@ -25,10 +24,15 @@ from apt_jobs.web.api.idempotency import replay_headers
 from apt_jobs.web.api.jobs import Query, dataset_file
 from apt_jobs.web.api.uploads import TextCheck, upload_parts
 from apt_jobs.web.problems import ProblemError
-from apt_jobs.web.schemas import Listing
+from apt_jobs.web.schemas import DatasetAnswer, DatasetList
 from apt_jobs.web.service import service_of
 
 IDLE_TIMEOUT_S = 30.0  # between two pieces of an upload
+_FILE = {"type": "string", "format": "binary", "minLength": 1}
+UPLOADS = {  # of what may be text, what clients send by themselves
+    "application/octet-stream": _FILE,
+    "multipart/form-data": {"type": "object", "properties": {"file": _FILE}, "required": ["file"]},
+}
 MIN_BYTES_PER_S = 1_000  # of an upload as a whole, after the first `IDLE_TIMEOUT_S`
 
 
@@ -36,15 +40,23 @@ class UploadQuery(Query):
     name: Name = Field(description="What jobs will call it.")
 
 
-@endpoint(role=Role.VIEWER, tag="datasets", answers={200: Listing})
+@endpoint(role=Role.VIEWER, tag="datasets", answers={200: DatasetList}, operation="list_datasets")
 async def get_datasets(request: Request) -> Response:
     """List the data sets, the built-in one first."""
     rows = await asyncio.to_thread(_rows, service_of(request).settings.datasets_dir)
-    builtin = {"name": BUILTIN_DATASET, "size_bytes": None, "is_builtin": True}
-    return JSONResponse(Listing(data=[builtin, *rows]).model_dump(mode="json"))
+    builtin = DatasetAnswer(name=BUILTIN_DATASET, size_bytes=None, is_builtin=True)
+    return JSONResponse(DatasetList(data=[builtin, *rows]).model_dump(mode="json"))
 
 
-@endpoint(role=Role.SUBMITTER, tag="datasets", query=UploadQuery, answers={201: None}, creates=True)
+@endpoint(
+    role=Role.SUBMITTER,
+    tag="datasets",
+    query=UploadQuery,
+    answers={201: DatasetAnswer},
+    creates=True,
+    problems={507},
+    body_media=UPLOADS,
+)
 async def upload_dataset(request: Request) -> Response:
     """Upload UTF-8 text as the body or as the file of a form; `?name=` names it. An existing name is refused."""
     service = service_of(request)
@@ -68,16 +80,18 @@ async def upload_dataset(request: Request) -> Response:
         raise Conflict(f"there is a data set {name!r} already; delete it first or choose another name") from exc
     finally:
         temporary.unlink(missing_ok=True)
-    answer = {"name": name, "size_bytes": size, "is_builtin": False}
-    return JSONResponse(answer, 201, headers={"location": "/api/datasets", **replay_headers(is_replay)})
+    answer = DatasetAnswer(name=name, size_bytes=size, is_builtin=False)
+    return JSONResponse(
+        answer.model_dump(mode="json"), 201, headers={"location": "/api/datasets", **replay_headers(is_replay)}
+    )
 
 
-@endpoint(role=Role.ADMIN, tag="datasets", answers={204: None})
+@endpoint(role=Role.ADMIN, tag="datasets", answers={204: None}, operation="delete_dataset")
 async def remove_dataset(request: Request) -> Response:
     """Delete a data set. Jobs that train on it keep what they have read."""
     name = request.path_params["name"]
     rows = await asyncio.to_thread(_rows, service_of(request).settings.datasets_dir)
-    if name not in {row["name"] for row in rows}:  # compared with what is there: no path is made from what came
+    if name not in {row.name for row in rows}:  # compared with what is there: no path is made from what came
         raise NotFound(f"there is no uploaded data set {name!r}")
     dataset_file(service_of(request).settings, name).unlink(missing_ok=True)
     return Response(status_code=204)
@@ -121,10 +135,10 @@ def _publish(temporary: Path, target: Path, name: str) -> str:
     return name
 
 
-def _rows(folder: Path) -> list[dict[str, Any]]:
+def _rows(folder: Path) -> list[DatasetAnswer]:
     if not folder.is_dir():
         return []
     return [
-        {"name": path.stem, "size_bytes": path.stat().st_size, "is_builtin": False}
+        DatasetAnswer(name=path.stem, size_bytes=path.stat().st_size, is_builtin=False)
         for path in sorted(folder.glob("*.txt"))
     ]

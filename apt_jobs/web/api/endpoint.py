@@ -1,68 +1,59 @@
-"""`@endpoint`: one declaration validates a request, says who may make it, and documents it.
+"""`@endpoint`: one declaration validates a request, says who may make it, and documents it (`openapi.py`).
 
-spectree collects the declarations into the OpenAPI document; validation is pydantic's, with all faults of a request in
-one problem document, whatever part of it they are in.
+Validation is pydantic's, with all faults of a request in one problem document, whatever part of it they are in.
 """
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Callable
-from typing import Any, get_args, get_origin
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from typing import Any, get_origin
 
-from pydantic import BaseModel, RootModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from python_multipart.multipart import parse_options_header
-from spectree import Response as SpecResponse
-from spectree import SecurityScheme, SpecTree
-from spectree.models import InType, SecureType, SecuritySchemeData
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from apt_jobs import __version__
 from apt_jobs.db.access import Principal, Role
 from apt_jobs.settings import Settings
-from apt_jobs.web.api import exports, overviews
 from apt_jobs.web.api.idempotency import idempotency_key_of
 from apt_jobs.web.api.json_text import checked_json
-from apt_jobs.web.problems import MEDIA_TYPE, Problem, ProblemError, faults_of
+from apt_jobs.web.api.openapi import Declaration
+from apt_jobs.web.problems import ProblemError, faults_of
 from apt_jobs.web.service import service_of
 
 LONG_BODY_BYTES = 1 << 16  # checked in a thread, since others wait meanwhile
-_IDEMPOTENCY = (
-    "With an `Idempotency-Key` (1 to 255 printable characters), a repeated request within 24 hours creates nothing "
-    "and is marked `Idempotent-Replayed: true`; the same key with another body is refused with 422."
-)
 Handler = Callable[[Request], Awaitable[Response]]
-
-spec = SpecTree(
-    "starlette",
-    title="apt_jobs",
-    version=__version__,
-    description="Submit, watch and steer training and generation jobs.",
-    mode="strict",  # only declared endpoints, not the pages
-    annotations=False,
-    validation_error_model=Problem,
-    security_schemes=[
-        SecurityScheme(name="key", data=SecuritySchemeData(type=SecureType.HTTP, scheme="bearer")),
-        SecurityScheme(
-            name="browser", data=SecuritySchemeData(type=SecureType.API_KEY, name="apt_session", field_in=InType.COOKIE)
-        ),
-    ],
-)
 
 
 def endpoint(
     *,
     role: Role,
     tag: str,
-    answers: dict[int, Any],
+    answers: Mapping[int, Any],
     query: type[BaseModel] | None = None,
     body: Any = None,
     creates: bool = False,
+    operation: str | None = None,
+    problems: Collection[int] = (),
+    media: Mapping[str, Any] | None = None,
+    body_media: Mapping[str, Any] | None = None,
 ) -> Callable[[Handler], Handler]:
     """Declare a handler, which finds what was validated in `request.state.query` and `request.state.body`.
 
-    `answers` maps a status to the pydantic model of its body, or None. `body` is a model or a union of models.
-    `creates`: an `Idempotency-Key` is checked and is in `request.state.idempotency_key`, or None.
+    Args:
+        role: Whoever asks has to have it.
+        tag: Group of the operation in the document.
+        answers: The pydantic model of the body by status, or None.
+        query: Model of the query parameters.
+        body: Model of the body, or a union of models.
+        creates: An `Idempotency-Key` is checked and is in `request.state.idempotency_key`, or None.
+        operation: Id of the operation, as generated clients call it; default: the handler's name.
+        problems: Statuses of its errors, besides those that `openapi.problems_of` knows.
+        media: Schemas of what it answers with 200 instead of JSON, by media type.
+        body_media: Schemas of a body that is no JSON, by media type; the handler reads it.
+
+    Returns:
+        The decorator.
     """
     adapter: TypeAdapter[Any] | None = TypeAdapter(body) if body is not None else None
 
@@ -88,21 +79,18 @@ def endpoint(
                 request.state.idempotency_key = idempotency_key_of(request, _asked(request, query, body))
             return await handler(request)
 
-        if creates:
-            checked.__doc__ = f"{handler.__doc__} {_IDEMPOTENCY}"
-        responses = {f"HTTP_{status}": model for status, model in answers.items()}
-        problems = {
-            f"HTTP_{status}": Problem for status in (400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429, 503)
-        }
-        decorated: Handler = spec.validate(
-            query=query,
-            json=_documented(body),
-            resp=SpecResponse(**{**problems, **responses}),
-            tags=[tag],
-            security=[{"key": []}, {"browser": []}],
-            skip_validation=True,
-        )(checked)
-        return decorated
+        checked.declaration = Declaration(  # type: ignore[attr-defined]  # a function holds what is set on it
+            operation or handler.__name__,
+            tag,
+            answers,
+            frozenset(problems),
+            query,
+            body,
+            creates,
+            media or {},
+            body_media or {},
+        )
+        return checked
 
     return decorate
 
@@ -122,29 +110,6 @@ def _query(request: Request, model: type[BaseModel]) -> dict[str, Any]:
         given = request.query_params.getlist(name)
         values[name] = given if is_list or len(given) > 1 else given[0]
     return values
-
-
-@functools.cache
-def openapi_document() -> dict[str, Any]:
-    """Return the OpenAPI document of all declared endpoints: spectree's, with what it cannot know."""
-    document: dict[str, Any] = spec.spec
-    for path, operations in document["paths"].items():
-        for operation in operations.values():
-            for status, response in operation["responses"].items():
-                content = response.get("content", {})
-                if int(status) >= 400 and "application/json" in content:
-                    response["content"] = {MEDIA_TYPE: content.pop("application/json")}
-        if path.endswith("/download"):
-            operations["get"]["responses"]["200"]["content"] = {"application/x-tar": {}}
-        if path.endswith("/overview"):
-            operations["get"]["responses"]["200"]["content"][overviews.MEDIA_TYPE] = {}
-        if path.endswith("/export"):
-            operations["get"]["responses"]["200"]["content"] = {kind: {} for kind in exports.MEDIA_TYPES.values()}
-        if path == "/api/datasets":
-            text = {"schema": {"type": "string", "minLength": 1}}
-            operations["post"]["requestBody"] = {"required": True, "content": {"text/plain": text}}
-            operations["post"]["responses"]["201"]["content"] = {"application/json": {}}
-    return document
 
 
 def require_role(request: Request, role: Role) -> None:
@@ -204,11 +169,3 @@ async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes
     except ClientDisconnect as exc:
         raise ProblemError(400, "the connection ended within the body") from exc
     return b"".join(parts)
-
-
-def _documented(body: Any) -> Any:
-    """Wrap a union of models into a root model under its own name, as spectree wants a class."""
-    if body is None or isinstance(body, type):
-        return body
-    names = "Or".join(member.__name__ for member in get_args(get_args(body)[0]))
-    return type(names, (RootModel[body],), {"__doc__": "One of the kinds of job."})

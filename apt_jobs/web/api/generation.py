@@ -106,6 +106,7 @@ class ModelList(BaseModel):
     body=GenerateRequest,
     answers={200: GenerateAnswer, 202: JobAnswer},
     creates=True,
+    problems={504},
 )
 async def generate(request: Request) -> Response:
     """Continue one text. `Prefer: respond-async` answers 202 with the job at once."""
@@ -133,6 +134,7 @@ async def generate(request: Request) -> Response:
     body=BatchGenerateRequest,
     answers={200: BatchAnswer, 202: JobAnswer},
     creates=True,
+    problems={504},
 )
 async def batch_generate(request: Request) -> Response:
     """Continue many texts in one batch. `Prefer: respond-async` answers 202 with the job at once."""
@@ -158,7 +160,7 @@ async def batch_generate(request: Request) -> Response:
     return JSONResponse(answer.model_dump(mode="json"), headers=replay_headers(is_replay))
 
 
-@endpoint(role=Role.VIEWER, tag="generation", answers={200: ModelList})
+@endpoint(role=Role.VIEWER, tag="generation", answers={200: ModelList}, operation="list_models")
 async def get_models(request: Request) -> Response:
     """Return the checkpoints and local models that can generate, the newest first."""
     service = service_of(request)

@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 from apt_jobs.db.access import Role
 from apt_jobs.db.jobs import get_job
 from apt_jobs.db.series.histories import gradient_export, gradient_overview, layer_names, training_history
-from apt_jobs.db.series.read import MAX_STEP
 from apt_jobs.db.series.table import HistoryTable
+from apt_jobs.jobs.limits import MAX_STEP
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.exports import MEDIA_TYPES, ExportFormat, export_filename, exported
 from apt_jobs.web.api.jobs import Query
@@ -32,7 +32,8 @@ from apt_jobs.web.api.overviews import (
 from apt_jobs.web.problems import ProblemError
 from apt_jobs.web.service import Service, service_of
 
-LAST_STEP = 2**53  # that a browser can name
+BINARY = {MEDIA_TYPE: {"type": "string", "format": "binary", "description": "docs/histories.md has the form."}}
+FILES = {kind: {} if kind == "application/json" else {"type": "string"} for kind in MEDIA_TYPES.values()}
 MAX_EXPORTS = 4  # at once in one process: each keeps a thread busy
 _exports = asyncio.Semaphore(MAX_EXPORTS)
 
@@ -42,8 +43,8 @@ class PointsQuery(Query):
 
 
 class RangeQuery(Query):
-    from_step: int = Field(0, ge=0, le=LAST_STEP, description="First step of the range.")
-    to_step: int = Field(LAST_STEP, ge=0, le=LAST_STEP, description="Last step of the range; it belongs to it.")
+    from_step: int = Field(0, ge=0, le=MAX_STEP, description="First step of the range.")
+    to_step: int = Field(MAX_STEP, ge=0, le=MAX_STEP, description="Last step of the range; it belongs to it.")
 
     @model_validator(mode="after")
     def _is_a_range(self) -> Self:
@@ -75,7 +76,7 @@ class MetricsAnswer(BaseModel):
 
 
 class GradientsAnswer(BaseModel):
-    """SPEC S1's payload."""
+    """Gradient norms of all layers, step by step."""
 
     gradient_timeline: list[dict[str, Any]]
     layer_statistics: dict[str, dict[str, Any]]
@@ -86,7 +87,7 @@ class GradientsAnswer(BaseModel):
 
 @endpoint(role=Role.VIEWER, tag="jobs", query=MetricsQuery, answers={200: MetricsAnswer})
 async def get_metrics(request: Request) -> Response:
-    """Loss, learning rate and speed over steps: mean, least and most of each point."""
+    """Return loss, learning rate and speed over steps: mean, min and max of each point."""
     job_id, query = request.path_params["job_id"], request.state.query
     curves = await curves_of(service_of(request), job_id, query.points, query.from_step, query.to_step)
     return JSONResponse(MetricsAnswer(job_id=job_id, training_history=curves).model_dump(mode="json"))
@@ -94,15 +95,15 @@ async def get_metrics(request: Request) -> Response:
 
 @endpoint(role=Role.VIEWER, tag="jobs", query=PointsQuery, answers={200: GradientsAnswer})
 async def get_gradients(request: Request) -> Response:
-    """Gradient norms of every layer: timeline (downsampled evenly), statistics, anomalies."""
+    """Return gradient norms of every layer: timeline (downsampled evenly), statistics, anomalies."""
     service = service_of(request)
     job = await service.read(get_job, request.path_params["job_id"])
     return JSONResponse(await service.read(gradient_export, job.id, request.state.query.points))
 
 
-@endpoint(role=Role.VIEWER, tag="jobs", query=OverviewQuery, answers={200: GradientOverviewAnswer})
+@endpoint(role=Role.VIEWER, tag="jobs", query=OverviewQuery, answers={200: GradientOverviewAnswer}, media=BINARY)
 async def get_gradient_overview(request: Request) -> Response:
-    """Gradient norms of every layer over a range of steps: mean, least and most of each point; statistics."""
+    """Return gradient norms of every layer over a range of steps: mean, min and max of each point; statistics."""
     query: OverviewQuery = request.state.query
     job_id = request.path_params["job_id"]
     is_binary = query.format == "binary" or (query.format is None and _accepts_binary(request))
@@ -117,7 +118,7 @@ async def get_gradient_overview(request: Request) -> Response:
     return Response(body, media_type=MEDIA_TYPE if is_binary else "application/json", headers={"vary": "accept"})
 
 
-@endpoint(role=Role.VIEWER, tag="jobs", query=ExportQuery, answers={200: None})
+@endpoint(role=Role.VIEWER, tag="jobs", query=ExportQuery, answers={200: None}, media=FILES)
 async def export_history(request: Request) -> Response:
     """Return the full histories as a file: a row for each step, a column for each curve and layer."""
     form: ExportFormat = request.state.query.format

@@ -23,6 +23,7 @@ from apt_jobs.errors import InvalidReferences, Unavailable
 from apt_jobs.events.codec import LoggedEvent, splice_stored
 from apt_jobs.events.columns import COLUMN_TYPES
 from apt_jobs.events.kinds import StoredEvent
+from apt_jobs.jobs.limits import MAX_SEQ
 from apt_jobs.jobs.spec import AnyJobSpec, GenerateSpec, TrainSpec
 from apt_jobs.jobs.states import JobState
 from apt_jobs.operations import submit as operations
@@ -40,7 +41,7 @@ from apt_jobs.web.service import Service, service_of
 logger = logging.getLogger(__name__)
 
 PUBLISH_WAIT_S = 2.0  # a submission waits no longer for the broker: the wake-up loop tries again
-MAX_SEQ = 2**53
+EVENT_STREAM = {"text/event-stream": {"type": "string", "description": "Server-sent events."}}
 
 
 class Query(BaseModel):
@@ -89,7 +90,7 @@ class LogsQuery(Query):
 
 class EventList(BaseModel):
     object: Literal["list"] = "list"
-    data: list[dict[str, Any]]
+    data: list[dict[str, Any]] = Field(description="Events: docs/events.md has the fields of each kind.")
     has_more: bool
 
 
@@ -104,7 +105,7 @@ async def submit_job(request: Request) -> Response:
     return JSONResponse(job_answer(job).model_dump(mode="json"), 202, headers=headers)
 
 
-@endpoint(role=Role.VIEWER, tag="jobs", query=ListQuery, answers={200: JobList})
+@endpoint(role=Role.VIEWER, tag="jobs", query=ListQuery, answers={200: JobList}, operation="list_jobs")
 async def get_jobs(request: Request) -> Response:
     """List jobs, newest first."""
     query: ListQuery = request.state.query
@@ -128,9 +129,9 @@ async def get_jobs(request: Request) -> Response:
     return JSONResponse(answer.model_dump(mode="json"))
 
 
-@endpoint(role=Role.VIEWER, tag="jobs", answers={200: JobAnswer})
+@endpoint(role=Role.VIEWER, tag="jobs", answers={200: JobAnswer}, operation="get_job")
 async def get_one_job(request: Request) -> Response:
-    """One job with its attempts, its place in the queue and what it waits for."""
+    """Return one job with its attempts, its place in the queue and what it waits for."""
     service = service_of(request)
 
     def look(session: Session, job_id: str) -> JobAnswer:
@@ -145,25 +146,25 @@ async def get_one_job(request: Request) -> Response:
     return JSONResponse(answer.model_dump(mode="json"))
 
 
-@endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer})
+@endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer}, problems={409})
 async def cancel_job(request: Request) -> Response:
     """Cancel a job: at once if it waits, within seconds if it runs. Repeating it changes nothing."""
     return await _changed(request, request_cancel)
 
 
-@endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer})
+@endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer}, problems={409})
 async def pause_job(request: Request) -> Response:
     """Pause a job: at once if it waits; a training saves its step and frees its GPUs. Repeating changes nothing."""
     return await _changed(request, request_pause)
 
 
-@endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer})
+@endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer}, problems={409})
 async def resume_job(request: Request) -> Response:
     """Let a paused job go on from its checkpoint when a worker is free."""
     return await _changed(request, request_resume)
 
 
-@endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer})
+@endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer}, problems={409, 422})
 async def retry_job(request: Request) -> Response:
     """Queue a failed, cancelled or dead job again; it goes on from its last checkpoint."""
     settings = service_of(request).settings
@@ -177,7 +178,7 @@ async def retry_job(request: Request) -> Response:
     return await _changed(request, retry)
 
 
-@endpoint(role=Role.ADMIN, tag="jobs", answers={204: None})
+@endpoint(role=Role.ADMIN, tag="jobs", answers={204: None}, operation="delete_job", problems={409})
 async def remove_job(request: Request) -> Response:
     """Delete an ended job with its log, its checkpoints and its files."""
     service = service_of(request)
@@ -188,7 +189,14 @@ async def remove_job(request: Request) -> Response:
     return Response(status_code=204)
 
 
-@endpoint(role=Role.VIEWER, tag="jobs", query=EventsQuery, answers={200: EventList})
+@endpoint(
+    role=Role.VIEWER,
+    tag="jobs",
+    query=EventsQuery,
+    answers={200: EventList},
+    operation="list_events",
+    media=EVENT_STREAM,
+)
 async def get_events(request: Request) -> Response:
     """Return the job's event log after a `seq`, in order; with `Accept: text/event-stream` live, to its end."""
     query: EventsQuery = request.state.query
@@ -202,7 +210,7 @@ async def get_events(request: Request) -> Response:
     return await _event_page(request, query.after, query.limit, query.kind)
 
 
-@endpoint(role=Role.VIEWER, tag="jobs", query=LogsQuery, answers={200: EventList})
+@endpoint(role=Role.VIEWER, tag="jobs", query=LogsQuery, answers={200: EventList}, operation="list_log_lines")
 async def get_logs(request: Request) -> Response:
     """Return what the ranks printed as `log` events, in order: the newest, or those `after` or `before` a `seq`.
 

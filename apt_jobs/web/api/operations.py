@@ -17,7 +17,7 @@ from apt_jobs.settings import Settings
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.guard import session_cookie
 from apt_jobs.web.problems import ProblemError
-from apt_jobs.web.schemas import Listing, QueueAnswer, QueueList, WorkerAnswer, at, worker_json
+from apt_jobs.web.schemas import KeyAnswer, KeyList, QueueAnswer, QueueList, WorkerAnswer, WorkerList, at, worker_answer
 from apt_jobs.web.service import service_of
 
 
@@ -39,9 +39,9 @@ async def get_readiness(request: Request) -> Response:
     return JSONResponse({"status": "ready"})
 
 
-@endpoint(role=Role.VIEWER, tag="service", answers={200: QueueList})
+@endpoint(role=Role.VIEWER, tag="service", answers={200: QueueList}, operation="list_queues")
 async def get_queues(request: Request) -> Response:
-    """Every queue with its waiting and running jobs, its limits and its living workers."""
+    """List every queue with its waiting and running jobs, its limits and its living workers."""
     service = service_of(request)
     answer = QueueList(data=await service.read(_queue_answers, service.settings))
     return JSONResponse(answer.model_dump(mode="json"))
@@ -64,21 +64,21 @@ async def set_queue(request: Request) -> Response:
     return JSONResponse(answer.model_dump(mode="json"))
 
 
-@endpoint(role=Role.VIEWER, tag="service", answers={200: Listing})
+@endpoint(role=Role.VIEWER, tag="service", answers={200: WorkerList}, operation="list_workers")
 async def get_workers(request: Request) -> Response:
-    """Every worker with its GPUs, its current job and its last heartbeat."""
+    """List every worker with its GPUs, its current job and its last heartbeat."""
     service = service_of(request)
 
-    def read(session: Session) -> list[dict[str, object]]:
+    def read(session: Session) -> list[WorkerAnswer]:
         alive = {worker.name for worker in list_workers(session, alive_within_s(service.settings))}
         pauses = paused_workers(session)
         return [
-            worker_json(row, alive=row.name in alive, paused_reason=pauses.get(row.name))
+            worker_answer(row, alive=row.name in alive, paused_reason=pauses.get(row.name))
             for row in list_workers(session)
         ]
 
     data = await service.read(read)
-    return JSONResponse(Listing(data=data).model_dump(mode="json"))
+    return JSONResponse(WorkerList(data=data).model_dump(mode="json"))
 
 
 @endpoint(role=Role.ADMIN, tag="service", answers={200: WorkerAnswer})
@@ -93,23 +93,23 @@ async def resume_worker(request: Request) -> Response:
     return await _drained(request, drained=False)
 
 
-@endpoint(role=Role.ADMIN, tag="service", answers={200: Listing})
+@endpoint(role=Role.ADMIN, tag="service", answers={200: KeyList}, operation="list_keys")
 async def get_keys(request: Request) -> Response:
-    """Every API key without its secret. Keys are made on the command line: apt-jobs keys create."""
+    """List every API key without its secret. Keys are made on the command line: apt-jobs keys create."""
     rows = await service_of(request).read(list_keys)
     data = [
-        {
-            "id": row.id,
-            "name": row.name,
-            "role": row.role,
-            "created_at": timestamp(row.created_at),
-            "expires_at": at(row.expires_at),
-            "revoked_at": at(row.revoked_at),
-            "last_used_at": at(row.last_used_at),
-        }
+        KeyAnswer(
+            id=row.id,
+            name=row.name,
+            role=row.role,
+            created_at=timestamp(row.created_at),
+            expires_at=at(row.expires_at),
+            revoked_at=at(row.revoked_at),
+            last_used_at=at(row.last_used_at),
+        )
         for row in rows
     ]
-    return JSONResponse(Listing(data=data).model_dump(mode="json"))
+    return JSONResponse(KeyList(data=data).model_dump(mode="json"))
 
 
 async def log_in(request: Request) -> Response:
@@ -151,14 +151,14 @@ async def _drained(request: Request, *, drained: bool) -> Response:
     service = service_of(request)
     name = request.path_params["name"]
 
-    def write(session: Session) -> dict[str, object]:
+    def write(session: Session) -> WorkerAnswer:
         row = set_drained(session, name, drained=drained)
         if not drained:
             forgive_worker(session, name)
         alive = {worker.name for worker in list_workers(session, alive_within_s(service.settings))}
-        return worker_json(row, alive=name in alive, paused_reason=pause_of(session, name))
+        return worker_answer(row, alive=name in alive, paused_reason=pause_of(session, name))
 
-    return JSONResponse(await service.write(write))
+    return JSONResponse((await service.write(write)).model_dump(mode="json"))
 
 
 def _queue_answers(session: Session, settings: Settings) -> list[QueueAnswer]:

@@ -68,7 +68,7 @@ class DueTimes(Strict):
     next_runs: list[str]
 
 
-@endpoint(role=Role.VIEWER, tag="schedules", answers={200: ScheduleList})
+@endpoint(role=Role.VIEWER, tag="schedules", answers={200: ScheduleList}, operation="list_schedules")
 async def get_schedules(request: Request) -> Response:
     """List schedules by name, each with its next due times and its last run."""
 
@@ -80,7 +80,14 @@ async def get_schedules(request: Request) -> Response:
     return JSONResponse(answer.model_dump(mode="json"))
 
 
-@endpoint(role=Role.SUBMITTER, tag="schedules", body=ScheduleBody, answers={201: ScheduleAnswer}, creates=True)
+@endpoint(
+    role=Role.SUBMITTER,
+    tag="schedules",
+    body=ScheduleBody,
+    answers={201: ScheduleAnswer},
+    creates=True,
+    operation="create_schedule",
+)
 async def add_schedule(request: Request) -> Response:
     """Add a schedule. Its first run is the first due time from now on."""
     values = await _values(request)
@@ -104,9 +111,9 @@ async def preview_schedule(request: Request) -> Response:
     return JSONResponse(DueTimes(next_runs=[timestamp(time) for time in times]).model_dump(mode="json"))
 
 
-@endpoint(role=Role.VIEWER, tag="schedules", answers={200: ScheduleAnswer})
+@endpoint(role=Role.VIEWER, tag="schedules", answers={200: ScheduleAnswer}, operation="get_schedule")
 async def get_one_schedule(request: Request) -> Response:
-    """One schedule with its newest runs."""
+    """Return one schedule with its newest runs."""
 
     def read(session: Session) -> ScheduleAnswer:
         schedule = get_schedule(session, request.path_params["schedule_id"])
@@ -126,14 +133,14 @@ async def replace_schedule(request: Request) -> Response:
     return await _answered(request, lambda session: change_schedule(session, schedule_id, values))
 
 
-@endpoint(role=Role.SUBMITTER, tag="schedules", answers={204: None})
+@endpoint(role=Role.SUBMITTER, tag="schedules", answers={204: None}, operation="delete_schedule")
 async def remove_schedule(request: Request) -> Response:
     """Delete a schedule and its history. Its jobs stay."""
     await service_of(request).write(delete_schedule, request.path_params["schedule_id"])
     return Response(status_code=204)
 
 
-@endpoint(role=Role.SUBMITTER, tag="schedules", answers={200: ScheduleAnswer})
+@endpoint(role=Role.SUBMITTER, tag="schedules", answers={200: ScheduleAnswer}, operation="pause_schedule")
 async def pause_one_schedule(request: Request) -> Response:
     """Stop firing. Repeating it changes nothing."""
     schedule_id = request.path_params["schedule_id"]

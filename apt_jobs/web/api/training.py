@@ -56,9 +56,16 @@ class StatusAnswer(BaseModel):
     eta_s: float | str | None
 
 
-@endpoint(role=Role.VIEWER, tag="training", query=TrainingQuery, answers={200: HistoryAnswer})
+@endpoint(
+    role=Role.VIEWER,
+    tag="training",
+    query=TrainingQuery,
+    answers={200: HistoryAnswer},
+    operation="get_training_history",
+    problems={404},
+)
 async def get_history(request: Request) -> Response:
-    """Curves, model configuration and where the training is."""
+    """Return curves, model configuration and where the training is."""
     service = service_of(request)
     query: TrainingQuery = request.state.query
     job = await _job(service, query.job_id)
@@ -76,16 +83,23 @@ async def get_history(request: Request) -> Response:
     return JSONResponse(answer.model_dump(mode="json", by_alias=True))
 
 
-@endpoint(role=Role.VIEWER, tag="training", query=TrainingQuery, answers={200: GradientsAnswer})
+@endpoint(role=Role.VIEWER, tag="training", query=TrainingQuery, answers={200: GradientsAnswer}, problems={404})
 async def get_training_gradients(request: Request) -> Response:
-    """Gradient norms of every layer: timeline, statistics, anomalies."""
+    """Return gradient norms of every layer: timeline, statistics, anomalies."""
     service = service_of(request)
     query: TrainingQuery = request.state.query
     job = await _job(service, query.job_id)
     return JSONResponse(await service.read(gradient_export, job.id, query.points))
 
 
-@endpoint(role=Role.VIEWER, tag="training", query=TrainingQuery, answers={200: StatusAnswer})
+@endpoint(
+    role=Role.VIEWER,
+    tag="training",
+    query=TrainingQuery,
+    answers={200: StatusAnswer},
+    operation="get_training_status",
+    problems={404},
+)
 async def get_status(request: Request) -> Response:
     """Return what is training now, and where it is."""
     service = service_of(request)

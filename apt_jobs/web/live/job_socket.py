@@ -18,6 +18,7 @@ from apt_jobs.db.series.histories import layer_names
 from apt_jobs.errors import NotFound
 from apt_jobs.events.binary import SUBPROTOCOL
 from apt_jobs.events.kinds import EVENT_TYPES
+from apt_jobs.jobs.limits import MAX_SEQ
 from apt_jobs.web.live.connections import connection_of, until_left
 from apt_jobs.web.live.frames import Form, View
 from apt_jobs.web.live.ring import STALL_S, TOO_SLOW
@@ -26,7 +27,6 @@ from apt_jobs.web.problems import ProblemError
 from apt_jobs.web.schemas import job_json
 from apt_jobs.web.service import Service, service_of
 
-MAX_AFTER = 2**53
 MAX_REASON = 120  # bytes of a close frame
 MIN_RATE, MAX_RATE = 0.1, 60.0  # frames a second
 NO_SUCH_JOB, BAD_REQUEST = 4404, 4400  # close codes
@@ -37,7 +37,7 @@ EventKind = Literal[KINDS]  # type: ignore[valid-type]  # the kinds are listed o
 class WatchQuery(BaseModel):
     """What a watcher may ask for; unknown parameters are dropped, as by any WebSocket before this one."""
 
-    after: int = Field(0, ge=0, le=MAX_AFTER)
+    after: int = Field(0, ge=0, le=MAX_SEQ)
     kind: list[EventKind] = Field(default_factory=list, max_length=len(KINDS))
     max_rate: float | None = Field(None, ge=MIN_RATE, le=MAX_RATE)
 

@@ -16,12 +16,12 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from apt_jobs.db.listing import list_jobs
 from apt_jobs.db.models import Job
 from apt_jobs.errors import AptJobsError, Conflict, NotFound
+from apt_jobs.jobs.limits import MAX_SEQ
 from apt_jobs.jobs.states import TERMINAL_STATES, JobState
 from apt_jobs.web.live.connections import Connection, connection_of, until_left
 from apt_jobs.web.live.frames import Form, View
 from apt_jobs.web.live.job_socket import (
     KINDS,
-    MAX_AFTER,
     MAX_RATE,
     MIN_RATE,
     EventKind,
@@ -46,7 +46,7 @@ class Message(BaseModel):
 
 class Subscribe(Message):
     subscribe: str = Field(max_length=40)
-    after: int | None = Field(None, ge=0, le=MAX_AFTER)  # None: only what is new
+    after: int | None = Field(None, ge=0, le=MAX_SEQ)  # None: only what is new
     kinds: list[EventKind] = Field(default_factory=list, max_length=len(KINDS))
     max_rate: float | None = Field(None, ge=MIN_RATE, le=MAX_RATE)
 
