@@ -75,7 +75,13 @@ def _operation(method: str, path: str, operation: dict[str, Any], openapi: dict[
         parts.append(operation["description"] + "\n")
     if parameters := operation.get("parameters"):
         rows = [
-            (f"`{row['name']}`", row["in"], type_of(row["schema"]), limits_of(row["schema"]), row.get("description", ""))
+            (
+                f"`{row['name']}`",
+                row["in"],
+                type_of(row["schema"]),
+                limits_of(row["schema"]),
+                row.get("description", ""),
+            )
             for row in parameters
         ]
         parts += [table(("parameter", "in", "type", "limits", "what"), rows), ""]

@@ -49,8 +49,8 @@ def best_of_job(session: Session, job_id: str) -> Checkpoint | None:
     return session.scalar(select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(*order).limit(1))
 
 
-def delete_checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
-    """Remove the row and return it; its folder is the caller's to remove afterwards.
+def delete_checkpoint_row(session: Session, checkpoint_id: str) -> Checkpoint:
+    """Remove the row and return it: a part of `artifacts/checkpoints.py`'s deletion.
 
     Raises:
         NotFound: there is no such checkpoint.

@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreT
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import logging as transformers_logging
 
+from apt_jobs.artifacts.manifest import MANIFEST
 from apt_jobs.errors import AptJobsError, InvalidCheckpoint, NotFound, Unavailable
 from apt_jobs.training.weight_files import require_safetensors
 
-MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 16 << 20
 DEFAULT_CONTEXT_TOKENS = 2_048  # of models that do not say
 _NEEDED_FILES = ("config.json", "tokenizer.json")

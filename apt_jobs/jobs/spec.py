@@ -316,6 +316,6 @@ def queue_of(spec: TrainSpec | GenerateSpec) -> str:
     return spec.queue or spec.kind
 
 
-QUEUE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")  # as `Name`
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")  # as `Name`
 JOB_ID_PATTERN = re.compile(r"^job_[0-9a-z]{20}$")
 CHECKPOINT_ID_PATTERN = re.compile(r"^ckpt_[0-9a-z]{20}$")

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from apt_jobs.db.checkpoints import get_checkpoint
+from apt_jobs.artifacts.datasets import dataset_size_bytes
+from apt_jobs.artifacts.models import model_exists
 from apt_jobs.db.jobs import get_job, insert_job
 from apt_jobs.db.models import Job
 from apt_jobs.db.workers import list_workers
-from apt_jobs.errors import InvalidInput, InvalidReferences, NotFound
+from apt_jobs.errors import InvalidReferences
 from apt_jobs.jobs.spec import (
     BUILTIN_DATASET,
     BUILTIN_ENTRY_POINT,
-    CHECKPOINT_ID_PATTERN,
     GenerateSpec,
     TrainSpec,
     parse_spec,
@@ -109,17 +109,6 @@ def reference_faults(session: Session, settings: Settings, spec: Spec) -> list[R
     ]
 
 
-def model_exists(session: Session, settings: Settings, model: str) -> bool:
-    """Return whether `GET /api/models` would list it."""
-    if not CHECKPOINT_ID_PATTERN.match(model):
-        return (settings.local_models_dir / model / "config.json").is_file()
-    try:
-        get_checkpoint(session, model)
-    except NotFound:
-        return False
-    return True
-
-
 def _model_faults(session: Session, settings: Settings, field: str, model: str | None) -> list[ReferenceFault]:
     if model is None or model_exists(session, settings, model):
         return []
@@ -129,13 +118,9 @@ def _model_faults(session: Session, settings: Settings, field: str, model: str |
 def _dataset_faults(settings: Settings, spec: TrainSpec) -> list[ReferenceFault]:
     if spec.dataset == BUILTIN_DATASET:
         return []
-    file = settings.datasets_dir / f"{spec.dataset}.txt"
-    try:
-        size_bytes = file.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
+    size_bytes = dataset_size_bytes(settings, spec.dataset)
+    if size_bytes is None:
         return [ReferenceFault("dataset", repr(spec.dataset), "a name that GET /api/datasets lists")]
-    except OSError as exc:
-        raise InvalidInput(f"the data set {spec.dataset!r} cannot be read: {exc.strerror}") from exc
     min_bytes = spec.model.max_seq_len + 1  # a token is at least one byte
     if size_bytes >= min_bytes:
         return []

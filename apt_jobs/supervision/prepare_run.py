@@ -5,8 +5,11 @@ from pathlib import Path
 
 import orjson
 
-from apt_jobs.artifacts.paths import inside
-from apt_jobs.db.checkpoints import get_checkpoint, newest_of_job
+from apt_jobs.artifacts.checkpoints import checkpoint_dir, checkpoints_of_job
+from apt_jobs.artifacts.datasets import dataset_file
+from apt_jobs.artifacts.models import model_dir
+from apt_jobs.artifacts.runs import run_dir
+from apt_jobs.db.checkpoints import newest_of_job
 from apt_jobs.db.engine import Database
 from apt_jobs.db.models import Job
 from apt_jobs.db.workers import list_workers, node_name
@@ -40,8 +43,8 @@ def plan_attempt(
     spec = TrainSpec.model_validate_json(orjson.dumps(job.spec))
     spec = spec.model_copy(update={"device": _device(settings, spec, gpus)})
     _require_nodes(settings, database, spec, job.lease_owner or "", num_nodes)
-    run_dir = settings.runs_dir / job.id / f"attempt-{job.attempt}"
-    run_dir.mkdir(parents=True, exist_ok=True)
+    folder = run_dir(settings, job.id, job.attempt)
+    folder.mkdir(parents=True, exist_ok=True)
     require_room(settings)
     run_file = RunFile(
         job_id=job.id,
@@ -52,12 +55,12 @@ def plan_attempt(
         base_model_dir=_base_model_dir(settings, database, spec),
         resume_dir=_resume_dir(settings, database, job.id),
         rendezvous=rendezvous() if spec.num_nodes > 1 else None,
-        run_dir=run_dir,
-        checkpoints_dir=settings.checkpoints_dir / job.id,
+        run_dir=folder,
+        checkpoints_dir=checkpoints_of_job(settings, job.id),
         checkpoint_prefix=job.id,
     )
     run_file.checkpoints_dir.mkdir(parents=True, exist_ok=True)
-    temporary = run_dir / ".run.json"  # nodes look for the file: it appears whole
+    temporary = folder / ".run.json"  # nodes look for the file: it appears whole
     temporary.write_text(run_file.model_dump_json(indent=1))
     temporary.rename(run_file_path(run_file))
     return run_file
@@ -114,7 +117,7 @@ def _entry_point(settings: Settings, spec: TrainSpec) -> str | None:
 def _dataset_file(settings: Settings, spec: TrainSpec) -> Path | None:
     if spec.dataset == BUILTIN_DATASET:
         return None
-    file = settings.datasets_dir / f"{spec.dataset}.txt"
+    file = dataset_file(settings, spec.dataset)
     if not file.is_file():
         raise WorkerLacks(f"there is no data set {spec.dataset!r} on this worker; GET /api/datasets lists them")
     return file
@@ -123,17 +126,16 @@ def _dataset_file(settings: Settings, spec: TrainSpec) -> Path | None:
 def _base_model_dir(settings: Settings, database: Database, spec: TrainSpec) -> Path | None:
     if spec.base_model is None:
         return None
-    if CHECKPOINT_ID_PATTERN.match(spec.base_model):
-        try:
-            with database.read() as session:
-                folder = inside(settings.checkpoints_dir, get_checkpoint(session, spec.base_model).filename)
-        except NotFound as exc:
+    lacks = WorkerLacks(f"base_model {spec.base_model!r} is not on this worker; GET /api/models lists them")
+    try:
+        with database.read() as session:
+            return model_dir(session, settings, spec.base_model)
+    except InvalidCheckpoint as exc:
+        raise lacks from exc
+    except NotFound as exc:
+        if CHECKPOINT_ID_PATTERN.match(spec.base_model):
             raise InvalidCheckpoint(f"base_model {spec.base_model!r} does not exist any more") from exc
-    else:  # one plain part, by its pattern; the operator may have linked it to another disk
-        folder = settings.local_models_dir / spec.base_model
-    if folder is None or not (folder / "config.json").is_file():
-        raise WorkerLacks(f"base_model {spec.base_model!r} is not on this worker; GET /api/models lists them")
-    return folder
+        raise lacks from exc
 
 
 def _resume_dir(settings: Settings, database: Database, job_id: str) -> Path | None:
@@ -141,7 +143,7 @@ def _resume_dir(settings: Settings, database: Database, job_id: str) -> Path | N
         checkpoint = newest_of_job(session, job_id)
     if checkpoint is None:
         return None
-    folder = inside(settings.checkpoints_dir, checkpoint.filename)
+    folder = checkpoint_dir(settings, checkpoint.filename)
     if folder is None:
         raise InvalidCheckpoint(f"checkpoint {checkpoint.id} of this job is registered outside of the checkpoints")
     if not folder.is_dir():

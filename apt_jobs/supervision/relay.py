@@ -17,9 +17,8 @@ from apt_jobs.backoff import Backoff
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import append_events
 from apt_jobs.db.jobs import Orders
-from apt_jobs.db.steering import request_cancel, request_pause
 from apt_jobs.diagnosis.rank_watch import RankWatch
-from apt_jobs.errors import Conflict, InvalidInput, OutOfSpace, Unavailable
+from apt_jobs.errors import InvalidInput, OutOfSpace, Unavailable
 from apt_jobs.events.kinds import (
     ActionTaken,
     CheckpointSaved,
@@ -32,6 +31,7 @@ from apt_jobs.events.kinds import (
 from apt_jobs.events.live import LivePublisher
 from apt_jobs.events.spool import SpoolReader
 from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.operations.steer import apply_policy
 from apt_jobs.supervision.rank_logs import RankLogs
 
 logger = logging.getLogger(__name__)
@@ -156,12 +156,8 @@ class Relay:
         changed: list[StoredEvent] = []
         for _, event in self._batch:
             if isinstance(event, ActionTaken) and event.action in ("cancel", "pause"):
-                request = request_cancel if event.action == "cancel" else request_pause
                 self.decided = f"{'cancelled' if event.action == 'cancel' else 'paused'} by a policy: {event.reason}"
-                try:
-                    changed += request(session, self._job_id, self.decided)[1]
-                except Conflict:
-                    logger.info("the job is ending already", extra={"job_id": self._job_id, "action": event.action})
+                changed += apply_policy(session, self._job_id, event.action, self.decided)
         return changed
 
     def _notice(self, event: Event) -> None:

@@ -6,7 +6,6 @@ the rest is JSON. Tensors are whole and named by parameter: a checkpoint can be 
 sharding.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -27,14 +26,15 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerFast
 
-from apt_jobs.errors import InvalidCheckpoint, OutOfSpace
+from apt_jobs.artifacts.folders import TEMPORARY_PREFIX, sweep
+from apt_jobs.artifacts.manifest import MANIFEST, manifest_of
+from apt_jobs.errors import OutOfSpace
 from apt_jobs.jobs.ids import new_checkpoint_id
 from apt_jobs.training.byte_collectives import gather_bytes
 from apt_jobs.training.ddp import Rank
 
-MANIFEST, STATE, OPTIMIZER = "manifest.json", "training_state.json", "optimizer.safetensors"
+STATE, OPTIMIZER = "training_state.json", "optimizer.safetensors"
 RESERVE_BYTES = 16 << 20  # left free on the disk besides the checkpoint
-_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def write_checkpoint(
     Raises:
         OutOfSpace: the disk has no room or refuses to write; what was there before is as it was.
     """
-    temporary = parent / f".tmp-{name}"
+    temporary = parent / f"{TEMPORARY_PREFIX}{name}"
     sweep(parent)
     _require_space(parent, snapshot.size_bytes)
     checkpoint_id = new_checkpoint_id()
@@ -122,21 +122,6 @@ def write_checkpoint(
     return Saved(checkpoint_id, final, size_bytes)
 
 
-def verify_checkpoint(folder: Path) -> None:
-    """Compare every file with the manifest.
-
-    Raises:
-        InvalidCheckpoint: a file is missing, cut or changed.
-    """
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        for name, expected in manifest["files"].items():
-            if _sha256(folder / name) != expected["sha256"]:
-                raise InvalidCheckpoint(f"{name} of checkpoint {folder.name!r} is damaged: its sha256 differs")
-    except (OSError, ValueError, KeyError) as exc:
-        raise InvalidCheckpoint(f"checkpoint {folder.name!r} is not complete: {exc}") from exc
-
-
 def load_training_state(folder: Path, model: nn.Module, optimizer: Optimizer, rank: Rank) -> dict[str, Any]:
     """Restore optimizer and random generators; returns what `state` was when it was saved. Called by every rank."""
     document: dict[str, Any] = json.loads((folder / STATE).read_text())
@@ -152,27 +137,12 @@ def load_training_state(folder: Path, model: nn.Module, optimizer: Optimizer, ra
     return document
 
 
-def delete_checkpoint(folder: Path) -> None:
-    """Remove a checkpoint: first its name, then its files."""
-    doomed = folder.with_name(f".del-{folder.name}")
-    folder.rename(doomed)
-    shutil.rmtree(doomed, ignore_errors=True)
-
-
-def sweep(parent: Path) -> None:
-    """Remove what a save or a deletion left behind when it was killed."""
-    for folder in [*parent.glob(".tmp-*"), *parent.glob(".del-*")]:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _seal(folder: Path) -> int:
     """Flush every file, write the manifest, flush it and the folder; returns the size of all files in bytes."""
-    files = {}
     for path in sorted(folder.iterdir()):
         _sync(path)
-        files[path.name] = {"sha256": _sha256(path), "size_bytes": path.stat().st_size}
     manifest = folder / MANIFEST
-    manifest.write_text(json.dumps({"files": files}, indent=1))
+    manifest.write_text(manifest_of(folder).model_dump_json(indent=1))
     _sync(manifest)
     _sync(folder)
     return sum(path.stat().st_size for path in folder.iterdir())
@@ -206,14 +176,6 @@ def _set_rng_state(state: dict[str, Tensor], rank: Rank) -> None:
     torch.set_rng_state(state["cpu"])
     if rank.device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], rank.device)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_READ_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -16,13 +16,13 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerFast
 
+from apt_jobs.artifacts.folders import delete_folder
 from apt_jobs.errors import OutOfSpace
 from apt_jobs.events.kinds import CheckpointSaved
 from apt_jobs.gradient_monitor.monitor import GradientMonitor
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.training.checkpoint import (
     Snapshot,
-    delete_checkpoint,
     load_training_state,
     take_snapshot,
     write_checkpoint,
@@ -184,4 +184,4 @@ class CheckpointManager:
         folder = self._run_file.checkpoints_dir / entry.name
         if self._rank.is_first and folder.is_dir():
             self._reporter.checkpoint_removed(entry.id, reason)
-            delete_checkpoint(folder)
+            delete_folder(folder)

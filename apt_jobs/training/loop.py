@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from apt_jobs.artifacts.manifest import has_manifest, require_whole
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.gradient_monitor.monitor import GradientMonitor
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.training.attention import prefer_flash_attention, use_causal_attention
-from apt_jobs.training.checkpoint import verify_checkpoint
 from apt_jobs.training.checkpoint_manager import CheckpointManager
 from apt_jobs.training.commands import Adjustments, Command, Commands
 from apt_jobs.training.compilation import compile_or_fall_back, is_wanted
@@ -56,8 +56,8 @@ class _Trainer:
         prefer_flash_attention()
         torch.manual_seed(options.seed)
         source = run_file.resume_dir or run_file.base_model_dir
-        if source is not None and (source / "manifest.json").exists():
-            verify_checkpoint(source)
+        if source is not None and has_manifest(source):
+            require_whole(source)
         tokenizer = _prepare_data(run_file, rank)
         self._model = _make_model(run_file, tokenizer).to(rank.device)
         if options.activation_checkpointing:

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from sqlalchemy.orm import Session
 
 from apt_jobs import __version__
+from apt_jobs.artifacts.runs import run_dir
 from apt_jobs.db.engine import Database
 from apt_jobs.db.jobs import attempt_of_owner, owns
 from apt_jobs.db.upgrade import require_current_schema
@@ -91,7 +92,7 @@ class Node:
             return None
         if found is None or found == self._served:
             return None
-        file = self._settings.runs_dir / found[0] / f"attempt-{found[1]}" / "run.json"
+        file = run_dir(self._settings, *found) / "run.json"
         if not file.is_file():
             return None  # not planned yet
         run_file = RunFile.model_validate_json(file.read_text())

@@ -14,8 +14,10 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from apt_jobs.artifacts.folders import sweep
+from apt_jobs.artifacts.manifest import require_whole
 from apt_jobs.errors import InvalidCheckpoint
-from apt_jobs.training.checkpoint import OPTIMIZER, sweep, verify_checkpoint
+from apt_jobs.training.checkpoint import OPTIMIZER
 from tests.faults.record import Campaign, campaign, count
 
 Saver = subprocess.Popen[str]
@@ -87,7 +89,7 @@ def judge(folder: Path, committed: list[str], found: Campaign) -> None:
     sweep(folder)
     for checkpoint in folder.iterdir():
         try:
-            verify_checkpoint(checkpoint)
+            require_whole(checkpoint)
         except InvalidCheckpoint as exc:
             found.violations.append(str(exc))
             continue

@@ -2,28 +2,22 @@
 
 import asyncio
 import os
-import shutil
 import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, StringConstraints
-from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from apt_jobs.artifacts.paths import inside
+from apt_jobs.artifacts.checkpoints import checkpoint_dir, delete_checkpoint, delete_checkpoint_files
 from apt_jobs.db.access import Role
-from apt_jobs.db.checkpoints import delete_checkpoint, get_checkpoint, list_checkpoints, newest_of_job
-from apt_jobs.db.events import append_service_event
-from apt_jobs.db.jobs import get_job
+from apt_jobs.db.checkpoints import get_checkpoint, list_checkpoints
 from apt_jobs.db.models import Checkpoint
-from apt_jobs.db.service_values import DEFAULT_MODEL, get_value, set_value
-from apt_jobs.errors import Conflict, InvalidCheckpoint
-from apt_jobs.events.kinds import CheckpointRemoved
+from apt_jobs.db.service_values import DEFAULT_MODEL, set_value
+from apt_jobs.errors import InvalidCheckpoint
 from apt_jobs.jobs.spec import GenerateSpec, Strict
-from apt_jobs.jobs.states import TERMINAL_STATES
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.idempotency import replay_headers
 from apt_jobs.web.api.jobs import Query, submit
@@ -107,41 +101,16 @@ async def download_checkpoint(request: Request) -> Response:
 async def remove_checkpoint(request: Request) -> Response:
     """Delete a checkpoint. The last one of a job that has not ended is kept: the job resumes from it."""
     service = service_of(request)
-    checkpoint_id = request.path_params["checkpoint_id"]
-
-    def remove(session: Session) -> Checkpoint:
-        row = get_checkpoint(session, checkpoint_id)
-        job = get_job(session, row.job_id)
-        newest = newest_of_job(session, job.id)
-        if job.state not in TERMINAL_STATES and newest is not None and newest.id == row.id:
-            raise Conflict(f"job {job.id} is {job.state} and would resume from this checkpoint; cancel the job first")
-        if get_value(session, DEFAULT_MODEL) == row.id:
-            set_value(session, DEFAULT_MODEL, None)
-        delete_checkpoint(session, checkpoint_id)
-        append_service_event(session, job.id, CheckpointRemoved(checkpoint_id, "deleted by a user"))
-        return row
-
-    row = await service.write(remove)
-    if (folder := inside(service.settings.checkpoints_dir, row.filename)) is not None:
-        await asyncio.to_thread(_delete_folder, folder)
+    row = await service.write(delete_checkpoint, request.path_params["checkpoint_id"])
+    await asyncio.to_thread(delete_checkpoint_files, service.settings, row.filename)
     return Response(status_code=204)
 
 
 def _folder(service: Service, row: Checkpoint) -> Path:
-    folder = inside(service.settings.checkpoints_dir, row.filename)
+    folder = checkpoint_dir(service.settings, row.filename)
     if folder is None or not folder.is_dir():
         raise InvalidCheckpoint(f"the files of checkpoint {row.id} are not on this machine")
     return folder
-
-
-def _delete_folder(folder: Path) -> None:
-    """Rename first: half a checkpoint never keeps its name."""
-    doomed = folder.with_name(f".del-{folder.name}")
-    try:
-        folder.rename(doomed)
-    except FileNotFoundError:
-        return
-    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _regular_files(folder: Path) -> list[Path]:

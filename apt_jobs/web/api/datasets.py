@@ -14,14 +14,15 @@ from sqlalchemy.orm import Session
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
+from apt_jobs.artifacts.datasets import dataset_file, delete_dataset, list_datasets, publish_dataset
 from apt_jobs.db.access import Role
 from apt_jobs.db.idempotency import create_once
-from apt_jobs.errors import Conflict, InvalidDataset, InvalidInput, NotFound, OutOfSpace
+from apt_jobs.errors import Conflict, InvalidDataset, OutOfSpace
 from apt_jobs.jobs.spec import BUILTIN_DATASET, Name
 from apt_jobs.settings import Settings
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.idempotency import replay_headers
-from apt_jobs.web.api.jobs import Query, dataset_file
+from apt_jobs.web.api.jobs import Query
 from apt_jobs.web.api.uploads import TextCheck, upload_parts
 from apt_jobs.web.problems import ProblemError
 from apt_jobs.web.schemas import DatasetAnswer, DatasetList
@@ -43,7 +44,7 @@ class UploadQuery(Query):
 @endpoint(role=Role.VIEWER, tag="datasets", answers={200: DatasetList}, operation="list_datasets")
 async def get_datasets(request: Request) -> Response:
     """List the data sets, the built-in one first."""
-    rows = await asyncio.to_thread(_rows, service_of(request).settings.datasets_dir)
+    rows = await asyncio.to_thread(_rows, service_of(request).settings)
     builtin = DatasetAnswer(name=BUILTIN_DATASET, size_bytes=None, is_builtin=True)
     return JSONResponse(DatasetList(data=[builtin, *rows]).model_dump(mode="json"))
 
@@ -62,9 +63,7 @@ async def upload_dataset(request: Request) -> Response:
     service = service_of(request)
     settings, key = service.settings, request.state.idempotency_key
     name = request.state.query.name
-    if name == BUILTIN_DATASET:
-        raise InvalidInput(f"{BUILTIN_DATASET!r} is built in; choose another name")
-    target = dataset_file(settings, name)
+    dataset_file(settings, name)  # refuses a name that no upload can have
     settings.datasets_dir.mkdir(parents=True, exist_ok=True)
     temporary = settings.datasets_dir / f".upload-{secrets.token_hex(8)}"
     try:
@@ -73,7 +72,7 @@ async def upload_dataset(request: Request) -> Response:
             key = replace(key, request_sha256=hashlib.sha256(f"{key.request_sha256} {sha256}".encode()).hexdigest())
 
         def publish(session: Session) -> tuple[str, bool]:
-            return create_once(session, key, lambda: _publish(temporary, target, name))
+            return create_once(session, key, lambda: _publish(settings, name, temporary))
 
         _, is_replay = await service.write(publish)
     except FileExistsError as exc:
@@ -89,11 +88,7 @@ async def upload_dataset(request: Request) -> Response:
 @endpoint(role=Role.ADMIN, tag="datasets", answers={204: None}, operation="delete_dataset")
 async def remove_dataset(request: Request) -> Response:
     """Delete a data set. Jobs that train on it keep what they have read."""
-    name = request.path_params["name"]
-    rows = await asyncio.to_thread(_rows, service_of(request).settings.datasets_dir)
-    if name not in {row.name for row in rows}:  # compared with what is there: no path is made from what came
-        raise NotFound(f"there is no uploaded data set {name!r}")
-    dataset_file(service_of(request).settings, name).unlink(missing_ok=True)
+    await asyncio.to_thread(delete_dataset, service_of(request).settings, request.path_params["name"])
     return Response(status_code=204)
 
 
@@ -130,15 +125,12 @@ async def _receive(parts: AsyncIterator[bytes], file: Path, settings: Settings) 
     return size, digest.hexdigest()
 
 
-def _publish(temporary: Path, target: Path, name: str) -> str:
-    os.link(temporary, target)  # unlike a rename it never replaces a file
+def _publish(settings: Settings, name: str, uploaded: Path) -> str:
+    publish_dataset(settings, name, uploaded)
     return name
 
 
-def _rows(folder: Path) -> list[DatasetAnswer]:
-    if not folder.is_dir():
-        return []
+def _rows(settings: Settings) -> list[DatasetAnswer]:
     return [
-        DatasetAnswer(name=path.stem, size_bytes=path.stat().st_size, is_builtin=False)
-        for path in sorted(folder.glob("*.txt"))
+        DatasetAnswer(name=row.name, size_bytes=row.size_bytes, is_builtin=False) for row in list_datasets(settings)
     ]

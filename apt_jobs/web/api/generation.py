@@ -9,6 +9,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from apt_jobs.artifacts.models import list_local_models
 from apt_jobs.db.access import Role
 from apt_jobs.db.checkpoints import list_checkpoints, newest_checkpoint
 from apt_jobs.db.idempotency import IdempotencyKey, known_resource
@@ -164,7 +165,7 @@ async def batch_generate(request: Request) -> Response:
 async def get_models(request: Request) -> Response:
     """Return the checkpoints and local models that can generate, the newest first."""
     service = service_of(request)
-    local = await asyncio.to_thread(_local_models, service)
+    local = await asyncio.to_thread(list_local_models, service.settings)
 
     def read(session: Session) -> ModelList:
         rows, has_more = list_checkpoints(session, limit=MAX_MODELS)
@@ -255,11 +256,3 @@ def _accepted(job: Job, is_replay: bool) -> Response:
         **replay_headers(is_replay),
     }
     return JSONResponse(job_answer(job).model_dump(mode="json"), 202, headers=headers)
-
-
-def _local_models(service: Service) -> list[str]:
-    folder = service.settings.local_models_dir
-    if not folder.is_dir():
-        return []
-    found = [path.name for path in folder.iterdir() if (path / "config.json").is_file()]
-    return sorted(found)[:MAX_MODELS]

@@ -2,9 +2,7 @@
 
 import asyncio
 import logging
-import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -18,17 +16,16 @@ from apt_jobs.db.idempotency import IdempotencyKey, create_once, known_resource
 from apt_jobs.db.jobs import get_job, list_attempts
 from apt_jobs.db.listing import list_jobs
 from apt_jobs.db.models import Job
-from apt_jobs.db.steering import delete_job, request_cancel, request_pause, request_resume, request_retry
 from apt_jobs.errors import InvalidReferences, Unavailable
 from apt_jobs.events.codec import LoggedEvent, splice_stored
 from apt_jobs.events.columns import COLUMN_TYPES
-from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.jobs.limits import MAX_SEQ
 from apt_jobs.jobs.spec import AnyJobSpec, GenerateSpec, TrainSpec
 from apt_jobs.jobs.states import JobState
+from apt_jobs.operations import steer
 from apt_jobs.operations import submit as operations
+from apt_jobs.operations.delete_job import delete_job
 from apt_jobs.operations.liveness import alive_within_s
-from apt_jobs.operations.submit import require_retriable
 from apt_jobs.operations.waiting import waiting_of, waiting_of_page
 from apt_jobs.settings import Settings
 from apt_jobs.web.api.endpoint import endpoint
@@ -149,19 +146,19 @@ async def get_one_job(request: Request) -> Response:
 @endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer}, problems={409})
 async def cancel_job(request: Request) -> Response:
     """Cancel a job: at once if it waits, within seconds if it runs. Repeating it changes nothing."""
-    return await _changed(request, request_cancel)
+    return await _changed(request, steer.cancel_job)
 
 
 @endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer}, problems={409})
 async def pause_job(request: Request) -> Response:
     """Pause a job: at once if it waits; a training saves its step and frees its GPUs. Repeating changes nothing."""
-    return await _changed(request, request_pause)
+    return await _changed(request, steer.pause_job)
 
 
 @endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer}, problems={409})
 async def resume_job(request: Request) -> Response:
     """Let a paused job go on from its checkpoint when a worker is free."""
-    return await _changed(request, request_resume)
+    return await _changed(request, steer.resume_job)
 
 
 @endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer}, problems={409, 422})
@@ -169,23 +166,14 @@ async def retry_job(request: Request) -> Response:
     """Queue a failed, cancelled or dead job again; it goes on from its last checkpoint."""
     settings = service_of(request).settings
 
-    def retry(session: Session, job_id: str) -> tuple[Job, list[StoredEvent]]:
-        job, events = request_retry(session, job_id)
-        if events:
-            require_retriable(session, settings, job_id)
-        return job, events
-
-    return await _changed(request, retry)
+    return await _changed(request, lambda session, job_id: steer.retry_job(session, settings, job_id))
 
 
 @endpoint(role=Role.ADMIN, tag="jobs", answers={204: None}, operation="delete_job", problems={409})
 async def remove_job(request: Request) -> Response:
     """Delete an ended job with its log, its checkpoints and its files."""
     service = service_of(request)
-    job_id = request.path_params["job_id"]
-    await service.write(delete_job, job_id)
-    for folder in (service.settings.checkpoints_dir / job_id, service.settings.runs_dir / job_id):
-        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+    await asyncio.to_thread(delete_job, service.database, service.settings, request.path_params["job_id"])
     return Response(status_code=204)
 
 
@@ -228,7 +216,7 @@ async def get_logs(request: Request) -> Response:
     return _event_list(rows[-query.limit :], has_more=len(rows) > query.limit)
 
 
-async def _changed(request: Request, change: Callable[[Session, str], tuple[Job, list[StoredEvent]]]) -> Response:
+async def _changed(request: Request, change: Callable[[Session, str], steer.Steered]) -> Response:
     """Change one job's state, and tell those who watch it at once."""
     service = service_of(request)
     job, events = await service.write(change, request.path_params["job_id"])
@@ -281,16 +269,6 @@ async def require_references(service: Service, spec: TrainSpec | GenerateSpec, u
         await service.read(operations.require_references, service.settings, spec)
     except InvalidReferences as exc:
         raise ProblemError(422, REFERENCES_DETAIL, kind="invalid-request", errors=reference_faults(exc, under)) from exc
-
-
-async def model_exists(service: Service, model: str) -> bool:
-    """Whether `GET /api/models` would list it."""
-    return await service.read(operations.model_exists, service.settings, model)
-
-
-def dataset_file(settings: Settings, name: str) -> Path:
-    """Where a data set of that (validated) name is."""
-    return settings.datasets_dir / f"{name}.txt"
 
 
 def listed_answers(session: Session, rows: Sequence[Job], settings: Settings) -> list[JobAnswer]:

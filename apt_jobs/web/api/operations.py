@@ -11,7 +11,7 @@ from apt_jobs.db.queues import Queue, configure_queue, list_queues
 from apt_jobs.db.workers import list_workers, pause_of, paused_workers, set_drained
 from apt_jobs.errors import Denied, InvalidInput
 from apt_jobs.events.codec import timestamp
-from apt_jobs.jobs.spec import QUEUE_NAME, Strict
+from apt_jobs.jobs.spec import NAME_PATTERN, Strict
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.settings import Settings
 from apt_jobs.web.api.endpoint import endpoint
@@ -52,7 +52,7 @@ async def set_queue(request: Request) -> Response:
     """Limit how many jobs of a queue run at once, or pause it: what runs goes on, nothing new starts."""
     service = service_of(request)
     name, body = request.path_params["name"], request.state.body
-    if not QUEUE_NAME.match(name):
+    if not NAME_PATTERN.match(name):
         raise InvalidInput(f"{name[:100]!r} is no name of a queue: letters, digits, '.', '_' and '-', at most 100")
 
     def write(session: Session) -> QueueAnswer:

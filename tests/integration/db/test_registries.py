@@ -60,7 +60,7 @@ def test_the_newest_and_the_best_are_found(database: Database) -> None:
         assert id_of(checkpoints.newest_of_job(session, job.id)) == "ckpt_c"
         assert id_of(checkpoints.best_of_job(session, job.id)) == "ckpt_a"
     with database.write() as session:
-        assert checkpoints.delete_checkpoint(session, "ckpt_a").filename == "folder/a"
+        assert checkpoints.delete_checkpoint_row(session, "ckpt_a").filename == "folder/a"
     with database.read() as session:
         assert id_of(checkpoints.best_of_job(session, job.id)) == "ckpt_b"
 
@@ -69,7 +69,7 @@ def test_a_missing_checkpoint_is_not_found(database: Database) -> None:
     with pytest.raises(NotFound, match="ckpt_gone"), database.read() as session:
         checkpoints.get_checkpoint(session, "ckpt_gone")
     with pytest.raises(NotFound, match="ckpt_gone"), database.write() as session:
-        checkpoints.delete_checkpoint(session, "ckpt_gone")
+        checkpoints.delete_checkpoint_row(session, "ckpt_gone")
 
 
 def test_a_worker_records_and_refreshes_itself(database: Database) -> None:

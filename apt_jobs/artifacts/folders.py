@@ -1,0 +1,33 @@
+"""Delete folders and files of artifacts so that half a deletion is never mistaken for the whole thing.
+
+The name goes first, by one rename; what a killed process leaves behind is removed by `sweep`. Training processes load
+this module: it knows neither the database nor the settings.
+"""
+
+import shutil
+from pathlib import Path
+
+TEMPORARY_PREFIX, DELETED_PREFIX = ".tmp-", ".del-"
+
+
+def delete_folder(folder: Path) -> bool:
+    """Delete a folder: rename it, then remove what is in it. Returns False if it is not there."""
+    deleted = folder.with_name(f"{DELETED_PREFIX}{folder.name}")
+    shutil.rmtree(deleted, ignore_errors=True)  # of an earlier deletion that was killed
+    try:
+        folder.rename(deleted)
+    except FileNotFoundError:
+        return False
+    shutil.rmtree(deleted, ignore_errors=True)
+    return True
+
+
+def sweep(parent: Path) -> None:
+    """Remove what a save or a deletion left in `parent` when its process was killed."""
+    for folder in [*parent.glob(f"{TEMPORARY_PREFIX}*"), *parent.glob(f"{DELETED_PREFIX}*")]:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def size_bytes_of(folder: Path) -> int:
+    """Return the bytes of all files in a folder, those of folders below included; links are not followed."""
+    return sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
