@@ -138,7 +138,7 @@ class Engine:
             self._warm.move_to_end(key)
             return engine
         self._warm.pop(key, None)
-        if len(self._warm) >= self._capacity and not self._evict():
+        if len(self._warm) >= self._capacity and self._evict() is None:
             return None
         engine = ModelEngine(key.folder.name, lambda: self._load(key), self._on_idle)
         self._warm[key] = engine
@@ -151,25 +151,24 @@ class Engine:
                 runner = make_runner(model, max_rows=self._max_rows, compile_graphs=self._compile_graphs)
             except Unavailable:
                 with self._lock:
-                    evicted = self._evict(wait=True)
-                if not evicted:
+                    evicted = self._evict()
+                if evicted is None:
                     raise
+                evicted.join()  # without the lock, which its thread needs to end
                 continue
             except torch.OutOfMemoryError as exc:
                 raise Unavailable(f"no memory for model {key.folder.name!r}: {exc}") from exc
             logger.info("model loaded", extra={"model": key.folder.name, "runner": type(runner).__name__})
             return model, runner
 
-    def _evict(self, *, wait: bool = False) -> bool:
-        """Let the least recently used model leave that has nothing to do."""
+    def _evict(self) -> ModelEngine | None:
+        """Let the least recently used model leave that has nothing to do; its memory is free once it is joined."""
         for key, engine in self._warm.items():
             if engine.model is not None and engine.is_idle:
                 del self._warm[key]
                 engine.close()
-                if wait:
-                    engine.join()
-                return True
-        return False
+                return engine
+        return None
 
     def _on_idle(self, engine: ModelEngine) -> None:
         """Give a model's place to another one when it has nothing to do or is gone. It runs in the model's thread."""

@@ -49,6 +49,7 @@ class ModelEngine:
         self._aborted: list[Request | int] = []
         self._scheduler: Scheduler | None = None
         self._closing = False
+        self._ended: AptJobsError | None = None  # why nobody serves what is queued from now on
         self._thread = threading.Thread(target=self._run, name=f"generation {name}", daemon=True)
         self._thread.start()
 
@@ -58,8 +59,11 @@ class ModelEngine:
         """Queue a sequence; its handle yields what it becomes."""
         handle = Handle()
         with self._changed:
-            self._submitted.append((handle, list(prompt_ids), params, priority))
-            self._changed.notify()
+            if self._ended is None:
+                self._submitted.append((handle, list(prompt_ids), params, priority))
+                self._changed.notify()
+                return handle
+        handle.fail(self._ended)
         return handle
 
     def abort(self, handle_id: int) -> None:
@@ -72,8 +76,11 @@ class ModelEngine:
         """Queue a request of texts."""
         request.on_stop = lambda: self._abort_request(request)
         with self._changed:
-            self._requests.append(request)
-            self._changed.notify()
+            if self._ended is None:
+                self._requests.append(request)
+                self._changed.notify()
+                return
+        request.fail(self._ended)
 
     @property
     def is_idle(self) -> bool:
@@ -194,7 +201,8 @@ class ModelEngine:
             requests, submitted = self._requests, self._submitted
             self._requests, self._submitted = [], []
             error = self.error
-        assert error is not None
+            assert error is not None
+            self._ended = error
         if self._scheduler is not None:
             self._scheduler.fail_all(error)
         for request in requests:

@@ -25,9 +25,11 @@ from transformers import (
 from apt_jobs.errors import InvalidCheckpoint, InvalidInput, NotFound, Unavailable
 from apt_jobs.generation import engine as engine_module
 from apt_jobs.generation.engine import Engine
+from apt_jobs.generation.model_engine import ModelEngine
+from apt_jobs.generation.models import LoadedModel, load_model
 from apt_jobs.generation.request import Request, Stopped
-from apt_jobs.generation.runner import Launched, SlotRunner
-from apt_jobs.generation.sequences import Sequence
+from apt_jobs.generation.runner import Launched, Runner, SlotRunner
+from apt_jobs.generation.sequences import SamplingParams, Sequence
 from apt_jobs.jobs.spec import GenerateSpec
 from tests.unit.generation.tiny_model import CONTEXT_TOKENS, NEVER, SENTENCES, llama_config, save_model
 
@@ -316,6 +318,39 @@ def test_a_damaged_model_fails_its_requests_only(tmp_path: Path, engine: Engine,
     with pytest.raises(InvalidCheckpoint, match="cannot be loaded"):
         damaged.future.result(timeout=DEADLINE_S)
     assert finish_after(good).num_tokens == [20]
+
+
+def test_what_is_asked_of_a_model_that_could_not_be_loaded_is_answered() -> None:
+    def load() -> tuple[LoadedModel, Runner]:
+        raise InvalidCheckpoint("damaged")
+
+    model = ModelEngine("damaged", load)
+    model.join()
+    request = Request(spec("x"))
+    model.add(request)
+    with pytest.raises(InvalidCheckpoint):
+        request.future.result(timeout=0)
+    with pytest.raises(InvalidCheckpoint):
+        model.submit([1], SamplingParams()).token_ids()
+
+
+def test_a_model_without_room_gets_that_of_an_idle_one(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(warm_models=2, device="cpu")
+    engine.generate(model_dir, spec("x"))
+    idle = engine.model(model_dir)
+    wait_until(lambda: idle.is_idle)
+    other = save_model(tmp_path / "other", llama_config(), seed=2)
+
+    def load_beside_nothing(folder: Path, device: torch.device) -> LoadedModel:
+        if idle.model is not None:
+            raise Unavailable("the GPU has no room")
+        return load_model(folder, device)
+
+    monkeypatch.setattr(engine_module, "load_model", load_beside_nothing)
+    assert finish_after(engine.submit(other, spec("x"))).num_tokens == [20]
+    engine.close()
 
 
 def test_a_model_that_diverged_says_so(tmp_path: Path, engine: Engine, model_dir: Path) -> None:
