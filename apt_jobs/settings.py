@@ -187,7 +187,7 @@ class Settings(BaseSettings):
         parts = urlsplit(self.redis_url.get_secret_value())
         if parts.scheme not in ("redis", "rediss", "unix"):
             raise ValueError("APT_JOBS_REDIS_URL begins with neither redis://, rediss:// nor unix://")
-        if parts.scheme != "unix" and not is_loopback(parts.hostname or "localhost") and not parts.password:
+        if parts.scheme != "unix" and not is_loopback(parts.hostname or "") and not parts.password:
             raise ValueError(
                 f"APT_JOBS_REDIS_URL names {parts.hostname!r} without a password: a Redis off loopback needs one"
             )

@@ -1,6 +1,6 @@
 """The outermost layer of the web process: how many, from where, and who. Nothing behind it sees a request it refused.
 
-`Host` and `Origin` are compared whole, for every method and WebSocket, so that a page of another site (or a name that
+`Host` and `Origin` are compared whole, for each method and WebSocket, so that a page of another site (or a name that
 was rebound to loopback) reaches nothing. Open paths are listed here and matched exactly.
 """
 

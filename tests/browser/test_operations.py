@@ -59,6 +59,7 @@ def test_a_training_is_paused_and_resumed_with_buttons(stack: RunningStack, open
     assert steering(page) == ["Resume", "Cancel job"]
 
     page.get_by_role("button", name="Resume").click()
+    wait_until(lambda: (stack.get(f"/api/jobs/{job['id']}")["step"] or 0) > step, DEADLINE_S, "a step after the pause")
     state_on(page, "succeeded")
     assert steering(page) == []
     attempts = page.get_by_role("table").last.get_by_role("row")

@@ -102,7 +102,8 @@ def test_an_unregistered_entry_point_does_not_start(tmp_path: Path, sqlite_url: 
         job_id = _supervise(database, sqlite_url, tmp_path, TrainSpec(kind="train", entry_point=entry_point))
         with database.read() as session:
             job = get_job(session, job_id)
-        assert (job.state, f"no entry point {entry_point!r}" in str(job.reason)) == ("failed", True)
+        assert job.state == "queued"  # handed back: another worker may have it
+        assert f"no entry point {entry_point!r}" in str(job.reason)
         assert not (tmp_path / "data" / "runs" / job_id / "attempt-1" / "torchrun.log").exists()
 
 
