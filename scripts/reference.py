@@ -102,7 +102,7 @@ def errors_page() -> str:
             "# Errors\n",
             GENERATED.format("`apt_jobs/errors.py` and `apt_jobs/web/`") + "\n",
             "## Exceptions\n",
-            "All of them are `apt_jobs.errors.AptJobsError`. The Python client raises the one that an answer stands for.\n",
+            "All are `apt_jobs.errors.AptJobsError`. The Python client raises the one that an answer stands for.\n",
             table(("exception", "is a", "when", "REST status"), rows),
             "\n## Problem documents\n",
             f"An error of REST is a problem document (RFC 9457), `{problems.MEDIA_TYPE}`.\n",

@@ -13,7 +13,10 @@ from apt_jobs.jobs.spec import TrainingOptions
 from apt_jobs.settings import Settings
 from scripts.reference import FOLDER, ROOT, pages
 
-NAMED_HOSTS = re.compile(r"""<(?:script|img|iframe|source)[^>]*\bsrc=["']?(?:https?:)?//|<link[^>]*\bhref=["']?(?:https?:)?//""")
+NAMED_HOSTS = re.compile(
+    r"""<(?:script|img|iframe|source)[^>]*\bsrc=["']?(?:https?:)?//"""
+    r"""|<link[^>]*\bhref=["']?(?:https?:)?//"""
+)
 
 
 @pytest.fixture(scope="module")
