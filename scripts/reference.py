@@ -146,7 +146,7 @@ def _fields(model: type[BaseModel]) -> str:
 
 def _problem_types(classes: list[type[errors.AptJobsError]]) -> set[tuple[str, str]]:
     """Return type and status of each problem: those of exceptions, and those that the source of the service raises."""
-    statuses = [int(status) for cls in classes if (status := _status_of(cls))]
+    statuses = [int(text) for cls in classes if (text := _status_of(cls))]
     found = {(_urn(None, status), str(status)) for status in [*statuses, 405, 500]}
     for file in sorted((ROOT / "apt_jobs" / "web").rglob("*.py")):
         for status, kind in _raised(ast.parse(file.read_text())):

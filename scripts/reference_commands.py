@@ -61,7 +61,7 @@ def _kind(row: Any) -> str:
         return "flag"
     annotation = row.type_descriptor.annotation
     (annotation,) = get_args(annotation) or (annotation,)
-    return _TYPES.get(annotation, annotation.__name__)
+    return _TYPES.get(annotation) or str(annotation.__name__)
 
 
 def _default(row: Any) -> str:
