@@ -46,6 +46,10 @@ $(VENV)/.ready: $(VENV)/bin/python $(SETUP_INPUTS) $(UI_SOURCES)
 	$(INSTALL) -e '.[train,export]'
 	@touch $@
 
+$(VENV)/.ready-docs: $(VENV)/.ready
+	$(INSTALL) -e '.[docs]'
+	@touch $@
+
 $(VENV)/.ready-dev: $(VENV)/.ready
 	$(INSTALL) -e '.[dev]'
 	@touch $@
@@ -76,11 +80,11 @@ bench: setup-dev
 screenshots: setup-dev
 	$(BIN)/python -m pytest tests/browser/screenshots.py
 
-generate: setup-dev
+generate: setup
 	$(BIN)/python -m apt_jobs.events.document
 	$(BIN)/python -m scripts.reference
 
-docs: generate
+docs: $(VENV)/.ready-docs generate
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 
 # uv reads only names, versions and hashes here; pip installs. `--universal`: one file for every Python and machine.

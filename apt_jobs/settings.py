@@ -16,7 +16,18 @@ _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
 
 class Settings(BaseSettings):
-    """Everything that can be configured. Each field is an environment variable `APT_JOBS_<NAME>`."""
+    """Everything that can be configured. Each field is an environment variable `APT_JOBS_<NAME>`.
+
+    Args:
+        **fields: Values that go before those of the environment.
+
+    Raises:
+        ValidationError: a value cannot be used. The message does not show it: it may hold a password.
+
+    Example:
+        settings = Settings(data_dir=Path("/srv/apt_jobs"), port=8080)
+        print(settings.root)
+    """
 
     model_config = SettingsConfigDict(
         env_prefix="APT_JOBS_",

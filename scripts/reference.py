@@ -102,7 +102,7 @@ def errors_page() -> str:
             "# Errors\n",
             GENERATED.format("`apt_jobs/errors.py` and `apt_jobs/web/`") + "\n",
             "## Exceptions\n",
-            "All of them are `apt_jobs.errors.AptJobsError`. The Python client raises the one that an answer stands for.\n",
+            "All are `apt_jobs.errors.AptJobsError`. The Python client raises the one that an answer stands for.\n",
             table(("exception", "is a", "when", "REST status"), rows),
             "\n## Problem documents\n",
             f"An error of REST is a problem document (RFC 9457), `{problems.MEDIA_TYPE}`.\n",
@@ -146,7 +146,7 @@ def _fields(model: type[BaseModel]) -> str:
 
 def _problem_types(classes: list[type[errors.AptJobsError]]) -> set[tuple[str, str]]:
     """Return type and status of each problem: those of exceptions, and those that the source of the service raises."""
-    statuses = [int(status) for cls in classes if (status := _status_of(cls))]
+    statuses = [int(text) for cls in classes if (text := _status_of(cls))]
     found = {(_urn(None, status), str(status)) for status in [*statuses, 405, 500]}
     for file in sorted((ROOT / "apt_jobs" / "web").rglob("*.py")):
         for status, kind in _raised(ast.parse(file.read_text())):

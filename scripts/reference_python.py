@@ -1,4 +1,4 @@
-"""The pages of what Python programs import, from signatures and docstrings. Read from source: nothing heavy is loaded."""
+"""The pages of what Python programs import, from signatures and docstrings in the source: nothing heavy is loaded."""
 
 import ast
 import re

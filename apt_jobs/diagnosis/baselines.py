@@ -10,7 +10,8 @@ With x_t = log of the value at step t:
 
 Robust by construction: an outlier enters the window clipped at the limit that it broke (winsorised), and the forecast
 not at all, so that one does not hide the next, while a lasting change becomes usual after half a window. Window,
-winsorising and the floor in logs were chosen on recorded trainings; docs/explanation/monitor_benchmarks.md compares other rules.
+winsorising and the floor in logs were chosen on recorded trainings; docs/explanation/monitor_benchmarks.md compares
+other rules.
 """
 
 import math

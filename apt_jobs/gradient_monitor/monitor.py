@@ -84,22 +84,32 @@ class _Record:
 
 
 class GradientMonitor:
-    """Watches the gradients of `model`'s trainable parameters ("layers", by name). Made and called on every rank.
+    """Watch the gradients of `model`'s trainable parameters ("layers", by name), on every rank.
 
     Args:
-        model: whose `named_parameters` are watched. Shared parameters count once, frozen ones not until they are
-            trained. Given the `DistributedDataParallel` module, it also sees each rank's gradients before the
+        model: The model whose `named_parameters` are watched. Shared parameters count once, frozen ones not until they
+            are trained. Given the `DistributedDataParallel` module, it also sees each rank's gradients before the
             reduction.
-        optimizer: its learning rate and the loss are told as the job's curves. A trainer that tells them itself (as
-            the built-in one does) leaves it out.
-        spool: where this rank's events go. Default: the spool of the job that this process belongs to; outside of any
+        optimizer: The optimizer whose learning rate is logged with the loss as the job's curves. A trainer that logs
+            them itself (as the built-in one does) leaves it out.
+        spool: Where this rank's events go. Default: the spool of the job that this process belongs to; outside of any
             job a folder of its own in `runs_dir`, which `apt-jobs import` shows later.
-        runs_dir: None: outside of a job nothing is written.
-        vanishing_below, exploding_above: norms outside are anomalies; NaN and Inf always are.
-        every_steps: optimizer steps between two records.
+        vanishing_below: Norm of a layer below which it is an anomaly. NaN and Inf always are.
+        exploding_above: Norm of a layer above which it is an anomaly.
+        every_steps: Optimizer steps between two records.
+        runs_dir: Folder for runs outside of a job. None: nothing is written there.
 
     Raises:
-        InvalidInput: nothing to watch, or the ranks disagree on the set of layers (raised on every rank).
+        InvalidInput: there is nothing to watch, or the ranks disagree on the set of layers (raised on every rank).
+
+    Example:
+        with GradientMonitor(model, optimizer) as monitor:  # after DDP
+            for x, y in batches:
+                loss = loss_of(model(x), y)
+                loss.backward()
+                monitor.step(loss=loss)  # before clipping
+                optimizer.step()
+                optimizer.zero_grad()
     """
 
     def __init__(
@@ -162,12 +172,23 @@ class GradientMonitor:
         loss: Tensor | float | None = None,
         num_samples: int = 1,
     ) -> Tensor:
-        """Record the gradients as they are now, and return their total L2 norm (scalar, on the device, unscaled).
+        """Record the gradients as they are now, and return their total norm.
 
-        Call it on every rank after `backward` and before clipping. `step` counts from 1 (default: one more than last
-        time). `scale` is the AMP loss scale, by which gradients are multiplied while they are recorded; `is_unscaled`:
-        they no longer are (`scaler.unscale_`), but in the backward pass they were. `loss` is this rank's own.
-        `num_samples` is what this rank contributed. A layer without a gradient counts as 0 and never as an anomaly.
+        Call it on every rank after the backward pass and before clipping. A layer without a gradient counts as 0 and
+        never as an anomaly. Nothing waits for the GPU.
+
+        Args:
+            step: The optimizer step, from 1 on. Default: one more than last time.
+            scale: The AMP loss scale by which gradients are multiplied now.
+            is_unscaled: They no longer are (`scaler.unscale_`), but in the backward pass they were.
+            loss: This rank's own loss.
+            num_samples: How many samples this rank contributed.
+
+        Returns:
+            The total L2 norm, unscaled: a scalar on the device.
+
+        Example:
+            norm = monitor.step(loss=loss, scale=scaler.get_scale())
         """
         step = self._last_step + 1 if step is None else step
         self._last_step = step

@@ -56,7 +56,21 @@ class Strict(BaseModel):
 
 
 class APTConfig(Strict):
-    """Size of the language model. Built as a Hugging Face `LlamaForCausalLM`."""
+    """Size of the language model. Built as a Hugging Face `LlamaForCausalLM`.
+
+    Args:
+        **fields: The fields below, each with its default and bounds.
+
+    Raises:
+        ValidationError: a field is unknown or out of bounds, or the heads do not divide the width.
+
+    Example:
+        config = APTConfig(d_model=256, num_layers=6, num_attention_heads=8)
+        print(config.num_parameters)
+    """
+
+    # REST documents it by its first line, not by what Python programs need.
+    model_config = ConfigDict(json_schema_extra={"description": "Size of the language model, a `LlamaForCausalLM`."})
 
     d_model: int = Field(128, ge=8, le=16_384, description="Width of the residual stream.")
     num_layers: int = Field(4, ge=1, le=200, description="Number of transformer blocks.")

@@ -1,6 +1,12 @@
 """What torchrun starts on every rank: `torchrun -m apt_jobs.training.run --run-file PATH`.
 
 Reads the run file, runs the built-in trainer or the registered entry point, and leaves in the spool why it failed.
+
+An entry point is a script, which is run as `__main__` with the job's arguments as `--name=value`, or a function:
+
+    def train(run_file: RunFile, spool: SpoolWriter) -> None:
+        steps = run_file.spec.arguments.get("steps", 100)
+        ...
 """
 
 import argparse
@@ -30,7 +36,18 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> int:
-    """Entry of a rank. Returns the exit status; 1: the spool says why."""
+    """Run one rank of an attempt.
+
+    Returns:
+        The exit status: 0, or 1 when the training failed and the spool says why.
+
+    Raises:
+        ValidationError: the run file is damaged.
+        OSError: the run file or the spool cannot be opened.
+
+    Example:
+        torchrun --nproc-per-node=2 -m apt_jobs.training.run --run-file run.json
+    """
     _die_with_torchrun()
     parser = argparse.ArgumentParser(description="One rank of a training attempt.")
     parser.add_argument("--run-file", type=Path, required=True)

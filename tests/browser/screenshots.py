@@ -61,6 +61,12 @@ def test_picture_of_the_schedules(stack: RunningStack, open_window: Callable[...
     _shoot(open_window(1440, 800), f"{stack.url}/schedules#{schedule_id}", IMAGES / "schedules.png")
 
 
+def test_pictures_of_the_other_pages(stack: RunningStack, open_window: Callable[..., Watched]) -> None:
+    for path, height in (("new-job", 1100), ("generate", 800), ("workers", 700)):
+        address = "/jobs/new" if path == "new-job" else f"/{path}"
+        _shoot(open_window(1440, height), f"{stack.url}{address}", IMAGES / f"{path}.png")
+
+
 def _shoot(window: Watched, url: str, file: Path) -> None:
     page = window.context.new_page()
     page.goto(url)

@@ -1,4 +1,4 @@
-"""The whole product behind a real nginx, as docs/how-to/proxy.md sets it up: TLS, a host name, and a path that is not `/`."""
+"""The whole product behind a real nginx, as docs/how-to/proxy.md sets it up: TLS, a host name and a path."""
 
 import json
 import os

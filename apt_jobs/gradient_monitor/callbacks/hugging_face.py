@@ -23,10 +23,19 @@ UNSUPPORTED = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)  # they k
 
 
 class GradientMonitorCallback(TrainerCallback):
-    """Watches the training of `trainer`; `options` are those of `GradientMonitor`.
+    """Watch the training of a `Trainer`.
 
-    Raises (when the training begins):
-        InvalidInput: the trainer leaves its gradients to DeepSpeed or Megatron-LM.
+    Args:
+        trainer: The trainer that it is added to.
+        **options: Keyword arguments of `GradientMonitor`, as `every_steps`.
+
+    Raises:
+        InvalidInput: the trainer leaves its gradients to DeepSpeed or Megatron-LM (raised when the training begins).
+
+    Example:
+        trainer = Trainer(model=model, args=args, train_dataset=dataset)
+        trainer.add_callback(GradientMonitorCallback(trainer))
+        trainer.train()
     """
 
     def __init__(self, trainer: Trainer, **options: Any) -> None:

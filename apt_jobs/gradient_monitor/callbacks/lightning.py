@@ -16,7 +16,19 @@ from apt_jobs.gradient_monitor.monitor import GradientMonitor
 
 
 class GradientMonitorCallback(Callback):
-    """Watches a training; `options` are those of `GradientMonitor`. `num_samples`: of a rank in an optimizer step."""
+    """Watch a training of a Lightning `Trainer`.
+
+    Args:
+        num_samples: How many samples a rank contributes to an optimizer step.
+        **options: Keyword arguments of `GradientMonitor`, as `every_steps`.
+
+    Raises:
+        InvalidInput: there is nothing to watch (raised when the training begins).
+
+    Example:
+        trainer = Trainer(max_steps=100, callbacks=[GradientMonitorCallback(num_samples=64)])
+        trainer.fit(module, loader)
+    """
 
     def __init__(self, num_samples: int = 1, **options: Any) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Histories as answers: curves as JSON, gradient norms of many layers as JSON or in a compact binary form.
 
-docs/explanation/histories.md has the layout of the binary form. Min, max and mean of a bucket are the upper 16 bits of a float32
-(min rounded down, max up), which a browser turns into floats without parsing; single steps are whole float32.
+docs/explanation/histories.md has the layout of the binary form. Min, max and mean of a bucket are the upper 16 bits of
+a float32 (min rounded down, max up), which a browser turns into floats without parsing; single steps are whole float32.
 """
 
 import struct
