@@ -112,6 +112,11 @@ class Settings(BaseSettings):
         ge=0,
         description="Free bytes in the data directory below which submissions are refused and workers claim nothing.",
     )
+    compile_cache_max_bytes: int = Field(
+        10 << 30,
+        ge=0,
+        description="Size in bytes to which a starting training worker prunes the cache of compiled kernels.",
+    )
     max_cpu_ranks: int = Field(4, ge=1, le=64, description="Most ranks of a training job on a worker without GPUs.")
     rendezvous_host: str = Field(
         "127.0.0.1", description="Name of a head worker's machine under which its nodes reach it."
@@ -256,6 +261,10 @@ class Settings(BaseSettings):
     @property
     def datasets_dir(self) -> Path:
         return self.root / "datasets"
+
+    @property
+    def locks_dir(self) -> Path:
+        return self.root / "locks"
 
     @property
     def runs_dir(self) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
+from apt_jobs.jobs.checkpoint_state import CheckpointState
 from apt_jobs.jobs.spec import APTConfig
 from apt_jobs.training.checkpoint import take_snapshot, write_checkpoint
 from apt_jobs.training.ddp import process_group
@@ -52,7 +53,9 @@ def measure(folder: Path) -> None:
             snapshot = take_snapshot(model, optimizer, rank)
             times["stall"].append(1000.0 * (time.perf_counter() - began))
             if snapshot is not None:
-                saved = write_checkpoint(folder, str(number), snapshot, model, tokenizer, {"global_step": number})
+                saved = write_checkpoint(
+                    folder, str(number), snapshot, model, tokenizer, CheckpointState(global_step=number)
+                )
                 times["whole"].append(1000.0 * (time.perf_counter() - began))
                 shutil.rmtree(saved.folder)
             torch.distributed.barrier()

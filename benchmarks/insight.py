@@ -21,7 +21,6 @@ from pathlib import Path
 from apt_jobs.diagnosis.rank_watch import RankWatch
 from apt_jobs.events.kinds import Event, GradientsRecorded, IncidentChanged, LineLogged, RankGradientsRecorded
 from apt_jobs.events.spool import SpoolReader
-from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import TrainSpec
 from benchmarks.faults import Fault
 from benchmarks.faulty_training import BRANCH_BEGINS, BRANCH_ENDS, BRANCH_LATE, HEALTHY_STEPS
@@ -271,18 +270,4 @@ def _alarms(rule: Rule, steps: Section) -> list[int]:
 
 
 def _watch() -> RankWatch:
-    nowhere = Path("nowhere")
-    return RankWatch(
-        RunFile(
-            job_id="job_insight",
-            attempt=1,
-            spec=TrainSpec(kind="train", num_ranks=NUM_RANKS),
-            entry_point=None,
-            dataset_file=None,
-            base_model_dir=None,
-            resume_dir=None,
-            run_dir=nowhere,
-            checkpoints_dir=nowhere,
-            checkpoint_prefix="job_insight",
-        )
-    )
+    return RankWatch(TrainSpec(kind="train", num_ranks=NUM_RANKS))

@@ -236,7 +236,7 @@ class JobRuns:
 
     def _watched(self, run_file: RunFile) -> list[IncidentChanged]:
         """Return the events that the supervisor makes of the spools."""
-        watch = RankWatch(run_file)
+        watch = RankWatch(run_file.spec)
         at = datetime.now(UTC)
         recorded = [event for rank in range(self._num_ranks) for event in _events(run_file, rank)]
         found = [result for event in recorded for _, result in watch.add(at, event)]

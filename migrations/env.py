@@ -10,7 +10,7 @@ from apt_jobs.db.clock import UtcDateTime
 from apt_jobs.db.models import Base
 
 connection = context.config.attributes["connection"]
-ONLY_SQLITE, ONLY_POSTGRES = {"ix_jobs_search"}, {"ix_jobs_labels"}
+ONLY_SQLITE, ONLY_POSTGRES = {"ix_jobs_search"}, {"ix_jobs_labels", "ix_jobs_text"}
 is_sqlite = connection.dialect.name == "sqlite"
 
 

@@ -21,7 +21,7 @@ from apt_jobs.client.answers import error_of, json_of, require_event_stream, req
 from apt_jobs.client.calls import Call
 from apt_jobs.client.following import MAX_FRAME_BYTES, Event, Follower, SseDecoder, closed_error
 from apt_jobs.client.output_file import open_output
-from apt_jobs.client.retry import backoff_s, wait_before_retry_s
+from apt_jobs.client.retry import BACKOFF, wait_before_retry_s
 from apt_jobs.client.trust import httpx_options, trust_for, websocket_options, why_not_trusted
 from apt_jobs.errors import InvalidInput, Unavailable
 from apt_jobs.events.binary import SUBPROTOCOL
@@ -138,7 +138,7 @@ class AsyncTransport:
                 num_failures = follower.note_failure(self.url, exc)
                 follower.uses_sse = False
             if not follower.is_over:
-                await asyncio.sleep(min(backoff_s(num_failures), follower.wait_s))
+                await asyncio.sleep(min(BACKOFF.wait_s(num_failures), follower.wait_s))
 
     async def _look(self, follower: Follower) -> AsyncIterator[Event]:
         """Look whether the job has ended; the rest of its log where the stream does not bring it."""

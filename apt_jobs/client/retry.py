@@ -10,20 +10,15 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
+from apt_jobs.backoff import Backoff
 from apt_jobs.client.trust import why_not_trusted
 
 MAX_RETRIES = 3
 MAX_WAIT_S = 30.0  # for one `Retry-After`
-FIRST_WAIT_S = 0.2
-MAX_BACKOFF_S = 5.0
+BACKOFF = Backoff(0.2, 5.0)
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 _NOT_NOW = frozenset({429, 503})
 _BROKEN_WAY = frozenset({502, 504})  # the proxy does not know whether it was done
-
-
-def backoff_s(num_failures: int) -> float:
-    """Doubling waits: 0.2, 0.4, 0.8 s and so on up to 5 s."""
-    return min(FIRST_WAIT_S * 2.0 ** min(num_failures - 1, 10), MAX_BACKOFF_S)
 
 
 def wait_before_retry_s(
@@ -48,13 +43,13 @@ def wait_before_retry_s(
             return None
         asked_s = retry_after_s(outcome)
         if asked_s is None:
-            return backoff_s(num_failures)
+            return BACKOFF.wait_s(num_failures)
         return None if asked_s > MAX_WAIT_S else asked_s
     if why_not_trusted(outcome) is not None or isinstance(outcome, httpx.UnsupportedProtocol):
         return None
     was_not_sent = isinstance(outcome, _NOT_SENT)
     is_broken = isinstance(outcome, httpx.TransportError) and not isinstance(outcome, httpx.ReadTimeout)
-    return backoff_s(num_failures) if was_not_sent or (is_repeatable and is_broken) else None
+    return BACKOFF.wait_s(num_failures) if was_not_sent or (is_repeatable and is_broken) else None
 
 
 def retry_after_s(response: httpx.Response) -> float | None:

@@ -22,10 +22,10 @@ from apt_jobs.db.transitions import (
     record_state,
 )
 from apt_jobs.db.workers import has_handed_back, is_held_back
-from apt_jobs.errors import IdempotencyMismatch, NotFound
+from apt_jobs.errors import NotFound
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.jobs.ids import new_job_id
-from apt_jobs.jobs.retry import Fault, RetryRules
+from apt_jobs.jobs.retry import Fault, RetryRules, fault_of_lost_worker
 from apt_jobs.jobs.spec import GenerateSpec, TrainSpec, queue_of
 from apt_jobs.jobs.states import OWNED_STATES, JobState, sources_of
 
@@ -36,20 +36,25 @@ def insert_job(
     session: Session,
     spec: TrainSpec | GenerateSpec,
     *,
-    idempotency_key: str | None = None,
-    request_sha256: str | None = None,
+    import_key: str | None = None,
     max_queued_jobs: int | None = None,
     schedule_id: str | None = None,
 ) -> Job:
-    """Add a queued job and its first event; with a known key return the job that the key made.
+    """Add a queued job and its first event.
 
     Doors (REST, schedules) submit through `operations/submit.py`, which also checks what the job refers to.
 
+    Args:
+        session: of the transaction.
+        spec: what was submitted.
+        import_key: of a run that is imported: one job for each key, which is returned if it is there already.
+        max_queued_jobs: None: as many jobs may wait as come.
+        schedule_id: of the schedule that submits.
+
     Raises:
-        IdempotencyMismatch: the key was used with another body.
         Unavailable: `max_queued_jobs` already wait.
     """
-    if idempotency_key is not None and (known := _job_of_key(session, idempotency_key, request_sha256)):
+    if import_key is not None and (known := _imported_job(session, import_key)):
         return known
     if max_queued_jobs is not None:
         require_place(session, max_queued_jobs)
@@ -64,14 +69,13 @@ def insert_job(
         state=JobState.QUEUED,
         last_seq=1,
         max_attempts=spec.max_attempts,
-        idempotency_key=idempotency_key,
-        request_sha256=request_sha256,
+        idempotency_key=import_key,
         schedule_id=schedule_id,
     )
-    if idempotency_key is None:
+    if import_key is None:
         session.add(job)
         session.flush()
-    elif known := _insert_or_known(session, job, idempotency_key, request_sha256):
+    elif known := _insert_or_known(session, job, import_key):
         return known
     record_state(session, job, None, None)
     return job
@@ -244,7 +248,7 @@ def reap_expired(session: Session, grace_s: float, rules: RetryRules = DEFAULT_R
         event
         for job in lost
         for event in fail_attempt(
-            session, job, f"worker {job.lease_owner} was lost", fault=Fault.INFRASTRUCTURE, rules=rules
+            session, job, f"worker {job.lease_owner} was lost", fault=fault_of_lost_worker(job.lease_owner), rules=rules
         )
     ]
 
@@ -300,21 +304,18 @@ def fence(session: Session, job_id: str, attempt: int, lease_s: float) -> Job:
     return owned_job(session, job_id, attempt, lease_until=now_plus(lease_s))
 
 
-def _insert_or_known(session: Session, job: Job, key: str, request_sha256: str | None) -> Job | None:
-    """Insert the row; or the row of another request with this key, which was quicker."""
+def _insert_or_known(session: Session, job: Job, import_key: str) -> Job | None:
+    """Insert the row; or return the row of another import with this key, which was quicker."""
     try:
         with session.begin_nested():
             session.add(job)
     except IntegrityError:
-        known = _job_of_key(session, key, request_sha256)
+        known = _imported_job(session, import_key)
         if known is None:
             raise
         return known
     return None
 
 
-def _job_of_key(session: Session, key: str, request_sha256: str | None) -> Job | None:
-    job = session.scalar(select(Job).where(Job.idempotency_key == key))
-    if job is not None and job.request_sha256 != request_sha256:
-        raise IdempotencyMismatch(f"Idempotency-Key {key!r} was used with another body, for job {job.id}")
-    return job
+def _imported_job(session: Session, import_key: str) -> Job | None:
+    return session.scalar(select(Job).where(Job.idempotency_key == import_key))

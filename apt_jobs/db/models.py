@@ -44,6 +44,7 @@ class Job(Base):
         Index("ix_jobs_by_queue", "state", "queue", "kind", "id"),
         # What a text or a label is looked for in: without the rows, which are a hundred times as large.
         Index("ix_jobs_search", "id", "name", "labels", "state", "kind", "queue").ddl_if(dialect="sqlite"),
+        Index("ix_jobs_text", "id", "name", "state", "kind", "queue").ddl_if(dialect="postgresql"),
         Index("ix_jobs_labels", "labels", postgresql_using="gin", postgresql_ops={"labels": "jsonb_path_ops"}).ddl_if(
             dialect="postgresql"
         ),
@@ -79,8 +80,7 @@ class Job(Base):
     progress: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT)
     result: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT)
     error: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT)
-    idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
-    request_sha256: Mapped[str | None] = mapped_column(String(64))
+    idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)  # of an imported run
     schedule_id: Mapped[str | None] = mapped_column(String(40))  # who made it; that schedule may be gone
 
 

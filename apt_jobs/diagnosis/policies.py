@@ -1,16 +1,15 @@
 """Decide what a job's policies (`monitor.on_anomaly`) do about incidents; the ranks or the supervisor apply it.
 
-Commands to the ranks are a file in the run folder that is replaced as a whole; rank 0 reads it, and all ranks apply
-them at the same step. A policy responds to an incident once, and at most `max_times` in an attempt.
+Commands to the ranks are collected in `Policies.commands`; the supervisor writes them to a file (`jobs/commands.py`)
+that rank 0 reads, and all ranks apply them at the same step. A policy responds to an incident once, and at most
+`max_times` in an attempt.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any
 
 from apt_jobs.events.kinds import ActionTaken, IncidentChanged
+from apt_jobs.jobs.commands import RankCommand
 from apt_jobs.jobs.spec import AnomalyPolicy
 
 OF_RANKS = frozenset({"checkpoint", "rollback", "skip_batches", "cut_lr"})  # the others concern the job
@@ -19,11 +18,11 @@ OF_RANKS = frozenset({"checkpoint", "rollback", "skip_batches", "cut_lr"})  # th
 class Policies:
     """The policies of one attempt."""
 
-    def __init__(self, policies: Sequence[AnomalyPolicy], orders_path: Path) -> None:
-        self._policies, self._path = policies, orders_path
+    def __init__(self, policies: Sequence[AnomalyPolicy]) -> None:
+        self._policies = policies
         self._responded: set[tuple[int, int]] = set()  # (policy, incident)
         self._num_times = [0] * len(policies)
-        self._orders: list[dict[str, Any]] = []
+        self.commands: list[RankCommand] = []  # to the ranks: all of the attempt so far
 
     def respond(self, step: int, incidents: Sequence[IncidentChanged]) -> Iterator[ActionTaken]:
         """Yield the actions that policies take about the incidents that are open after `step`."""
@@ -37,23 +36,19 @@ class Policies:
                 self._responded.add(key)
                 self._num_times[number] += 1
                 if policy.action in OF_RANKS:
-                    self._order(policy, incident)
+                    self.commands.append(_command(policy, incident))
                 yield ActionTaken(step, "ordered", policy.action, incident.incident, _reason(incident))
 
-    def _order(self, policy: AnomalyPolicy, incident: IncidentChanged) -> None:
-        self._orders.append(
-            {
-                "action": policy.action,
-                "incident": incident.incident,
-                "began_step": incident.began_step,
-                "skip_steps": policy.skip_steps,
-                "factor": policy.factor,
-                "reason": _reason(incident),
-            }
-        )
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self._orders))
-        temporary.replace(self._path)
+
+def _command(policy: AnomalyPolicy, incident: IncidentChanged) -> RankCommand:
+    return RankCommand(
+        action=policy.action,
+        incident=incident.incident,
+        began_step=incident.began_step,
+        skip_steps=policy.skip_steps,
+        factor=policy.factor,
+        reason=_reason(incident),
+    )
 
 
 def _matches(policy: AnomalyPolicy, incident: IncidentChanged) -> bool:

@@ -20,7 +20,8 @@ from apt_jobs.events.kinds import (
     RankGradientsRecorded,
     UpdatesMeasured,
 )
-from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.jobs.commands import RankCommand
+from apt_jobs.jobs.spec import TrainSpec
 
 MAX_OPEN_UPDATES = 32
 Timed = tuple[datetime, Event]
@@ -29,16 +30,21 @@ Timed = tuple[datetime, Event]
 class RankWatch:
     """Watch the ranks of one attempt. Events of all ranks come in the order in which they are read."""
 
-    def __init__(self, run_file: RunFile) -> None:
-        options = run_file.spec.monitor
-        self._num_ranks, self._store_every = run_file.spec.num_ranks, options.rank_norms_every_steps
+    def __init__(self, spec: TrainSpec) -> None:
+        options = spec.monitor
+        self._num_ranks, self._store_every = spec.num_ranks, options.rank_norms_every_steps
         self._joiner = StepJoiner(self._num_ranks)
         self._noise = NoiseScale()
         self._detector = AnomalyDetector(options, self._num_ranks)
         self._incidents = IncidentLog(options.quiet_steps)
-        self._policies = Policies(options.on_anomaly, run_file.orders_path)
+        self._policies = Policies(options.on_anomaly)
         self._updates: dict[int, list[UpdatesMeasured]] = {}
         self._num_rollbacks = 0
+
+    @property
+    def commands(self) -> Sequence[RankCommand]:
+        """Commands of the job's policies to the ranks: all of the attempt so far."""
+        return self._policies.commands
 
     def add(self, at: datetime, event: Event) -> Iterator[Timed]:
         """Yield what is to be stored because of `event`, itself included."""

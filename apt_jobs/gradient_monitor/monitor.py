@@ -12,10 +12,8 @@ when they are there. `sync_gradients_distributed` and `aggregate_anomalies_distr
 to other ranks.
 """
 
-import math
 import time
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -40,7 +38,6 @@ from apt_jobs.events.kinds import (
     LayersNamed,
     LineLogged,
     RankGradientsRecorded,
-    StepTrained,
     UpdatesMeasured,
 )
 from apt_jobs.events.spool import SpoolWriter
@@ -48,6 +45,7 @@ from apt_jobs.gradient_monitor.layer_statistics import LayerStatistics
 from apt_jobs.gradient_monitor.local_norms import ORDER_SETTLED_AT, LocalNorms, elapsed_ms, local_norms_of, moment
 from apt_jobs.gradient_monitor.local_run import RUNS_DIR, open_local_spool, run_name
 from apt_jobs.gradient_monitor.pinned_ring import PinnedRing
+from apt_jobs.gradient_monitor.step_label import StepLabel, TimelineStep
 from apt_jobs.gradient_monitor.update_norms import UpdateNorms
 from apt_jobs.gradient_monitor.watched_layers import WatchedLayers, require_same_layers
 
@@ -55,32 +53,6 @@ MAX_TIMELINE_STEPS = 1_000  # kept in memory for `export_for_webui`; the spool h
 LOOK_FOR_NEW_EVERY_STEPS = 10
 MAX_NAMED_ANOMALIES = 1_000  # layers of one `anomaly` event; `gradient` has the indexes of all
 ANOMALY_KINDS: tuple[AnomalyKind, ...] = ("nan", "inf", "exploding", "vanishing")
-
-
-@dataclass(slots=True)
-class _Label:
-    """What the host knows of a step while its numbers are on their way: local norms, norms, loss."""
-
-    step: int
-    at: float
-    present: NDArray[np.bool_]
-    local_order: list[int]  # the layer of each local norm
-    has_loss: bool
-    num_samples: int
-    is_scaled: bool
-    num_rollbacks: int
-    step_time_ms: float | None
-    learning_rate: float | None
-    begin: Any
-    ready: Any
-
-
-@dataclass(slots=True)
-class _Record:
-    step: int
-    timestamp: float
-    norms: NDArray[np.float64]
-    anomalous: NDArray[np.bool_]
 
 
 class GradientMonitor:
@@ -136,12 +108,12 @@ class GradientMonitor:
         self._vanishing_below, self._exploding_above = vanishing_below, exploding_above
         self._every_steps = every_steps
         self._pending: list[Event] = []  # of this step, for the spool
-        self._timeline: deque[_Record] = deque(maxlen=MAX_TIMELINE_STEPS)
+        self._timeline: deque[TimelineStep] = deque(maxlen=MAX_TIMELINE_STEPS)
         self._statistics = LayerStatistics(len(self.names))
         self._anomalies = dict.fromkeys(ANOMALY_KINDS, 0)
         self._total_steps, self._last_step = 0, 0
         self._norms: Tensor | None = None  # [layer], of the last step
-        self._ring: PinnedRing[_Label] = PinnedRing(self._device)
+        self._ring: PinnedRing[StepLabel] = PinnedRing(self._device)
         self._update_ring: PinnedRing[int] = PinnedRing(self._device)
         self._updates = UpdateNorms(self._device)
         self._local = self._hook(model)
@@ -316,7 +288,7 @@ class GradientMonitor:
             value = loss.detach() if isinstance(loss, Tensor) else torch.tensor(loss, device=self._device)
             parts.append(value.reshape(1).to(self._device, torch.float32))
         now_s = time.perf_counter()
-        label = _Label(
+        label = StepLabel(
             step=step,
             at=time.time(),
             present=present,
@@ -350,7 +322,7 @@ class GradientMonitor:
             self._emit(UpdatesMeasured(step, self._rank, tuple(whole.tolist()), tuple(ratios.tolist())))
         self._flush_pending()
 
-    def _keep(self, label: _Label, values: NDArray[np.float32]) -> None:
+    def _keep(self, label: StepLabel, values: NDArray[np.float32]) -> None:
         count = len(label.present)
         norms = values[:count].astype(np.float64)
         local = np.zeros(count if label.local_order else 0, np.float32)
@@ -359,7 +331,7 @@ class GradientMonitor:
         kinds = self._judge(norms, label.present)
         anomalous = kinds >= 0
         self._statistics.add(norms, anomalous)
-        self._timeline.append(_Record(label.step, label.at, norms, anomalous))
+        self._timeline.append(TimelineStep(label.step, label.at, norms, anomalous))
         self._total_steps += 1
         self._emit_norms(label, norms, kinds)
         if self._spool is None:
@@ -381,9 +353,9 @@ class GradientMonitor:
             )
         )
         if label.learning_rate is not None and loss is not None:
-            self._emit_from_first_rank(_as_metric(label, loss, norms))
+            self._emit_from_first_rank(label.as_metric(loss, norms))
 
-    def _emit_norms(self, label: _Label, norms: NDArray[np.float64], kinds: NDArray[np.int8]) -> None:
+    def _emit_norms(self, label: StepLabel, norms: NDArray[np.float64], kinds: NDArray[np.int8]) -> None:
         found = np.flatnonzero(kinds >= 0).tolist()
         self._emit_from_first_rank(
             GradientsRecorded(label.step, tuple(norms.tolist()), tuple(found), label.num_rollbacks)
@@ -428,18 +400,3 @@ class GradientMonitor:
         if self._spool is not None and self._pending:
             self._spool.append(*self._pending)
             self._pending.clear()
-
-
-def _as_metric(label: _Label, loss: float, norms: NDArray[np.float64]) -> StepTrained:
-    """Record the job's curves, from rank 0's loss, for a loop that does not report them itself."""
-    assert label.learning_rate is not None
-    step_time_ms = label.step_time_ms or 0.0
-    return StepTrained(
-        step=label.step,
-        epoch=0,
-        train_loss=loss,
-        learning_rate=label.learning_rate,
-        grad_norm=math.sqrt(float(np.square(norms).sum())),
-        step_time_ms=step_time_ms,
-        tokens_per_s=0.0,
-    )

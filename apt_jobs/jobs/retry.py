@@ -20,6 +20,7 @@ class Fault(StrEnum):
 
 RETRY = Backoff(5.0, 300.0)
 HAND_BACK = Backoff(30.0, 600.0)
+IMPORT_WORKER = "import"  # owner of the attempt of `apt-jobs import`
 WORKER_PAUSE = Backoff(60.0, 600.0)
 
 
@@ -63,6 +64,14 @@ def retry_rules(settings: Settings) -> RetryRules:
         max_hand_backs=settings.max_hand_backs,
         worker_pause=Backoff(2 * settings.hand_back_wait_s, settings.hand_back_wait_max_s),
     )
+
+
+def fault_of_lost_worker(worker: str | None) -> Fault:
+    """Return what it counts as that a worker was lost: a fault of the infrastructure, but for an import that broke off.
+
+    Nobody else can go on with an import, which is a command that reads files of its own machine.
+    """
+    return Fault.JOB if worker == IMPORT_WORKER else Fault.INFRASTRUCTURE
 
 
 def why_give_up(counts: FaultCounts, fault: Fault, max_attempts: int, rules: RetryRules) -> str | None:

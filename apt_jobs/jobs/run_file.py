@@ -35,8 +35,12 @@ class RunFile(BaseModel):
         """Return the path of one rank's spool."""
         return self.run_dir / spool_name(rank)
 
+    def checkpoint_path(self, name: str) -> Path:
+        """Return the folder of one checkpoint of this job."""
+        return self.checkpoints_dir / name
+
     def share_path(self, node_rank: int) -> Path:
-        """Return the path of one further node's report: see `apt_jobs/supervision/node_watch.py`."""
+        """Return the path of one further node's report: see `apt_jobs/jobs/node_share.py`."""
         return self.run_dir / f"node-{node_rank}"
 
     @property
@@ -45,13 +49,13 @@ class RunFile(BaseModel):
         return self.run_dir / "stop"
 
     @property
-    def orders_path(self) -> Path:
-        """What the policies of the job order the ranks to do: all orders of the attempt so far, as a JSON list."""
-        return self.run_dir / "orders.json"
+    def commands_path(self) -> Path:
+        """Commands of the job's policies to the ranks: see `apt_jobs/jobs/commands.py`."""
+        return self.run_dir / "commands.json"
 
     @property
     def outcome_path(self) -> Path:
-        """Written by rank 0 as its last act: `finished` or `stopped`. Absent: the training broke."""
+        """How the ranks ended: see `apt_jobs/jobs/outcome.py`."""
         return self.run_dir / "outcome"
 
 

@@ -35,33 +35,17 @@ class ReferenceFault:
     expected: str
 
 
-def submit_job(
-    session: Session,
-    settings: Settings,
-    spec: Spec,
-    *,
-    idempotency_key: str | None = None,
-    request_sha256: str | None = None,
-    schedule_id: str | None = None,
-) -> Job:
+def submit_job(session: Session, settings: Settings, spec: Spec) -> Job:
     """Check a job and insert it. The caller wakes a worker of its queue after the commit.
 
     Raises:
         InvalidReferences: it names what does not exist.
         OutOfSpace: the disk has no room for it.
         Unavailable: too many jobs wait.
-        IdempotencyMismatch: the key was used with another body.
     """
     require_room(settings)
     require_references(session, settings, spec)
-    return insert_job(
-        session,
-        spec,
-        idempotency_key=idempotency_key,
-        request_sha256=request_sha256,
-        max_queued_jobs=settings.max_queued_jobs,
-        schedule_id=schedule_id,
-    )
+    return insert_job(session, spec, max_queued_jobs=settings.max_queued_jobs)
 
 
 def checker(settings: Settings) -> Callable[[Session, Spec], None]:

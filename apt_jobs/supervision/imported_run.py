@@ -30,12 +30,12 @@ from apt_jobs.events.kinds import (
 )
 from apt_jobs.jobs.limits import MAX_ROLLBACKS, MAX_STEP
 from apt_jobs.jobs.printable import escaped
-from apt_jobs.jobs.run_file import RunFile, spool_name
+from apt_jobs.jobs.retry import IMPORT_WORKER
+from apt_jobs.jobs.run_file import spool_name
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.jobs.states import JobState
 
 QUEUE = "imported"  # no worker serves it
-WORKER = "import"
 LEASE_S = 600.0  # between two batches; afterwards the import is dead
 BATCH_EVENTS = 500
 RANK_EVENTS = 20  # read of one rank at a time: ranks are read in turns, so that their steps meet
@@ -72,9 +72,9 @@ def import_run(database: Database, folder: Path, name: str | None = None) -> tup
         num_ranks=len(spools),
     )
     with database.write() as session:
-        job = insert_job(session, spec, idempotency_key=key)
+        job = insert_job(session, spec, import_key=key)
         job_id, state = job.id, job.state
-        is_new = job.attempt == 0 and claim(session, job_id, WORKER, LEASE_S) is not None
+        is_new = job.attempt == 0 and claim(session, job_id, IMPORT_WORKER, LEASE_S) is not None
     if is_new:
         _store(database, job_id, spec, folder, spools)
     elif state != JobState.SUCCEEDED:
@@ -147,7 +147,7 @@ def _store(database: Database, job_id: str, spec: TrainSpec, folder: Path, spool
     Raises:
         Fenced: it took so long that the attempt was given up.
     """
-    events = _watched(job_id, spec, folder, spools)
+    events = _watched(spec, spools)
     while batch := list(islice(events, BATCH_EVENTS)):
         with database.write() as session:
             append_events(session, job_id, 1, batch, LEASE_S)
@@ -155,21 +155,8 @@ def _store(database: Database, job_id: str, spec: TrainSpec, folder: Path, spool
         finish(session, job_id, 1, JobState.SUCCEEDED, reason=f"imported from {folder.name}")
 
 
-def _watched(job_id: str, spec: TrainSpec, folder: Path, spools: list[Path]) -> Iterator[Timed]:
-    watch = RankWatch(
-        RunFile(
-            job_id=job_id,
-            attempt=1,
-            spec=spec,
-            entry_point=None,
-            dataset_file=None,
-            base_model_dir=None,
-            resume_dir=None,
-            run_dir=folder,
-            checkpoints_dir=folder,
-            checkpoint_prefix=job_id,
-        )
-    )
+def _watched(spec: TrainSpec, spools: list[Path]) -> Iterator[Timed]:
+    watch = RankWatch(spec)
     waiting = [map(decode_spooled, _lines(path)) for path in spools]
     while waiting:
         for events in list(waiting):

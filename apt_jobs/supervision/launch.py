@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.settings import Settings
+from apt_jobs.supervision.compile_cache import compile_cache_dir
 from apt_jobs.supervision.network import (
     LOOPBACK_ADDRESS,
     LOOPBACK_INTERFACE,
@@ -73,9 +74,7 @@ def _environment(settings: Settings, run_file: RunFile, node_rank: int, gpus: Se
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",
-        "TORCHINDUCTOR_CACHE_DIR": str(
-            settings.root / "compile_cache"
-        ),  # a shape is compiled once, not in each attempt
+        "TORCHINDUCTOR_CACHE_DIR": str(compile_cache_dir(settings)),  # a shape is compiled once, not in each attempt
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS may give other bits each time
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts, by which the worker chose
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)) if run_file.spec.device == "cuda" else "",

@@ -10,37 +10,13 @@ import time
 from apt_jobs.db.engine import Database
 from apt_jobs.db.workers import list_workers, node_name
 from apt_jobs.errors import Unavailable
+from apt_jobs.jobs.node_share import ShareState, read_share
 from apt_jobs.jobs.run_file import RunFile
 
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
 JOIN_TIMEOUT_S = 60.0  # a node looks for work once a second
-JOINED, FINISHED = "joined", "finished"
-
-
-def write_share(run_file: RunFile, node_rank: int, word: str) -> None:
-    """Tell the head how the share of a node goes: `JOINED`, then `FINISHED`, or in words how it ended early.
-
-    Raises:
-        OSError: the disk does not take it.
-    """
-    path = run_file.share_path(node_rank)
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(word)
-    temporary.rename(path)  # it appears whole
-
-
-def read_share(run_file: RunFile, node_rank: int) -> str | None:
-    """Return what the node reported last; None: it has not joined.
-
-    Raises:
-        OSError: the disk does not say.
-    """
-    try:
-        return run_file.share_path(node_rank).read_text()
-    except FileNotFoundError:
-        return None
 
 
 class NodeWatch:
@@ -61,14 +37,14 @@ class NodeWatch:
         try:
             shares = {rank: read_share(self._run_file, rank) for rank in range(1, self._run_file.spec.num_nodes)}
             alive = self._alive()
-        except (OSError, Unavailable) as exc:
+        except (OSError, ValueError, Unavailable) as exc:
             logger.warning("cannot look after nodes", extra={"job_id": self._run_file.job_id, "why": str(exc)})
             return None
         for rank, share in shares.items():
             name = node_name(self._head, rank)
-            if share not in (None, JOINED, FINISHED):
-                return f"{name} ended early: {share}"
-            if share != FINISHED and name not in alive:
+            if share is not None and share.state is ShareState.ENDED_EARLY:
+                return f"{name} ended early: {share.reason}"
+            if (share is None or share.state is not ShareState.FINISHED) and name not in alive:
                 return f"{name} is gone"
             if share is None and now_s - self._began_s > JOIN_TIMEOUT_S:
                 return f"{name} did not join within {JOIN_TIMEOUT_S:.0f} s; does it see this data directory?"

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import orjson
 
-from apt_jobs.artifacts.checkpoints import checkpoint_dir, checkpoints_of_job
+from apt_jobs.artifacts.checkpoints import checkpoint_dir, checkpoints_of_job, complete_checkpoint_dir
 from apt_jobs.artifacts.datasets import dataset_file
-from apt_jobs.artifacts.models import model_dir
+from apt_jobs.artifacts.models import local_model_dir
 from apt_jobs.artifacts.runs import run_dir
-from apt_jobs.db.checkpoints import newest_of_job
+from apt_jobs.db.checkpoints import get_checkpoint, newest_of_job
 from apt_jobs.db.engine import Database
-from apt_jobs.db.models import Job
+from apt_jobs.db.models import Checkpoint, Job
 from apt_jobs.db.workers import list_workers, node_name
 from apt_jobs.errors import InvalidCheckpoint, NotFound, WorkerLacks
 from apt_jobs.jobs.run_file import SCRIPT_SUFFIX, RunFile
@@ -126,26 +126,34 @@ def _dataset_file(settings: Settings, spec: TrainSpec) -> Path | None:
 def _base_model_dir(settings: Settings, database: Database, spec: TrainSpec) -> Path | None:
     if spec.base_model is None:
         return None
-    lacks = WorkerLacks(f"base_model {spec.base_model!r} is not on this worker; GET /api/models lists them")
+    if not CHECKPOINT_ID_PATTERN.match(spec.base_model):
+        local = local_model_dir(settings, spec.base_model)
+        if local is None:
+            raise WorkerLacks(f"base_model {spec.base_model!r} is not on this worker; GET /api/models lists them")
+        return local
     try:
         with database.read() as session:
-            return model_dir(session, settings, spec.base_model)
-    except InvalidCheckpoint as exc:
-        raise lacks from exc
+            return _checkpoint_dir(settings, get_checkpoint(session, spec.base_model))
     except NotFound as exc:
-        if CHECKPOINT_ID_PATTERN.match(spec.base_model):
-            raise InvalidCheckpoint(f"base_model {spec.base_model!r} does not exist any more") from exc
-        raise lacks from exc
+        raise InvalidCheckpoint(f"base_model {spec.base_model!r} does not exist any more") from exc
 
 
 def _resume_dir(settings: Settings, database: Database, job_id: str) -> Path | None:
     with database.read() as session:
         checkpoint = newest_of_job(session, job_id)
-    if checkpoint is None:
-        return None
-    folder = checkpoint_dir(settings, checkpoint.filename)
+    return None if checkpoint is None else _checkpoint_dir(settings, checkpoint)
+
+
+def _checkpoint_dir(settings: Settings, checkpoint: Checkpoint) -> Path:
+    """Return the folder of a checkpoint to train on from.
+
+    Raises:
+        InvalidCheckpoint: its row leads out of the checkpoints: no worker may read it.
+        WorkerLacks: this machine does not have it.
+    """
+    if checkpoint_dir(settings, checkpoint.filename) is None:
+        raise InvalidCheckpoint(f"checkpoint {checkpoint.id} is registered outside of the checkpoints")
+    folder = complete_checkpoint_dir(settings, checkpoint.filename)
     if folder is None:
-        raise InvalidCheckpoint(f"checkpoint {checkpoint.id} of this job is registered outside of the checkpoints")
-    if not folder.is_dir():
-        raise WorkerLacks(f"checkpoint {checkpoint.id} of this job is registered, but its folder is gone")
+        raise WorkerLacks(f"checkpoint {checkpoint.id} is registered, but its files are not complete on this worker")
     return folder

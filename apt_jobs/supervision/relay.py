@@ -30,6 +30,7 @@ from apt_jobs.events.kinds import (
 )
 from apt_jobs.events.live import LivePublisher
 from apt_jobs.events.spool import SpoolReader
+from apt_jobs.jobs.commands import write_commands
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.operations.steer import apply_policy
 from apt_jobs.supervision.rank_logs import RankLogs
@@ -53,7 +54,8 @@ class Relay:
         self._job_id, self._attempt, self._lease_s = run_file.job_id, run_file.attempt, lease_s
         self._spools = [SpoolReader(run_file.spool_path(rank)) for rank in range(run_file.spec.num_ranks)]
         self._checkpoint_prefix = run_file.checkpoint_prefix
-        self._watch = RankWatch(run_file)
+        self._watch = RankWatch(run_file.spec)
+        self._commands_path, self._num_commands = run_file.commands_path, 0  # written so far
         self._is_over = False  # the ranks have ended and all that they said was read
         self._logs = logs
         self._batch: list[tuple[datetime, Event]] = []  # read but not stored
@@ -81,6 +83,7 @@ class Relay:
             return 0
         if not self._batch:
             self._batch = self._read()
+            self._pass_on_commands()
         if not self._batch:
             return 0
         try:
@@ -150,6 +153,18 @@ class Relay:
         """Whether the folder is one of this job's: others read, resume from and delete what is registered."""
         is_own = event.filename.startswith(f"{self._checkpoint_prefix}/")
         return is_own and is_plain_name(event.filename) and len(event.filename) <= MAX_FILENAME_CHARS
+
+    def _pass_on_commands(self) -> None:
+        """Write what policies want of the ranks. What the disk does not take now is written with the next events."""
+        commands = self._watch.commands
+        if len(commands) == self._num_commands:
+            return
+        try:
+            write_commands(self._commands_path, commands)
+        except OSError as exc:
+            logger.warning("commands wait for the disk", extra={"job_id": self._job_id, "why": str(exc)})
+            return
+        self._num_commands = len(commands)
 
     def _apply_decisions(self, session: Session) -> list[StoredEvent]:
         """Apply what a policy decided about the job itself, in the transaction of the event that records it."""

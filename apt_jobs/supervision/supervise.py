@@ -24,10 +24,12 @@ from apt_jobs.db.jobs import fence, finish, finish_faulted, get_job, orders_of
 from apt_jobs.errors import AptJobsError, Fenced, InvalidInput, OutOfSpace, Unavailable, WorkerLacks
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.events.live import LivePublisher
+from apt_jobs.jobs.outcome import Outcome, read_outcome
 from apt_jobs.jobs.retry import Fault, retry_rules
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.states import JobState
 from apt_jobs.logs import configure_logging
+from apt_jobs.operations.liveness import node_alive_within_s
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.launch import start_node
@@ -139,7 +141,9 @@ class Supervisor:
 
     def _follow(self, tree: ProcessTree, lease: LeaseKeeper, relay: Relay, run_file: RunFile) -> Ending | None:
         """Relay until the tree has ended; end it when there is a reason to."""
-        nodes = NodeWatch(self._database, run_file, self._worker_name, alive_within_s=self._settings.lease_s)
+        nodes = NodeWatch(
+            self._database, run_file, self._worker_name, alive_within_s=node_alive_within_s(self._settings)
+        )
         while tree.poll() is None:
             moved = relay.flush()
             if (reason := self._reason_to_end(lease, relay, nodes)) is not None:
@@ -214,13 +218,13 @@ class Supervisor:
         self, ending: Ending | None, tree: ProcessTree, relay: Relay, run_file: RunFile, logs: RankLogs
     ) -> None:
         """Write how the attempt ended."""
-        outcome = run_file.outcome_path.read_text().strip() if run_file.outcome_path.exists() else None
+        outcome = read_outcome(run_file.outcome_path)
         if ending is Ending.CANCELLED:
             self._finish(JobState.CANCELLED, relay.decided or ending.value)
-        elif tree.poll() == 0 and outcome == "finished":
+        elif tree.poll() == 0 and outcome is Outcome.FINISHED:
             self._finish(JobState.SUCCEEDED, None, result=self._result(relay))
-        elif outcome == "stopped" or (ending is not None and ending is self._asked):
-            self._report_stopped(relay, saved=outcome == "stopped")
+        elif outcome is Outcome.STOPPED or (ending is not None and ending is self._asked):
+            self._report_stopped(relay, saved=outcome is Outcome.STOPPED)
         elif ending is Ending.WORKER_GONE:
             self._finish(JobState.QUEUED, ending.value)
         elif (cause := first_cause(relay.failures)) and cause.error == OutOfSpace.__name__:

@@ -6,7 +6,6 @@ the rest is JSON. Tensors are whole and named by parameter: a checkpoint can be 
 sharding.
 """
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -29,11 +28,12 @@ from transformers import PreTrainedTokenizerFast
 from apt_jobs.artifacts.folders import TEMPORARY_PREFIX, sweep
 from apt_jobs.artifacts.manifest import MANIFEST, manifest_of
 from apt_jobs.errors import OutOfSpace
+from apt_jobs.jobs.checkpoint_state import CheckpointState, read_checkpoint_state, write_checkpoint_state
 from apt_jobs.jobs.ids import new_checkpoint_id
 from apt_jobs.training.byte_collectives import gather_bytes
 from apt_jobs.training.ddp import Rank
 
-STATE, OPTIMIZER = "training_state.json", "optimizer.safetensors"
+OPTIMIZER = "optimizer.safetensors"
 RESERVE_BYTES = 16 << 20  # left free on the disk besides the checkpoint
 
 
@@ -92,7 +92,7 @@ def write_checkpoint(
     snapshot: Snapshot,
     model: nn.Module,
     tokenizer: PreTrainedTokenizerFast,
-    state: dict[str, Any],
+    state: CheckpointState,
 ) -> Saved:
     """Write `parent/name`. Of `model` only the configuration is read. Called by rank 0 alone.
 
@@ -110,8 +110,8 @@ def write_checkpoint(
         save_file(snapshot.optimizer, temporary / OPTIMIZER)
         for number, generators in enumerate(snapshot.generators):
             (temporary / _rng_file(number)).write_bytes(generators)
-        document = {**state, "checkpoint_id": checkpoint_id, "optimizer_groups": snapshot.optimizer_groups}
-        (temporary / STATE).write_text(json.dumps(document, allow_nan=True))
+        known_now = {"checkpoint_id": checkpoint_id, "optimizer_groups": snapshot.optimizer_groups}
+        write_checkpoint_state(temporary, state.model_copy(update=known_now))
         size_bytes = _seal(temporary)
         final = parent / name
         temporary.rename(final)
@@ -122,19 +122,19 @@ def write_checkpoint(
     return Saved(checkpoint_id, final, size_bytes)
 
 
-def load_training_state(folder: Path, model: nn.Module, optimizer: Optimizer, rank: Rank) -> dict[str, Any]:
+def load_training_state(folder: Path, model: nn.Module, optimizer: Optimizer, rank: Rank) -> CheckpointState:
     """Restore optimizer and random generators; returns what `state` was when it was saved. Called by every rank."""
-    document: dict[str, Any] = json.loads((folder / STATE).read_text())
+    state = read_checkpoint_state(folder)
     states: dict[str, dict[str, Tensor]] = {}
     for key, tensor in load_file(folder / OPTIMIZER).items():
         parameter, _, name = key.rpartition("/")
         states.setdefault(parameter, {})[name] = tensor
-    whole: Any = {"state": states, "param_groups": document["optimizer_groups"]}
+    whole: Any = {"state": states, "param_groups": state.optimizer_groups}
     set_optimizer_state_dict(model, optimizer, whole, options=StateDictOptions(full_state_dict=True))
     rng_file = folder / _rng_file(rank.rank)
     if rng_file.exists():  # with another number of ranks the new ones begin with the seed's state
         _set_rng_state(load_file(rng_file), rank)
-    return document
+    return state
 
 
 def _seal(folder: Path) -> int:

@@ -6,9 +6,8 @@ All ranks take a snapshot together; rank 0 writes it in a thread while training 
 
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +19,7 @@ from apt_jobs.artifacts.folders import delete_folder
 from apt_jobs.errors import OutOfSpace
 from apt_jobs.events.kinds import CheckpointSaved
 from apt_jobs.gradient_monitor.monitor import GradientMonitor
+from apt_jobs.jobs.checkpoint_state import Adjustments, CheckpointEntry, CheckpointState
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.training.checkpoint import (
     Snapshot,
@@ -27,10 +27,9 @@ from apt_jobs.training.checkpoint import (
     take_snapshot,
     write_checkpoint,
 )
-from apt_jobs.training.commands import Adjustments
 from apt_jobs.training.ddp import Rank, barrier
 from apt_jobs.training.model import load_model
-from apt_jobs.training.progress import CheckpointEntry, Progress, is_better
+from apt_jobs.training.progress import Progress, is_better
 from apt_jobs.training.reporter import Reporter
 
 
@@ -96,18 +95,17 @@ class CheckpointManager:
     def resume(self, folder: Path) -> None:
         """Restore everything but the weights, which the model was loaded with. All ranks take part."""
         state = self._load(folder)
-        this = CheckpointEntry(state["checkpoint_id"], state["name"], state["is_best"], state["global_step"])
-        self._progress.kept = [*(CheckpointEntry(**entry) for entry in state["kept"]), this]
-        for name, value in state.get("adjustments", {}).items():
-            setattr(self._adjustments, name, value)
-        self._monitor.load_state_dict(state["monitor"])
+        self._progress.kept = [*state.kept, state.as_entry()]
+        for field in fields(Adjustments):
+            setattr(self._adjustments, field.name, getattr(state.adjustments, field.name))
+        self._monitor.load_state_dict(state.monitor)
 
     def roll_back(self, name: str) -> int:
         """Go back to a checkpoint of this attempt, and return by how many steps. All ranks take part.
 
         Later checkpoints are removed: they hold what the roll-back is to get rid of.
         """
-        folder, progress = self._run_file.checkpoints_dir / name, self._progress
+        folder, progress = self._run_file.checkpoint_path(name), self._progress
         whole = StateDictOptions(full_state_dict=True)
         set_model_state_dict(self._model, load_model(folder).state_dict(), options=whole)
         came_from = progress.step
@@ -117,57 +115,57 @@ class CheckpointManager:
         self._saved_step = progress.step
         return came_from - progress.step
 
-    def _load(self, folder: Path) -> dict[str, Any]:
+    def _load(self, folder: Path) -> CheckpointState:
         """Restore optimizer, random generators, loss scale and progress; returns the state that was saved."""
         state = load_training_state(folder, self._model, self._optimizer, self._rank)
         progress = self._progress
-        progress.step, progress.train_loss = state["global_step"], state["train_loss"]
-        progress.best_val_loss = state["best_val_loss"]
-        if self._scaler.is_enabled() and state["scaler"]:
-            self._scaler.load_state_dict(state["scaler"])
+        progress.step, progress.train_loss = state.global_step, state.train_loss
+        progress.best_val_loss = state.best_val_loss
+        if self._scaler.is_enabled() and state.scaler:
+            self._scaler.load_state_dict(state.scaler)
         return state
 
-    def _state(self, val_loss: float | None, epoch: int) -> dict[str, Any]:
-        """Describe this step for the checkpoint's JSON. A better validation loss becomes the best one."""
+    def _state(self, val_loss: float | None, epoch: int) -> CheckpointState:
+        """Describe this step for the checkpoint. A better validation loss becomes the best one."""
         progress = self._progress
         is_best = val_loss is not None and is_better(val_loss, progress.best_val_loss)
         if is_best:
             progress.best_val_loss = val_loss
-        return {
-            "global_step": progress.step,
-            "epoch": epoch,
-            "train_loss": progress.train_loss,
-            "val_loss": val_loss,
-            "best_val_loss": progress.best_val_loss,
-            "kept": [asdict(entry) for entry in progress.kept],
-            "is_best": is_best,
-            "name": f"step-{progress.step:08d}-a{self._run_file.attempt}",
-            "scaler": self._scaler.state_dict(),
-            "monitor": self._monitor.state_dict(),
-            "adjustments": self._adjustments.as_json(),
-            "config": self._run_file.spec.model.model_dump(),
-        }
+        return CheckpointState(
+            global_step=progress.step,
+            epoch=epoch,
+            train_loss=progress.train_loss,
+            val_loss=val_loss,
+            best_val_loss=progress.best_val_loss,
+            kept=list(progress.kept),
+            is_best=is_best,
+            name=f"step-{progress.step:08d}-a{self._run_file.attempt}",
+            scaler=self._scaler.state_dict(),
+            monitor=self._monitor.state_dict(),
+            adjustments=self._adjustments.for_next_attempt(),
+            config=self._run_file.spec.model.model_dump(),
+        )
 
-    def _write(self, snapshot: Snapshot, state: dict[str, Any], stall_ms: float) -> None:
+    def _write(self, snapshot: Snapshot, state: CheckpointState, stall_ms: float) -> None:
         """Write one checkpoint and report it, then prune old ones. Runs in the writer's thread."""
         began = time.perf_counter()
-        folder, name = self._run_file.checkpoints_dir, state["name"]
-        saved = write_checkpoint(folder, name, snapshot, self._model, self._tokenizer, state)
+        folder = self._run_file.checkpoints_dir
+        saved = write_checkpoint(folder, state.name, snapshot, self._model, self._tokenizer, state)
         self._reporter.emit(
             CheckpointSaved(
                 checkpoint_id=saved.checkpoint_id,
-                filename=f"{self._run_file.checkpoint_prefix}/{name}",
-                step=state["global_step"],
-                epoch=state["epoch"],
-                val_loss=state["val_loss"],
-                train_loss=state["train_loss"],
+                filename=f"{self._run_file.checkpoint_prefix}/{state.name}",
+                step=state.global_step,
+                epoch=state.epoch,
+                val_loss=state.val_loss,
+                train_loss=state.train_loss,
                 size_bytes=saved.size_bytes,
-                is_best=state["is_best"],
+                is_best=state.is_best,
                 stall_ms=stall_ms,
                 write_ms=1000.0 * (time.perf_counter() - began),
             )
         )
-        self._progress.kept.append(CheckpointEntry(saved.checkpoint_id, name, state["is_best"], state["global_step"]))
+        self._progress.kept.append(replace(state.as_entry(), id=saved.checkpoint_id))
         self._prune()
 
     def _prune(self) -> None:
@@ -181,7 +179,7 @@ class CheckpointManager:
 
     def _remove(self, entry: CheckpointEntry, reason: str) -> None:
         self._progress.kept.remove(entry)
-        folder = self._run_file.checkpoints_dir / entry.name
+        folder = self._run_file.checkpoint_path(entry.name)
         if self._rank.is_first and folder.is_dir():
             self._reporter.checkpoint_removed(entry.id, reason)
             delete_folder(folder)

@@ -3,29 +3,17 @@
 That commands are pending rides on the one all-reduce that a step has anyway; only then are they broadcast.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from pydantic import TypeAdapter
+
+from apt_jobs.jobs.checkpoint_state import CheckpointEntry
+from apt_jobs.jobs.commands import RankCommand, read_commands
 from apt_jobs.jobs.spec import PolicyAction
 from apt_jobs.training.byte_collectives import broadcast_bytes
 from apt_jobs.training.ddp import Rank
-from apt_jobs.training.progress import CheckpointEntry
-
-
-@dataclass(slots=True)
-class Adjustments:
-    """What commands have changed for good; part of a checkpoint."""
-
-    learning_rate_factor: float = 1.0
-    skipped_steps: int = 0  # the batches of step N are those that N + `skipped_steps` would have had
-    num_rollbacks: int = 0  # of this attempt
-
-    def as_json(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: the next attempt counts its own roll-backs."""
-        return {**asdict(self), "num_rollbacks": 0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +28,20 @@ class Command:
     checkpoint: str | None  # name of the newest checkpoint from before the incident
 
     @classmethod
-    def from_json(cls, document: dict[str, Any], checkpoints: Sequence[CheckpointEntry]) -> "Command":
-        """Read one entry of the commands' file."""
-        before = [entry.name for entry in checkpoints if entry.step < document["began_step"]]
+    def of(cls, command: RankCommand, checkpoints: Sequence[CheckpointEntry]) -> "Command":
+        """Add to a policy's command the checkpoint that it may need."""
+        before = [entry.name for entry in checkpoints if entry.step < command.began_step]
         return cls(
-            action=document["action"],
-            incident=document["incident"],
-            began_step=document["began_step"],
-            skip_steps=document["skip_steps"],
-            factor=document["factor"],
+            action=command.action,
+            incident=command.incident,
+            began_step=command.began_step,
+            skip_steps=command.skip_steps,
+            factor=command.factor,
             checkpoint=before[-1] if before else None,
         )
+
+
+_COMMANDS = TypeAdapter(list[Command])
 
 
 class Commands:
@@ -62,7 +53,7 @@ class Commands:
 
     def num_pending(self) -> int:
         """Return how many commands rank 0 sees that were not applied yet; 0 on other ranks."""
-        return len(self._read()) - self._num_applied if self._rank.is_first and self._path.exists() else 0
+        return len(read_commands(self._path)) - self._num_applied if self._rank.is_first else 0
 
     def pop(self, num_pending: int, checkpoints: Sequence[CheckpointEntry]) -> list[Command]:
         """Return the next commands, the same on every rank.
@@ -72,12 +63,7 @@ class Commands:
         """
         commands: list[Command] = []
         if self._rank.is_first:
-            documents = self._read()[self._num_applied : self._num_applied + num_pending]
-            commands = [Command.from_json(document, checkpoints) for document in documents]
-        encoded = json.dumps([asdict(command) for command in commands]).encode()
+            given = read_commands(self._path)[self._num_applied : self._num_applied + num_pending]
+            commands = [Command.of(command, checkpoints) for command in given]
         self._num_applied += num_pending
-        return [Command(**fields) for fields in json.loads(broadcast_bytes(encoded, self._rank.device))]
-
-    def _read(self) -> list[dict[str, Any]]:
-        documents: list[dict[str, Any]] = json.loads(self._path.read_text())
-        return documents
+        return _COMMANDS.validate_json(broadcast_bytes(_COMMANDS.dump_json(commands), self._rank.device))

@@ -16,10 +16,12 @@ from transformers import PreTrainedTokenizerFast
 from apt_jobs.artifacts.manifest import has_manifest, require_whole
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.gradient_monitor.monitor import GradientMonitor
+from apt_jobs.jobs.checkpoint_state import Adjustments
+from apt_jobs.jobs.outcome import Outcome, write_outcome
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.training.attention import prefer_flash_attention, use_causal_attention
 from apt_jobs.training.checkpoint_manager import CheckpointManager
-from apt_jobs.training.commands import Adjustments, Command, Commands
+from apt_jobs.training.commands import Command, Commands
 from apt_jobs.training.compilation import compile_or_fall_back, is_wanted
 from apt_jobs.training.cuda_graph import CapturedPass
 from apt_jobs.training.data import Batches, open_batches, read_text, write_tokens
@@ -73,7 +75,7 @@ class _Trainer:
         self._scaler = torch.amp.GradScaler(rank.device.type, enabled=self._precision is torch.float16)
         self._optimizer_step = OptimizerStep(self._model, optimizer, self._scaler, options.grad_clip_norm)
         self._progress, self._adjustments = Progress(), Adjustments()
-        self._commands, self._num_commands, self._stop = Commands(run_file.orders_path, rank), 0, False
+        self._commands, self._num_commands, self._stop = Commands(run_file.commands_path, rank), 0, False
         self._signals = Signals(run_file.stop_path, self._commands, rank)
         self._results, self._received_s = StepResults(rank.device), 0.0
         self._monitor = GradientMonitor(
@@ -101,12 +103,12 @@ class _Trainer:
             self._validate_and_save_if_due()
             if self._stop and self._progress.step < self._batches.num_steps:
                 self._save_at_stop()
-                self._end("stopped")
+                self._end(Outcome.STOPPED)
                 return
             if self._num_commands:
                 self._apply_commands()
         self._reporter.finished(self._progress)
-        self._end("finished")
+        self._end(Outcome.FINISHED)
 
     def _compile_and_spread(self) -> Alone | Replicated | Sharded:
         """Compile the model if it is to be, then spread it over the ranks. All ranks take part."""
@@ -301,12 +303,12 @@ class _Trainer:
         seq_len = min(spec.model.max_seq_len, longest)
         return open_batches(self._run_file.run_dir, spec.dataset, seq_len, self._options, self._rank.world_size)
 
-    def _end(self, outcome: str) -> None:
+    def _end(self, outcome: Outcome) -> None:
         """Leave word of how the attempt ended, as the last act."""
         self._prefetcher.close()
         self._monitor.flush()
         if self._rank.is_first:
-            self._run_file.outcome_path.write_text(outcome)
+            write_outcome(self._run_file.outcome_path, outcome)
 
 
 def _prepare_data(run_file: RunFile, rank: Rank) -> PreTrainedTokenizerFast:

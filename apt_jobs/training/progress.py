@@ -3,15 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True, slots=True)
-class CheckpointEntry:
-    """What is remembered of a checkpoint of this job that was saved and not removed."""
-
-    id: str
-    name: str
-    is_best: bool
-    step: int
+from apt_jobs.jobs.checkpoint_state import CheckpointEntry
 
 
 @dataclass(slots=True)

@@ -27,6 +27,7 @@ from apt_jobs.errors import InvalidInput, TrainingFailed
 from apt_jobs.events.current_spool import spool_of_job
 from apt_jobs.events.kinds import RankFailed
 from apt_jobs.events.spool import SpoolWriter
+from apt_jobs.jobs.outcome import Outcome, write_outcome
 from apt_jobs.jobs.run_file import SCRIPT_SUFFIX, RunFile
 from apt_jobs.jobs.spec import ArgumentValue
 from apt_jobs.training.torchrun import read_rank_info
@@ -74,7 +75,7 @@ def _entry(run_file: RunFile) -> Callable[[RunFile, SpoolWriter], None]:
     def run(run_file: RunFile, spool: SpoolWriter) -> None:
         function(run_file, spool)
         if read_rank_info().rank == 0:
-            run_file.outcome_path.write_text("finished")
+            write_outcome(run_file.outcome_path, Outcome.FINISHED)
 
     return run
 

@@ -134,7 +134,7 @@ class Consumer:
         """Look for due jobs every few seconds: a wake-up may be lost, a back-off end, the broker be away."""
         while not self._closed.is_set():
             if not self.draining.is_set() and self._slots.acquire(blocking=False):
-                if self._is_usable() and self._has_due():
+                if self.is_usable() and self._has_due():
                     self._start_serving()
                 else:
                     self._slots.release()
@@ -171,7 +171,7 @@ class Consumer:
 
     def _serve_due(self) -> None:
         """Serve what is due, one job after another: a wake-up stands for all jobs of its queue."""
-        while not self.draining.is_set() and self._is_usable():
+        while not self.draining.is_set() and self.is_usable():
             claimed = self._claim()
             if claimed is None:
                 return
@@ -212,7 +212,7 @@ class Consumer:
     def _is_due(self, session: Session, queue: str) -> bool:
         return session.scalar(due_jobs(queue, self.name, self.kind).limit(1)) is not None
 
-    def _is_usable(self) -> bool:
+    def is_usable(self) -> bool:
         """Whether the data directory is the right one and has room; if not, the worker's row says why it waits."""
         try:
             if self._data_id is None:

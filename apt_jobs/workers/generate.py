@@ -115,6 +115,8 @@ class GenerateWorker:
     def _claim_companions(self) -> list[Claimed]:
         """Claim what else is due, so that texts that came together are generated together."""
         claims: list[Claimed] = []
+        if not self._consumer.is_usable():
+            return claims
         try:
             with self._consumer.database.write() as session:
                 for queue in self._consumer.queues:

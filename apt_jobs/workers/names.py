@@ -41,7 +41,7 @@ def hold_default_name(settings: Settings, kind: str, gpus: Sequence[int] | None 
 
 
 def _hold(settings: Settings, name: str) -> bool:
-    folder = settings.root / "locks"
+    folder = settings.locks_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
         fd = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

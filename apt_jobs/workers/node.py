@@ -19,23 +19,28 @@ from apt_jobs import __version__
 from apt_jobs.artifacts.runs import run_dir
 from apt_jobs.db.engine import Database
 from apt_jobs.db.jobs import attempt_of_owner, owns
+from apt_jobs.db.service_values import get_value
 from apt_jobs.db.upgrade import require_current_schema
-from apt_jobs.db.workers import node_name, record_worker, remove_worker, require_free_name
+from apt_jobs.db.workers import node_name, pause_worker, record_worker, remove_worker, require_free_name
 from apt_jobs.errors import AlreadyRunning, OutOfSpace, Unavailable
+from apt_jobs.jobs.node_share import ShareState, read_share, write_share
 from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.operations.data_directory import DATA_ID, why_not_usable
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
+from apt_jobs.supervision.compile_cache import prune_compile_cache
 from apt_jobs.supervision.launch import start_node, worker_marker
 from apt_jobs.supervision.lease import STOP_FRACTION, boot_clock_s
 from apt_jobs.supervision.network import addresses_of
-from apt_jobs.supervision.node_watch import FINISHED, JOINED, read_share, write_share
 from apt_jobs.supervision.process_tree import adopt_orphans, clear_leftovers
+from apt_jobs.workers.gpu_locks import GpuLocks
 from apt_jobs.workers.gpus import describe_gpus, find_gpus
 
 logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 1.0
+UNUSABLE_PAUSE_S = 10.0  # before a node looks again whether its data directory is usable
 
 
 class Node:
@@ -43,7 +48,7 @@ class Node:
 
     def __init__(self, settings: Settings, *, head: str, node_rank: int, gpus: Sequence[int] | None) -> None:
         self._settings, self._head, self._node_rank = settings, head, node_rank
-        self._gpus = find_gpus(gpus)
+        self._gpus, self._gpu_locks = find_gpus(gpus), GpuLocks()
         if settings.network_interface is not None:
             addresses_of(settings.network_interface)  # refuses one that this machine has not
         self._name = node_name(head, node_rank)
@@ -51,6 +56,9 @@ class Node:
         self._stopping = threading.Event()
         self._served: tuple[str, int] | None = None  # the last attempt whose ranks were started here
         self._recorded_s = -settings.heartbeat_s
+        self._data_id: str | None = None  # of the database; None: it has none, or it is not known yet
+        self._unusable_reason: str | None = None  # as the log has it
+        self._unusable_until_s = 0.0  # CLOCK_MONOTONIC: when the data directory is checked again
 
     def run(self) -> None:
         """Work until SIGTERM or Ctrl-C; running ranks are ended, and the head's attempt with them."""
@@ -61,18 +69,21 @@ class Node:
         try:
             while not self._stopping.wait(LOOK_EVERY_S):
                 self._record(None)
-                if (run_file := self._look()) is not None:
+                if self._is_usable() and (run_file := self._look()) is not None:
                     self._serve(run_file)
         finally:
             self._forget()
+            self._gpu_locks.unlock()
             self._database.dispose()
 
     def _check(self) -> None:
+        self._gpu_locks.lock(self._settings.locks_dir, socket.gethostname(), self._gpus, self._name)
         require_current_schema(self._database)
         with self._database.write() as session:
             require_free_name(session, self._name, socket.gethostname(), alive_within_s(self._settings))
             self._recorded(session, None)
         self._clear_gpus()
+        prune_compile_cache(self._settings)
 
     def _clear_gpus(self) -> None:
         """Ranks that did not end with their attempt or their worker would share the GPUs with the next one.
@@ -81,6 +92,30 @@ class Node:
             Unavailable: some cannot be ended.
         """
         clear_leftovers(worker_marker(self._settings, self._name), self._settings.stop_timeout_s)
+
+    def _is_usable(self) -> bool:
+        """Return whether the data directory is the head's and has room; if not, this node's row says why it waits."""
+        if time.monotonic() < self._unusable_until_s:
+            return False
+        try:
+            if self._data_id is None:
+                with self._database.read() as session:
+                    self._data_id = get_value(session, DATA_ID)
+            reason = why_not_usable(self._settings, self._data_id)
+            if reason is not None:
+                self._unusable_until_s = time.monotonic() + UNUSABLE_PAUSE_S
+                with self._database.write() as session:
+                    pause_worker(session, self._name, reason, UNUSABLE_PAUSE_S + LOOK_EVERY_S)
+        except (Unavailable, OutOfSpace) as exc:
+            logger.warning("cannot tell why this node waits", extra={"why": str(exc)})
+            return False
+        if reason != self._unusable_reason:
+            self._unusable_reason = reason
+            if reason is None:
+                logger.info("taking part in jobs again")
+            else:
+                logger.warning("taking part in no job for now", extra={"why": reason})
+        return reason is None
 
     def _look(self) -> RunFile | None:
         """Find an attempt of the head that waits for this node."""
@@ -127,26 +162,27 @@ class Node:
             status = tree.poll()
             tree.terminate(self._settings.stop_timeout_s)
             ended = "its ranks were ended" if status is None else f"torchrun ended with status {status}"
-            self._leave(run_file, FINISHED if status == 0 else ended)
+            self._leave(run_file, None if status == 0 else ended)
 
     def _join(self, run_file: RunFile) -> bool:
         """Whether this process does the node's share. Ranks cannot join an attempt twice."""
         try:
             share = read_share(run_file, self._node_rank)
             if share is None:
-                write_share(run_file, self._node_rank, JOINED)
-            elif share == JOINED:
-                write_share(run_file, self._node_rank, "its process was started again")
-        except OSError as exc:
+                write_share(run_file, self._node_rank, ShareState.JOINED)
+            elif share.state is ShareState.JOINED:
+                write_share(run_file, self._node_rank, ShareState.ENDED_EARLY, "its process was started again")
+        except (OSError, ValueError) as exc:
             logger.warning("cannot join", extra={"job_id": run_file.job_id, "why": str(exc)})
             return False
         self._served = run_file.job_id, run_file.attempt
         return share is None
 
-    def _leave(self, run_file: RunFile, how: str) -> None:
-        logger.info("left", extra={"job_id": run_file.job_id, "attempt": run_file.attempt, "how": how})
+    def _leave(self, run_file: RunFile, ended_early: str | None) -> None:
+        state = ShareState.FINISHED if ended_early is None else ShareState.ENDED_EARLY
+        logger.info("left", extra={"job_id": run_file.job_id, "attempt": run_file.attempt, "how": ended_early or state})
         try:
-            write_share(run_file, self._node_rank, how)
+            write_share(run_file, self._node_rank, state, ended_early)
         except OSError as exc:
             logger.warning("cannot say how it went", extra={"job_id": run_file.job_id, "why": str(exc)})
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,11 +14,13 @@ from apt_jobs.errors import Fenced, Unavailable
 from apt_jobs.jobs.retry import Fault, retry_rules
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
+from apt_jobs.supervision.compile_cache import prune_compile_cache
 from apt_jobs.supervision.launch import worker_marker
 from apt_jobs.supervision.lease import kept_until_first_beat
 from apt_jobs.supervision.network import listen_address
 from apt_jobs.supervision.process_tree import clear_leftovers, kill_marked
 from apt_jobs.workers.consumer import Consumer
+from apt_jobs.workers.gpu_locks import GpuLocks
 from apt_jobs.workers.gpus import describe_gpus, find_gpus
 
 logger = logging.getLogger(__name__)
@@ -30,7 +33,7 @@ class TrainWorker:
         self, settings: Settings, *, name: str, queues: Sequence[str], gpus: Sequence[int] | None, num_nodes: int
     ) -> None:
         self._settings, self._name, self._num_nodes = settings, name, num_nodes
-        self._gpus = find_gpus(gpus)
+        self._gpus, self._gpu_locks = find_gpus(gpus), GpuLocks()
         if num_nodes > 1:
             listen_address(settings)  # refuses an address or interface that this machine has not
         self._lock = threading.Lock()
@@ -50,9 +53,17 @@ class TrainWorker:
         """Work until SIGTERM or Ctrl-C.
 
         Raises:
-            Unavailable, AlreadyRunning: as `Consumer.run`.
+            Unavailable, AlreadyRunning: as `Consumer.run`; also if another worker uses one of the GPUs.
         """
-        self._consumer.run(self._clear_gpus)
+        self._gpu_locks.lock(self._settings.locks_dir, socket.gethostname(), self._gpus, self._name)
+        try:
+            self._consumer.run(self._prepare)
+        finally:  # after the last job
+            self._gpu_locks.unlock()
+
+    def _prepare(self) -> None:
+        self._clear_gpus()
+        prune_compile_cache(self._settings)
 
     def _clear_gpus(self) -> None:
         """Ranks that did not end with their job or their worker would share the GPUs with the next one."""

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import save
 
 from apt_jobs.errors import OutOfSpace
+from apt_jobs.jobs.checkpoint_state import CheckpointState
 from apt_jobs.jobs.spec import APTConfig
 from apt_jobs.training.checkpoint import Snapshot, write_checkpoint
 from apt_jobs.training.model import build_model
@@ -35,7 +36,7 @@ def save_forever(folder: Path, max_file_bytes: int) -> None:
         snapshot = Snapshot(weights, moments, [], [save({"cpu": torch.get_rng_state()})])
         name = f"{os.getpid()}-{number}"
         try:
-            write_checkpoint(folder, name, snapshot, MODEL, TOKENIZER, {"global_step": number})
+            write_checkpoint(folder, name, snapshot, MODEL, TOKENIZER, CheckpointState(global_step=number))
         except OutOfSpace:
             print("full", flush=True)
             return

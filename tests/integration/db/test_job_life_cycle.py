@@ -20,7 +20,7 @@ from apt_jobs.db.listing import list_jobs
 from apt_jobs.db.models import Job
 from apt_jobs.db.queues import Queue, list_queues, queues_with_due_jobs
 from apt_jobs.db.transitions import change_state, locked_job
-from apt_jobs.errors import Conflict, Fenced, IdempotencyMismatch, NotFound, TransitionRefused, Unavailable
+from apt_jobs.errors import Conflict, Fenced, NotFound, TransitionRefused, Unavailable
 from apt_jobs.jobs.retry import Fault
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.jobs.states import OWNED_STATES, TERMINAL_STATES, TRANSITIONS, JobState
@@ -263,27 +263,20 @@ def test_a_requeued_job_waits_out_its_pause(database: Database) -> None:
     assert again.job.attempt == 2
 
 
-def test_one_key_makes_one_job_however_often_and_at_once_it_is_sent(database: Database) -> None:
+def test_one_import_key_makes_one_job_however_often_and_at_once_it_is_used(database: Database) -> None:
     start = threading.Barrier(8)
 
     def post(_: int) -> str:
         start.wait()
         with database.write() as session:
             spec = TrainSpec(kind="train")
-            return jobs.insert_job(session, spec, idempotency_key="nightly-1", request_sha256="a").id
+            return jobs.insert_job(session, spec, import_key="import:1").id
 
     with ThreadPoolExecutor(8) as pool:
         ids = set(pool.map(post, range(8)))
     assert len(ids) == 1
     with database.read() as session:
         assert len(list_jobs(session)[0]) == 1
-
-
-def test_a_key_with_another_body_is_refused(database: Database) -> None:
-    with database.write() as session:
-        jobs.insert_job(session, TrainSpec(kind="train"), idempotency_key="k", request_sha256="a")
-    with pytest.raises(IdempotencyMismatch, match="another body"), database.write() as session:
-        jobs.insert_job(session, TrainSpec(kind="train"), idempotency_key="k", request_sha256="b")
 
 
 def test_a_full_queue_refuses_with_its_numbers(database: Database) -> None:
@@ -498,7 +491,7 @@ def test_a_job_without_a_key_is_stored_each_time(database: Database) -> None:
 
 def test_the_row_that_insert_returns_is_the_row_that_is_stored(database: Database) -> None:
     with database.write() as session:
-        job = jobs.insert_job(session, TrainSpec(kind="train"), idempotency_key="k", request_sha256="a")
+        job = jobs.insert_job(session, TrainSpec(kind="train"), import_key="k")
     stored = job_of(database, job.id)
     columns = Job.__table__.columns.keys()
     assert {name: getattr(job, name) for name in columns} == {name: getattr(stored, name) for name in columns}

@@ -22,6 +22,7 @@ from apt_jobs.events.kinds import (
     StepTrained,
 )
 from apt_jobs.events.spool import SpoolReader
+from apt_jobs.jobs.commands import write_commands
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import TrainSpec
 from tests.integration.run_files import run_file_in
@@ -79,14 +80,18 @@ def edgy(**policy: Any) -> dict[str, Any]:
 
 def follow(run_file: RunFile, ranks: "subprocess.Popen[bytes]") -> list[Event]:
     """Do what the relay does, but for the database."""
-    watch, readers = RankWatch(run_file), [SpoolReader(run_file.spool_path(rank)) for rank in range(2)]
+    watch, readers = RankWatch(run_file.spec), [SpoolReader(run_file.spool_path(rank)) for rank in range(2)]
     events: list[Event] = []
+    num_commands = 0
     deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline:
         is_over = ranks.poll() is not None
         for reader in readers:
             for at, event in reader.read():
                 events += [result for _, result in watch.add(at, event)]
+        if len(watch.commands) > num_commands:
+            num_commands = len(watch.commands)
+            write_commands(run_file.commands_path, watch.commands)
         if is_over:
             break
         time.sleep(0.01)

@@ -6,7 +6,7 @@ from email.utils import formatdate
 import httpx
 import pytest
 
-from apt_jobs.client.retry import MAX_BACKOFF_S, MAX_WAIT_S, backoff_s, retry_after_s, wait_before_retry_s
+from apt_jobs.client.retry import BACKOFF, MAX_WAIT_S, retry_after_s, wait_before_retry_s
 
 REQUEST = httpx.Request("GET", "http://127.0.0.1/")
 
@@ -27,7 +27,7 @@ def test_retry_after_is_honoured_in_both_forms() -> None:
 @pytest.mark.parametrize("text", ["", "soon", "-1", "1e9", "\u0663", "Wed, 99 Foo 2026"])
 def test_a_retry_after_that_cannot_be_read_is_a_back_off(text: str) -> None:
     response = httpx.Response(503, headers=[(b"retry-after", text.encode())])
-    assert wait_before_retry_s(response, 1, is_repeatable=True) == backoff_s(1)
+    assert wait_before_retry_s(response, 1, is_repeatable=True) == BACKOFF.wait_s(1)
 
 
 def test_a_long_retry_after_is_an_error_at_once() -> None:
@@ -72,5 +72,5 @@ def test_what_may_have_been_done_is_not_done_twice(
 def test_tries_and_waits_are_bounded() -> None:
     assert wait_before_retry_s(answer(503), 4, is_repeatable=True) is None
     assert wait_before_retry_s(answer(503), 1, is_repeatable=True, max_retries=0) is None
-    assert [backoff_s(number) for number in (1, 2, 3)] == [0.2, 0.4, 0.8]
-    assert backoff_s(10_000) == MAX_BACKOFF_S
+    assert [BACKOFF.wait_s(number) for number in (1, 2, 3)] == [0.2, 0.4, 0.8]
+    assert BACKOFF.wait_s(10_000) == BACKOFF.max_s

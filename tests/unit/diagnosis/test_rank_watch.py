@@ -4,7 +4,6 @@ import math
 import random
 from collections import Counter
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 
@@ -21,7 +20,6 @@ from apt_jobs.events.kinds import (
     RanksJoined,
     UpdatesMeasured,
 )
-from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import TrainSpec
 from tests.unit.diagnosis.steps import record
 
@@ -29,21 +27,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def watch_of(num_ranks: int) -> RankWatch:
-    folder = Path("nowhere")
-    return RankWatch(
-        RunFile(
-            job_id="job_x",
-            attempt=1,
-            spec=TrainSpec(kind="train", num_ranks=num_ranks),
-            entry_point=None,
-            dataset_file=None,
-            base_model_dir=None,
-            resume_dir=None,
-            run_dir=folder,
-            checkpoints_dir=folder,
-            checkpoint_prefix="job_x",
-        )
-    )
+    return RankWatch(TrainSpec(kind="train", num_ranks=num_ranks))
 
 
 def stored(watch: RankWatch, *events: Event) -> list[Event]:
