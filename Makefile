@@ -10,12 +10,13 @@ SETUP_INPUTS := pyproject.toml constraints.txt hatch_build.py apt_jobs/web/ui/pa
 PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 UI_SOURCES := $(shell find apt_jobs/web/ui/src apt_jobs/web/ui/index.html -type f 2>/dev/null)
 
-.PHONY: help setup setup-dev demo test check faults bench screenshots lock wheel clean
+.PHONY: help setup setup-dev demo test check generate faults bench screenshots lock wheel clean
 
 help:
 	@echo "make demo         set up, start everything, train a small model, show it live"
 	@echo "make test         set up, check and test everything"
 	@echo "make check        ruff, mypy, import contracts, the page's checks"
+	@echo "make generate     the TypeScript and pages that are generated from Python"
 	@echo "make faults       every promise under its full number of faults; takes hours (SHARE=0.1 for a tenth)"
 	@echo "make bench        benchmarks (ONLY=group for one of them)"
 	@echo "make screenshots  the pictures of docs/images"
@@ -57,6 +58,9 @@ check: setup-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python hatch_build.py run check
+
+generate: setup-dev
+	$(BIN)/python -m scripts.generate
 
 # Files are spread over processes, since most tests wait for some process that starts. The browser's tests run apart:
 # its driver keeps an event loop running.

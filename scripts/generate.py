@@ -1,0 +1,29 @@
+"""Write every generated file again: `make generate`, or `python -m scripts.generate`."""
+
+import sys
+from pathlib import Path
+
+from scripts import events_page, events_typescript, rest_typescript
+
+ROOT = Path(__file__).resolve().parents[1]
+GENERATED = {
+    ROOT / "docs" / "events.md": events_page.document,
+    ROOT / "apt_jobs" / "web" / "ui" / "src" / "generated" / "events.ts": events_typescript.typescript,
+    ROOT / "apt_jobs" / "web" / "ui" / "src" / "generated" / "rest.ts": rest_typescript.typescript,
+}
+
+
+def main() -> int:
+    """Write the files and name those that changed."""
+    for path, generate in GENERATED.items():
+        text = generate()
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        sys.stdout.write(f"{path.relative_to(ROOT)}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
