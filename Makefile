@@ -16,6 +16,7 @@ help:
 	@echo "make demo         set up, start everything, train a small model, show it live"
 	@echo "make test         set up, check and test everything"
 	@echo "make check        ruff, mypy, import contracts, the page's checks"
+	@echo "make generate     the TypeScript and pages that are generated from Python"
 	@echo "make faults       every promise under its full number of faults; takes hours (SHARE=0.1 for a tenth)"
 	@echo "make bench        benchmarks (ONLY=group for one of them)"
 	@echo "make screenshots  the pictures of docs/images"
@@ -64,6 +65,9 @@ check: setup-dev
 	$(BIN)/lint-imports
 	$(BIN)/python hatch_build.py run check
 
+generate: setup-dev
+	$(BIN)/python -m scripts.generate
+
 # Files are spread over processes, since most tests wait for some process that starts. The browser's tests run apart:
 # its driver keeps an event loop running.
 test: setup-dev check
@@ -80,11 +84,7 @@ bench: setup-dev
 screenshots: setup-dev
 	$(BIN)/python -m pytest tests/browser/screenshots.py
 
-generate: setup
-	$(BIN)/python -m apt_jobs.events.document
-	$(BIN)/python -m scripts.reference
-
-docs: $(VENV)/.ready-docs generate
+docs: $(VENV)/.ready-docs
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 
 # uv reads only names, versions and hashes here; pip installs. `--universal`: one file for every Python and machine.

@@ -17,7 +17,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 NPM_TIMEOUT_S = 900
 ERROR_LINES = 40
-CHECK_TOOL = "node_modules/eslint"  # there when the tools of `npm run check` are
+CHECK_TOOL = "node_modules/@redocly/cli"  # there when the tools of `npm run check` are
 NOT_SOURCES = frozenset({"node_modules", "dist", ".vite", ".svelte-kit"})
 
 

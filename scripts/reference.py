@@ -1,4 +1,4 @@
-"""Write the generated pages of docs/reference: `make generate` runs this file, and a test compares what it writes.
+"""Make the generated pages of docs/reference: `make generate` writes them, and a test compares them.
 
 Job options, settings and errors are made here; REST, the command line and the Python doors in the files beside it.
 """
@@ -167,8 +167,3 @@ def _raised(tree: ast.AST) -> Iterator[tuple[int, str | None]]:
 
 def _urn(kind: str | None, status: int) -> str:
     return f"`urn:apt-jobs:{kind or HTTPStatus(status).phrase.lower().replace(' ', '-')}`"
-
-
-if __name__ == "__main__":
-    for name, text in pages().items():
-        (FOLDER / name).write_text(text)

@@ -48,7 +48,7 @@ class Progress(TypedDict, total=False):
     steps_per_epoch: int
 
 
-class JobError(TypedDict, total=False):
+class JobError(TypedDict):
     """Why a job failed: what the first rank that failed raised."""
 
     __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # read by pydantic, no key
@@ -251,7 +251,7 @@ def is_user_script(spec: Mapping[str, Any]) -> bool:
     return bool(spec.get("kind") == "train" and spec.get("entry_point") != BUILTIN_ENTRY_POINT)
 
 
-def measured(value: float | str | None) -> float | str | None:
+def measured(value: Number | None) -> Number | None:
     """Return a speed, or None for the 0 of a script that measures none."""
     return None if value == 0 else value
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
-from pydantic.json_schema import JsonSchemaMode
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
+from pydantic_core import core_schema
 from starlette.routing import BaseRoute, Route
 
 from apt_jobs import __version__
@@ -138,6 +139,16 @@ def openapi_document(routes: Sequence[BaseRoute], *, url: str = "/", cookie: str
     }
 
 
+class _Generator(GenerateJsonSchema):
+    def field_is_required(
+        self, field: core_schema.ModelField | core_schema.DataclassField | core_schema.TypedDictField, total: bool
+    ) -> bool:
+        """Require all fields of an answer: what has a default is sent, too."""
+        if self.mode == "serialization" and field["type"] == "model-field":
+            return True
+        return super().field_is_required(field, total)
+
+
 class _Schemas:
     """The schemas of all declarations, each under its own name."""
 
@@ -149,7 +160,7 @@ class _Schemas:
             for given in filter(None, (declaration.query, declaration.body)):
                 wanted[_key(given, "validation")] = TypeAdapter(given)
         inputs = [(name, mode, adapter) for (name, mode), adapter in wanted.items()]
-        self._found, definitions = TypeAdapter.json_schemas(inputs, ref_template=REF)
+        self._found, definitions = TypeAdapter.json_schemas(inputs, ref_template=REF, schema_generator=_Generator)
         self.components: dict[str, Any] = copy.deepcopy(definitions.get("$defs", {}))
         job = self._found.get(_key(AnyJobSpec, "validation"))
         if job is not None:  # a union has no name of its own

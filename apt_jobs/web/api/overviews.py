@@ -17,7 +17,7 @@ from apt_jobs.db.series.histories import GradientOverview, TrainingHistory, laye
 from apt_jobs.db.series.store import CURVES
 from apt_jobs.db.series.summaries import Summary
 from apt_jobs.events.codec import finite_or_name
-from apt_jobs.web.schemas import measured
+from apt_jobs.web.schemas import Number, measured
 
 VERSION = 1
 MEDIA_TYPE = "application/vnd.apt-jobs.overview"
@@ -30,8 +30,8 @@ _BYTES_PER_VALUE = 3 * 2 + 2 / 8  # min, max, mean; anomalous or not, finite or 
 class CurveExtremes(BaseModel):
     """Min and max of each point of a curve, and how many of its values were not finite."""
 
-    min: list[float | str | None]
-    max: list[float | str | None]
+    min: list[Number | None]
+    max: list[Number | None]
     num_nonfinite: list[int]
 
 
@@ -43,13 +43,13 @@ class TrainingCurves(BaseModel):
     """
 
     steps: list[int]
-    train_loss: list[float | str]
-    learning_rate: list[float | str]
-    grad_norm: list[float | str]
-    step_time_ms: list[float | str]
-    tokens_per_s: list[float | str | None] = Field(description="null: nobody measured it.")
+    train_loss: list[Number]
+    learning_rate: list[Number]
+    grad_norm: list[Number]
+    step_time_ms: list[Number]
+    tokens_per_s: list[Number | None] = Field(description="null: nobody measured it.")
     val_steps: list[int]
-    val_loss: list[float | str]
+    val_loss: list[Number]
     num_steps_recorded: int
     first_steps: list[int] = Field(description="Of each point.")
     extremes: dict[str, CurveExtremes] = Field(description="By curve; empty if every point is one step.")
@@ -170,11 +170,11 @@ def _extremes(points: Summary, column: int) -> CurveExtremes:
     )
 
 
-def _nullable(values: NDArray[Any]) -> list[float | str | None]:
+def _nullable(values: NDArray[Any]) -> list[Number | None]:
     return [None if value != value else value for value in values.tolist()]
 
 
-def _named(values: Sequence[float]) -> list[float | str]:
+def _named(values: Sequence[float]) -> list[Number]:
     return [finite_or_name(value) for value in values]
 
 

@@ -17,7 +17,7 @@ from apt_jobs.jobs.states import OWNED_STATES
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.histories import GradientsAnswer, PointsQuery, curves_of
 from apt_jobs.web.api.overviews import TrainingCurves
-from apt_jobs.web.schemas import is_user_script, measured
+from apt_jobs.web.schemas import Number, is_user_script, measured
 from apt_jobs.web.service import Service, service_of
 
 
@@ -28,7 +28,7 @@ class TrainingQuery(PointsQuery):
 
 
 class CheckpointInfo(BaseModel):
-    best_loss: float | str | None
+    best_loss: Number | None
     current_epoch: int
     global_step: int
 
@@ -50,10 +50,10 @@ class StatusAnswer(BaseModel):
     num_epochs: int | None
     step: int | None
     num_steps: int | None
-    train_loss: float | str | None
-    learning_rate: float | str | None
-    tokens_per_s: float | str | None
-    eta_s: float | str | None
+    train_loss: Number | None
+    learning_rate: Number | None
+    tokens_per_s: Number | None
+    eta_s: Number | None
 
 
 @endpoint(

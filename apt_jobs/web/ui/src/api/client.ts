@@ -1,7 +1,6 @@
 // The one way to the REST API: JSON in and out, problem+json as an exception, 401 as a state of the whole page.
 import { parseExact, type Exact } from "./exact.ts";
 import { urlOf } from "./urls.ts";
-import type { Json } from "./types.ts";
 
 const TIMEOUT_MS = 30_000;
 const GATEWAY_ERRORS = [502, 503, 504]; // a proxy's words, or a service without its database
@@ -61,11 +60,11 @@ export async function getBytes(path: string, accept: string, signal?: AbortSigna
   throw problemOf(response.status, response.statusText, await response.text());
 }
 
-export async function post<Answer>(path: string, body: Json, headers: Record<string, string> = {}): Promise<Answer> {
+export async function post<Answer>(path: string, body: object, headers: Record<string, string> = {}): Promise<Answer> {
   return request<Answer>("POST", path, JSON.stringify(body), { "Content-Type": "application/json", ...headers });
 }
 
-export async function put<Answer>(path: string, body: Json): Promise<Answer> {
+export async function put<Answer>(path: string, body: object): Promise<Answer> {
   return putText<Answer>(path, JSON.stringify(body));
 }
 

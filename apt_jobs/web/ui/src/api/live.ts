@@ -4,14 +4,14 @@ import type { StoredEvent } from "../generated/events.ts";
 import { decodeFrame, SUBPROTOCOL, type Frame } from "./frames.ts";
 import { reachability } from "../stores/reachability.svelte.ts";
 import { session } from "../stores/services.ts";
-import type { Job } from "./types.ts";
+import type { JobAnswer } from "../generated/rest.ts";
 
 /** "ended": the job is over, everything was received, and the connection is closed for good. */
 export type LiveStatus = "connecting" | "live" | "reconnecting" | "offline" | "missing" | "login" | "ended";
 
 export interface Hello {
   head: number;
-  job: Job;
+  job: JobAnswer;
   layers: string[];
 }
 

@@ -1,38 +1,11 @@
 // Schedules as the pages read and write them, and their due times in two zones.
-import type { JobState } from "../generated/events.ts";
-import type { JsonObject } from "./types.ts";
+import type { ScheduleAnswer } from "../generated/rest.ts";
 
-export type Overlap = "skip" | "queue" | "cancel";
-export type CatchUp = "skip" | "latest" | "all";
-
-export interface ScheduleRun {
-  due_at: string;
-  fired_at: string;
-  outcome: "submitted" | "skipped" | "missed" | "refused";
-  job_id: string | null;
-  job_state: JobState | null;
-  reason: string | null;
-}
+export type Overlap = ScheduleAnswer["overlap"];
+export type CatchUp = ScheduleAnswer["catch_up"];
 
 /** What a user sets besides the job. */
-export interface Timing {
-  name: string;
-  cron: string;
-  time_zone: string;
-  overlap: Overlap;
-  catch_up: CatchUp;
-}
-
-export interface Schedule extends Timing {
-  id: string;
-  job: JsonObject;
-  paused: boolean;
-  created_at: string;
-  next_run_at: string | null;
-  next_runs: string[];
-  last_run: ScheduleRun | null;
-  runs: ScheduleRun[] | null;
-}
+export type Timing = Pick<ScheduleAnswer, "name" | "cron" | "time_zone" | "overlap" | "catch_up">;
 
 export const OVERLAPS: Record<Overlap, string> = {
   skip: "skip this run",

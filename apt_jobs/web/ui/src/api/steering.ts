@@ -1,7 +1,7 @@
 // What a user may ask of a job in each state: read off the server's table of transitions.
 import { TERMINAL_STATES, TRANSITIONS } from "../generated/events.ts";
 import { messageOf, post } from "./client.ts";
-import type { Job } from "./types.ts";
+import type { JobAnswer } from "../generated/rest.ts";
 
 export type Verb = "pause" | "resume" | "retry" | "cancel";
 
@@ -14,10 +14,10 @@ const DONE_LABELS: Record<Verb, string> = {
   cancel: "cancelled or being cancelled",
 };
 
-export type Steered = Pick<Job, "id" | "kind" | "state" | "cancel_requested_at">;
+export type Steered = Pick<JobAnswer, "id" | "kind" | "state" | "cancel_requested_at">;
 
 /** A job's name, or what it does. */
-export function titleOf({ name, kind }: Pick<Job, "name" | "kind">): string {
+export function titleOf({ name, kind }: Pick<JobAnswer, "name" | "kind">): string {
   return name ?? (kind === "train" ? "Training job" : "Generation");
 }
 
@@ -48,8 +48,8 @@ function allows({ kind, state, cancel_requested_at }: Steered, verb: Verb): bool
 /** Ask the service. All four verbs may be repeated.
 
     Throws `ApiProblem` in the server's words when it refuses. */
-export async function steer(jobId: string, verb: Verb): Promise<Job> {
-  return post<Job>(`/api/jobs/${encodeURIComponent(jobId)}/${verb}`, {});
+export async function steer(jobId: string, verb: Verb): Promise<JobAnswer> {
+  return post<JobAnswer>(`/api/jobs/${encodeURIComponent(jobId)}/${verb}`, {});
 }
 
 export interface Outcome {

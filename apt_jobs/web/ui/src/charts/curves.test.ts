@@ -1,5 +1,6 @@
 import { assert, test } from "vitest";
 import type { StoredEvent } from "../generated/events.ts";
+import type { MetricsAnswer } from "../generated/rest.ts";
 import { curvesOf, refined, TrainingCurves } from "./curves.ts";
 
 function metric(step: number, values: Record<string, unknown>): StoredEvent {
@@ -32,7 +33,7 @@ test("a history without some values is loaded without them", () => {
       learning_rate: [null, null, null],
       extremes: { train_loss: { min: [1, null, 2], max: [4, null, "Infinity"] } },
     },
-  });
+  } as unknown as MetricsAnswer);
   assert.deepEqual(
     [curves.loss.steps, curves.loss.values],
     [

@@ -1,23 +1,11 @@
 // The curves of a training: from its history over REST, then point by point from its events.
 import type { Float, StoredEvent } from "../generated/events.ts";
+import type { MetricsAnswer } from "../generated/rest.ts";
 import { toNumber } from "../text/format.ts";
 import { Curve, NO_MIN_MAX, type MinMax } from "./curve.ts";
 import { spliced, type Range } from "../stores/sharpener.ts";
 
 type Values = (Float | null)[];
-
-export interface MetricsAnswer {
-  training_history: {
-    steps: number[];
-    train_loss: Values;
-    learning_rate: Values;
-    grad_norm?: Values;
-    tokens_per_s?: Values;
-    val_steps?: number[];
-    val_loss?: Values;
-    extremes: Partial<Record<string, { min: Values; max: Values }>>;
-  };
-}
 
 export const CURVE_NAMES = ["loss", "rate", "gradNorm", "throughput", "validation"] as const;
 export type CurveName = (typeof CURVE_NAMES)[number];

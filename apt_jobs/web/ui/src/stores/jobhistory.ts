@@ -2,8 +2,7 @@
 import { get, getBytes, getExact } from "../api/client.ts";
 import { isExactObject, type Exact, type ExactObject } from "../api/exact.ts";
 import { decodeOverview, OVERVIEW_TYPE, type Overview } from "../api/overview.ts";
-import type { CheckpointRow, Job, Page } from "../api/types.ts";
-import type { MetricsAnswer } from "../charts/curves.ts";
+import type { CheckpointAnswer, CheckpointList, JobAnswer, MetricsAnswer } from "../generated/rest.ts";
 import type { StoredEvent, TrainingStarted } from "../generated/events.ts";
 import type { EventPage } from "./joblog.svelte.ts";
 import type { Range } from "./sharpener.ts";
@@ -39,13 +38,13 @@ export class JobHistory {
     this.jobId = jobId;
   }
 
-  readJob(): Promise<{ answer: Job; exact: Exact }> {
-    return getExact<Job>(this.path());
+  readJob(): Promise<{ answer: JobAnswer; exact: Exact }> {
+    return getExact<JobAnswer>(this.path());
   }
 
-  async readCheckpoints(): Promise<CheckpointRow[]> {
+  async readCheckpoints(): Promise<CheckpointAnswer[]> {
     const query = `job_id=${encodeURIComponent(this.jobId)}&limit=200`;
-    return (await get<Page<CheckpointRow>>(`/api/checkpoints?${query}`)).data;
+    return (await get<CheckpointList>(`/api/checkpoints?${query}`)).data;
   }
 
   /** Curves of a range of steps, or of all. */
@@ -70,7 +69,7 @@ export class JobHistory {
   /** The newest attempt's start up to `lastSeq`. */
   async readStarted(lastSeq: number): Promise<Started | null> {
     const path = this.path(`/events?before=${lastSeq + 1}&limit=1&kind=started`);
-    const { answer, exact } = await getExact<Page<StoredEvent>>(path);
+    const { answer, exact } = await getExact<EventPage>(path);
     const event = answer.data[0];
     if (event?.kind !== "started") return null;
     const rows = isExactObject(exact) && Array.isArray(exact.data) ? exact.data : [];

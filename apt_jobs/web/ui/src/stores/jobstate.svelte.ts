@@ -1,13 +1,13 @@
 // The job itself: its answer over REST, kept up to date by its events.
 import { isExactObject, type Exact, type ExactObject } from "../api/exact.ts";
-import type { Job, Progress } from "../api/types.ts";
+import type { JobAnswer, Progress } from "../generated/rest.ts";
 import { TERMINAL_STATES, type StoredEvent } from "../generated/events.ts";
 import { formatDuration, toNumber } from "../text/format.ts";
 
 type Metric = Extract<StoredEvent, { kind: "metric" }>;
 
 export class JobState {
-  job = $state.raw<Job | null>(null);
+  job = $state.raw<JobAnswer | null>(null);
   progress = $state.raw<Partial<Progress>>({});
   /** What was submitted, digit by digit. */
   spec = $state.raw<ExactObject>({});
@@ -17,14 +17,14 @@ export class JobState {
     return this.job !== null && TERMINAL_STATES.includes(this.job.state);
   }
 
-  receive(job: Job, exact?: Exact): void {
+  receive(job: JobAnswer, exact?: Exact): void {
     this.job = { ...this.job, ...job };
     this.progress = { ...job.progress };
     if (isExactObject(exact) && isExactObject(exact.spec)) this.spec = exact.spec;
   }
 
   /** A live connection greets with the job; attempts and the place in the queue are known to REST alone. */
-  receiveLive(job: Job): void {
+  receiveLive(job: JobAnswer): void {
     const { attempts, queue_position, waiting_for } = this.job ?? job;
     this.receive({ ...job, attempts, queue_position, waiting_for });
   }
@@ -43,12 +43,12 @@ export class JobState {
         this.job = { ...this.job, num_steps: event.num_steps, attempt: event.attempt };
         break;
       case "state":
-        this.job = { ...this.job, state: event.state as Job["state"], reason: event.reason };
+        this.job = { ...this.job, state: event.state as JobAnswer["state"], reason: event.reason };
         break;
     }
   }
 
-  private applyMetric(event: Metric, job: Job): void {
+  private applyMetric(event: Metric, job: JobAnswer): void {
     const timeMs = event.step_time_ms === null ? Number.NaN : toNumber(event.step_time_ms);
     if (Number.isFinite(timeMs)) {
       this.stepTimeMs = this.stepTimeMs === null ? timeMs : 0.9 * this.stepTimeMs + 0.1 * timeMs;
@@ -57,12 +57,12 @@ export class JobState {
     this.progress = { ...this.progress, ...event, eta_s: this.etaS(event.step, job) };
   }
 
-  private etaS(step: number, { num_steps: numSteps }: Job): number | null {
+  private etaS(step: number, { num_steps: numSteps }: JobAnswer): number | null {
     return this.stepTimeMs === null || !numSteps ? null : ((numSteps - step) * this.stepTimeMs) / 1000;
   }
 }
 
-export function runningFor(job: Job, now: number): string {
+export function runningFor(job: JobAnswer, now: number): string {
   if (!job.claimed_at) return "–";
   const end = job.finished_at ? Date.parse(job.finished_at) : now;
   return formatDuration((end - Date.parse(job.claimed_at)) / 1000);

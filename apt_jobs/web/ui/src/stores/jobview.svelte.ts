@@ -1,7 +1,7 @@
 // The job page's stores, kept in step: history over REST up to a `seq`, then live events from there.
 import { ApiProblem, messageOf } from "../api/client.ts";
 import { LiveConnection, type Hello, type LiveStatus } from "../api/live.ts";
-import type { CheckpointRow } from "../api/types.ts";
+import type { CheckpointAnswer } from "../generated/rest.ts";
 import { curvesOf, TrainingCurves, type CurveName, type CurvePoints } from "../charts/curves.ts";
 import type { StoredEvent } from "../generated/events.ts";
 import { AnomalyLog } from "./anomalies.svelte.ts";
@@ -26,7 +26,7 @@ export class JobView {
   error = $state<string | null>(null);
   loading = $state(true);
   started = $state.raw<Started | null>(null);
-  checkpoints = $state.raw<CheckpointRow[]>([]);
+  checkpoints = $state.raw<CheckpointAnswer[]>([]);
 
   readonly state = new JobState();
   readonly log: JobLog;

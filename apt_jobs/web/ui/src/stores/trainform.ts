@@ -1,7 +1,6 @@
 // The form of a training job as data: values by path, the request they make, and the faults a server would find.
 // Bounds and defaults are generated from the Python specification: see ../generated/events.ts.
 import { TRAIN_FIELDS, type FieldRule } from "../generated/events.ts";
-import type { JsonObject } from "../api/types.ts";
 
 /** The form holds numbers as a browser does: a larger integer would be rounded on its way. */
 const INEXACT = `must be at most ${Number.MAX_SAFE_INTEGER.toLocaleString("en-US")} here; the REST API takes larger ones`;
@@ -105,14 +104,14 @@ export function defaultsWith(preset: Preset): Values {
 }
 
 /** The request: what differs from the server's defaults, nested as the API wants it. */
-export function requestOf(values: Values): JsonObject {
-  const request: JsonObject = { kind: "train" };
+export function requestOf(values: Values): Record<string, unknown> {
+  const request: Record<string, unknown> = { kind: "train" };
   for (const [path, value] of Object.entries(values)) {
     const rule = TRAIN_FIELDS[path];
     if (rule === undefined || value === (rule.default ?? null) || (value === "" && rule.nullable)) continue;
     let node = request;
     const names = path.split(".");
-    for (const name of names.slice(0, -1)) node = (node[name] ??= {}) as JsonObject;
+    for (const name of names.slice(0, -1)) node = (node[name] ??= {}) as Record<string, unknown>;
     node[names[names.length - 1]] = value;
   }
   return request;
