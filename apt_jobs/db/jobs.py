@@ -53,8 +53,27 @@ def insert_job(
         return known
     if max_queued_jobs is not None:
         require_place(session, max_queued_jobs)
-    job = Job(
-        id=new_job_id(),
+    job = new_job(spec, idempotency_key, request_sha256, schedule_id)
+    if idempotency_key is None:
+        session.add(job)
+        session.flush()
+    elif known := _insert_or_known(session, job, idempotency_key, request_sha256):
+        return known
+    record_state(session, job, None, None)
+    return job
+
+
+def new_job(
+    spec: TrainSpec | GenerateSpec,
+    idempotency_key: str | None = None,
+    request_sha256: str | None = None,
+    schedule_id: str | None = None,
+    *,
+    job_id: str | None = None,
+) -> Job:
+    """Return the row of a queued job, not stored yet."""
+    return Job(
+        id=job_id or new_job_id(),
         kind=spec.kind,
         name=spec.name,
         queue=queue_of(spec),
@@ -68,13 +87,6 @@ def insert_job(
         request_sha256=request_sha256,
         schedule_id=schedule_id,
     )
-    if idempotency_key is None:
-        session.add(job)
-        session.flush()
-    elif known := _insert_or_known(session, job, idempotency_key, request_sha256):
-        return known
-    record_state(session, job, None, None)
-    return job
 
 
 def get_job(session: Session, job_id: str) -> Job:

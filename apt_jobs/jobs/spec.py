@@ -289,6 +289,8 @@ class SamplingOptions(Strict):
         False, description="Cut the beginning off a text that is longer than the model's context; else it is refused."
     )
 
+    stream: bool = Field(False, description="Send what is added as it comes; it is stored in the end in any case.")
+
     @property
     def max_new_tokens(self) -> int:
         return self.max_length if self.max_tokens is None else self.max_tokens
