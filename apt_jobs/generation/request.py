@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from apt_jobs.errors import AptJobsError, InvalidInput
+from apt_jobs.generation.chat import encode_chat
 from apt_jobs.generation.models import LoadedModel
 from apt_jobs.generation.sequences import Delta, FinishReason, Priority, SamplingParams, Sequence
 from apt_jobs.generation.text import TextStream
@@ -101,7 +102,8 @@ class Request:
                 pass
 
     def _prompt(self, model: LoadedModel, index: int, text: str) -> tuple[list[int], bool]:
-        prompt = model.encode(text)
+        chat = self.spec.messages
+        prompt = model.encode(text) if chat is None else encode_chat(model, chat)
         context = model.context_tokens
         if len(prompt) < context:
             return prompt, False

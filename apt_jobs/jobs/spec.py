@@ -296,12 +296,28 @@ class SamplingOptions(Strict):
         return self.max_length if self.max_tokens is None else self.max_tokens
 
 
+class ChatMessage(Strict):
+    """One message of a chat."""
+
+    role: Annotated[str, StringConstraints(min_length=1, max_length=40)]
+    content: Text
+
+
 class GenerateSpec(JobSpec, SamplingOptions):
     """A generation job: one or many texts continued by one model."""
 
     kind: Literal["generate"]
     texts: list[Text] = Field(min_length=1, max_length=64, description="Prompts, in any language.")
     model: Name | None = Field(None, description="Id of `GET /api/models`; default: the newest checkpoint.")
+    messages: list[ChatMessage] | None = Field(
+        None, min_length=1, max_length=1_000, description="A chat, written by the model's template in place of `texts`."
+    )
+
+    @model_validator(mode="after")
+    def _one_chat(self) -> Self:
+        if self.messages is not None and len(self.texts) != 1:
+            raise ValueError(f"a job with messages has one text, which they replace; got {len(self.texts)}")
+        return self
 
 
 AnyJobSpec = Annotated[TrainSpec | GenerateSpec, Field(discriminator="kind")]

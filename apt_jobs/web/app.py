@@ -26,6 +26,8 @@ from apt_jobs.web.live.job_socket import refuse_unknown, upgrade_required, watch
 from apt_jobs.web.live.multiplexed_socket import watch_jobs
 from apt_jobs.web.live.streams import LiveStreams
 from apt_jobs.web.loops import fire_loop, reap_loop, wake_up_loop
+from apt_jobs.web.openai import completions as openai_completions
+from apt_jobs.web.openai import models as openai_models
 from apt_jobs.web.problems import ProblemError, on_apt_jobs_error, on_http_exception, on_problem, on_unexpected
 from apt_jobs.web.readiness import Readiness
 from apt_jobs.web.root_path import RootPath
@@ -80,6 +82,10 @@ ROUTES: list[BaseRoute] = [
     Route("/api/workers/{name:path}/drain", operations.drain_worker, methods=["POST"]),
     Route("/api/workers/{name:path}/resume", operations.resume_worker, methods=["POST"]),
     Route("/api/keys", operations.get_keys, methods=["GET"]),
+    Route("/v1/models", openai_models.get_models, methods=["GET"]),
+    Route("/v1/models/{model:path}", openai_models.get_model, methods=["GET"]),
+    Route("/v1/completions", openai_completions.complete, methods=["POST"]),
+    Route("/v1/chat/completions", openai_completions.chat, methods=["POST"]),
     Route("/openapi.json", pages.get_openapi, methods=["GET"]),
     Route("/docs", pages.get_docs, methods=["GET"]),
     Route("/", pages.get_page, methods=["GET"]),

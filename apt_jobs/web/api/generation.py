@@ -180,7 +180,11 @@ async def batch_generate(request: Request) -> Response:
 @endpoint(role=Role.VIEWER, tag="generation", answers={200: ModelList})
 async def get_models(request: Request) -> Response:
     """Return the checkpoints and local models that can generate, the newest first."""
-    service = service_of(request)
+    return JSONResponse((await list_models(service_of(request))).model_dump(mode="json"))
+
+
+async def list_models(service: Service) -> ModelList:
+    """Return the checkpoints, the newest first, and the local models."""
     local = await asyncio.to_thread(_local_models, service)
 
     def read(session: Session) -> ModelList:
@@ -215,7 +219,7 @@ async def get_models(request: Request) -> Response:
         ]
         return ModelList(data=models, has_more=has_more)
 
-    return JSONResponse((await service.read(read)).model_dump(mode="json"))
+    return await service.read(read)
 
 
 def _spec(texts: list[str], sampling: Sampling, *, stream: bool) -> GenerateSpec:
