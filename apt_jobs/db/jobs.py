@@ -58,8 +58,26 @@ def insert_job(
         return known
     if max_queued_jobs is not None:
         require_place(session, max_queued_jobs)
-    job = Job(
-        id=new_job_id(),
+    job = new_job(spec, import_key=import_key, schedule_id=schedule_id)
+    if import_key is None:
+        session.add(job)
+        session.flush()
+    elif known := _insert_or_known(session, job, import_key):
+        return known
+    record_state(session, job, None, None)
+    return job
+
+
+def new_job(
+    spec: TrainSpec | GenerateSpec,
+    *,
+    job_id: str | None = None,
+    import_key: str | None = None,
+    schedule_id: str | None = None,
+) -> Job:
+    """Return the row of a queued job, not stored yet."""
+    return Job(
+        id=job_id or new_job_id(),
         kind=spec.kind,
         name=spec.name,
         queue=queue_of(spec),
@@ -72,13 +90,6 @@ def insert_job(
         idempotency_key=import_key,
         schedule_id=schedule_id,
     )
-    if import_key is None:
-        session.add(job)
-        session.flush()
-    elif known := _insert_or_known(session, job, import_key):
-        return known
-    record_state(session, job, None, None)
-    return job
 
 
 def get_job(session: Session, job_id: str) -> Job:

@@ -16,6 +16,7 @@ from apt_jobs.jobs.states import OWNED_STATES, JobState
 MAX_SUBMISSIONS_PER_S = 2_000  # of all processes together, on one database: what decides when to count again
 RECOUNT_MAX_S = 10.0
 MAX_WOKEN_QUEUES = 1_000
+MAX_ROOM = 1 << 30  # of a queue without a limit
 _uncounted_until_s: WeakKeyDictionary[Engine, dict[int, float]] = WeakKeyDictionary()  # by limit, CLOCK_MONOTONIC
 
 
@@ -81,14 +82,19 @@ def configure_queue(session: Session, name: str, *, max_running: int | None, pau
 
 def may_claim(session: Session, name: str) -> bool:
     """Whether another job of the queue may run now. Locks the queue's row: two claims cannot both be the last."""
+    return room_to_run(session, name) > 0
+
+
+def room_to_run(session: Session, name: str) -> int:
+    """Return how many more jobs of the queue may run now. Locks the queue's row as `may_claim` says."""
     row = session.scalars(select(QueueRow).where(QueueRow.name == name).with_for_update()).one_or_none()
     if row is None:
-        return True
+        return MAX_ROOM
     if row.paused_at is not None:
-        return False
+        return 0
     if row.max_running is None:
-        return True
-    return num_running(session, name) < row.max_running
+        return MAX_ROOM
+    return max(0, row.max_running - num_running(session, name))
 
 
 def num_running(session: Session, name: str) -> int:

@@ -7,7 +7,7 @@ because the database has it already; subscribers say "look in the database" when
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import redis
 import redis.asyncio
@@ -46,16 +46,24 @@ class LivePublisher:
 
     def publish(self, job_id: str, stored: Sequence[StoredEvent]) -> bool:
         """Send frames; False when something was dropped. `stored` is contiguous in `seq` and already committed."""
-        if not stored or time.monotonic() < self._silent_until:
+        return self.publish_all({job_id: stored})
+
+    def publish_all(self, stored_of: Mapping[str, Sequence[StoredEvent]]) -> bool:
+        """Send frames of many jobs in one go, as `publish` does."""
+        jobs = {job_id: stored for job_id, stored in stored_of.items() if stored}
+        if not jobs or time.monotonic() < self._silent_until:
             return False
         try:
             with self._redis.pipeline(transaction=False) as pipeline:
-                for frame in frames_of(stored[0].seq, map(encode_stored, stored)):
-                    pipeline.publish(channel_of(job_id), frame)
+                for job_id, stored in jobs.items():
+                    for frame in frames_of(stored[0].seq, map(encode_stored, stored)):
+                        pipeline.publish(channel_of(job_id), frame)
                 pipeline.execute()
         except (RedisError, OSError) as exc:
             self._silent_until = time.monotonic() + PUBLISH_PAUSE_S
-            logger.warning("live wire is down, events stay in the database", extra={"job_id": job_id, "why": repr(exc)})
+            logger.warning(
+                "live wire is down, events stay in the database", extra={"job_ids": list(jobs), "why": repr(exc)}
+            )
             return False
         return True
 

@@ -7,6 +7,7 @@ for it. Requests whose model finds no place wait, and hold up nobody else.
 import logging
 import threading
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,14 +72,19 @@ class Engine:
         """Submit and wait; raises what the request's future raises."""
         return self.submit(model_dir, spec).future.result()
 
-    def submit(self, model_dir: Path, spec: GenerateSpec) -> Request:
+    def submit(self, model_dir: Path, spec: GenerateSpec, on_text: Callable[[int, str], None] | None = None) -> Request:
         """Queue a request. Its future gives `Generated`, or raises an `AptJobsError`: what a model or a text lacks.
+
+        Args:
+            model_dir: the model's folder.
+            spec: texts and how to continue them.
+            on_text: receives what is added to a text, as (index, text), in the engine's thread: be quick.
 
         Raises:
             NotFound: the folder is gone.
             Unavailable: too much waits already, or the engine is closed.
         """
-        key, request = ModelKey(model_dir, fingerprint(model_dir)), Request(spec)
+        key, request = ModelKey(model_dir, fingerprint(model_dir)), Request(spec, on_text=on_text)
         with self._lock:
             if self._closing:
                 raise Unavailable("the generation engine is shutting down")

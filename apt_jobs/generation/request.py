@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from apt_jobs.errors import AptJobsError, InvalidInput
+from apt_jobs.generation.chat import encode_chat
 from apt_jobs.generation.models import LoadedModel
 from apt_jobs.generation.sequences import Delta, FinishReason, Priority, SamplingParams, Sequence
 from apt_jobs.generation.text import TextStream
@@ -54,6 +55,7 @@ class Request:
     future: Future[Generated] = field(default_factory=Future)
     texts: list[Text] = field(default_factory=list)  # empty until its model is loaded
     on_stop: Callable[[], None] = lambda: None  # set by the engine
+    on_text: Callable[[int, str], None] | None = None  # receives what is added to a text, in the engine's thread
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -87,7 +89,8 @@ class Request:
                 priority=self.priority,
                 group=self,
             )
-            self.texts.append(Text(sequence, TextStream(model.tokenizer, prompt, self.spec.stop), truncated))
+            stream = TextStream(model.tokenizer, prompt, self.spec.stop, incremental=self.on_text is not None)
+            self.texts.append(Text(sequence, stream, truncated))
         return [text.sequence for text in self.texts]
 
     def fail(self, error: BaseException) -> None:
@@ -99,7 +102,8 @@ class Request:
                 pass
 
     def _prompt(self, model: LoadedModel, index: int, text: str) -> tuple[list[int], bool]:
-        prompt = model.encode(text)
+        chat = self.spec.messages
+        prompt = model.encode(text) if chat is None else encode_chat(model, chat)
         context = model.context_tokens
         if len(prompt) < context:
             return prompt, False
@@ -126,6 +130,11 @@ class Request:
             text.sequence.finish("stop")
         elif delta.finish_reason is not None and text.finish_reason is None:
             text.finish_reason = delta.finish_reason
+        if self.on_text is not None:
+            if text.finish_reason is not None:
+                text.stream.finish()
+            if added := text.stream.pop():
+                self.on_text(index, added)
         if text.finish_reason is not None:
             self._answer_if_done()
 

@@ -303,9 +303,18 @@ class SamplingOptions(Strict):
         False, description="Cut the beginning off a text that is longer than the model's context; else it is refused."
     )
 
+    stream: bool = Field(False, description="Send what is added as it comes; it is stored in the end in any case.")
+
     @property
     def max_new_tokens(self) -> int:
         return self.max_length if self.max_tokens is None else self.max_tokens
+
+
+class ChatMessage(Strict):
+    """One message of a chat."""
+
+    role: Annotated[str, StringConstraints(min_length=1, max_length=40)]
+    content: Text
 
 
 class GenerateSpec(JobSpec, SamplingOptions):
@@ -314,6 +323,15 @@ class GenerateSpec(JobSpec, SamplingOptions):
     kind: Literal["generate"]
     texts: list[Text] = Field(min_length=1, max_length=64, description="Prompts, in any language.")
     model: Name | None = Field(None, description="Id of `GET /api/models`; default: the newest checkpoint.")
+    messages: list[ChatMessage] | None = Field(
+        None, min_length=1, max_length=1_000, description="A chat, written by the model's template in place of `texts`."
+    )
+
+    @model_validator(mode="after")
+    def _one_chat(self) -> Self:
+        if self.messages is not None and len(self.texts) != 1:
+            raise ValueError(f"a job with messages has one text, which they replace; got {len(self.texts)}")
+        return self
 
 
 AnyJobSpec = Annotated[TrainSpec | GenerateSpec, Field(discriminator="kind")]

@@ -1,16 +1,18 @@
 """Submit a job: check what it refers to, insert it. Every door goes through here: REST, schedules, "run now", retry."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
 from apt_jobs.artifacts.datasets import dataset_size_bytes
 from apt_jobs.artifacts.models import model_exists
-from apt_jobs.db.jobs import get_job, insert_job
+from apt_jobs.db.job_groups import insert_jobs
+from apt_jobs.db.jobs import get_job, insert_job, new_job
 from apt_jobs.db.models import Job
+from apt_jobs.db.queues import require_place
 from apt_jobs.db.workers import list_workers
-from apt_jobs.errors import InvalidReferences
+from apt_jobs.errors import AptJobsError, InvalidReferences, Unavailable
 from apt_jobs.jobs.spec import (
     BUILTIN_DATASET,
     BUILTIN_ENTRY_POINT,
@@ -48,6 +50,36 @@ def submit_job(session: Session, settings: Settings, spec: Spec) -> Job:
     return insert_job(session, spec, max_queued_jobs=settings.max_queued_jobs)
 
 
+def submit_generations(
+    session: Session, settings: Settings, specs: Mapping[str, GenerateSpec]
+) -> dict[str, Job | AptJobsError]:
+    """Check generation jobs, given by their ids-to-be, and insert them together. One that cannot be is an error.
+
+    Raises:
+        OutOfSpace: the disk has no room.
+    """
+    require_room(settings)
+    faults: dict[str | None, list[ReferenceFault]] = {}
+    outcomes: dict[str, Job | AptJobsError] = {}
+    jobs: list[Job] = []
+    for job_id, spec in specs.items():
+        if spec.model not in faults:
+            faults[spec.model] = reference_faults(session, settings, spec)
+        if found := faults[spec.model]:
+            outcomes[job_id] = _invalid_references(found)
+            continue
+        try:
+            require_place(session, settings.max_queued_jobs)  # counts those of this group: the session flushes first
+        except Unavailable as exc:
+            outcomes[job_id] = exc
+            continue
+        job = outcomes[job_id] = new_job(spec, job_id=job_id)
+        session.add(job)
+        jobs.append(job)
+    insert_jobs(session, jobs)
+    return outcomes
+
+
 def checker(settings: Settings) -> Callable[[Session, Spec], None]:
     """Return what `db/schedules.py` calls before it inserts a job: `submit_job`'s checks, with its errors."""
 
@@ -78,8 +110,7 @@ def require_references(session: Session, settings: Settings, spec: Spec) -> None
     """
     faults = reference_faults(session, settings, spec)
     if faults:
-        words = "; ".join(f"{fault.field} {fault.seen}: expected {fault.expected}" for fault in faults)
-        raise InvalidReferences(f"the job names what does not exist: {words}", faults)
+        raise _invalid_references(faults)
 
 
 def reference_faults(session: Session, settings: Settings, spec: Spec) -> list[ReferenceFault]:
@@ -91,6 +122,11 @@ def reference_faults(session: Session, settings: Settings, spec: Spec) -> list[R
         *_model_faults(session, settings, "base_model", spec.base_model),
         *_entry_point_faults(session, settings, spec),
     ]
+
+
+def _invalid_references(faults: Sequence[ReferenceFault]) -> InvalidReferences:
+    words = "; ".join(f"{fault.field} {fault.seen}: expected {fault.expected}" for fault in faults)
+    return InvalidReferences(f"the job names what does not exist: {words}", list(faults))
 
 
 def _model_faults(session: Session, settings: Settings, field: str, model: str | None) -> list[ReferenceFault]:

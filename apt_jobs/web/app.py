@@ -21,14 +21,18 @@ from apt_jobs.web.api import checkpoints, datasets, generation, histories, jobs,
 from apt_jobs.web.api.idempotency import sweep_loop
 from apt_jobs.web.api.openapi import openapi_document
 from apt_jobs.web.guard import Guard
+from apt_jobs.web.live.generation_streams import GenerationStreams
 from apt_jobs.web.live.job_socket import refuse_unknown, upgrade_required, watch_job
 from apt_jobs.web.live.multiplexed_socket import watch_jobs
 from apt_jobs.web.live.streams import LiveStreams
 from apt_jobs.web.loops import fire_loop, reap_loop, wake_up_loop
+from apt_jobs.web.openai import completions as openai_completions
+from apt_jobs.web.openai import models as openai_models
 from apt_jobs.web.problems import ProblemError, on_apt_jobs_error, on_http_exception, on_problem, on_unexpected
 from apt_jobs.web.readiness import Readiness
 from apt_jobs.web.root_path import RootPath
 from apt_jobs.web.service import Service
+from apt_jobs.web.submissions import Submissions
 
 ROUTES: list[BaseRoute] = [
     Route("/healthz", operations.get_health, methods=["GET"]),
@@ -78,6 +82,10 @@ ROUTES: list[BaseRoute] = [
     Route("/api/workers/{name:path}/drain", operations.drain_worker, methods=["POST"]),
     Route("/api/workers/{name:path}/resume", operations.resume_worker, methods=["POST"]),
     Route("/api/keys", operations.get_keys, methods=["GET"]),
+    Route("/v1/models", openai_models.get_models, methods=["GET"]),
+    Route("/v1/models/{model:path}", openai_models.get_model, methods=["GET"]),
+    Route("/v1/completions", openai_completions.complete, methods=["POST"]),
+    Route("/v1/chat/completions", openai_completions.chat, methods=["POST"]),
     Route("/openapi.json", pages.get_openapi, methods=["GET"]),
     Route("/docs", pages.get_docs, methods=["GET"]),
     Route("/", pages.get_page, methods=["GET"]),
@@ -106,9 +114,12 @@ def create_app(settings: Settings) -> Starlette:
         streams = LiveStreams(database, settings.redis)
         wake_ups, publisher = WakeUpPublisher(make_celery(settings)), LivePublisher(settings.redis)
         admissions, readiness = Admissions(database), Readiness(settings, database)
-        service = Service(settings, database, wake_ups, publisher, admissions, readiness, asyncio.Event())
-        app.state.service, app.state.streams = service, streams
-        loops = [streams.follow(), streams.check_heads(), streams.run_maintenance()]
+        wake_up_now = asyncio.Event()
+        submissions = Submissions(settings, database, wake_ups, wake_up_now)
+        service = Service(settings, database, wake_ups, publisher, admissions, readiness, submissions, wake_up_now)
+        generations = GenerationStreams(settings.redis)
+        app.state.service, app.state.streams, app.state.generations = service, streams, generations
+        loops = [generations.follow(), streams.follow(), streams.check_heads(), streams.run_maintenance()]
         loops += [sweep_loop(service), admissions.recheck_loop()]
         loops += [wake_up_loop(service), reap_loop(service), fire_loop(service)]
         tasks = [asyncio.create_task(loop) for loop in loops]
@@ -119,6 +130,7 @@ def create_app(settings: Settings) -> Starlette:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             readiness.close()
+            await submissions.close()
             await asyncio.to_thread(service.wake_ups.close)
             await asyncio.to_thread(service.publisher.close)
             database.dispose()

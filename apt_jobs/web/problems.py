@@ -29,6 +29,7 @@ from apt_jobs.jobs.messages import without_server_paths
 from apt_jobs.jobs.printable import escaped
 from apt_jobs.operations.submit import ReferenceFault
 from apt_jobs.web.error_pages import error_page, wants_page
+from apt_jobs.web.openai.errors import error_response, is_dialect
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +110,10 @@ def problem_response(
     extra = dict(headers or {})
     if status in (429, 503):
         extra.setdefault("retry-after", str(RETRY_AFTER_S))
+    if scope is not None and is_dialect(scope):
+        param = errors[0].pointer.removeprefix("#/") if errors and errors[0].pointer not in ("#", "") else None
+        code = kind if kind is not None and "-" not in kind else None
+        return error_response(status, detail, param=param, code=code, headers=extra)
     if scope is not None and wants_page(Headers(scope=scope)):
         shown = f"{detail} ({incident})" if incident else detail
         return error_page(status, title, shown, scope.get("root_path", ""), extra)

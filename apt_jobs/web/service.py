@@ -16,6 +16,7 @@ from apt_jobs.job_queue import WakeUpPublisher
 from apt_jobs.settings import Settings
 from apt_jobs.web.admissions import Admissions
 from apt_jobs.web.readiness import Readiness
+from apt_jobs.web.submissions import Submissions
 
 Arguments = ParamSpec("Arguments")
 Answer = TypeVar("Answer")
@@ -31,6 +32,7 @@ class Service:
     publisher: LivePublisher
     admissions: Admissions
     readiness: Readiness
+    submissions: Submissions
     wake_up_now: asyncio.Event  # set when a job became due: the wake-up loop looks at once
 
     async def read(

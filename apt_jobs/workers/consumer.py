@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session
 
 from apt_jobs import __version__
 from apt_jobs.db.engine import Database
+from apt_jobs.db.job_groups import claim_due
 from apt_jobs.db.jobs import Claimed, claim_next, due_jobs
 from apt_jobs.db.service_values import get_value
 from apt_jobs.db.upgrade import require_current_schema
@@ -38,7 +39,10 @@ UNUSABLE_PAUSE_S = 10.0  # before a worker looks again whether its data director
 
 
 class Consumer:
-    """One worker process. `serve` carries a claimed job to its end and must not raise for the job's own faults."""
+    """One worker process. `serve` carries claimed jobs to their ends and must not raise for a job's own faults.
+
+    `group_size`: at most so many jobs are claimed and served together. `serve` publishes the events of its claims.
+    """
 
     def __init__(
         self,
@@ -48,7 +52,8 @@ class Consumer:
         kind: str,
         queues: Sequence[str],
         concurrency: int,
-        serve: Callable[[Claimed], None],
+        serve: Callable[[Sequence[Claimed]], None],
+        group_size: int = 1,
         on_drain: Callable[[], None],
         on_resume: Callable[[], None] = lambda: None,
         describe_gpus: Callable[[], list[dict[str, Any]]],
@@ -58,7 +63,7 @@ class Consumer:
         self.publisher = LivePublisher(settings.redis)
         self.draining = threading.Event()
         self._concurrency, self._serve, self._describe_gpus = concurrency, serve, describe_gpus
-        self._on_drain, self._on_resume = on_drain, on_resume
+        self._on_drain, self._on_resume, self._group_size = on_drain, on_resume, group_size
         self._stopping = False  # this process ends: no way back from this draining
         self._current: set[str] = set()  # job ids
         self._closed, self._look_now = threading.Event(), threading.Event()
@@ -171,33 +176,44 @@ class Consumer:
 
     def _serve_due(self) -> None:
         """Serve what is due, one job after another: a wake-up stands for all jobs of its queue."""
-        while not self.draining.is_set() and self.is_usable():
-            claimed = self._claim()
-            if claimed is None:
+        is_first = True
+        while not self.draining.is_set() and self.is_usable() and (is_first or self._has_due()):
+            is_first = False
+            group = self._claim()
+            if not group:
                 return
-            self._current.add(claimed.job.id)
+            job_ids = [claimed.job.id for claimed in group]
+            self._current.update(job_ids)
             try:
-                self.publisher.publish(claimed.job.id, [claimed.event])
-                self._serve(claimed)
+                self._serve(group)
             except AptJobsError:
-                logger.exception("serving a job broke", extra={"job_id": claimed.job.id})
+                logger.exception("serving jobs broke", extra={"job_ids": job_ids})
             finally:
-                self._current.discard(claimed.job.id)
+                self._current.difference_update(job_ids)
 
-    def _claim(self) -> Claimed | None:
+    def _claim(self) -> list[Claimed]:
+        group: list[Claimed] = []
         for queue in self.queues:
             try:
                 with self.database.write() as session:
-                    claimed = claim_next(session, queue, self.name, self.settings.lease_s, self.kind)
-                    is_more = claimed is not None and self._is_due(session, queue)
+                    found = self._claim_from(session, queue, self._group_size - len(group))
+                    is_more = bool(found) and self._is_due(session, queue)
             except (Unavailable, OutOfSpace) as exc:
                 logger.warning("cannot claim", extra={"queue": queue, "why": str(exc)})
-                return None
+                break
             if is_more:
                 self._to_forward.put(queue)  # for the next idle worker, or another slot of this one
-            if claimed is not None:
-                return claimed
-        return None
+            group += found
+            if len(group) >= self._group_size:
+                break
+        return group
+
+    def _claim_from(self, session: Session, queue: str, limit: int) -> list[Claimed]:
+        lease_s = self.settings.lease_s
+        if limit > 1 and (group := claim_due(session, queue, self.name, lease_s, self.kind, limit)):
+            return group
+        claimed = claim_next(session, queue, self.name, lease_s, self.kind)
+        return [] if claimed is None else [claimed]
 
     def _has_due(self) -> bool:
         """Look without a write transaction: most looks find nothing."""

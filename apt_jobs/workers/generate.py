@@ -1,7 +1,7 @@
 """The generation worker: claims generation jobs and feeds them to one engine, which serves them together.
 
-A thread of Celery's pool that has claimed a job claims all others that are due with it, in one transaction, and keeps
-their leases and stores their outcomes together; the engine's own threads compute.
+A thread of Celery's pool claims all jobs that are due in one transaction, keeps their leases and stores their outcomes
+together, and sends what is added to their texts to those who watch; the engine's own threads compute.
 """
 
 import logging
@@ -9,7 +9,8 @@ import os
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -19,10 +20,12 @@ import orjson
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.hand_backs import hand_back
-from apt_jobs.db.jobs import Claimed, claim_next, finish, finish_faulted, get_job
+from apt_jobs.db.job_groups import finish_succeeded
+from apt_jobs.db.jobs import Claimed, finish, finish_faulted, get_job
 from apt_jobs.db.models import Job
 from apt_jobs.errors import AptJobsError, Fenced, InvalidCheckpoint, NotFound, OutOfSpace, Unavailable, WorkerLacks
-from apt_jobs.events.kinds import StoredEvent
+from apt_jobs.events.kinds import StateChanged, StoredEvent
+from apt_jobs.events.tokens import End, TokenMessage, TokenPublisher
 from apt_jobs.generation.catalog import choose_model, find_model
 from apt_jobs.generation.engine import Engine
 from apt_jobs.generation.request import Request, Stopped
@@ -37,11 +40,14 @@ from apt_jobs.workers.lease_set import LeaseSet
 
 logger = logging.getLogger(__name__)
 
-MAX_COMPANIONS = 63  # claimed with a job, so that their leases fit one transaction
+MAX_GROUP = 64  # jobs that are claimed together, so that their leases fit one transaction
 DRAIN_GRACE_S = 20.0  # a draining worker finishes what it can in so long and hands the rest back
 MAX_TRACEBACK_CHARS = 8_000
 _POLL_S = 0.05  # how soon a cancel, a lost lease or the end of the grace is seen
 _RETRY_PAUSE_S = 1.0
+
+
+_Outcome = dict[str, Any] | Callable[[Session], list[StoredEvent]]  # a result, or the transition of another end
 
 
 class _Why(Enum):
@@ -64,6 +70,7 @@ class GenerateWorker:
             compile_graphs=settings.generate_compile,
             num_threads=settings.generate_threads or default_threads(),
         )
+        self._tokens = TokenPublisher(settings.redis)
         self._drain_by_s: float | None = None  # CLOCK_MONOTONIC seconds; None: not draining
         gpus = find_gpus(None)
         self._consumer = Consumer(
@@ -73,6 +80,7 @@ class GenerateWorker:
             queues=queues,
             concurrency=settings.generate_concurrency,
             serve=self._serve,
+            group_size=MAX_GROUP,
             on_drain=self._drain,
             on_resume=self._resume,
             describe_gpus=lambda: describe_gpus(gpus),
@@ -84,6 +92,7 @@ class GenerateWorker:
             self._consumer.run()
         finally:
             self._engine.close()
+            self._tokens.close()
 
     def _drain(self) -> None:
         self._drain_by_s = time.monotonic() + min(DRAIN_GRACE_S, self._settings.drain_timeout_s)
@@ -91,46 +100,32 @@ class GenerateWorker:
     def _resume(self) -> None:
         self._drain_by_s = None
 
-    def _serve(self, claimed: Claimed) -> None:
-        companions = self._claim_companions()
-        jobs = [claimed.job, *(companion.job for companion in companions)]
+    def _serve(self, claims: Sequence[Claimed]) -> None:
+        jobs = [claimed.job for claimed in claims]
         with LeaseSet(
             self._consumer.database, jobs, lease_s=self._settings.lease_s, heartbeat_s=self._settings.heartbeat_s
         ) as leases:
             changed = threading.Event()
             found: dict[str | None, tuple[str, Path]] = {}
             served = [self._start(job, changed, found) for job in jobs]
-            for companion in companions:  # after the engine has begun
-                self._consumer.publisher.publish(companion.job.id, [companion.event])
+            # after the engine has begun
+            self._consumer.publisher.publish_all({claimed.job.id: [claimed.event] for claimed in claims})
             while served:
                 changed.wait(_POLL_S)
                 changed.clear()
+                self._publish_text(served)
                 ended = [each for each in served if each.is_done]
                 served = [each for each in served if not each.is_done]
-                self._store([(each.job, self._outcome(each)) for each in ended], leases)
+                self._store(ended, leases)
                 for each in served:
                     if each.why is None and (why := self._reason_to_stop(each, leases)) is not None:
                         each.stop(why)
 
-    def _claim_companions(self) -> list[Claimed]:
-        """Claim what else is due, so that texts that came together are generated together."""
-        claims: list[Claimed] = []
-        if not self._consumer.is_usable():
-            return claims
-        try:
-            with self._consumer.database.write() as session:
-                for queue in self._consumer.queues:
-                    while len(claims) < MAX_COMPANIONS and not self._consumer.draining.is_set():
-                        claimed = claim_next(
-                            session, queue, self._consumer.name, self._settings.lease_s, self._consumer.kind
-                        )
-                        if claimed is None:
-                            break
-                        claims.append(claimed)
-        except (Unavailable, OutOfSpace) as exc:
-            logger.warning("cannot claim more", extra={"why": str(exc)})
-            return []
-        return claims
+    def _publish_text(self, served: Sequence["_Served"]) -> None:
+        """Send what was added to texts that somebody watches."""
+        messages = [(each.job.id, each.next_message(deltas)) for each in served if (deltas := each.pop_deltas())]
+        if messages:
+            self._tokens.publish(messages)
 
     def _start(self, job: Job, changed: threading.Event, found: dict[str | None, tuple[str, Path]]) -> "_Served":
         """Hand a job to the engine; one that cannot begin has ended. `found`: models that were looked up already."""
@@ -143,7 +138,7 @@ class GenerateWorker:
                 model_id = choose_model(self._consumer.database, spec.model)
                 found[spec.model] = model_id, self._find(model_id)
             served.model_id, folder = found[spec.model]
-            served.request = self._engine.submit(folder, spec)
+            served.request = self._engine.submit(folder, spec, served.receive(changed) if spec.stream else None)
             served.request.future.add_done_callback(lambda _: changed.set())
         except Exception as exc:  # `_outcome` tells one kind from another
             served.error = exc
@@ -166,8 +161,8 @@ class GenerateWorker:
                 raise
             raise WorkerLacks(str(exc)) from exc
 
-    def _outcome(self, served: "_Served") -> Callable[[Session], list[StoredEvent]] | None:
-        """Return the transition that ends the attempt. None: it is another attempt's job now."""
+    def _outcome(self, served: "_Served") -> "_Outcome | None":
+        """Return the result, or the transition that ends the attempt. None: it is another attempt's job now."""
         job = served.job
 
         def ends(state: JobState, **fields: Any) -> Callable[[Session], list[StoredEvent]]:
@@ -194,7 +189,8 @@ class GenerateWorker:
                 session, job.id, job.attempt, reason, fault=Fault.INFRASTRUCTURE, rules=rules
             )
         except AptJobsError as exc:
-            return ends(JobState.FAILED, reason=str(exc), error={"message": str(exc), "traceback": None, "rank": None})
+            error = {"message": str(exc), "error": type(exc).__name__, "traceback": None, "rank": None}
+            return ends(JobState.FAILED, reason=str(exc), error=error)
         except Exception as exc:  # the edge of the process: the job has to learn of it
             logger.exception("a generation broke", extra={"job_id": job.id, "attempt": job.attempt})
             trace = "".join(traceback.format_exception(exc))[-MAX_TRACEBACK_CHARS:]
@@ -209,7 +205,8 @@ class GenerateWorker:
         if why is _Why.TIME_LIMIT:
             error = {"message": why.value, "error": "TimeLimit", "traceback": None}
             return ends(JobState.FAILED, reason=why.value, error=error)
-        return ends(JobState.SUCCEEDED, result=result)
+        assert result is not None
+        return result
 
     def _reason_to_stop(self, served: "_Served", leases: LeaseSet) -> _Why | None:
         if leases.is_cancelled(served.job.id):
@@ -222,29 +219,51 @@ class GenerateWorker:
             return _Why.TIME_LIMIT
         return None
 
-    def _store(
-        self, writes: Sequence[tuple[Job, Callable[[Session], list[StoredEvent]] | None]], leases: LeaseSet
-    ) -> None:
-        """Run last transitions until the database takes them or the leases are over; then publish their events."""
-        left = [(job, write) for job, write in writes if write is not None]
-        while left := [(job, write) for job, write in left if not leases.must_stop(job.id)]:
-            stored: list[tuple[str, list[StoredEvent]]] = []
+    def _store(self, ended: Sequence["_Served"], leases: LeaseSet) -> None:
+        """Run last transitions until the database takes them or the leases are over; then publish what happened."""
+        left = [(each, outcome) for each in ended if (outcome := self._outcome(each)) is not None]
+        while left := [(each, outcome) for each, outcome in left if not leases.must_stop(each.job.id)]:
             try:
                 with self._consumer.database.write() as session:
-                    for job, write in left:
-                        try:
-                            stored.append((job.id, write(session)))
-                        except Fenced:
-                            logger.info("an attempt was fenced", extra={"job_id": job.id, "attempt": job.attempt})
+                    stored = _write_outcomes(session, left)
             except (Unavailable, OutOfSpace) as exc:
-                logger.warning("outcomes wait", extra={"job_ids": [job.id for job, _ in left], "why": str(exc)})
+                logger.warning("outcomes wait", extra={"job_ids": [each.job.id for each, _ in left], "why": str(exc)})
                 time.sleep(_RETRY_PAUSE_S)
                 continue
-            for job_id, events in stored:
-                self._consumer.publisher.publish(job_id, events)
+            self._publish_ends(left, stored)
             break
-        for job, _ in writes:
-            leases.drop(job.id)
+        for each in ended:
+            leases.drop(each.job.id)
+
+    def _publish_ends(
+        self, ended: Sequence[tuple["_Served", "_Outcome"]], stored: Mapping[str, list[StoredEvent]]
+    ) -> None:
+        """Send results to who waits for them, then the events."""
+        messages = []
+        for each, outcome in ended:
+            events = [event.event for event in stored.get(each.job.id, []) if isinstance(event.event, StateChanged)]
+            if events:
+                result = outcome if isinstance(outcome, dict) else None
+                end = End.model_construct(state=str(events[-1].state), result=result)
+                messages.append((each.job.id, each.next_message(each.pop_deltas(), end)))
+        self._tokens.publish(messages)
+        self._consumer.publisher.publish_all(stored)
+
+
+def _write_outcomes(session: Session, ended: Sequence[tuple["_Served", "_Outcome"]]) -> dict[str, list[StoredEvent]]:
+    """Store outcomes: results together, other ends one by one. An attempt that was fenced has no event."""
+    stored: dict[str, list[StoredEvent]] = {}
+    results = {(each.job.id, each.job.attempt): result for each, result in ended if isinstance(result, dict)}
+    for event in finish_succeeded(session, results) if results else ():
+        stored[event.job_id] = [event]
+    for each, write in ended:
+        if isinstance(write, dict):
+            continue
+        try:
+            stored[each.job.id] = write(session)
+        except Fenced:
+            logger.info("an attempt was fenced", extra={"job_id": each.job.id, "attempt": each.job.attempt})
+    return stored
 
 
 @dataclass(slots=True, eq=False)
@@ -258,10 +277,33 @@ class _Served:
     error: Exception | None = None  # why it could not begin
     end_by_s: float | None = None
     why: _Why | None = None  # it was told to stop
+    num_messages: int = 0
+    _deltas: deque[tuple[int, str]] = field(default_factory=deque)  # not sent yet
 
     @property
     def is_done(self) -> bool:
         return self.request is None or self.request.is_over
+
+    def receive(self, changed: threading.Event) -> Callable[[int, str], None]:
+        """Return what the engine calls with what it added to a text."""
+
+        def add(index: int, text: str) -> None:
+            self._deltas.append((index, text))
+            changed.set()
+
+        return add
+
+    def pop_deltas(self) -> list[tuple[int, str]]:
+        """Return what was added since the last time, what is added meanwhile left for the next."""
+        return [self._deltas.popleft() for _ in range(len(self._deltas))]
+
+    def next_message(self, deltas: list[tuple[int, str]], end: End | None = None) -> TokenMessage:
+        """Make the next message of this attempt."""
+        message = TokenMessage.model_construct(
+            attempt=self.job.attempt, number=self.num_messages, deltas=deltas, end=end
+        )
+        self.num_messages += 1
+        return message
 
     def stop(self, why: _Why) -> None:
         """End it before its next token."""

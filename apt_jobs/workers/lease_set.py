@@ -7,12 +7,15 @@ from types import TracebackType
 from typing import Self
 
 from apt_jobs.db.engine import Database
+from apt_jobs.db.job_groups import cancel_requests
 from apt_jobs.db.jobs import heartbeat
 from apt_jobs.db.models import Job
 from apt_jobs.errors import Fenced, OutOfSpace, Unavailable
 from apt_jobs.supervision.lease import STOP_FRACTION, boot_clock_s
 
 logger = logging.getLogger(__name__)
+
+CANCEL_POLL_S = 0.4  # how soon a cancel is seen; a cheap read
 
 
 class LeaseSet:
@@ -68,6 +71,19 @@ class LeaseSet:
         self._closed.set()
         self._thread.join()
 
+    def _look_for_cancels(self) -> None:
+        """Read whom somebody asked to cancel: a reader who left should not pay until the next heartbeat."""
+        try:
+            with self._database.read() as session:
+                self._cancelled |= cancel_requests(session, list(self._attempts))
+        except Unavailable as exc:
+            logger.warning("cannot look for cancelled jobs", extra={"why": str(exc)})
+
     def _run(self) -> None:
-        while not self._closed.wait(self._heartbeat_s):
-            self.beat()
+        beat_at_s = boot_clock_s() + self._heartbeat_s
+        while not self._closed.wait(min(CANCEL_POLL_S, self._heartbeat_s)):
+            if boot_clock_s() >= beat_at_s:
+                beat_at_s = boot_clock_s() + self._heartbeat_s
+                self.beat()
+            else:
+                self._look_for_cancels()

@@ -71,8 +71,10 @@ class TrainWorker:
         if num_left := clear_leftovers(marker, self._settings.stop_timeout_s):
             logger.warning("ended ranks that were left", extra={"count": num_left})
 
-    def _serve(self, claimed: Claimed) -> None:
+    def _serve(self, group: Sequence[Claimed]) -> None:
+        [claimed] = group  # one job at a time
         job = claimed.job
+        self._consumer.publisher.publish(job.id, [claimed.event])
         command = [
             *(sys.executable, "-m", "apt_jobs.supervision.supervise"),
             f"--job-id={job.id}",

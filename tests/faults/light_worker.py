@@ -8,6 +8,7 @@ APT_JOBS_TEST_DIES_ON_WAKE_UP=1 it ends as soon as it was woken or saw a due job
 
 import os
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -96,7 +97,9 @@ def work(name: str, *queues: str) -> None:
     configure_logging("WARNING")
     lacks = os.environ.get("APT_JOBS_TEST_LACKS")
 
-    def carry(claimed: Claimed) -> None:
+    def carry(group: Sequence[Claimed]) -> None:
+        [claimed] = group
+        consumer.publisher.publish(claimed.job.id, [claimed.event])
         try:
             if lacks is not None:
                 with consumer.database.write() as session:

@@ -1,9 +1,13 @@
 """`/api/generate`, `/api/batch_generate`, `/api/models`: text in, text out, through the queue like every other job."""
 
 import asyncio
+import itertools
 import time
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, Literal
 
+import orjson
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 from starlette.requests import Request
@@ -12,25 +16,23 @@ from starlette.responses import JSONResponse, Response
 from apt_jobs.artifacts.models import list_local_models
 from apt_jobs.db.access import Role
 from apt_jobs.db.checkpoints import list_checkpoints, newest_checkpoint
-from apt_jobs.db.idempotency import IdempotencyKey, known_resource
 from apt_jobs.db.jobs import get_job
-from apt_jobs.db.models import Job
 from apt_jobs.db.service_values import DEFAULT_MODEL, get_value
-from apt_jobs.db.workers import list_workers
+from apt_jobs.errors import AptJobsError
 from apt_jobs.events.codec import timestamp
 from apt_jobs.jobs.spec import GenerateSpec, Name, SamplingOptions, Text
-from apt_jobs.jobs.states import TERMINAL_STATES, JobState
-from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.web.api.endpoint import endpoint
-from apt_jobs.web.api.idempotency import made_job, replay_headers
-from apt_jobs.web.api.jobs import require_references, submit
-from apt_jobs.web.live.streams import LiveStreams, streams_of
+from apt_jobs.web.api.idempotency import replay_headers
+from apt_jobs.web.generations import ClientLeft, Generation, begin, streamed, succeeded
+from apt_jobs.web.live.generation_streams import Added, Ended, Restarted, Silence, Update
+from apt_jobs.web.live.server_sent_events import wants_event_stream
 from apt_jobs.web.problems import ProblemError
 from apt_jobs.web.schemas import JobAnswer, job_answer
 from apt_jobs.web.service import Service, service_of
 
-POLL_S = 1.0  # between two looks at the row, should the live wire be down
 MAX_MODELS = 200
+INTERACTIVE_PRIORITY = 10  # of a job that someone waits for
+CLIENT_LEFT = 499  # for the log: nobody reads it
 
 FinishReason = Literal["stop", "length"]  # an end of its own or a stop string; or no more room or tokens
 
@@ -110,23 +112,33 @@ class ModelList(BaseModel):
     problems={504},
 )
 async def generate(request: Request) -> Response:
-    """Continue one text. `Prefer: respond-async` answers 202 with the job at once."""
+    """Continue one text. `Prefer: respond-async` answers 202 with the job at once.
+
+    With `"stream": true` or `Accept: text/event-stream` the answer is server-sent events: `delta` with the added
+    `text`, `restarted` when the text begins again, then one `end` (or `error`). Their `number` is contiguous.
+    """
     body: GenerateRequest = request.state.body
-    job, is_replay = await _submitted(request, [body.text], body)
-    if _wants_no_wait(request):
-        return _accepted(job, is_replay)
-    result = await _result(service_of(request), streams_of(request), job)
-    answer = GenerateAnswer(
-        generated_text=result["outputs"][0],
-        input_text=body.text,
-        generation_time_ms=result["generation_time_ms"],
-        finish_reason=result["finish_reasons"][0],
-        truncated=result["truncated"][0],
-        usage=Usage(**result["usage"]),
-        model=result["model"],
-        job_id=job.id,
+    is_stream = not _wants_no_wait(request) and (body.stream or wants_event_stream(request))
+    generation = await begin(
+        request, _spec([body.text], body, stream=is_stream), is_waited_for=not _wants_no_wait(request)
     )
-    return JSONResponse(answer.model_dump(mode="json"), headers=replay_headers(is_replay))
+    headers = dict(replay_headers(generation.is_replay))
+    is_handed_over = False
+    try:
+        if _wants_no_wait(request):
+            return _accepted(generation)
+        if is_stream:
+            headers["location"] = f"/api/jobs/{generation.job.id}"
+            response = await streamed(request, generation, partial(_events, generation.job.id, body.text), headers)
+            is_handed_over = True
+            return response
+        result = await generation.result(request)
+    except ClientLeft:
+        return Response(status_code=CLIENT_LEFT)
+    finally:
+        if not is_handed_over:
+            generation.close()
+    return JSONResponse(_answer(result, body.text, generation.job.id).model_dump(mode="json"), headers=headers)
 
 
 @endpoint(
@@ -141,10 +153,17 @@ async def batch_generate(request: Request) -> Response:
     """Continue many texts in one batch. `Prefer: respond-async` answers 202 with the job at once."""
     body: BatchGenerateRequest = request.state.body
     started = time.monotonic()
-    job, is_replay = await _submitted(request, list(body.texts), body)
-    if _wants_no_wait(request):
-        return _accepted(job, is_replay)
-    result = await _result(service_of(request), streams_of(request), job)
+    generation = await begin(
+        request, _spec(list(body.texts), body, stream=False), is_waited_for=not _wants_no_wait(request)
+    )
+    try:
+        if _wants_no_wait(request):
+            return _accepted(generation)
+        result = await generation.result(request)
+    except ClientLeft:
+        return Response(status_code=CLIENT_LEFT)
+    finally:
+        generation.close()
     answer = BatchAnswer(
         results=[
             BatchItem(input=text, output=output, finish_reason=reason, truncated=truncated)
@@ -156,15 +175,19 @@ async def batch_generate(request: Request) -> Response:
         batch_size=len(body.texts),
         usage=Usage(**result["usage"]),
         model=result["model"],
-        job_id=job.id,
+        job_id=generation.job.id,
     )
-    return JSONResponse(answer.model_dump(mode="json"), headers=replay_headers(is_replay))
+    return JSONResponse(answer.model_dump(mode="json"), headers=replay_headers(generation.is_replay))
 
 
 @endpoint(role=Role.VIEWER, tag="generation", answers={200: ModelList}, operation="list_models")
 async def get_models(request: Request) -> Response:
     """Return the checkpoints and local models that can generate, the newest first."""
-    service = service_of(request)
+    return JSONResponse((await list_models(service_of(request))).model_dump(mode="json"))
+
+
+async def list_models(service: Service) -> ModelList:
+    """Return the checkpoints, the newest first, and the local models."""
     local = await asyncio.to_thread(list_local_models, service.settings)
 
     def read(session: Session) -> ModelList:
@@ -199,60 +222,62 @@ async def get_models(request: Request) -> Response:
         ]
         return ModelList(data=models, has_more=has_more)
 
-    return JSONResponse((await service.read(read)).model_dump(mode="json"))
+    return await service.read(read)
 
 
-async def _submitted(request: Request, texts: list[str], sampling: Sampling) -> tuple[Job, bool]:
-    service = service_of(request)
-    key: IdempotencyKey | None = request.state.idempotency_key
-    if key is not None and (known := await service.read(known_resource, key)) is not None:
-        return await made_job(service, key, known), True
-    spec = GenerateSpec(
-        kind="generate",
-        texts=texts,
-        **sampling.model_dump(exclude={"text", "texts"}),
-        priority=10,  # someone waits for it
+def _spec(texts: list[str], sampling: Sampling, *, stream: bool) -> GenerateSpec:
+    options = sampling.model_dump(exclude={"text", "texts", "stream"})
+    return GenerateSpec(kind="generate", texts=texts, **options, stream=stream, priority=INTERACTIVE_PRIORITY)
+
+
+def _answer(result: dict[str, Any], text: str, job_id: str) -> GenerateAnswer:
+    return GenerateAnswer(
+        generated_text=result["outputs"][0],
+        input_text=text,
+        generation_time_ms=result["generation_time_ms"],
+        finish_reason=result["finish_reasons"][0],
+        truncated=result["truncated"][0],
+        usage=Usage(**result["usage"]),
+        model=result["model"],
+        job_id=job_id,
     )
-    await require_references(service, spec)
-    alive = await service.read(list_workers, alive_within_s(service.settings))
-    if not any(spec.kind in worker.queues for worker in alive) and not _wants_no_wait(request):
-        raise ProblemError(503, "no generation worker is running; start one: apt-jobs worker generate")
-    return await submit(service, spec, key)
 
 
-async def _result(service: Service, streams: LiveStreams, job: Job) -> dict[str, Any]:
-    """Wait for the job's end: woken by the live wire, and looking at the row now and then.
+async def _events(job_id: str, text: str, updates: AsyncIterator[Update]) -> AsyncIterator[bytes]:
+    """Turn updates into server-sent events; the last one is `end` or `error`."""
+    numbers = itertools.count()
 
-    Raises:
-        ProblemError: 504 when it takes too long, 422 with the job's reason when it failed.
-    """
-    deadline = time.monotonic() + service.settings.generate_wait_s
-    async with streams.watch(job.id) as stream:
-        cursor = 0
-        while time.monotonic() < deadline:
-            now = await service.read(get_job, job.id)
-            if now.state in TERMINAL_STATES:
-                break
-            cursor = max(cursor, now.last_seq)
-            await stream.changed(cursor, POLL_S)
-        else:
-            waited = service.settings.generate_wait_s
-            raise ProblemError(
-                504, f"job {job.id} is not done after {waited:.0f} s; it goes on: GET /api/jobs/{job.id}"
-            )
-    if now.state != JobState.SUCCEEDED or now.result is None:
-        raise ProblemError(422, f"job {job.id} {now.state}: {now.reason or 'no reason was given'}", kind="job-failed")
-    return now.result
+    def event(kind: str, data: dict[str, Any]) -> bytes:
+        number = next(numbers)
+        encoded = orjson.dumps({"number": number, **data})
+        return b"event: %b\nid: %d\ndata: %b\n\n" % (kind.encode(), number, encoded)
+
+    try:
+        async for update in updates:
+            match update:
+                case Added():
+                    yield event("delta", {"text": update.text})
+                case Restarted():
+                    yield event("restarted", {"detail": "the worker was lost; the text begins again"})
+                case Ended():
+                    yield event("end", _answer(succeeded(job_id, update), text, job_id).model_dump(mode="json"))
+                case Silence():
+                    yield b": the job goes on\n\n"
+    except ProblemError as exc:
+        yield event("error", {"status": exc.status, "detail": exc.detail, "job_id": job_id})
+    except AptJobsError as exc:
+        yield event("error", {"status": 503, "detail": str(exc), "job_id": job_id})
 
 
 def _wants_no_wait(request: Request) -> bool:
     return "respond-async" in request.headers.get("prefer", "").lower()
 
 
-def _accepted(job: Job, is_replay: bool) -> Response:
+def _accepted(generation: Generation) -> Response:
+    job = generation.job
     headers = {
         "location": f"/api/jobs/{job.id}",
         "preference-applied": "respond-async",
-        **replay_headers(is_replay),
+        **replay_headers(generation.is_replay),
     }
     return JSONResponse(job_answer(job).model_dump(mode="json"), 202, headers=headers)

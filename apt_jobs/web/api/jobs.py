@@ -16,11 +16,12 @@ from apt_jobs.db.idempotency import IdempotencyKey, create_once, known_resource
 from apt_jobs.db.jobs import get_job, list_attempts
 from apt_jobs.db.listing import list_jobs
 from apt_jobs.db.models import Job
+from apt_jobs.db.workers import list_workers
 from apt_jobs.errors import InvalidReferences, Unavailable
 from apt_jobs.events.codec import LoggedEvent, splice_stored
 from apt_jobs.events.columns import COLUMN_TYPES
 from apt_jobs.jobs.limits import MAX_SEQ
-from apt_jobs.jobs.spec import AnyJobSpec, GenerateSpec, TrainSpec
+from apt_jobs.jobs.spec import AnyJobSpec, GenerateSpec, TrainSpec, queue_of
 from apt_jobs.jobs.states import JobState
 from apt_jobs.operations import steer
 from apt_jobs.operations import submit as operations
@@ -34,6 +35,7 @@ from apt_jobs.web.live.server_sent_events import event_stream, wants_event_strea
 from apt_jobs.web.problems import REFERENCES_DETAIL, ProblemError, reference_faults
 from apt_jobs.web.schemas import JobAnswer, JobList, attempt_answers, job_answer
 from apt_jobs.web.service import Service, service_of
+from apt_jobs.web.submissions import NO_WORKER
 
 logger = logging.getLogger(__name__)
 
@@ -269,6 +271,17 @@ async def require_references(service: Service, spec: TrainSpec | GenerateSpec, u
         await service.read(operations.require_references, service.settings, spec)
     except InvalidReferences as exc:
         raise ProblemError(422, REFERENCES_DETAIL, kind="invalid-request", errors=reference_faults(exc, under)) from exc
+
+
+async def require_worker(service: Service, spec: TrainSpec | GenerateSpec) -> None:
+    """Refuse what nobody would work on, where somebody waits for it.
+
+    Raises:
+        ProblemError: 503.
+    """
+    alive = await service.read(list_workers, alive_within_s(service.settings))
+    if not any(queue_of(spec) in worker.queues for worker in alive):
+        raise ProblemError(503, NO_WORKER)
 
 
 def listed_answers(session: Session, rows: Sequence[Job], settings: Settings) -> list[JobAnswer]:

@@ -1,0 +1,1 @@
+"""The `/v1` dialect: what the official `openai` package sends and expects, over our jobs."""

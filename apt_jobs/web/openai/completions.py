@@ -1,0 +1,150 @@
+"""`/v1/completions` and `/v1/chat/completions`, whole or as a stream."""
+
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from typing import Any
+
+import orjson
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from apt_jobs.db.access import Role
+from apt_jobs.errors import AptJobsError
+from apt_jobs.web.generations import ClientLeft, Generation, JobFailed, begin, streamed, succeeded
+from apt_jobs.web.live.generation_streams import Added, Ended, Restarted, Silence, Update
+from apt_jobs.web.openai.endpoint import dialect
+from apt_jobs.web.openai.errors import error_body, openai_status
+from apt_jobs.web.openai.requests import ChatRequest, CompletionRequest
+from apt_jobs.web.problems import ProblemError
+
+CLIENT_LEFT = 499  # for the log: nobody reads it
+CONTEXT_CODE = "context_length_exceeded"
+_WRONG_INPUT = ("InvalidInput",)  # errors of a job that are the request's fault
+
+
+@dialect(role=Role.SUBMITTER, body=CompletionRequest)
+async def complete(request: Request) -> Response:
+    """Continue prompts."""
+    return await _completed(request, request.state.body, is_chat=False)
+
+
+@dialect(role=Role.SUBMITTER, body=ChatRequest)
+async def chat(request: Request) -> Response:
+    """Add the assistant's message to a chat."""
+    return await _completed(request, request.state.body, is_chat=True)
+
+
+async def _completed(request: Request, body: CompletionRequest | ChatRequest, *, is_chat: bool) -> Response:
+    try:
+        spec = body.job()
+    except ValidationError as exc:
+        words = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in exc.errors())
+        raise ProblemError(400, words, kind="invalid-request") from exc
+    try:
+        generation = await begin(request, spec)
+    except ProblemError as exc:
+        if any(fault.pointer == "#/model" for fault in exc.errors):
+            detail = f"the model {body.model!r} does not exist; GET /v1/models lists those that do"
+            raise ProblemError(404, detail, kind="model_not_found", errors=exc.errors) from exc
+        raise
+    is_handed_over = False
+    head = _Head(generation, body.model, is_chat=is_chat)
+    try:
+        if body.stream:
+            response = await streamed(request, generation, partial(_events, head, len(spec.texts), body.include_usage))
+            is_handed_over = True
+            return response
+        result = await generation.result(request)
+    except ClientLeft:
+        return Response(status_code=CLIENT_LEFT)
+    except JobFailed as exc:
+        raise _refusal(exc) from exc
+    finally:
+        if not is_handed_over:
+            generation.close()
+    choices = [
+        head.choice(index, text, reason)
+        for index, (text, reason) in enumerate(zip(result["outputs"], result["finish_reasons"], strict=True))
+    ]
+    return JSONResponse({**head.fields(is_chunk=False), "choices": choices, "usage": result["usage"]})
+
+
+class _Head:
+    """What all chunks of an answer share, and how its choices are written."""
+
+    def __init__(self, generation: Generation, model: str, *, is_chat: bool) -> None:
+        self._is_chat, self._model = is_chat, model
+        self.job_id = generation.job.id
+        self._created = int(time.time())
+
+    def fields(self, *, is_chunk: bool) -> dict[str, Any]:
+        kind = "text_completion"
+        if self._is_chat:
+            kind = "chat.completion.chunk" if is_chunk else "chat.completion"
+        prefix = "chatcmpl" if self._is_chat else "cmpl"
+        return {"id": f"{prefix}-{self.job_id}", "object": kind, "created": self._created, "model": self._model}
+
+    def choice(self, index: int, text: str, reason: str) -> dict[str, Any]:
+        if not self._is_chat:
+            return {"index": index, "text": text, "logprobs": None, "finish_reason": reason}
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+
+    def chunk(self, index: int, text: str | None, reason: str | None = None, *, is_first: bool = False) -> bytes:
+        choice: dict[str, Any] = {"index": index, "logprobs": None, "finish_reason": reason}
+        if self._is_chat:
+            choice["delta"] = ({"role": "assistant"} if is_first else {}) | ({} if text is None else {"content": text})
+        else:
+            choice["text"] = text or ""
+        return self.event([choice])
+
+    def event(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None) -> bytes:
+        return _data({**self.fields(is_chunk=True), "choices": choices, "usage": usage})
+
+
+async def _events(
+    head: _Head, num_choices: int, include_usage: bool, updates: AsyncIterator[Update]
+) -> AsyncIterator[bytes]:
+    """Turn updates into chunks. A text that has begun cannot begin again here: then the stream ends with an error."""
+    begun: set[int] = set()
+    try:
+        async for update in updates:
+            match update:
+                case Added(index, text):
+                    yield head.chunk(index, text, is_first=index not in begun)
+                    begun.add(index)
+                case Restarted():
+                    if begun:
+                        raise ProblemError(503, f"the worker was lost; job {head.job_id} begins again: GET /api/jobs")
+                case Ended():
+                    result = succeeded(head.job_id, update)
+                    for index in range(num_choices):
+                        reason = result["finish_reasons"][index]
+                        yield head.chunk(index, None, reason, is_first=index not in begun)
+                    if include_usage:
+                        yield head.event([], result["usage"])
+                    yield b"data: [DONE]\n\n"
+                case Silence():
+                    yield b": the job goes on\n\n"
+    except JobFailed as exc:
+        refusal = _refusal(exc)
+        yield _data(error_body(openai_status(refusal.status), refusal.detail))
+    except ProblemError as exc:
+        yield _data(error_body(openai_status(exc.status), exc.detail))
+    except AptJobsError as exc:
+        yield _data(error_body(503, str(exc)))
+
+
+def _refusal(exc: JobFailed) -> ProblemError:
+    """Return what a failed job is in OpenAI's statuses."""
+    end = exc.end
+    if (end.error or {}).get("error") in _WRONG_INPUT:
+        detail = end.reason or exc.detail
+        return ProblemError(400, detail, kind=CONTEXT_CODE if "context" in detail else "invalid-request")
+    return ProblemError(409 if end.state == "cancelled" else 500, exc.detail, kind="job-failed")
+
+
+def _data(document: dict[str, Any]) -> bytes:
+    return b"data: %b\n\n" % orjson.dumps(document)
