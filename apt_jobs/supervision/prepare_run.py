@@ -17,6 +17,8 @@ from apt_jobs.operations.data_directory import require_room
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.settings import Settings
 
+OUTPUT_FOLDER = "output"  # beside the attempts of a job
+
 
 def plan_attempt(
     settings: Settings,
@@ -43,6 +45,7 @@ def plan_attempt(
     run_dir = settings.runs_dir / job.id / f"attempt-{job.attempt}"
     run_dir.mkdir(parents=True, exist_ok=True)
     require_room(settings)
+    resume_dir, resume_step = _resume_point(settings, database, job.id)
     run_file = RunFile(
         job_id=job.id,
         attempt=job.attempt,
@@ -50,13 +53,18 @@ def plan_attempt(
         entry_point=_entry_point(settings, spec),
         dataset_file=_dataset_file(settings, spec),
         base_model_dir=_base_model_dir(settings, database, spec),
-        resume_dir=_resume_dir(settings, database, job.id),
+        resume_dir=resume_dir,
+        resume_step=resume_step,
+        datasets_dir=settings.datasets_dir,
+        output_dir=settings.runs_dir / job.id / OUTPUT_FOLDER,
         rendezvous=rendezvous() if spec.num_nodes > 1 else None,
         run_dir=run_dir,
         checkpoints_dir=settings.checkpoints_dir / job.id,
         checkpoint_prefix=job.id,
     )
     run_file.checkpoints_dir.mkdir(parents=True, exist_ok=True)
+    if run_file.output_dir is not None:
+        run_file.output_dir.mkdir(exist_ok=True)
     temporary = run_dir / ".run.json"  # nodes look for the file: it appears whole
     temporary.write_text(run_file.model_dump_json(indent=1))
     temporary.rename(run_file_path(run_file))
@@ -136,14 +144,15 @@ def _base_model_dir(settings: Settings, database: Database, spec: TrainSpec) -> 
     return folder
 
 
-def _resume_dir(settings: Settings, database: Database, job_id: str) -> Path | None:
+def _resume_point(settings: Settings, database: Database, job_id: str) -> tuple[Path | None, int]:
+    """Return the folder of the job's furthest checkpoint, and its step."""
     with database.read() as session:
         checkpoint = newest_of_job(session, job_id)
     if checkpoint is None:
-        return None
+        return None, 0
     folder = inside(settings.checkpoints_dir, checkpoint.filename)
     if folder is None:
         raise InvalidCheckpoint(f"checkpoint {checkpoint.id} of this job is registered outside of the checkpoints")
     if not folder.is_dir():
         raise WorkerLacks(f"checkpoint {checkpoint.id} of this job is registered, but its folder is gone")
-    return folder
+    return folder, checkpoint.step
