@@ -56,6 +56,7 @@ class Run:
         self._values = MetricValues(self._events)
         self._stop = StopAgreement(handover.run_dir, self.rank)
         self._step = handover.resume_step  # last one that was logged
+        self._has_logged = False
         self._waiting: dict[str, int | float | str] = {}  # over the rate
         self._tokens, self._refilled_s = float(BURST_EVENTS), time.monotonic()
         self._progress: tuple[int, int | None] | None = None  # not written yet
@@ -105,13 +106,13 @@ class Run:
             number = None if step is None else self._values.step(step)
             if number is None:
                 number = self._step + 1
-            if number < self._step:
+            if self._has_logged and number < self._step:
                 self._events.complain(
                     "back", f"metrics of step {number} come after those of step {self._step}; they are kept"
                 )
             if not kept and not self._waiting:
                 return
-            self._step = number
+            self._step, self._has_logged = number, True
             if self._has_token():
                 kept, self._waiting = {**self._waiting, **kept}, {}
                 self._events.write("metrics", {"step": number, "rank": self.rank, "values": kept})
@@ -190,6 +191,9 @@ class Run:
             self._events.log("error", f"the checkpoint of step {number} is not saved: {exc}")
             self._events.complain(f"checkpoint {exc}", f"the checkpoint of step {number} is not saved: {exc}")
             return None
+        if self.job_id is None:  # nobody would find it by a registered id
+            self._events.log("info", f"the checkpoint of step {number} is {parent / saved.name}")
+            return saved.id
         self._report(saved, 1000.0 * (time.monotonic() - began_s))
         for old in prune_script_checkpoints(parent, self._handover.keep_checkpoints):
             self._events.write("checkpoint_removed", {"checkpoint_id": old.id, "reason": "replaced by newer ones"})
