@@ -134,6 +134,9 @@ class Settings(BaseSettings):
         default_factory=dict,
         description="Training code a worker may run by name: `module:function` or a `.py` script (JSON object).",
     )
+    pass_environment: tuple[str, ...] = Field(
+        (), description="Further variables of a worker's environment that training jobs see, by name (JSON list)."
+    )
     generate_concurrency: int = Field(8, ge=1, le=64, description="Generation jobs that one worker serves at once.")
     generate_threads: int = Field(
         0, ge=0, le=1_024, description="Threads of a generation worker's computations on CPU; 0: half of the cores."

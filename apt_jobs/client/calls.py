@@ -101,9 +101,10 @@ def stored_events(job_id: str, after: int, kinds: tuple[str, ...]) -> Call[tuple
 
 
 def get_metrics(job_id: str, points: int) -> Call[dict[str, Any]]:
-    return Call(
-        "GET", job_path(job_id, "metrics"), lambda answer: dict(answer["training_history"]), params={"points": points}
-    )
+    def curves(answer: Any) -> dict[str, Any]:
+        return {**answer["training_history"], "custom": answer.get("custom", {})}
+
+    return Call("GET", job_path(job_id, "metrics"), curves, params={"points": points})
 
 
 def list_checkpoints(job_id: str | None, after: str | None = None) -> Call[tuple[list[dict[str, Any]], bool]]:

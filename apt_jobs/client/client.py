@@ -202,7 +202,7 @@ class Client(Transport):
             after = events[-1]["seq"] if events else after
 
     def metrics(self, job_id: str, points: int = 1000) -> dict[str, Any]:
-        """Get curves by step: `steps`, `train_loss`, `learning_rate` and more, of at most `points` points."""
+        """Get curves by step, of at most `points` points: `steps`, ...; `custom`: what a script logged."""
         return self._send(calls.get_metrics(job_id, points))
 
     def checkpoints(self, job_id: str | None = None) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from apt_jobs.events.kinds import (
     CheckpointRemoved,
     CheckpointSaved,
     Event,
+    ProgressReported,
     StepTrained,
     StoredEvent,
     TrainingStarted,
@@ -165,6 +166,11 @@ def _apply(session: Session, job: Job, events: Sequence[Event]) -> None:
             case StepTrained():
                 values["step"] = of_attempt["last_step"] = event.step
                 progress |= _progress_of(event, values.get("num_steps", job.num_steps))
+            case ProgressReported():
+                values["step"] = of_attempt["last_step"] = event.step
+                values["num_steps"] = event.num_steps
+                eta_s = None if event.eta_s is None else finite_or_name(event.eta_s)
+                progress |= {"step": event.step, "eta_s": eta_s}
             case Validated():
                 progress["val_loss"] = finite_or_name(event.val_loss)
                 if event.is_best:

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 from apt_jobs.diagnosis.anomalies import AnomalyDetector
 from apt_jobs.diagnosis.incidents import IncidentLog
+from apt_jobs.diagnosis.metric_limits import MetricLimits
 from apt_jobs.diagnosis.policies import Policies
 from apt_jobs.diagnosis.step_join import JoinedStep, NoiseScale, StepJoiner, summarize
 from apt_jobs.events.kinds import (
@@ -17,6 +18,7 @@ from apt_jobs.events.kinds import (
     GradientsRecorded,
     IncidentChanged,
     LayersNamed,
+    MetricsLogged,
     RankGradientsRecorded,
     UpdatesMeasured,
 )
@@ -40,6 +42,7 @@ class RankWatch:
         self._policies = Policies(options.on_anomaly)
         self._updates: dict[int, list[UpdatesMeasured]] = {}
         self._num_rollbacks = 0
+        self._metric_limits = MetricLimits()
 
     @property
     def commands(self) -> Sequence[RankCommand]:
@@ -60,6 +63,9 @@ class RankWatch:
             case GradientsRecorded():
                 yield at, event
                 yield from self._joined(at, self._joiner.add(event))
+                return
+            case MetricsLogged():
+                yield from ((at, kept) for kept in self._metric_limits.limited(event))
                 return
             case LayersNamed():
                 self._detector.name_layers(event.names)

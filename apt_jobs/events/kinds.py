@@ -63,6 +63,26 @@ class StepTrained:
 
 
 @dataclass(frozen=True, slots=True)
+class MetricsLogged:
+    """Numbers that a user's script logged, by name: `current_run().log`. At most 500 names a job."""
+
+    kind: ClassVar[str] = "metrics"
+    step: int
+    rank: int
+    values: dict[str, int | float]
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressReported:
+    """How far a user's script is: `current_run().set_progress`."""
+
+    kind: ClassVar[str] = "progress"
+    step: int
+    num_steps: int | None  # of the whole run; null: not known
+    eta_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Validated:
     """Loss on the validation split, all-reduced: the same on every rank."""
 
@@ -249,6 +269,8 @@ Event = (
     | TrainingStarted
     | LayersNamed
     | StepTrained
+    | MetricsLogged
+    | ProgressReported
     | Validated
     | GradientsRecorded
     | AnomaliesFound
@@ -270,6 +292,8 @@ EVENT_TYPES: tuple[type[Event], ...] = (
     TrainingStarted,
     LayersNamed,
     StepTrained,
+    MetricsLogged,
+    ProgressReported,
     Validated,
     GradientsRecorded,
     AnomaliesFound,

@@ -1,5 +1,7 @@
 """The run file: what the supervisor passes to the ranks of one attempt. JSON in its folder, read once by each rank.
 
+User scripts read the same file with `jobs/handover.py`.
+
 The ranks know nothing else of the service: no database, no broker, no network but their own.
 """
 
@@ -24,6 +26,9 @@ class RunFile(BaseModel):
     dataset_file: Path | None  # UTF-8 text; None: the built-in data set
     base_model_dir: Path | None  # weights to start from; None: random weights
     resume_dir: Path | None  # checkpoint of an earlier attempt to continue; None: start at step 0
+    resume_step: int = 0  # of that checkpoint
+    datasets_dir: Path | None = None  # where all data sets are, for user scripts
+    output_dir: Path | None = None  # a user script's own folder, the same for all attempts of the job
     rendezvous: str | None = None  # "host:port" where the nodes meet; None: there is one node
     run_dir: Path  # spools and logs of this attempt
     checkpoints_dir: Path  # folder of this job's checkpoints; new ones appear in it by rename

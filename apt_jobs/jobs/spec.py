@@ -43,6 +43,35 @@ ArgumentValue = Annotated[
 ]
 
 
+def _require_no_nul(text: str) -> str:
+    """Refuse what no process can be started with."""
+    if "\0" in text:
+        raise ValueError("a NUL character cannot be passed to a process; leave it out")
+    return text
+
+
+def _require_free_variable(name: str) -> str:
+    """Refuse environment variables that decide which code runs, or which the service sets."""
+    if name in OWN_VARIABLES or name.startswith(OWN_VARIABLE_PREFIXES) or name.endswith("_PLUGIN"):
+        raise ValueError(f"a job may not set {name}: the worker sets it, or it decides which code runs")
+    return name
+
+
+OWN_VARIABLE_PREFIXES = ("APT_JOBS_", "LD_", "PYTHON", "TORCHELASTIC_")
+OWN_VARIABLES = frozenset(
+    (
+        *("PATH", "HOME", "SHELL", "BASH_ENV", "ENV", "IFS", "OMP_TOOL_LIBRARIES"),
+        *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME"),
+        *("MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"),
+        *("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"),
+    )
+)
+Argument = Annotated[str, StringConstraints(max_length=4_000), AfterValidator(_require_no_nul)]
+VariableName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$"), AfterValidator(_require_free_variable)
+]
+
+
 IncidentKind = Literal[
     "nan", "inf", "exploding", "vanishing", "spike", "vanished", "rank_outlier", "straggler", "desync", "update_spike"
 ]
@@ -250,6 +279,16 @@ class TrainSpec(JobSpec):
     entry_point: Name = Field(BUILTIN_ENTRY_POINT, description="Registered on the worker; never a command line.")
     arguments: dict[Name, ArgumentValue] = Field(
         default_factory=dict, max_length=64, description="Arguments of a registered entry point."
+    )
+    argv: list[Argument] = Field(
+        default_factory=list,
+        max_length=256,
+        description='Command line of a registered script, as `["--lr", "3e-4"]`; `arguments` follow it.',
+    )
+    env: dict[VariableName, Argument] = Field(
+        default_factory=dict,
+        max_length=64,
+        description="Environment variables of the ranks. All who may read the job see them: no secrets.",
     )
     dataset: Name = Field(BUILTIN_DATASET, description="A data set of `GET /api/datasets`.")
     base_model: Name | None = Field(

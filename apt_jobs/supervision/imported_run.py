@@ -24,6 +24,8 @@ from apt_jobs.events.kinds import (
     GradientsRecorded,
     LayersNamed,
     LineLogged,
+    MetricsLogged,
+    ProgressReported,
     RankGradientsRecorded,
     StepTrained,
     UpdatesMeasured,
@@ -43,6 +45,8 @@ MAX_RANKS = 512  # as `TrainSpec.num_ranks`
 MONITORED = (  # what the monitor writes; anything else could claim checkpoints or states that are not there
     LayersNamed,
     StepTrained,
+    MetricsLogged,
+    ProgressReported,
     GradientsRecorded,
     AnomaliesFound,
     RankGradientsRecorded,
@@ -119,7 +123,7 @@ def _checked(spools: list[Path]) -> str:
 
 def _check(event: Event, rank: int, num_layers: int) -> None:
     if not isinstance(event, MONITORED):
-        raise InvalidInput(f"the gradient monitor writes no {event.kind!r} event")
+        raise InvalidInput(f"a run outside of a job has no {event.kind!r} event")
     counts = getattr(event, "step", 0) / MAX_STEP, getattr(event, "num_rollbacks", 0) / MAX_ROLLBACKS
     if not (0 <= min(counts) <= max(counts) <= 1 and getattr(event, "num_samples", 1) > 0):
         raise InvalidInput("its step or another of its counts is out of bounds")

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+from apt_jobs.jobs.handover import RUN_FILE_VARIABLE
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.compile_cache import compile_cache_dir
@@ -20,6 +21,7 @@ from apt_jobs.supervision.network import (
 )
 from apt_jobs.supervision.prepare_run import run_file_path
 from apt_jobs.supervision.process_tree import WORKER_MARKER, ProcessTree
+from apt_jobs.supervision.rank_environment import passed_environment
 
 PROGRESS_BAR_SWITCHES = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 
@@ -66,20 +68,23 @@ def _command(settings: Settings, run_file: RunFile, node_rank: int) -> list[str]
 
 
 def _environment(settings: Settings, run_file: RunFile, node_rank: int, gpus: Sequence[int]) -> dict[str, str]:
-    """Return what the ranks see: no setting of the service, so no password of the database or the broker."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("APT_JOBS_")}
-    threads = max(1, (os.cpu_count() or 1) // run_file.spec.ranks_per_node)
+    """Return what the ranks see: no setting of the service, no secret of the operator's shell."""
+    spec, is_script = run_file.spec, run_file.entry_point is not None
+    environment = passed_environment(os.environ, settings.pass_environment)
+    is_offline = environment.get("HF_HUB_OFFLINE", "1") if is_script else "1"
+    threads = max(1, (os.cpu_count() or 1) // spec.ranks_per_node)
     environment |= {
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONUNBUFFERED": "1",
-        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_OFFLINE": is_offline,
         "TORCHINDUCTOR_CACHE_DIR": str(compile_cache_dir(settings)),  # a shape is compiled once, not in each attempt
         "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it cuBLAS may give other bits each time
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts, by which the worker chose
-        "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)) if run_file.spec.device == "cuda" else "",
+        "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)) if spec.device == "cuda" else "",
     }
-    if run_file.entry_point is None:  # the trainer's own progress bars say nothing that its events do not
+    environment |= spec.env | {RUN_FILE_VARIABLE: str(run_file_path(run_file))}
+    if not is_script:  # the trainer's own progress bars say nothing that its events do not
         environment |= dict.fromkeys(PROGRESS_BAR_SWITCHES, "1")
     return environment | _interfaces(settings, run_file, node_rank, environment)
 

@@ -20,6 +20,8 @@ from apt_jobs.operations.data_directory import require_room
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.settings import Settings
 
+OUTPUT_FOLDER = "output"  # beside the attempts of a job
+
 
 def plan_attempt(
     settings: Settings,
@@ -46,6 +48,7 @@ def plan_attempt(
     folder = run_dir(settings, job.id, job.attempt)
     folder.mkdir(parents=True, exist_ok=True)
     require_room(settings)
+    resume_dir, resume_step = _resume_point(settings, database, job.id)
     run_file = RunFile(
         job_id=job.id,
         attempt=job.attempt,
@@ -53,13 +56,18 @@ def plan_attempt(
         entry_point=_entry_point(settings, spec),
         dataset_file=_dataset_file(settings, spec),
         base_model_dir=_base_model_dir(settings, database, spec),
-        resume_dir=_resume_dir(settings, database, job.id),
+        resume_dir=resume_dir,
+        resume_step=resume_step,
+        datasets_dir=settings.datasets_dir,
+        output_dir=settings.runs_dir / job.id / OUTPUT_FOLDER,
         rendezvous=rendezvous() if spec.num_nodes > 1 else None,
         run_dir=folder,
         checkpoints_dir=checkpoints_of_job(settings, job.id),
         checkpoint_prefix=job.id,
     )
     run_file.checkpoints_dir.mkdir(parents=True, exist_ok=True)
+    if run_file.output_dir is not None:
+        run_file.output_dir.mkdir(exist_ok=True)
     temporary = folder / ".run.json"  # nodes look for the file: it appears whole
     temporary.write_text(run_file.model_dump_json(indent=1))
     temporary.rename(run_file_path(run_file))
@@ -138,10 +146,11 @@ def _base_model_dir(settings: Settings, database: Database, spec: TrainSpec) -> 
         raise InvalidCheckpoint(f"base_model {spec.base_model!r} does not exist any more") from exc
 
 
-def _resume_dir(settings: Settings, database: Database, job_id: str) -> Path | None:
+def _resume_point(settings: Settings, database: Database, job_id: str) -> tuple[Path | None, int]:
+    """Return the folder of the job's furthest checkpoint, and its step."""
     with database.read() as session:
         checkpoint = newest_of_job(session, job_id)
-    return None if checkpoint is None else _checkpoint_dir(settings, checkpoint)
+    return (None, 0) if checkpoint is None else (_checkpoint_dir(settings, checkpoint), checkpoint.step)
 
 
 def _checkpoint_dir(settings: Settings, checkpoint: Checkpoint) -> Path:

@@ -150,7 +150,7 @@ class Supervisor:
                 return self._end(tree, reason)
             if self._asked is None and (reason := self._reason_to_stop(lease, relay, run_file)) is not None:
                 self._asked, self._asked_s = reason, time.monotonic()
-                run_file.stop_path.touch()
+                _write_stop_file(run_file, reason)
             if self._asked is not None and time.monotonic() - self._asked_s > self._settings.drain_timeout_s:
                 return self._end(tree, self._asked)
             if moved:
@@ -247,7 +247,9 @@ class Supervisor:
         """Report ranks that were asked to save and stop, and did, or were ended when they did not in time."""
         assert self._asked is not None  # only this process makes the file that stops them
         unsaved = "it did not save in time: an earlier checkpoint counts"
-        where = f"saved at step {relay.saved_step}" if saved else unsaved
+        if saved and relay.saved_step is None:
+            unsaved = "it saved no checkpoint: an earlier one counts, if there is one"
+        where = f"saved at step {relay.saved_step}" if saved and relay.saved_step is not None else unsaved
         why = relay.decided if relay.decided and self._asked is Ending.PAUSED else self._asked.value
         reason = f"{why}; {where}"
         if self._asked is Ending.TIME_LIMIT:
@@ -307,6 +309,13 @@ def _await_news(relay: Relay) -> None:
         time.sleep(pause_s)
         if relay.has_news() or time.monotonic() > until_s:
             return
+
+
+def _write_stop_file(run_file: RunFile, reason: Ending) -> None:
+    """Ask the ranks to save and stop. The file appears whole: a user's script shows what is in it."""
+    temporary = run_file.stop_path.with_name(".stop")
+    temporary.write_text(reason.value)
+    temporary.rename(run_file.stop_path)
 
 
 def _exit_in_words(status: int | None) -> str:

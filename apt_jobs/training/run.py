@@ -30,6 +30,7 @@ from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.jobs.outcome import Outcome, write_outcome
 from apt_jobs.jobs.run_file import SCRIPT_SUFFIX, RunFile
 from apt_jobs.jobs.spec import ArgumentValue
+from apt_jobs.run.stopping import STOPPED
 from apt_jobs.training.torchrun import read_rank_info
 
 BUILT_IN = "apt_jobs.training.loop:train"  # imported like any other: user scripts do not wait for it
@@ -73,17 +74,22 @@ def _entry(run_file: RunFile) -> Callable[[RunFile, SpoolWriter], None]:
     function = _run_script if is_script else _imported(run_file.entry_point)
 
     def run(run_file: RunFile, spool: SpoolWriter) -> None:
+        if run_file.output_dir is not None:
+            run_file.output_dir.mkdir(parents=True, exist_ok=True)  # on a further node, without a shared file system
+            os.chdir(run_file.output_dir)
         function(run_file, spool)
         if read_rank_info().rank == 0:
-            write_outcome(run_file.outcome_path, Outcome.FINISHED)
+            has_stopped = (run_file.run_dir / STOPPED).exists()
+            write_outcome(run_file.outcome_path, Outcome.STOPPED if has_stopped else Outcome.FINISHED)
 
     return run
 
 
 def _run_script(run_file: RunFile, spool: SpoolWriter) -> None:
-    """As `python script.py --name=value ...` would, in this process. The monitor in it finds the spool by itself."""
+    """As `python script.py ARGV --name=value ...` would, in this process and in the job's output folder."""
     assert run_file.entry_point is not None
-    sys.argv = [run_file.entry_point, *(f"--{name}={_word(value)}" for name, value in run_file.spec.arguments.items())]
+    spec = run_file.spec
+    sys.argv = [run_file.entry_point, *spec.argv, *(_flag(name, value) for name, value in spec.arguments.items())]
     sys.path.insert(0, str(Path(run_file.entry_point).parent))
     try:
         runpy.run_path(run_file.entry_point, run_name="__main__")
@@ -92,8 +98,11 @@ def _run_script(run_file: RunFile, spool: SpoolWriter) -> None:
             raise TrainingFailed(f"the script exited with {exc.code}; its log says why") from exc
 
 
-def _word(value: ArgumentValue) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _flag(name: str, value: ArgumentValue) -> str:
+    """Return one argument as scripts read it: `true` is the bare flag, anything else its value."""
+    if value is True:
+        return f"--{name}"
+    return f"--{name}={'false' if value is False else value}"
 
 
 def _imported(entry_point: str) -> Callable[[RunFile, SpoolWriter], None]:

@@ -25,6 +25,7 @@ ENTRY_POINTS = {
     "hugging-face": str(EXAMPLES / "hugging_face_trainer.py"),
     "lightning": str(EXAMPLES / "lightning_trainer.py"),
     "soon-done": str(SCRIPTS / "soon_done.py"),
+    "uses-its-run": str(SCRIPTS / "uses_its_run.py"),
     "waits-once": str(SCRIPTS / "waits_once.py"),
 }
 TINY: dict[str, Any] = {
@@ -62,6 +63,7 @@ class Stack:
             "APT_JOBS_LEASE_S": "6",
             "APT_JOBS_HEARTBEAT_S": "1",
             "APT_JOBS_STOP_TIMEOUT_S": "3",
+            "MY_SECRET": "of the operator",
             "APT_JOBS_ENTRY_POINTS": json.dumps(ENTRY_POINTS),
             **environment,
         }

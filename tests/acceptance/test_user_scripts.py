@@ -1,5 +1,6 @@
 """Training code of others, unchanged, as jobs: the examples, registered, through the whole stack."""
 
+import json
 from typing import Any
 
 import pytest
@@ -48,6 +49,41 @@ def test_the_reason_of_user_scripts_is_the_reason_of_its_job(client: Client) -> 
     assert row["state"] == "failed"
     assert row["reason"] == "rank 0: TrainingFailed: the script exited with 2; its log says why"
     assert any("invalid int value: 'many'" in event["message"] for event in events_of(client, row)["log"])
+
+
+def test_a_script_has_its_run_over_a_kill_and_a_pause(client: Client) -> None:
+    job_id = client.submit(
+        {
+            "kind": "train",
+            "entry_point": "uses-its-run",
+            "num_ranks": 2,
+            "argv": ["positional", "--lr", "3e-4"],
+            "arguments": {"flag": True, "size": 3},
+            "env": {"MINE": "yes", "HF_HUB_OFFLINE": "0"},
+        }
+    )["id"]
+    until(lambda: client.get(job_id)["attempt"] == 2 and (client.get(job_id)["step"] or 0) >= 16)
+    client.pause(job_id)
+    until(lambda: client.get(job_id)["state"] == "paused")
+    assert client.get(job_id)["reason"].startswith("paused by a user; saved at step")
+    client.resume(job_id)
+    until(lambda: client.get(job_id)["state"] in ENDED)
+    row = client.get(job_id)
+    assert row["state"] == "succeeded", row["error"]
+    assert (row["step"], row["num_steps"], len(row["attempts"])) == (40, 40, 3)
+    custom = client.metrics(job_id)["custom"]
+    assert custom["eval/bleu"]["steps"] == list(range(1, 41))
+    assert custom["eval/bleu"]["last"] == 20.0
+    assert custom["rank1/seen"]["last"] == 40
+    assert sorted(set(custom["resumed_from"]["values"]))[:2] == [1.0, 11.0]
+    messages = [event["message"] for event in events_of(client, row)["log"]]
+    facts = [json.loads(message) for message in messages if message.startswith("{")]
+    assert facts[0]["argv"] == ["positional", "--lr", "3e-4", "--flag", "--size=3"]
+    assert (facts[0]["secret"], facts[1]) == (None, {"offline": "0", "mine": "yes"})
+    assert facts[0]["cwd"].endswith(f"{job_id}/output")
+    steps = [one["global_step"] for one in client.checkpoints(job_id)]
+    assert max(steps) == 40
+    assert len(steps) == 3
 
 
 def events_of(client: Client, row: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:

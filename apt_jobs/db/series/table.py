@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from apt_jobs.db.engine import Database
 from apt_jobs.db.jobs import get_job
+from apt_jobs.db.series.custom_metrics import CustomMetric, custom_metrics
 from apt_jobs.db.series.histories import layer_names
 from apt_jobs.db.series.read import SegmentRange, block_seqs, clip, effective_ranges
 from apt_jobs.db.series.store import CURVES, Steps, read_steps
 
-SERIES = ("metric", "validation", "gradient")  # in the order of their columns
+SERIES = ("metric", "validation", "gradient")  # in the order of their columns; custom metrics follow
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +45,24 @@ class HistoryTable:
             self.layers = layer_names(session, job_id)
             ranges = {kind: effective_ranges(session, job_id, kind) for kind in SERIES}
             session.expunge_all()
+            self._custom = custom_metrics(session, job_id)
         self._ranges: dict[str, list[SegmentRange]] = ranges
-        self.columns = [*CURVES, "val_loss", *(f"gradients/{name}" for name in self.layers)]
+        own = [*CURVES, "val_loss", *(f"gradients/{name}" for name in self.layers)]
+        taken = {"step", "at", *own}
+        self.columns = [*own, *(f"custom/{name}" if name in taken else name for name in self._custom)]
+
+    @property
+    def are_layers(self) -> list[bool]:
+        """Whether each column is the gradient norm of a layer."""
+        first = len(CURVES) + 1
+        return [first <= index < first + len(self.layers) for index in range(len(self.columns))]
 
     def blocks(self) -> Iterator[Block]:
         """Yield the table, a few hundred rows at a time."""
         series = [_Series(self._steps_of(kind)) for kind in SERIES]
-        first = np.cumsum([0, len(CURVES), 1]).tolist()
+        series += [_Series(iter([_as_steps(metric)])) for metric in self._custom.values()]
+        widths = [len(CURVES), 1, len(self.layers), *(1 for _ in self._custom)]
+        first, ends = np.cumsum([0, *widths[:-1]]).tolist(), np.cumsum(widths).tolist()
         while True:
             waiting = [one for one in series if one.fill()]
             if not waiting:
@@ -59,9 +71,9 @@ class HistoryTable:
             parts = [one.pop_until(last_step) for one in series]
             steps_N = np.unique(np.concatenate([part.steps_N for part in parts if part is not None]))
             block = _empty(steps_N, len(self.columns))
-            for part, column in zip(parts, first, strict=True):
+            for part, column, end in zip(parts, first, ends, strict=True):
                 if part is not None:
-                    _fill_columns(block, part, column)
+                    _fill_columns(block, part, column, end)
             yield block
 
     def _steps_of(self, kind: str) -> Iterator[Steps]:
@@ -103,14 +115,20 @@ class _Series:
         return popped if count else None
 
 
+def _as_steps(metric: CustomMetric) -> Steps:
+    number = len(metric.steps_N)
+    no_anomaly = np.zeros((number, 1), bool)
+    return Steps(np.zeros(number, np.int64), metric.steps_N, metric.at_ms_N, metric.values_N[:, None], no_anomaly)
+
+
 def _empty(steps_N: NDArray[np.int64], num_columns: int) -> Block:
     shape = len(steps_N), num_columns
     return Block(steps_N, np.zeros(len(steps_N), np.int64), np.zeros(shape), np.zeros(shape, bool))
 
 
-def _fill_columns(block: Block, steps: Steps, column: int) -> None:
+def _fill_columns(block: Block, steps: Steps, column: int, end: int) -> None:
     rows = np.searchsorted(block.steps_N, steps.steps_N)
-    width = min(steps.values_NL.shape[1], block.values_NC.shape[1] - column)
+    width = min(steps.values_NL.shape[1], end - column)
     block.values_NC[rows, column : column + width] = steps.values_NL[:, :width]
     block.known_NC[rows, column : column + width] = True
     block.at_ms_N[rows] = np.maximum(block.at_ms_N[rows], steps.at_ms_N)

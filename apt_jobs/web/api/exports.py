@@ -93,8 +93,7 @@ def _wandb(table: HistoryTable) -> Iterator[bytes]:
 
 
 def _parquet(table: HistoryTable, pyarrow: Any) -> Iterator[bytes]:
-    num_curves = len(table.columns) - len(table.layers)
-    types = [pyarrow.float64()] * num_curves + [pyarrow.float32()] * len(table.layers)
+    types = [pyarrow.float32() if is_layer else pyarrow.float64() for is_layer in table.are_layers]
     fields = [("step", pyarrow.int64()), ("at", pyarrow.timestamp("ms", tz="UTC"))]
     fields += zip(table.columns, types, strict=True)
     sink = _Sink()

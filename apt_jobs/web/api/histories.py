@@ -13,8 +13,10 @@ from starlette.types import Receive, Scope, Send
 
 from apt_jobs.db.access import Role
 from apt_jobs.db.jobs import get_job
+from apt_jobs.db.series.custom_metrics import CustomMetric, custom_metrics
 from apt_jobs.db.series.histories import gradient_export, gradient_overview, layer_names, training_history
 from apt_jobs.db.series.table import HistoryTable
+from apt_jobs.events.codec import finite_or_name
 from apt_jobs.jobs.limits import MAX_STEP
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.exports import MEDIA_TYPES, ExportFormat, export_filename, exported
@@ -70,9 +72,22 @@ class ExportQuery(Query):
     format: ExportFormat = Field(description="Of the file.")
 
 
+class CustomMetricAnswer(BaseModel):
+    """A metric that the job's script logged. A value that is not finite is "NaN", "Infinity" or "-Infinity"."""
+
+    steps: list[int]
+    values: list[float | str]
+    last: float | str = Field(description="Of the last step in the range.")
+    min: float | None = Field(description="Of the finite values in the range; null: there is none.")
+    max: float | None = Field(description="The same.")
+
+
 class MetricsAnswer(BaseModel):
     job_id: str
     training_history: TrainingCurves
+    custom: dict[str, CustomMetricAnswer] = Field(
+        default_factory=dict, description="What the script logged, by name; see `current_run().log`."
+    )
 
 
 class GradientsAnswer(BaseModel):
@@ -87,10 +102,14 @@ class GradientsAnswer(BaseModel):
 
 @endpoint(role=Role.VIEWER, tag="jobs", query=MetricsQuery, answers={200: MetricsAnswer})
 async def get_metrics(request: Request) -> Response:
-    """Return loss, learning rate and speed over steps: mean, min and max of each point."""
+    """Return loss, rate and speed over steps: mean, min and max of each point, and what a user script logged."""
     job_id, query = request.path_params["job_id"], request.state.query
-    curves = await curves_of(service_of(request), job_id, query.points, query.from_step, query.to_step)
-    return JSONResponse(MetricsAnswer(job_id=job_id, training_history=curves).model_dump(mode="json"))
+    service = service_of(request)
+    curves = await curves_of(service, job_id, query.points, query.from_step, query.to_step)
+    series = await service.read(custom_metrics, job_id, query.from_step, query.to_step)
+    custom = {name: _custom_answer(metric, query.points) for name, metric in series.items()}
+    answer = MetricsAnswer(job_id=job_id, training_history=curves, custom=custom)
+    return JSONResponse(answer.model_dump(mode="json"))
 
 
 @endpoint(role=Role.VIEWER, tag="jobs", query=PointsQuery, answers={200: GradientsAnswer})
@@ -158,6 +177,18 @@ async def curves_of(
         return training_curves(training_history(session, job_id, points, from_step, to_step))
 
     return await service.read(read)
+
+
+def _custom_answer(metric: CustomMetric, max_points: int) -> CustomMetricAnswer:
+    shown = metric.downsampled(max_points)
+    extremes = metric.min_max()
+    return CustomMetricAnswer(
+        steps=shown.steps_N.tolist(),
+        values=[finite_or_name(value) for value in shown.values_N.tolist()],
+        last=finite_or_name(metric.last),
+        min=None if extremes is None else extremes[0],
+        max=None if extremes is None else extremes[1],
+    )
 
 
 def _accepts_binary(request: Request) -> bool:

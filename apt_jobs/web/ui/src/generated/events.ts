@@ -66,6 +66,22 @@ export interface StepTrained {
   tokens_per_s: Float;
 }
 
+/** Numbers that a user's script logged, by name: `current_run().log`. At most 500 names a job. */
+export interface MetricsLogged {
+  kind: "metrics";
+  step: number;
+  rank: number;
+  values: Record<string, number | Float>;
+}
+
+/** How far a user's script is: `current_run().set_progress`. */
+export interface ProgressReported {
+  kind: "progress";
+  step: number;
+  num_steps: number | null;
+  eta_s: Float | null;
+}
+
 /** Loss on the validation split, all-reduced: the same on every rank. */
 export interface Validated {
   kind: "validation";
@@ -211,7 +227,7 @@ export interface TrainingFinished {
   best_val_loss: Float | null;
 }
 
-export type Event = StateChanged | TrainingStarted | LayersNamed | StepTrained | Validated | GradientsRecorded | AnomaliesFound | RankGradientsRecorded | BackwardOrderSeen | UpdatesMeasured | RanksJoined | IncidentChanged | ActionTaken | CheckpointSaved | CheckpointRemoved | LineLogged | RankFailed | TrainingFinished;
+export type Event = StateChanged | TrainingStarted | LayersNamed | StepTrained | MetricsLogged | ProgressReported | Validated | GradientsRecorded | AnomaliesFound | RankGradientsRecorded | BackwardOrderSeen | UpdatesMeasured | RanksJoined | IncidentChanged | ActionTaken | CheckpointSaved | CheckpointRemoved | LineLogged | RankFailed | TrainingFinished;
 
 /** An event as the log and the wire show it. */
 export type StoredEvent = { seq: number; attempt: number; at: string } & Event;

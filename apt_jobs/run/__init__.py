@@ -1,0 +1,1 @@
+"""What a user's script has of its job: `apt_jobs.current_run()`. Standard library only."""

@@ -1,0 +1,35 @@
+import { expect, test } from "vitest";
+import { groupData, groupsOf, type CustomMetric } from "./custommetrics.ts";
+
+function metric(steps: number[], values: (number | "NaN")[]): CustomMetric {
+  return { steps, values, last: values[values.length - 1], min: null, max: null };
+}
+
+test("names with the same prefix share a chart, others have their own", () => {
+  const one = metric([1], [1]);
+  const groups = groupsOf({ "eval/bleu": one, accuracy: one, "eval/loss": one, "/odd": one });
+  expect(groups.map(({ title, labels }) => [title, labels])).toEqual([
+    ["eval", ["bleu", "loss"]],
+    ["accuracy", ["accuracy"]],
+    ["/odd", ["/odd"]],
+  ]);
+});
+
+test("a group of many names is several charts", () => {
+  const names = Array.from({ length: 20 }, (_, index) => [`m/${index}`, metric([1], [1])]);
+  const groups = groupsOf(Object.fromEntries(names) as Record<string, CustomMetric>);
+  expect(groups.map(({ title, names: shown }) => [title, shown.length])).toEqual([
+    ["m (1 of 3)", 8],
+    ["m (2 of 3)", 8],
+    ["m (3 of 3)", 4],
+  ]);
+});
+
+test("lines of different steps share an axis, and NaN is a hole", () => {
+  expect(groupData([metric([1, 3], [1, "NaN"]), metric([2], [5])])).toEqual([
+    [1, 2, 3],
+    [1, undefined, null],
+    [undefined, 5, undefined],
+  ]);
+  expect(groupData([])).toEqual([[]]);
+});
