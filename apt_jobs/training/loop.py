@@ -77,7 +77,7 @@ class _Trainer:
         self._progress, self._adjustments = Progress(), Adjustments()
         self._commands, self._num_commands, self._stop = Commands(run_file.commands_path, rank), 0, False
         self._signals = Signals(run_file.stop_path, self._commands, rank)
-        self._results, self._received_s = StepResults(rank.device), 0.0
+        self._results, self._done_s = StepResults(rank.device), 0.0
         self._monitor = GradientMonitor(
             self._spread.module,
             spool=spool,
@@ -169,6 +169,7 @@ class _Trainer:
         shared = summed(torch.cat([loss[None], self._signals.read()]))
         self._results.send(step, learning_rate, began_s, torch.cat([shared, norm[None]]))
         self._optimizer_step.apply(norm)
+        self._results.note_queued()
 
     def _backward(self, step: int) -> Tensor:
         """Accumulate this step's gradients; returns the mean loss of this rank's micro batches (scalar)."""
@@ -204,9 +205,8 @@ class _Trainer:
         Sync point: waits for those steps. All ranks receive the same numbers after the same step.
         """
         for result in self._results.receive(num_left=num_left):
-            now_s = time.perf_counter()
-            step_time_s = now_s - max(result.began_s, self._received_s)
-            self._received_s = now_s
+            step_time_s = result.done_s - max(result.began_s, self._done_s)
+            self._done_s = result.done_s
             self._progress.train_loss = train_loss = result.loss_sum / self._rank.world_size
             self._stop, self._num_commands = self._stop or result.stop, result.num_commands
             if not math.isfinite(result.grad_norm):

@@ -4,6 +4,7 @@ A step is queued on the GPU without a wait; while it computes, the host queues t
 the first one gave. The same on CPUs, so that all trainings act at the same steps.
 """
 
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ class StepResult:
     step: int
     learning_rate: float
     began_s: float  # on the clock of `time.perf_counter`
+    done_s: float  # the same clock; on a CPU a step is done when it is queued, however late it is read
     loss_sum: float  # of all ranks
     stop: bool
     num_commands: int
@@ -37,6 +39,7 @@ class _InFlight:
     began_s: float
     host: Tensor
     event: Any  # torch.cuda.Event; None: the values are there
+    queued_s: float = 0.0
 
 
 class StepResults:
@@ -58,6 +61,10 @@ class StepResults:
             host = values
         self._in_flight.append(_InFlight(step, learning_rate, began_s, host, event))
 
+    def note_queued(self) -> None:
+        """Note that all of the newest step is queued, its update of the weights included."""
+        self._in_flight[-1].queued_s = time.perf_counter()
+
     def receive(self, *, num_left: int) -> Iterator[StepResult]:
         """Yield the results of all steps but the newest `num_left`.
 
@@ -67,9 +74,10 @@ class StepResults:
             sent = self._in_flight.popleft()
             if sent.event is not None:
                 sent.event.synchronize()
+            done_s = time.perf_counter() if self._is_cuda else sent.queued_s
             loss_sum, stop, num_commands, grad_norm = sent.host.tolist()
             yield StepResult(
-                sent.step, sent.learning_rate, sent.began_s, loss_sum, stop > 0, int(num_commands), grad_norm
+                sent.step, sent.learning_rate, sent.began_s, done_s, loss_sum, stop > 0, int(num_commands), grad_norm
             )
 
 

@@ -82,6 +82,12 @@ def test_the_loss_falls_and_every_step_is_told_once(whole: RunFile) -> None:
     assert whole.outcome_path.read_text() == "finished"
 
 
+def test_no_step_before_a_checkpoint_seems_to_take_no_time(whole: RunFile) -> None:
+    """The host reads such a step together with the one before."""
+    times_ms = [event.step_time_ms for event in events_of(whole) if isinstance(event, StepTrained)]
+    assert min(times_ms) > 0.02 * max(times_ms)  # it was a ten-thousandth
+
+
 def test_a_checkpoint_is_a_hugging_face_model(whole: RunFile) -> None:
     folder = whole.checkpoints_dir / "step-00000008-a1"
     model = AutoModelForCausalLM.from_pretrained(folder)
