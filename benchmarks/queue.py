@@ -20,7 +20,7 @@ from apt_jobs.db.engine import Database
 from apt_jobs.db.jobs import due_jobs, get_job, insert_job
 from apt_jobs.db.listing import list_jobs
 from apt_jobs.db.models import Job
-from apt_jobs.db.queues import queues_with_due_jobs
+from apt_jobs.db.queues import list_queues, queues_with_due_jobs
 from apt_jobs.db.upgrade import upgrade_database
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.operations.waiting import waiting_of
@@ -81,6 +81,7 @@ def _cases(database: Database, empty: Database) -> Iterator[tuple[str, Callable[
     for name, filters in FILTERS.items():
         yield f"list/{name}", listing(**filters), listing(), "the unfiltered list"
     yield "position", lambda: _read(database, place), listing(), "the unfiltered list"
+    yield "queues", lambda: _read(database, list_queues), listing(), "the unfiltered list"
     yield "ready", database.ping, listing(), "the unfiltered list"
     yield "submit", lambda: _submit(database), lambda: _submit(empty), "an empty queue"
     yield "look", lambda: _read(database, look), lambda: _read(empty, look), "an empty queue"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sqlalchemy.orm import Session
 
-from apt_jobs.artifacts.folders import delete_folder
+from apt_jobs.artifacts.folders import try_to_delete_folder
 from apt_jobs.artifacts.manifest import has_manifest
 from apt_jobs.artifacts.paths import inside
 from apt_jobs.db.checkpoints import delete_checkpoint_row, get_checkpoint, newest_of_job
@@ -67,4 +67,4 @@ def delete_checkpoint_files(settings: Settings, filename: str) -> None:
     """Delete the folder of a checkpoint that is registered no more, unless its name leads elsewhere."""
     folder = checkpoint_dir(settings, filename)
     if folder is not None:
-        delete_folder(folder)
+        try_to_delete_folder(folder)

@@ -51,7 +51,8 @@ def list_datasets(settings: Settings) -> list[StoredDataset]:
     folder = settings.datasets_dir
     if not folder.is_dir():
         return []
-    return [StoredDataset(path.stem, path.stat().st_size) for path in sorted(folder.glob(f"*{SUFFIX}"))]
+    files = [path for path in sorted(folder.glob(f"*{SUFFIX}")) if path.is_file()]
+    return [StoredDataset(path.stem, path.stat().st_size) for path in files]
 
 
 def publish_dataset(settings: Settings, name: str, uploaded: Path) -> None:

@@ -4,8 +4,11 @@ The name goes first, by one rename; what a killed process leaves behind is remov
 this module: it knows neither the database nor the settings.
 """
 
+import logging
 import shutil
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 TEMPORARY_PREFIX, DELETED_PREFIX = ".tmp-", ".del-"
 
@@ -20,6 +23,14 @@ def delete_folder(folder: Path) -> bool:
         return False
     shutil.rmtree(deleted, ignore_errors=True)
     return True
+
+
+def try_to_delete_folder(folder: Path) -> None:
+    """Delete a folder whose row is gone already. What the file system does not let go stays, with a line in the log."""
+    try:
+        delete_folder(folder)
+    except OSError as exc:
+        logger.warning("files that nothing refers to stay", extra={"folder": str(folder), "why": str(exc)})
 
 
 def sweep(parent: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
-from apt_jobs.db.jobs import Orders, fence, orders_of
+from apt_jobs.db.jobs import StopRequests, fence, stop_requests_of
 from apt_jobs.db.models import Attempt, Checkpoint, EventRow, Job
 from apt_jobs.db.series.store import chunked_events, store_series
 from apt_jobs.errors import NotFound
@@ -36,7 +36,7 @@ class Appended:
     """What `append_events` did. `stored` is contiguous in `seq`."""
 
     stored: list[StoredEvent]
-    orders: Orders
+    stop_requests: StopRequests
 
 
 def append_events(
@@ -48,16 +48,16 @@ def append_events(
         Fenced: the attempt no longer owns the job; nothing was stored.
     """
     job = fence(session, job_id, attempt, lease_s)
-    orders = orders_of(job)
+    stop_requests = stop_requests_of(job)
     if not events:
-        return Appended([], orders)
+        return Appended([], stop_requests)
     stored = [
         StoredEvent(job_id, job.last_seq + number, attempt, at, event)
         for number, (at, event) in enumerate(events, start=1)
     ]
     _insert(session, stored)
     _apply(session, job, [event for _, event in events])
-    return Appended(stored, orders)
+    return Appended(stored, stop_requests)
 
 
 def append_service_event(session: Session, job_id: str, event: Event) -> StoredEvent:

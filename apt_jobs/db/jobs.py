@@ -110,15 +110,15 @@ def list_attempts(session: Session, job_id: str) -> list[Attempt]:
 
 
 @dataclass(frozen=True, slots=True)
-class Orders:
+class StopRequests:
     """What users want of a running attempt."""
 
     cancel: bool
     pause: bool
 
 
-def orders_of(job: Job) -> Orders:
-    return Orders(cancel=job.cancel_requested_at is not None, pause=job.state == JobState.PAUSING)
+def stop_requests_of(job: Job) -> StopRequests:
+    return StopRequests(cancel=job.cancel_requested_at is not None, pause=job.state == JobState.PAUSING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,13 +186,13 @@ def claim(session: Session, job_id: str, worker: str, lease_s: float) -> Claimed
     return Claimed(job, record_state(session, job, JobState.QUEUED, f"attempt {job.attempt} on {worker}"))
 
 
-def heartbeat(session: Session, job_id: str, attempt: int, lease_s: float) -> Orders:
+def heartbeat(session: Session, job_id: str, attempt: int, lease_s: float) -> StopRequests:
     """Extend the lease, and learn what users want of the attempt.
 
     Raises:
         Fenced: the attempt no longer owns the job.
     """
-    return orders_of(fence(session, job_id, attempt, lease_s))
+    return stop_requests_of(fence(session, job_id, attempt, lease_s))
 
 
 def finish(

@@ -47,7 +47,7 @@ def list_queues(session: Session) -> list[Queue]:
 def _count_by_queue(session: Session, states: Collection[JobState]) -> dict[str, int]:
     """Count jobs in some states: a range of `ix_jobs_by_queue` for each, without the rows and all other jobs."""
     counted = select(Job.queue, func.count()).where(Job.state.in_(states)).group_by(Job.queue)
-    return dict(session.execute(counted).tuples().all())
+    return dict(session.execute(counted).all())
 
 
 def _names_with_jobs(session: Session) -> list[str]:

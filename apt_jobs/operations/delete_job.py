@@ -1,7 +1,7 @@
 """Delete an ended job: its rows in one transaction, then its checkpoints and run folders."""
 
 from apt_jobs.artifacts.checkpoints import checkpoints_of_job
-from apt_jobs.artifacts.folders import delete_folder
+from apt_jobs.artifacts.folders import try_to_delete_folder
 from apt_jobs.artifacts.runs import runs_of_job
 from apt_jobs.db.engine import Database
 from apt_jobs.db.steering import delete_job as delete_job_rows
@@ -18,4 +18,4 @@ def delete_job(database: Database, settings: Settings, job_id: str) -> None:
     with database.write() as session:
         delete_job_rows(session, job_id)
     for folder in (checkpoints_of_job(settings, job_id), runs_of_job(settings, job_id)):
-        delete_folder(folder)
+        try_to_delete_folder(folder)

@@ -76,7 +76,7 @@ class LeaseKeeper:
         asked_at_s = boot_clock_s()
         try:
             with self._database.write() as session:
-                orders = heartbeat(session, self._job_id, self._attempt, self._lease_s)
+                stop_requests = heartbeat(session, self._job_id, self._attempt, self._lease_s)
         except Fenced:
             self.fenced.set()
             return False
@@ -84,9 +84,9 @@ class LeaseKeeper:
             logger.warning("heartbeat failed", extra={"job_id": self._job_id, "why": str(exc)})
             return False
         self._last_beat_s = asked_at_s
-        if orders.cancel:
+        if stop_requests.cancel:
             self.cancelled.set()
-        if orders.pause:
+        if stop_requests.pause:
             self.pausing.set()
         return True
 

@@ -16,7 +16,7 @@ from apt_jobs.artifacts.paths import is_plain_name
 from apt_jobs.backoff import Backoff
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import append_events
-from apt_jobs.db.jobs import Orders
+from apt_jobs.db.jobs import StopRequests
 from apt_jobs.diagnosis.rank_watch import RankWatch
 from apt_jobs.errors import InvalidInput, OutOfSpace, Unavailable
 from apt_jobs.events.kinds import (
@@ -65,7 +65,7 @@ class Relay:
         self.finished: TrainingFinished | None = None
         self.decided: str | None = None  # why a policy of the job paused or cancelled it
         self.saved_step: int | None = None  # of the last checkpoint of this attempt
-        self.orders = Orders(cancel=False, pause=False)
+        self.stop_requests = StopRequests(cancel=False, pause=False)
         self.last_event_s = time.monotonic()  # CLOCK_MONOTONIC
 
     @property
@@ -97,7 +97,7 @@ class Relay:
             return 0
         self._num_refused = 0
         self._batch = []
-        self.orders = appended.orders
+        self.stop_requests = appended.stop_requests
         self._publisher.publish(self._job_id, stored)
         return len(stored)
 

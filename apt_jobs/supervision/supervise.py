@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from apt_jobs.db.checkpoints import newest_of_job
 from apt_jobs.db.engine import Database
 from apt_jobs.db.hand_backs import hand_back
-from apt_jobs.db.jobs import fence, finish, finish_faulted, get_job, orders_of
+from apt_jobs.db.jobs import fence, finish, finish_faulted, get_job, stop_requests_of
 from apt_jobs.errors import AptJobsError, Fenced, InvalidInput, OutOfSpace, Unavailable, WorkerLacks
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.events.live import LivePublisher
@@ -43,13 +43,13 @@ from apt_jobs.supervision.relay import Relay, first_cause
 
 logger = logging.getLogger(__name__)
 
-ORDERS_EVERY_S = 2.0  # between two looks for a cancel or a pause while no events flow
+STOP_REQUESTS_EVERY_S = 2.0  # between two reads of the row, for a cancel or a pause while no events flow
 GUARD_EVERY_S = 0.5
 ACTIVE_PAUSE_S = 0.02  # between two transactions while events flow
 LOOK_PAUSE_S = 0.01  # between two looks at the size of the spools; each costs the waking of a process
 IDLE_LOOK_PAUSE_S = 0.02  # the same when the last event is older than `LIVELY_S`
 LIVELY_S = 1.0
-QUIET_PAUSE_S = 0.1  # between two looks at all else: logs, lease, orders
+QUIET_PAUSE_S = 0.1  # between two looks at all else: logs, lease, stop requests
 LAST_EVENTS_TIMEOUT_S = 30.0  # to store what the ranks left behind
 MAX_TRACEBACK_CHARS = 20_000
 
@@ -63,7 +63,7 @@ class Ending(enum.Enum):
     TIME_LIMIT = "the job's time limit was reached"
     WORKER_GONE = "the worker was lost"
     NODE_LOST = "a node was lost"
-    STALLED = "the ranks told and printed nothing for too long; they hang"
+    STALLED = "no event or output for stall_timeout_s; the ranks are considered hung"
     FENCED = "the lease was lost"
 
 
@@ -89,7 +89,7 @@ class Supervisor:
         self._publisher = LivePublisher(settings.redis)
         self._drain = threading.Event()
         self._began_s = time.monotonic()
-        self._looked_s = time.monotonic()  # for orders
+        self._looked_s = time.monotonic()  # for stop requests
         self._asked: Ending | None = None  # why the ranks were asked to save and stop
         self._asked_s = 0.0
         self._lost_node: str | None = None  # which, and how
@@ -161,7 +161,7 @@ class Supervisor:
 
     def _reason_to_end(self, lease: LeaseKeeper, relay: Relay, nodes: NodeWatch) -> Ending | None:
         """Why the tree has to end now, saved or not."""
-        if relay.orders.cancel or lease.cancelled.is_set():
+        if relay.stop_requests.cancel or lease.cancelled.is_set():
             return Ending.CANCELLED
         if lease.must_stop:
             return Ending.FENCED
@@ -181,10 +181,10 @@ class Supervisor:
 
     def _reason_to_stop(self, lease: LeaseKeeper, relay: Relay, run_file: RunFile) -> Ending | None:
         """Why the ranks should save after this step and stop."""
-        if time.monotonic() - self._looked_s > ORDERS_EVERY_S:
+        if time.monotonic() - self._looked_s > STOP_REQUESTS_EVERY_S:
             self._looked_s = time.monotonic()
-            self._look_for_orders(relay)
-        if relay.orders.pause or lease.pausing.is_set():
+            self._read_stop_requests(relay)
+        if relay.stop_requests.pause or lease.pausing.is_set():
             return Ending.PAUSED
         if self._drain.is_set():
             return Ending.DRAINED
@@ -193,13 +193,13 @@ class Supervisor:
             return Ending.TIME_LIMIT
         return None
 
-    def _look_for_orders(self, relay: Relay) -> None:
+    def _read_stop_requests(self, relay: Relay) -> None:
         """Read the row: a training that is silent, in its setup or in a long step, is cancelled soon as well."""
         try:
             with self._database.read() as session:
-                relay.orders = orders_of(get_job(session, self._job_id))
+                relay.stop_requests = stop_requests_of(get_job(session, self._job_id))
         except Unavailable as exc:
-            logger.warning("cannot look for orders", extra={**self._labels(), "why": str(exc)})
+            logger.warning("cannot read stop requests", extra={**self._labels(), "why": str(exc)})
 
     def _guard(self, lease: LeaseKeeper, tree: ProcessTree) -> None:
         """Kill the ranks before others may take the job, even when the database holds up the other threads."""

@@ -145,7 +145,7 @@ def freeze_and_judge(lane: Lane, found: Campaign) -> None:
     found.tried()
     with lane.running.database.read() as session:
         why = list_attempts(session, lane.job_id)[-2].reason
-    if why is None or "they hang" not in why:
+    if why is None or "considered hung" not in why:
         found.violations.append(f"attempt {attempt} ended as {why}")
     if left := marked_processes(f"{lane.job_id}:{attempt}"):
         found.violations.append(f"left processes {left}")

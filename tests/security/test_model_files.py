@@ -197,7 +197,7 @@ def test_code_beside_a_good_model_does_not_run(tmp_path: Path, model_dir: Path, 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04.", struct.pack("<Q", 1 << 60), b"{}"])
 def test_an_optimizer_state_that_is_no_safetensors_is_not_opened(tmp_path: Path, content: bytes) -> None:
     canary = tmp_path / "canary"
-    (tmp_path / "training_state.json").write_text("{}")
+    (tmp_path / "training_state.json").write_text('{"global_step": 1}')
     (tmp_path / "optimizer.safetensors").write_bytes(content or pickle.dumps(Trap(canary)))
     (tmp_path / "optimizer.pt").write_bytes(pickle.dumps(Trap(canary)))
     model = torch.nn.Linear(1, 1)

@@ -58,7 +58,7 @@ def test_a_batch_continues_the_jobs_numbering(database: Database) -> None:
 
 def test_an_empty_batch_is_a_heartbeat(database: Database) -> None:
     job = running(database)
-    assert store(database, job) == event_log.Appended([], jobs.Orders(cancel=False, pause=False))
+    assert store(database, job) == event_log.Appended([], jobs.StopRequests(cancel=False, pause=False))
     assert job_of(database, job.id).last_seq == 2
 
 

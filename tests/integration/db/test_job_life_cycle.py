@@ -110,7 +110,7 @@ def test_only_the_current_attempt_may_write(database: Database) -> None:
         with pytest.raises(Fenced), database.write() as session:
             write(session)
     with database.write() as session:
-        assert jobs.heartbeat(session, job_id, new.attempt, LEASE_S) == jobs.Orders(cancel=False, pause=False)
+        assert jobs.heartbeat(session, job_id, new.attempt, LEASE_S) == jobs.StopRequests(cancel=False, pause=False)
 
 
 def test_an_attempt_whose_lease_ended_is_fenced_before_anyone_reaps(database: Database) -> None:
@@ -172,7 +172,7 @@ def test_cancel_of_a_running_job_is_told_to_its_owner(database: Database) -> Non
     assert (running.state, events) == ("running", [])
     with database.write() as session:
         assert jobs.heartbeat(session, job_id, job.attempt, LEASE_S).cancel
-        assert event_log.append_events(session, job_id, job.attempt, [], LEASE_S).orders.cancel
+        assert event_log.append_events(session, job_id, job.attempt, [], LEASE_S).stop_requests.cancel
 
 
 def test_a_cancelled_job_whose_worker_died_ends_as_cancelled(database: Database) -> None:

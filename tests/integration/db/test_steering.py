@@ -78,8 +78,8 @@ def test_a_running_training_keeps_its_lease_until_it_has_saved(database: Databas
     job = running(database)
     assert [pause(database, job.id), pause(database, job.id)] == ["pausing", "pausing"]
     with database.write() as session:
-        assert jobs.heartbeat(session, job.id, job.attempt, LEASE_S) == jobs.Orders(cancel=False, pause=True)
-    assert store(database, job, saved("a", step=7)).orders.pause
+        assert jobs.heartbeat(session, job.id, job.attempt, LEASE_S) == jobs.StopRequests(cancel=False, pause=True)
+    assert store(database, job, saved("a", step=7)).stop_requests.pause
     assert finish(database, job.id, JobState.PAUSED) == "paused"
     assert job_of(database, job.id).lease_until is None
     assert resume(database, job.id) == "queued"

@@ -16,17 +16,23 @@ from apt_jobs.db.engine import Database
 from apt_jobs.db.events import events_after
 from apt_jobs.db.jobs import claim, get_job, insert_job
 from apt_jobs.db.models import Checkpoint
-from apt_jobs.events.kinds import CheckpointSaved, Event, LineLogged
+from apt_jobs.events.kinds import CheckpointSaved, Event, GradientsRecorded, LayersNamed, LineLogged
 from apt_jobs.events.live import LivePublisher, channel_of
 from apt_jobs.events.spool import SpoolWriter
+from apt_jobs.jobs.commands import read_commands
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.supervision.rank_logs import RankLogs
 from apt_jobs.supervision.relay import Relay
 from tests.integration.faulty_valkey import Valkey
 from tests.integration.run_files import run_file_in
+from tests.unit.diagnosis.steps import record
 
 DEADLINE_S = 60.0
 LEASE_S = 3600.0
+
+
+POLICY = {"kinds": ["nan"], "action": "cut_lr", "factor": 0.5}
+SPEC = TrainSpec.model_validate({"kind": "train", "monitor": {"on_anomaly": [POLICY]}})
 
 
 class Attempt:
@@ -38,7 +44,8 @@ class Attempt:
             self.job_id = insert_job(session, TrainSpec(kind="train")).id
             claim(session, self.job_id, "test", LEASE_S)
             self.first_seq = get_job(session, self.job_id).last_seq + 1
-        run_file = run_file_in(folder, TrainSpec(kind="train"), job_id=self.job_id, checkpoint_prefix=self.job_id)
+        run_file = run_file_in(folder, SPEC, job_id=self.job_id, checkpoint_prefix=self.job_id)
+        self.commands_path = run_file.commands_path
         self.publisher = LivePublisher(redis_url)
         self.relay = Relay(database, self.publisher, run_file, RankLogs(folder, 1), LEASE_S)
         self._spool = SpoolWriter(run_file.spool_path(0))
@@ -106,6 +113,25 @@ def test_what_a_rank_prints_is_a_sign_of_life(attempt: Attempt, tmp_path: Path) 
     (folder / "stdout.log").write_text("half a line and the rest\n")
     attempt.flush_until_moved()
     assert attempt.relay.last_sign_s > before
+
+
+def test_commands_of_a_policy_wait_for_the_disk_and_end_no_attempt(attempt: Attempt) -> None:
+    in_the_way = attempt.commands_path.with_suffix(".tmp")
+    in_the_way.mkdir()
+    nan = float("nan")
+    for event in (LayersNamed(("a",)), GradientsRecorded(1, (nan,), (0,)), record(1, 0, (nan,))):
+        attempt.tell(event)
+    kinds: list[str] = []
+    deadline = time.monotonic() + DEADLINE_S
+    while "action" not in kinds:
+        assert time.monotonic() < deadline
+        attempt.relay.flush()
+        kinds = [kind for _, kind in attempt.stored()]
+    assert read_commands(attempt.commands_path) == []
+    in_the_way.rmdir()
+    attempt.log("a later event")
+    attempt.flush_until_moved()
+    assert [(command.action, command.factor) for command in read_commands(attempt.commands_path)] == [("cut_lr", 0.5)]
 
 
 def test_what_a_locked_database_did_not_take_is_stored_later(attempt: Attempt, sqlite_url: str) -> None:
