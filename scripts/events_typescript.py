@@ -1,7 +1,7 @@
 """Generate the TypeScript that the web UI shares with Python: event types, job states, fields of a training job."""
 
 import json
-from dataclasses import fields
+from dataclasses import asdict, fields
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -33,6 +33,7 @@ def typescript() -> str:
         f"export type Event = {' | '.join(cls.__name__ for cls in EVENT_TYPES)};\n",
         "/** An event as the log and the wire show it. */\n"
         "export type StoredEvent = { seq: number; attempt: number; at: string } & Event;\n",
+        _log_lines(),
         _train_fields(),
     ]
     return "\n".join(parts)
@@ -46,6 +47,18 @@ def _transitions() -> str:
     return (
         "/** The states that a job may enter from each state. */\n"
         f"export const TRANSITIONS: Record<JobState, readonly JobState[]> = {{\n{rows}}};\n"
+    )
+
+
+def _log_lines() -> str:
+    rows = "".join(
+        f"  {cls.kind}: {json.dumps(asdict(cls.log_line))},\n" for cls in EVENT_TYPES if cls.log_line is not None
+    )
+    return (
+        "/** How the log shows a kind; null: `lineOf` has a case for it. Other kinds are not in the log. */\n"
+        "export const LOG_LINES: Partial<\n"
+        '  Record<Event["kind"], { source: string; template: string | null; level: LineLogged["level"] }>\n'
+        f"> = {{\n{rows}}};\n"
     )
 
 

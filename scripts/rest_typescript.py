@@ -39,7 +39,7 @@ def run_tool(name: str, *arguments: str) -> str:
         run_npm(UI, "ci")
     command, environment = npm_command()
     done = subprocess.run(
-        [*command, "exec", "--no", "--", name, *arguments],
+        [*command, "exec", "--loglevel=error", "--no", "--", name, *arguments],
         cwd=UI,
         env={**environment, "REDOCLY_TELEMETRY": "off", "REDOCLY_SUPPRESS_UPDATE_NOTICE": "true", "NO_COLOR": "1"},
         capture_output=True,

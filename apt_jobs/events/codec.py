@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -20,6 +20,8 @@ FRAME_BYTES = 64 << 10  # larger writes to sockets measured slower
 MAX_EVENT_BYTES = 1 << 20  # 10,000 layers fit; a longer line is refused, not stored
 
 Item = TypeVar("Item")
+NonFinite = Literal["NaN", "Infinity", "-Infinity"]  # floats that JSON does not have, by name
+Number = float | NonFinite
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,7 @@ class LoggedEvent:
 _ADAPTERS: dict[str, TypeAdapter[Event]] = {cls.kind: TypeAdapter(cls) for cls in EVENT_TYPES}
 
 
-def finite_or_name(value: float) -> float | str:
+def finite_or_name(value: float) -> Number:
     """Return `value`, or the string that stands for it in JSON when it is not finite."""
     if math.isfinite(value):
         return value

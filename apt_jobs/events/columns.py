@@ -23,20 +23,11 @@ from numpy.typing import NDArray
 
 from apt_jobs.errors import InvalidInput
 from apt_jobs.events.codec import LoggedEvent, finite_or_name
-from apt_jobs.events.kinds import (
-    GradientsRecorded,
-    RankGradientsRecorded,
-    RanksJoined,
-    StepTrained,
-    StoredEvent,
-    UpdatesMeasured,
-)
+from apt_jobs.events.kinds import EVENT_TYPES, StoredEvent
 
 VERSION = 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-COLUMN_TYPES: dict[str, type[Any]] = {
-    cls.kind: cls for cls in (StepTrained, GradientsRecorded, RankGradientsRecorded, RanksJoined, UpdatesMeasured)
-}
+COLUMN_TYPES: dict[str, type[Any]] = {cls.kind: cls for cls in EVENT_TYPES if cls.stored_as == "columns"}
 Array = NDArray[Any]
 
 _ARRAY = struct.Struct("<BBI")  # type of the items, how they are held, number of items

@@ -1,11 +1,13 @@
 """Make fewer events for overviews: what repeats is folded into its last one, with the extremes of those before it.
 
-Only `metric`, `gradient` and `log` are folded. An anomaly, a state, a checkpoint is never dropped, merged or delayed.
+Only kinds that are declared so are folded. An anomaly, a state, a checkpoint is never dropped, merged or delayed.
 """
 
 from typing import Any
 
-FOLDED = frozenset({"metric", "gradient", "log"})
+from apt_jobs.events.kinds import EVENT_TYPES
+
+FOLDED = frozenset(cls.kind for cls in EVENT_TYPES if cls.is_folded)
 _NAMES = frozenset({"NaN", "Infinity", "-Infinity"})  # of floats that JSON does not have
 _PLACE = frozenset({"seq", "attempt", "step", "epoch", "num_rollbacks", "anomalous", "message"})  # have no extremes
 

@@ -3,32 +3,79 @@
 A rank appends events to its spool; the supervisor stores them with a per-job `seq` and publishes them; the service adds
 its own (`state`). Every event is one of the frozen dataclasses below; its name in JSON is `kind`. Floats that a broken
 training produces (NaN, Infinity) are values, not errors: the codec writes them as strings.
+
+A kind is declared here and nowhere else: its fields with their documentation, how the database stores it, its line in
+the log, whether overviews fold it. `make generate` writes its TypeScript and its section of docs/events.md.
 """
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypeVar, dataclass_transform, get_args
 
 from apt_jobs.jobs.spec import IncidentKind, PolicyAction
 
 AnomalyKind = Literal["nan", "inf", "exploding", "vanishing"]
+ANOMALY_KINDS: tuple[AnomalyKind, ...] = get_args(AnomalyKind)
 
 
 @dataclass(frozen=True, slots=True)
-class StateChanged:
+class Series:
+    """A kind whose numbers are kept at several rollup levels, to be drawn over any range of steps."""
+
+    columns: tuple[str, ...]  # empty: one for each layer
+    leader: str | None = None  # the kind whose segments its own are; None: it begins them itself
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """How the job's log shows a kind."""
+
+    source: str
+    template: str | None  # with fields in braces; None: `lineOf` of the page has a case for what it shows
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """What all kinds declare. A class attribute that a kind does not set is as here."""
+
+    kind: ClassVar[str]  # its name in JSON
+    stored_as: ClassVar[Literal["row", "columns"]] = "row"  # columns: of steps, many together (`columns.py`)
+    series: ClassVar[Series | None] = None
+    log_line: ClassVar[LogLine | None] = None
+    is_folded: ClassVar[bool] = False  # a watcher that asks for a `max_rate` gets several as one
+    is_monitored: ClassVar[bool] = False  # the gradient monitor of a rank writes it
+
+
+_Kind = TypeVar("_Kind", bound=Event)
+_declared: list[type[Event]] = []
+
+
+@dataclass_transform(frozen_default=True)
+def event(cls: type[_Kind]) -> type[_Kind]:
+    """Declare a kind of event: a frozen dataclass that is in `EVENT_TYPES`."""
+    declared = dataclass(frozen=True, slots=True)(cls)
+    _declared.append(declared)
+    return declared
+
+
+@event
+class StateChanged(Event):
     """The job entered a state. Written in the transaction that changed it."""
 
     kind: ClassVar[str] = "state"
+    log_line = LogLine("job", None)
     state: str
     previous: str | None
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingStarted:
+@event
+class TrainingStarted(Event):
     """An attempt's ranks are up and about to train."""
 
     kind: ClassVar[str] = "started"
+    log_line = LogLine("training", None)
     world_size: int
     device: str  # "cpu", or the name of rank 0's GPU
     backend: str  # "gloo" or "nccl"
@@ -40,19 +87,24 @@ class TrainingStarted:
     model_config: dict[str, int | float | bool | str | None]
 
 
-@dataclass(frozen=True, slots=True)
-class LayersNamed:
+@event
+class LayersNamed(Event):
     """Names of the model's layers (parameters), in the order of every later `gradient` event of this attempt."""
 
     kind: ClassVar[str] = "layers"
+    is_monitored = True
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class StepTrained:
+@event
+class StepTrained(Event):
     """One optimizer step: mean loss over all ranks' micro batches."""
 
     kind: ClassVar[str] = "metric"
+    stored_as = "columns"
+    series = Series(("train_loss", "learning_rate", "grad_norm", "step_time_ms", "tokens_per_s"))
+    is_folded = True
+    is_monitored = True
     step: int  # 1 is the first optimizer step
     epoch: int  # 0 is the first
     train_loss: float
@@ -62,42 +114,50 @@ class StepTrained:
     tokens_per_s: float  # over all ranks
 
 
-@dataclass(frozen=True, slots=True)
-class MetricsLogged:
+@event
+class MetricsLogged(Event):
     """Numbers that a user's script logged, by name: `current_run().log`. At most 500 names a job."""
 
     kind: ClassVar[str] = "metrics"
+    is_monitored = True
     step: int
     rank: int
     values: dict[str, int | float]
 
 
-@dataclass(frozen=True, slots=True)
-class ProgressReported:
+@event
+class ProgressReported(Event):
     """How far a user's script is: `current_run().set_progress`."""
 
     kind: ClassVar[str] = "progress"
+    is_monitored = True
     step: int
     num_steps: int | None  # of the whole run; null: not known
     eta_s: float | None
 
 
-@dataclass(frozen=True, slots=True)
-class Validated:
+@event
+class Validated(Event):
     """Loss on the validation split, all-reduced: the same on every rank."""
 
     kind: ClassVar[str] = "validation"
+    series = Series(("val_loss",), leader="metric")
+    log_line = LogLine("validation", None)
     step: int
     epoch: int
     val_loss: float
     is_best: bool
 
 
-@dataclass(frozen=True, slots=True)
-class GradientsRecorded:
+@event
+class GradientsRecorded(Event):
     """L2 norm of every layer's global gradient at one step, in the order of `layers`."""
 
     kind: ClassVar[str] = "gradient"
+    stored_as = "columns"
+    series = Series(())
+    is_folded = True
+    is_monitored = True
     step: int
     norms: tuple[float, ...]
     anomalous: tuple[int, ...]  # indexes into `norms`
@@ -113,20 +173,25 @@ class LayerAnomaly:
     norm: float
 
 
-@dataclass(frozen=True, slots=True)
-class AnomaliesFound:
+@event
+class AnomaliesFound(Event):
     """The layers that were out of bounds at one step, at most 1,000 of them: at most one such event a step."""
 
     kind: ClassVar[str] = "anomaly"
+    series = Series(ANOMALY_KINDS, leader="gradient")
+    log_line = LogLine("gradients", None, "warning")
+    is_monitored = True
     step: int
     layers: tuple[LayerAnomaly, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RankGradientsRecorded:
+@event
+class RankGradientsRecorded(Event):
     """One rank's own gradients at one step, before the ranks were averaged. In the spool; stored now and then."""
 
     kind: ClassVar[str] = "rank_gradient"
+    stored_as = "columns"
+    is_monitored = True
     step: int
     rank: int
     norms: tuple[float, ...]  # L2, in the order of `layers`; empty: not seen (no DDP), or one rank has all
@@ -139,31 +204,35 @@ class RankGradientsRecorded:
     num_rollbacks: int = 0  # of this attempt before this step
 
 
-@dataclass(frozen=True, slots=True)
-class BackwardOrderSeen:
+@event
+class BackwardOrderSeen(Event):
     """The order in which gradients become ready: indexes into `layers`. A NaN began in the first one that has it."""
 
     kind: ClassVar[str] = "backward_order"
+    is_monitored = True
     step: int
     order: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class UpdatesMeasured:
+@event
+class UpdatesMeasured(Event):
     """How large the weights of every layer are and how far one step moved them, in the order of `layers`."""
 
     kind: ClassVar[str] = "update"
+    stored_as = "columns"
+    is_monitored = True
     step: int  # whose update it is
     rank: int
     weight_norms: tuple[float, ...]  # L2, after the update; a hair's difference between ranks is a desync
     update_ratios: tuple[float, ...]  # L2 of the update over L2 of the weights; of large layers, of a sample
 
 
-@dataclass(frozen=True, slots=True)
-class RanksJoined:
+@event
+class RanksJoined(Event):
     """One step as each rank saw it, joined by the supervisor, in the order of ranks; null: that rank has none."""
 
     kind: ClassVar[str] = "ranks"
+    stored_as = "columns"
     step: int
     losses: tuple[float | None, ...]
     grad_norms: tuple[float | None, ...]  # total, of the rank's own gradients
@@ -172,11 +241,12 @@ class RanksJoined:
     noise_scale: float | None  # B_simple in samples (McCandlish et al. 2018, eq. 2.9); above it batches are wasteful
 
 
-@dataclass(frozen=True, slots=True)
-class IncidentChanged:
+@event
+class IncidentChanged(Event):
     """Something is wrong, still wrong, or over: one `begun`, at most one `updated` a second, one `ended`."""
 
     kind: ClassVar[str] = "incident"
+    log_line = LogLine("monitor", None, "warning")
     incident: int  # number within the attempt
     phase: Literal["begun", "updated", "ended"]
     anomaly: IncidentKind
@@ -194,11 +264,12 @@ class IncidentChanged:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class ActionTaken:
+@event
+class ActionTaken(Event):
     """A policy responded to an incident: `ordered` by the supervisor, then `done` or `refused` by the ranks."""
 
     kind: ClassVar[str] = "action"
+    log_line = LogLine("policy", None)
     step: int
     phase: Literal["ordered", "done", "refused"]
     action: PolicyAction
@@ -206,11 +277,12 @@ class ActionTaken:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointSaved:
+@event
+class CheckpointSaved(Event):
     """A checkpoint is complete on disk. Its row and this event are one transaction."""
 
     kind: ClassVar[str] = "checkpoint"
+    log_line = LogLine("checkpoint", None)
     checkpoint_id: str
     filename: str  # folder, relative to the checkpoints directory
     step: int
@@ -223,92 +295,54 @@ class CheckpointSaved:
     write_ms: float = 0.0  # of writing, in the background
 
 
-@dataclass(frozen=True, slots=True)
-class CheckpointRemoved:
+@event
+class CheckpointRemoved(Event):
     """Retention or a user removed a checkpoint."""
 
     kind: ClassVar[str] = "checkpoint_removed"
+    log_line = LogLine("checkpoint", "{checkpoint_id} removed: {reason}")
     checkpoint_id: str
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class LineLogged:
+@event
+class LineLogged(Event):
     """One line that a rank or the supervisor wrote."""
 
     kind: ClassVar[str] = "log"
+    log_line = LogLine("rank", None)
+    is_folded = True
+    is_monitored = True
     level: Literal["debug", "info", "warning", "error"]
     source: str  # "rank 0", "torchrun", "supervisor"
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class RankFailed:
+@event
+class RankFailed(Event):
     """A rank raised; the first one is the job's reason."""
 
     kind: ClassVar[str] = "failure"
+    log_line = LogLine("rank", None, "error")
     rank: int
     error: str  # name of the exception's class
     message: str
     traceback: str
 
 
-@dataclass(frozen=True, slots=True)
-class TrainingFinished:
+@event
+class TrainingFinished(Event):
     """All ranks are done and the last checkpoint is saved."""
 
     kind: ClassVar[str] = "finished"
+    log_line = LogLine("training", "finished at step {step}, best validation loss {best_val_loss}")
     step: int
     epoch: int
     train_loss: float | None
     best_val_loss: float | None
 
 
-Event = (
-    StateChanged
-    | TrainingStarted
-    | LayersNamed
-    | StepTrained
-    | MetricsLogged
-    | ProgressReported
-    | Validated
-    | GradientsRecorded
-    | AnomaliesFound
-    | RankGradientsRecorded
-    | BackwardOrderSeen
-    | UpdatesMeasured
-    | RanksJoined
-    | IncidentChanged
-    | ActionTaken
-    | CheckpointSaved
-    | CheckpointRemoved
-    | LineLogged
-    | RankFailed
-    | TrainingFinished
-)
-
-EVENT_TYPES: tuple[type[Event], ...] = (
-    StateChanged,
-    TrainingStarted,
-    LayersNamed,
-    StepTrained,
-    MetricsLogged,
-    ProgressReported,
-    Validated,
-    GradientsRecorded,
-    AnomaliesFound,
-    RankGradientsRecorded,
-    BackwardOrderSeen,
-    UpdatesMeasured,
-    RanksJoined,
-    IncidentChanged,
-    ActionTaken,
-    CheckpointSaved,
-    CheckpointRemoved,
-    LineLogged,
-    RankFailed,
-    TrainingFinished,
-)
+EVENT_TYPES: tuple[type[Event], ...] = tuple(_declared)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,8 +29,8 @@ from apt_jobs.errors import InvalidInput
 from apt_jobs.events.codec import finite_or_name
 from apt_jobs.events.current_spool import current_spool
 from apt_jobs.events.kinds import (
+    ANOMALY_KINDS,
     AnomaliesFound,
-    AnomalyKind,
     BackwardOrderSeen,
     Event,
     GradientsRecorded,
@@ -52,7 +52,6 @@ from apt_jobs.gradient_monitor.watched_layers import WatchedLayers, require_same
 MAX_TIMELINE_STEPS = 1_000  # kept in memory for `export_for_webui`; the spool has all
 LOOK_FOR_NEW_EVERY_STEPS = 10
 MAX_NAMED_ANOMALIES = 1_000  # layers of one `anomaly` event; `gradient` has the indexes of all
-ANOMALY_KINDS: tuple[AnomalyKind, ...] = ("nan", "inf", "exploding", "vanishing")
 
 
 class GradientMonitor:

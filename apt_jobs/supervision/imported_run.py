@@ -18,17 +18,9 @@ from apt_jobs.diagnosis.rank_watch import RankWatch
 from apt_jobs.errors import Conflict, InvalidInput
 from apt_jobs.events.codec import MAX_EVENT_BYTES, decode_spooled
 from apt_jobs.events.kinds import (
-    AnomaliesFound,
-    BackwardOrderSeen,
+    EVENT_TYPES,
     Event,
-    GradientsRecorded,
     LayersNamed,
-    LineLogged,
-    MetricsLogged,
-    ProgressReported,
-    RankGradientsRecorded,
-    StepTrained,
-    UpdatesMeasured,
 )
 from apt_jobs.jobs.limits import MAX_ROLLBACKS, MAX_STEP
 from apt_jobs.jobs.printable import escaped
@@ -42,18 +34,8 @@ LEASE_S = 600.0  # between two batches; afterwards the import is dead
 BATCH_EVENTS = 500
 RANK_EVENTS = 20  # read of one rank at a time: ranks are read in turns, so that their steps meet
 MAX_RANKS = 512  # as `TrainSpec.num_ranks`
-MONITORED = (  # what the monitor writes; anything else could claim checkpoints or states that are not there
-    LayersNamed,
-    StepTrained,
-    MetricsLogged,
-    ProgressReported,
-    GradientsRecorded,
-    AnomaliesFound,
-    RankGradientsRecorded,
-    BackwardOrderSeen,
-    UpdatesMeasured,
-    LineLogged,
-)
+# What the monitor writes; anything else could claim checkpoints or states that are not there.
+MONITORED = tuple(cls for cls in EVENT_TYPES if cls.is_monitored)
 Timed = tuple[datetime, Event]
 
 

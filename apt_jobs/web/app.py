@@ -28,6 +28,7 @@ from apt_jobs.web.live.streams import LiveStreams
 from apt_jobs.web.loops import fire_loop, reap_loop, wake_up_loop
 from apt_jobs.web.openai import completions as openai_completions
 from apt_jobs.web.openai import models as openai_models
+from apt_jobs.web.page_paths import PAGE_PATHS
 from apt_jobs.web.problems import ProblemError, on_apt_jobs_error, on_http_exception, on_problem, on_unexpected
 from apt_jobs.web.readiness import Readiness
 from apt_jobs.web.root_path import RootPath
@@ -88,13 +89,8 @@ ROUTES: list[BaseRoute] = [
     Route("/v1/chat/completions", openai_completions.chat, methods=["POST"]),
     Route("/openapi.json", pages.get_openapi, methods=["GET"]),
     Route("/docs", pages.get_docs, methods=["GET"]),
-    Route("/", pages.get_page, methods=["GET"]),
     Route("/jobs", pages.get_page, methods=["GET"]),
-    Route("/jobs/{job_id}", pages.get_page, methods=["GET"]),
-    Route("/checkpoints", pages.get_page, methods=["GET"]),
-    Route("/generate", pages.get_page, methods=["GET"]),
-    Route("/schedules", pages.get_page, methods=["GET"]),
-    Route("/workers", pages.get_page, methods=["GET"]),
+    *(Route(path, pages.get_page, methods=["GET"]) for path in PAGE_PATHS),
     Route("/favicon.svg", pages.get_favicon, methods=["GET"]),
     Route("/assets/{name}", pages.get_asset, methods=["GET"]),
     Route("/ws/jobs", upgrade_required, methods=["GET"]),

@@ -23,6 +23,7 @@ from apt_jobs.db.access import KEY_PREFIX, Principal, authenticate_key, authenti
 from apt_jobs.errors import AptJobsError, Denied
 from apt_jobs.settings import Settings
 from apt_jobs.web.admissions import Admission, Credential
+from apt_jobs.web.page_paths import PATTERN
 from apt_jobs.web.problems import problem_response
 from apt_jobs.web.request_text import fault_in_address
 from apt_jobs.web.revocation import Revocable, close_reason
@@ -36,9 +37,9 @@ READING = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 RESERVED_SHARE = 0.1  # of `max_connections`, for those who come with a key or a session
 HEALTH = "/healthz"  # answered however full the process is
 OPEN = re.compile(
-    r"/(healthz|readyz|login)"
-    r"|/(favicon\.svg|jobs/[^/]+|checkpoints|generate|schedules|workers)?"  # the page, which holds no data
-    r"|/assets/[^/]+"  # its scripts and styles, by exact name: see pages.py
+    r"/(healthz|readyz|login|favicon\.svg)"
+    r"|/assets/[^/]+"  # scripts and styles of the page, by exact name: see pages.py
+    f"|{PATTERN}"  # the page, which holds no data
 )
 MAX_LOOKUPS = 4  # of keys at once; the others wait here, where those that leave cost nothing more
 PROBES = frozenset({"/healthz", "/readyz"})  # an orchestrator asks by address, and is told no more than "ok"

@@ -9,12 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 from typing_extensions import TypedDict  # as pydantic wants it before Python 3.12
 
 from apt_jobs.db.models import Attempt, Checkpoint, Job, WorkerRow
-from apt_jobs.events.codec import timestamp
+from apt_jobs.events.codec import Number, timestamp
 from apt_jobs.jobs.spec import BUILTIN_ENTRY_POINT, APTConfig
 from apt_jobs.jobs.states import JobState
 
-NonFinite = Literal["NaN", "Infinity", "-Infinity"]  # JSON has no such number
-Number = float | NonFinite
 DEFAULT_MODEL_CONFIG = APTConfig().model_dump(mode="json")
 
 

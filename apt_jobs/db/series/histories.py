@@ -15,10 +15,9 @@ from sqlalchemy.orm import Session
 
 from apt_jobs.db.models import EventRow, Job
 from apt_jobs.db.series.read import read_buckets
-from apt_jobs.db.series.store import ANOMALY_KINDS
 from apt_jobs.db.series.summaries import Summary
 from apt_jobs.events.codec import decode_payload, finite_or_name
-from apt_jobs.events.kinds import Event, LayersNamed, TrainingStarted
+from apt_jobs.events.kinds import ANOMALY_KINDS, Event, LayersNamed, TrainingStarted
 from apt_jobs.jobs.limits import MAX_STEP
 from apt_jobs.jobs.states import OWNED_STATES
 

@@ -22,16 +22,24 @@ from apt_jobs.db.models import EventChunk, EventRow, SeriesLevel, SeriesSegment
 from apt_jobs.db.series.summaries import Summary
 from apt_jobs.events.codec import LoggedEvent, decode_payload
 from apt_jobs.events.columns import COLUMN_TYPES, Columns, decode_columns, encode_columns
-from apt_jobs.events.kinds import AnomaliesFound, GradientsRecorded, StoredEvent, Validated
+from apt_jobs.events.kinds import (
+    ANOMALY_KINDS,
+    EVENT_TYPES,
+    AnomaliesFound,
+    GradientsRecorded,
+    StepTrained,
+    StoredEvent,
+    Validated,
+)
 
 FACTOR = 16
 BLOCK_STEPS = FACTOR**2  # of a row of level 1; no chunk has steps of two
 MAX_CHUNK_VALUES = 1 << 18  # 1 MB
 _READ_CHUNKS = 4  # at a time: few readers need more
-CURVES = ("train_loss", "learning_rate", "grad_norm", "step_time_ms", "tokens_per_s")
-ANOMALY_KINDS = ("nan", "inf", "exploding", "vanishing")
-WIDTHS = {"metric": len(CURVES), "gradient": 0, "validation": 1, "anomaly": len(ANOMALY_KINDS)}  # 0: as many as layers
-LEADERS = {"validation": "metric", "anomaly": "gradient"}  # whose segments their own are
+_SERIES = {cls.kind: cls.series for cls in EVENT_TYPES if cls.series is not None}
+CURVES = _SERIES[StepTrained.kind].columns
+WIDTHS = {kind: len(series.columns) for kind, series in _SERIES.items()}  # 0: as many as layers
+LEADERS = {kind: series.leader for kind, series in _SERIES.items() if series.leader is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +148,8 @@ def _runs(
     run: list[StoredEvent] = []
     is_new = False
     for event in events:
-        step: int = event.event.step  # type: ignore[union-attr]  # all these kinds have one
-        its_width = WIDTHS[kind] or len(event.event.norms)  # type: ignore[union-attr]  # only gradients have 0
+        step: int = event.event.step  # type: ignore[attr-defined]  # all these kinds have one
+        its_width = WIDTHS[kind] or len(event.event.norms)  # type: ignore[attr-defined]  # only gradients have 0
         if leader:
             while starts and starts[0][1] < event.seq:
                 led_by = max(led_by, starts.pop(0)[0])
@@ -163,7 +171,7 @@ def _add(session: Session, run: _Run, newest: dict[str, SeriesSegment]) -> None:
     """Store the events of one segment, and each row of `series_levels` that they complete."""
     first, last = run.events[0], run.events[-1]
     kind = first.event.kind
-    steps = [event.event.step for event in run.events]  # type: ignore[union-attr]  # all these kinds have one
+    steps = [event.event.step for event in run.events]  # type: ignore[attr-defined]  # all these kinds have one
     before = 0 if run.is_new else newest[kind].num_steps
     if kind in COLUMN_TYPES:
         _insert_chunks(session, run.events, before)

@@ -16,8 +16,8 @@ from pydantic import BaseModel, Field
 from apt_jobs.db.series.histories import GradientOverview, TrainingHistory, layer_statistics, shown_values
 from apt_jobs.db.series.store import CURVES
 from apt_jobs.db.series.summaries import Summary
-from apt_jobs.events.codec import finite_or_name
-from apt_jobs.web.schemas import Number, measured
+from apt_jobs.events.codec import Number, finite_or_name
+from apt_jobs.web.schemas import measured
 
 VERSION = 1
 MEDIA_TYPE = "application/vnd.apt-jobs.overview"

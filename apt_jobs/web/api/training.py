@@ -12,12 +12,13 @@ from apt_jobs.db.jobs import get_job
 from apt_jobs.db.models import Job
 from apt_jobs.db.series.histories import current_training_job, gradient_export, last_start
 from apt_jobs.errors import NotFound
+from apt_jobs.events.codec import Number
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.jobs.states import OWNED_STATES
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.histories import GradientsAnswer, PointsQuery, curves_of
 from apt_jobs.web.api.overviews import TrainingCurves
-from apt_jobs.web.schemas import Number, is_user_script, measured
+from apt_jobs.web.schemas import is_user_script, measured
 from apt_jobs.web.service import Service, service_of
 
 

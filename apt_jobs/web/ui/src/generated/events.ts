@@ -232,6 +232,23 @@ export type Event = StateChanged | TrainingStarted | LayersNamed | StepTrained |
 /** An event as the log and the wire show it. */
 export type StoredEvent = { seq: number; attempt: number; at: string } & Event;
 
+/** How the log shows a kind; null: `lineOf` has a case for it. Other kinds are not in the log. */
+export const LOG_LINES: Partial<
+  Record<Event["kind"], { source: string; template: string | null; level: LineLogged["level"] }>
+> = {
+  state: {"source": "job", "template": null, "level": "info"},
+  started: {"source": "training", "template": null, "level": "info"},
+  validation: {"source": "validation", "template": null, "level": "info"},
+  anomaly: {"source": "gradients", "template": null, "level": "warning"},
+  incident: {"source": "monitor", "template": null, "level": "warning"},
+  action: {"source": "policy", "template": null, "level": "info"},
+  checkpoint: {"source": "checkpoint", "template": null, "level": "info"},
+  checkpoint_removed: {"source": "checkpoint", "template": "{checkpoint_id} removed: {reason}", "level": "info"},
+  log: {"source": "rank", "template": null, "level": "info"},
+  failure: {"source": "rank", "template": null, "level": "error"},
+  finished: {"source": "training", "template": "finished at step {step}, best validation loss {best_val_loss}", "level": "info"},
+};
+
 export interface FieldRule {
   type: string;
   nullable: boolean;

@@ -3,7 +3,7 @@ import { get, getBytes, getExact } from "../api/client.ts";
 import { isExactObject, type Exact, type ExactObject } from "../api/exact.ts";
 import { decodeOverview, OVERVIEW_TYPE, type Overview } from "../api/overview.ts";
 import type { CheckpointAnswer, CheckpointList, JobAnswer, MetricsAnswer } from "../generated/rest.ts";
-import type { StoredEvent, TrainingStarted } from "../generated/events.ts";
+import { LOG_LINES, type StoredEvent, type TrainingStarted } from "../generated/events.ts";
 import type { EventPage } from "./joblog.svelte.ts";
 import type { Range } from "./sharpener.ts";
 
@@ -11,19 +11,7 @@ const HISTORY_POINTS = 1500;
 const PAGE_SIZE = 1_000;
 const MAX_PAGES = 10;
 const RANK_EVENTS = 6_000; // of all kinds before the newest: what the ranks did in them is shown
-const LOG_KINDS: StoredEvent["kind"][] = [
-  "state",
-  "started",
-  "validation",
-  "anomaly",
-  "incident",
-  "action",
-  "checkpoint",
-  "checkpoint_removed",
-  "log",
-  "failure",
-  "finished",
-];
+const LOG_KINDS = Object.keys(LOG_LINES) as StoredEvent["kind"][];
 
 export interface Started {
   event: TrainingStarted;

@@ -1,5 +1,5 @@
 // The job's events as lines of a log.
-import type { StoredEvent } from "../generated/events.ts";
+import { LOG_LINES, type StoredEvent } from "../generated/events.ts";
 import { formatCount, formatNumber } from "../text/format.ts";
 
 export type Level = "debug" | "info" | "warning" | "error";
@@ -86,19 +86,25 @@ export function lineOf(event: StoredEvent): LogLine | null {
         "checkpoint",
         `step ${formatCount(event.step)} saved as ${event.filename}${event.is_best ? ", the best so far" : ""}`,
       );
-    case "checkpoint_removed":
-      return line("info", "checkpoint", `${event.checkpoint_id} removed: ${event.reason}`);
     case "log":
       return line(event.level, event.source, event.message);
     case "failure":
       return line("error", `rank ${event.rank}`, `${event.error}: ${event.message}`, event.traceback);
-    case "finished":
-      return line(
-        "info",
-        "training",
-        `finished at step ${formatCount(event.step)}, best validation loss ${formatNumber(event.best_val_loss)}`,
-      );
-    default:
-      return null;
+    default: {
+      const declared = LOG_LINES[event.kind];
+      if (!declared?.template) return null;
+      return line(declared.level, declared.source, filled(declared.template, { ...event }));
+    }
   }
+}
+
+/** A declared line with the values of its fields. */
+function filled(template: string, values: Record<string, unknown>): string {
+  return template.replace(/\{(\w+)\}/g, (_, name: string) => shown(values[name]));
+}
+
+function shown(value: unknown): string {
+  if (typeof value === "string") return value;
+  if (typeof value === "number") return Number.isInteger(value) ? formatCount(value) : formatNumber(value);
+  return formatNumber(null);
 }

@@ -1,14 +1,20 @@
 // Client-side routing by path, and the state of the page in its query: seven pages do not need a library.
 import { pathOf, urlOf } from "../api/urls.ts";
 
+/** Pages that need nothing but their address, with their links: `workers` is `/workers`, shown by `WorkersPage.svelte`. */
+export const PAGES = {
+  schedules: "Schedules",
+  checkpoints: "Checkpoints",
+  generate: "Generate",
+  workers: "Workers",
+} as const;
+export type PlainPage = keyof typeof PAGES;
+
 export type Route =
   | { page: "jobs" }
   | { page: "new" }
   | { page: "job"; jobId: string; tab: string }
-  | { page: "checkpoints" }
-  | { page: "generate" }
-  | { page: "schedules" }
-  | { page: "workers" }
+  | { page: PlainPage }
   | { page: "missing" };
 
 class Location {
@@ -61,9 +67,11 @@ export function routeOf(path: string, hash: string): Route {
   }
   const [name] = parts;
   if (parts.length > 1) return { page: "missing" };
-  if (name === "checkpoints" || name === "generate" || name === "schedules" || name === "workers")
-    return { page: name };
-  return { page: "missing" };
+  return isPlainPage(name) ? { page: name } : { page: "missing" };
+}
+
+export function isPlainPage(name: string): name is PlainPage {
+  return Object.hasOwn(PAGES, name);
 }
 
 /** A part of a path; as it is when it was quoted wrongly ("%zz"). */
