@@ -9,7 +9,7 @@ from apt_jobs.events.kinds import Event, LineLogged, MetricsLogged
 from apt_jobs.jobs.printable import first_unprintable
 from apt_jobs.run.metric_values import MAX_NAME_CHARS, MAX_NAMES, MAX_STEP
 
-EVENTS_BEFORE_THINNING = 100_000  # of the same names: then every second, after as many again every third, ...
+EVENTS_BEFORE_DOWNSAMPLING = 100_000  # of the same names: then every second, after as many again every third, ...
 MAX_NAME_SETS = 1_000  # that are counted apart
 
 
@@ -19,7 +19,7 @@ class MetricLimits:
     def __init__(self) -> None:
         self._names: set[str] = set()
         self._num_events: dict[int, int] = {}  # by the hash of their names
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
 
     def limited(self, event: MetricsLogged) -> Iterator[Event]:
         """Yield what is to be stored of `event`, and a warning when something is left out for the first time."""
@@ -36,9 +36,9 @@ class MetricLimits:
                 yield from self._warning("names", f"{message}; others are left out")
         if not values:
             return
-        if self._is_thinned(frozenset(values)):
+        if self._is_left_out(frozenset(values)):
             yield from self._warning(
-                "events", f"more than {EVENTS_BEFORE_THINNING:,} steps of metrics: now not each is kept"
+                "events", f"more than {EVENTS_BEFORE_DOWNSAMPLING:,} steps of metrics: now not each is kept"
             )
             return
         yield event if len(values) == len(event.values) else MetricsLogged(event.step, event.rank, values)
@@ -51,14 +51,14 @@ class MetricLimits:
         self._names.add(name)
         return True
 
-    def _is_thinned(self, names: frozenset[str]) -> bool:
+    def _is_left_out(self, names: frozenset[str]) -> bool:
         key = hash(names)
         if key not in self._num_events and len(self._num_events) >= MAX_NAME_SETS:
             key = 0
         number = self._num_events[key] = self._num_events.get(key, 0) + 1
-        return number % (1 + number // EVENTS_BEFORE_THINNING) != 0
+        return number % (1 + number // EVENTS_BEFORE_DOWNSAMPLING) != 0
 
     def _warning(self, key: str, message: str) -> Iterator[Event]:
-        if key not in self._said:
-            self._said.add(key)
+        if key not in self._warned:
+            self._warned.add(key)
             yield LineLogged("warning", "supervisor", message)

@@ -26,7 +26,7 @@ class EventFile:
         self._path, self._source, self._is_job = path, source, is_job
         self._bytes_left = max_bytes
         self._fd: int | None = None
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self.lock = threading.RLock()
         os.register_at_fork(after_in_child=self._renew_lock)
 
@@ -53,9 +53,9 @@ class EventFile:
     def complain(self, key: str, message: str) -> None:
         """Say once in this process what was wrong; `key` tells complaints apart."""
         with self.lock:
-            if key in self._said or len(self._said) >= MAX_COMPLAINTS:
+            if key in self._warned or len(self._warned) >= MAX_COMPLAINTS:
                 return
-            self._said.add(key)
+            self._warned.add(key)
         message = f"apt_jobs: {message}"
         if not self._is_job:
             print_error(message)
@@ -80,8 +80,8 @@ class EventFile:
         return written == len(line)
 
     def _print_once(self, key: str, message: str) -> None:
-        if key not in self._said:
-            self._said.add(key)
+        if key not in self._warned:
+            self._warned.add(key)
             print_error(f"apt_jobs: {message}")
 
 

@@ -113,10 +113,10 @@ def test_help_answers_at_once_without_loading_a_process() -> None:
     assert not re.search(r"\| +(torch|celery|sqlalchemy|starlette)$", done.stderr, re.MULTILINE)
 
 
-def test_the_public_door_gives_the_clients_and_nothing_else() -> None:
+def test_the_public_door_gives_the_clients_the_run_and_nothing_else() -> None:
     program = "import apt_jobs; print(*dir(apt_jobs)); from apt_jobs import AsyncClient, Client; apt_jobs.nothing"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.stdout.split() == ["AsyncClient", "Client", "__version__"]
+    assert done.stdout.split() == ["AsyncClient", "Client", "__version__", "current_run"]
     assert "has no attribute 'nothing'" in done.stderr
     assert (ROOT / "apt_jobs" / "py.typed").exists()
 

@@ -27,7 +27,8 @@ class RunCallback(Callback):
     def __init__(self, run: Run | None = None) -> None:
         super().__init__()
         self._run = run if run is not None else current_run()
-        self._registered_file, self._registered_step = "", -1  # the last ones
+        self._seen: tuple[str, int] | None = None  # file and step that `ModelCheckpoint` saved last
+        self._registered_step = -1
         self._num_steps = -1  # when a batch ended last
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -72,8 +73,8 @@ class RunCallback(Callback):
         for callback in trainer.checkpoint_callbacks:
             file = getattr(callback, "_last_checkpoint_saved", "") if isinstance(callback, ModelCheckpoint) else ""
             step = getattr(callback, "_last_global_step_saved", trainer.global_step)
-            if file and (file, step) != (self._registered_file, self._registered_step):
-                self._registered_file = file
+            if file and (file, step) != self._seen:
+                self._seen = file, step
                 self._register(trainer, Path(file), step)
 
     def _register(self, trainer: Trainer, file: Path, step: int) -> None:

@@ -35,8 +35,8 @@ def test_a_step_out_of_bounds_is_left_out(step: int, rank: int) -> None:
     assert list(limits.limited(MetricsLogged(step, rank, {"a": 1.0}))) == []
 
 
-def test_many_steps_are_thinned_and_rare_metrics_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metric_limits, "EVENTS_BEFORE_THINNING", 100)
+def test_many_steps_are_downsampled_and_rare_metrics_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metric_limits, "EVENTS_BEFORE_DOWNSAMPLING", 100)
     limits = MetricLimits()
     counts = {"often": 0, "rare": 0, "log": 0}
     for step in range(10_000):
