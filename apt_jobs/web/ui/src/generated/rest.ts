@@ -203,8 +203,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Return loss, learning rate and speed over steps
-         * @description Return loss, learning rate and speed over steps: mean, min and max of each point.
+         * Return loss, rate and speed over steps
+         * @description Return loss, rate and speed over steps: mean, min and max of each point, and what a user script logged.
          */
         get: operations["get_metrics"];
         put?: never;
@@ -431,6 +431,9 @@ export interface paths {
         /**
          * Continue one text
          * @description Continue one text. `Prefer: respond-async` answers 202 with the job at once.
+         *
+         *     With `"stream": true` or `Accept: text/event-stream` the answer is server-sent events: `delta` with the added
+         *     `text`, `restarted` when the text begins again, then one `end` (or `error`). Their `number` is contiguous.
          */
         post: operations["generate"];
         delete?: never;
@@ -974,6 +977,11 @@ export interface components {
              */
             truncate?: boolean;
             /**
+             * @description Send what is added as it comes; it is stored in the end in any case.
+             * @default false
+             */
+            stream?: boolean;
+            /**
              * @description Id of `GET /api/models`; default: the loaded or newest checkpoint.
              * @default null
              */
@@ -986,6 +994,11 @@ export interface components {
             /** @enum {string} */
             finish_reason: "stop" | "length";
             truncated: boolean;
+        };
+        /** @description One message of a chat. */
+        ChatMessage: {
+            role: string;
+            content: string;
         };
         /**
          * @example {
@@ -1056,6 +1069,17 @@ export interface components {
             min: (number | ("NaN" | "Infinity" | "-Infinity") | null)[];
             max: (number | ("NaN" | "Infinity" | "-Infinity") | null)[];
             num_nonfinite: number[];
+        };
+        /** @description A metric that the job's script logged. A value that is not finite is "NaN", "Infinity" or "-Infinity". */
+        CustomMetricAnswer: {
+            steps: number[];
+            values: (number | string)[];
+            /** @description Of the last step in the range. */
+            last: number | string;
+            /** @description Of the finite values in the range; null: there is none. */
+            min: number | null;
+            /** @description The same. */
+            max: number | null;
         };
         DatasetAnswer: {
             name: string;
@@ -1206,6 +1230,11 @@ export interface components {
              */
             truncate?: boolean;
             /**
+             * @description Send what is added as it comes; it is stored in the end in any case.
+             * @default false
+             */
+            stream?: boolean;
+            /**
              * @description Id of `GET /api/models`; default: the loaded or newest checkpoint.
              * @default null
              */
@@ -1282,6 +1311,11 @@ export interface components {
              */
             truncate?: boolean;
             /**
+             * @description Send what is added as it comes; it is stored in the end in any case.
+             * @default false
+             */
+            stream?: boolean;
+            /**
              * @description Shown in lists.
              * @default null
              */
@@ -1322,6 +1356,11 @@ export interface components {
              * @default null
              */
             model?: string | null;
+            /**
+             * @description A chat, written by the model's template in place of `texts`.
+             * @default null
+             */
+            messages?: components["schemas"]["ChatMessage"][] | null;
         };
         /** @description Norms by point and layer, in the order of `names`. A value is null if no norm of the point was finite. */
         GradientOverviewAnswer: {
@@ -1594,6 +1633,10 @@ export interface components {
         MetricsAnswer: {
             job_id: string;
             training_history: components["schemas"]["TrainingCurves"];
+            /** @description What the script logged, by name; see `current_run().log`. */
+            custom: {
+                [key: string]: components["schemas"]["CustomMetricAnswer"];
+            };
         };
         ModelAnswer: {
             id: string;
@@ -1966,6 +2009,12 @@ export interface components {
             arguments?: {
                 [key: string]: boolean | number | string;
             };
+            /** @description Command line of a registered script, as `["--lr", "3e-4"]`; `arguments` follow it. */
+            argv?: string[];
+            /** @description Environment variables of the ranks. All who may read the job see them: no secrets. */
+            env?: {
+                [key: string]: string;
+            };
             /**
              * @description A data set of `GET /api/datasets`.
              * @default pydoc-topics
@@ -2334,10 +2383,12 @@ export type AttemptAnswer = components['schemas']['AttemptAnswer'];
 export type BatchAnswer = components['schemas']['BatchAnswer'];
 export type BatchGenerateRequest = components['schemas']['BatchGenerateRequest'];
 export type BatchItem = components['schemas']['BatchItem'];
+export type ChatMessage = components['schemas']['ChatMessage'];
 export type CheckpointAnswer = components['schemas']['CheckpointAnswer'];
 export type CheckpointInfo = components['schemas']['CheckpointInfo'];
 export type CheckpointList = components['schemas']['CheckpointList'];
 export type CurveExtremes = components['schemas']['CurveExtremes'];
+export type CustomMetricAnswer = components['schemas']['CustomMetricAnswer'];
 export type DatasetAnswer = components['schemas']['DatasetAnswer'];
 export type DatasetList = components['schemas']['DatasetList'];
 export type DueBody = components['schemas']['DueBody'];
