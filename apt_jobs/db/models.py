@@ -39,7 +39,7 @@ class Job(Base):
         CheckConstraint("(state IN ('running', 'pausing')) = (lease_until IS NOT NULL)", name="lease"),
         CheckConstraint("attempt >= 0 AND last_seq >= 0", name="counts"),
         Index("ix_jobs_waiting", "queue", "state", desc("priority"), "created_at", "id"),  # the order of claims
-        # One range of an index for every filter of the list, in the list's order; see db/listing.py.
+        # One range of an index for each filter of the list, in the list's order; see db/listing.py.
         Index("ix_jobs_by_kind", "state", "kind", "id"),
         Index("ix_jobs_by_queue", "state", "queue", "kind", "id"),
         # What a text or a label is looked for in: without the rows, which are a hundred times as large.
