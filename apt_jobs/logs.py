@@ -1,4 +1,4 @@
-"""JSON lines on stderr, one per record, of each process of the service."""
+"""JSON lines on stderr, one per record, for each process of the service."""
 
 import json
 import logging

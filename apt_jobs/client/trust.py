@@ -37,7 +37,7 @@ class Trust:
 
 
 def trust_for(access: Access) -> Trust:
-    """Read the environment once, for all connections to this service.
+    """Read the environment once, for each connection to this service.
 
     Raises:
         InvalidInput: `SSL_CERT_FILE`, `SSL_CERT_DIR` or a proxy's variable cannot be used.
