@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from apt_jobs.gradient_monitor.monitor import GradientMonitor  # one
+from apt_jobs.gradient_monitor import GradientMonitor  # one
 
 CONTEXT, BATCH = 8, 64
 
