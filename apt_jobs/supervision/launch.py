@@ -80,7 +80,7 @@ def _environment(settings: Settings, run_file: RunFile, node_rank: int, gpus: Se
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts, by which the worker chose
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)) if run_file.spec.device == "cuda" else "",
     }
-    # Threads that wait for each other in a busy loop cost a time slice for each operation where a machine has other work.
+    # Threads that wait in a busy loop cost a time slice for each operation where a machine has other work.
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     if run_file.entry_point is None:  # the trainer's own progress bars say nothing that its events do not
         environment |= dict.fromkeys(PROGRESS_BAR_SWITCHES, "1")
