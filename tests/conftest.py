@@ -24,6 +24,8 @@ from apt_jobs.workers.embedded import free_port
 
 START_DEADLINE_S = 120.0
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is loaded: test processes share the cores
+
 
 @pytest.fixture(scope="session")
 def postgres_server_url() -> Iterator[str]:

@@ -83,6 +83,8 @@ def _environment(settings: Settings, run_file: RunFile, node_rank: int, gpus: Se
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts, by which the worker chose
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)) if spec.device == "cuda" else "",
     }
+    # Threads that wait in a busy loop cost a time slice for each operation where a machine has other work.
+    environment.setdefault("OMP_WAIT_POLICY", "passive")
     environment |= spec.env | {RUN_FILE_VARIABLE: str(run_file_path(run_file))}
     if not is_script:  # the trainer's own progress bars say nothing that its events do not
         environment |= dict.fromkeys(PROGRESS_BAR_SWITCHES, "1")

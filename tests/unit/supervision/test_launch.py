@@ -67,3 +67,13 @@ def test_what_was_compiled_is_kept_in_the_data_directory_for_all_jobs(tmp_path: 
         for name in ("one", "two")
     }
     assert folders == {str(settings.root / "compile_cache")}
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "passive"), ("active", "active")])
+def test_threads_of_a_rank_wait_without_a_busy_loop_unless_told_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    assert _environment(Settings(), run_file_in(tmp_path, SPEC), 0, [])["OMP_WAIT_POLICY"] == expected
