@@ -1,7 +1,7 @@
 // The one way to the REST API: JSON in and out, problem+json as an exception, 401 as a state of the whole page.
 import { parseExact, type Exact } from "./exact.ts";
 import { urlOf } from "./urls.ts";
-import type { Json } from "./types.ts";
+import type { Json, JsonObject } from "./types.ts";
 
 const TIMEOUT_MS = 30_000;
 const GATEWAY_ERRORS = [502, 503, 504]; // a proxy's words, or a service without its database
@@ -131,6 +131,32 @@ async function fetchResponse(
   if (response.status === 401) onNoSession();
   else if (response.ok) onSession();
   return response;
+}
+
+/** Send JSON and hand over server-sent events as they come, until the stream ends; `signal` ends it, and its job. */
+export async function postStream(
+  path: string,
+  body: unknown,
+  onEvent: (kind: string, data: JsonObject) => void,
+  signal: AbortSignal,
+): Promise<void> {
+  const headers = { "Content-Type": "application/json", Accept: "text/event-stream" };
+  const response = await fetchResponse("POST", path, JSON.stringify(body), headers, signal, null);
+  if (!response.ok || response.body === null)
+    throw problemOf(response.status, response.statusText, await response.text());
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const events = (rest + value).split("\n\n");
+    rest = events.pop() ?? "";
+    for (const event of events) {
+      const kind = /^event: (.*)$/m.exec(event)?.[1];
+      const data = /^data: (.*)$/m.exec(event)?.[1];
+      if (kind !== undefined && data !== undefined) onEvent(kind, JSON.parse(data) as JsonObject);
+    }
+  }
 }
 
 interface Problem {
