@@ -8,9 +8,9 @@ async with AsyncClient() as client:
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, overload
 
 from apt_jobs.client import calls
 from apt_jobs.client.access import find_access
@@ -248,12 +248,25 @@ class AsyncClient(AsyncTransport):
         """Delete a checkpoint."""
         await self._send(calls.delete_checkpoint(checkpoint_id))
 
-    async def generate(self, text: str, **options: Any) -> dict[str, Any]:
+    @overload
+    async def generate(self, text: str, *, stream: Literal[False] = False, **options: Any) -> dict[str, Any]: ...
+
+    @overload
+    async def generate(self, text: str, *, stream: Literal[True], **options: Any) -> AsyncGenerator[dict[str, Any]]: ...
+
+    async def generate(
+        self, text: str, *, stream: bool = False, **options: Any
+    ) -> dict[str, Any] | AsyncGenerator[dict[str, Any]]:
         """Continue a text; options are those of `POST /api/generate`.
 
+        With `stream=True`, events as they come: `{"kind": "delta", "text": ...}`, `{"kind": "restarted"}` when the text
+        begins again, and last `{"kind": "end"}` with all of the answer. Closing the generator cancels the job.
+
         Example:
-            (await client.generate("Once upon a time", max_length=50))["generated_text"]
+            async for event in await client.generate("Once upon a time", stream=True): ...
         """
+        if stream:
+            return self._stream(calls.generate(text, {**options, "stream": True}))
         return await self._send(calls.generate(text, options))
 
     async def models(self) -> list[dict[str, Any]]:

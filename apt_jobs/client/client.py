@@ -7,9 +7,9 @@ with Client() as client:
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, overload
 
 from apt_jobs.client import calls
 from apt_jobs.client.access import find_access
@@ -242,12 +242,25 @@ class Client(Transport):
         """Delete a checkpoint."""
         self._send(calls.delete_checkpoint(checkpoint_id))
 
-    def generate(self, text: str, **options: Any) -> dict[str, Any]:
+    @overload
+    def generate(self, text: str, *, stream: Literal[False] = False, **options: Any) -> dict[str, Any]: ...
+
+    @overload
+    def generate(self, text: str, *, stream: Literal[True], **options: Any) -> Generator[dict[str, Any]]: ...
+
+    def generate(
+        self, text: str, *, stream: bool = False, **options: Any
+    ) -> dict[str, Any] | Generator[dict[str, Any]]:
         """Continue a text; options are those of `POST /api/generate`.
+
+        With `stream=True`, events as they come: `{"kind": "delta", "text": ...}`, `{"kind": "restarted"}` when the text
+        begins again, and last `{"kind": "end"}` with all of the answer. Closing the generator cancels the job.
 
         Example:
             client.generate("Once upon a time", max_length=50)["generated_text"]
         """
+        if stream:
+            return self._stream(calls.generate(text, {**options, "stream": True}))
         return self._send(calls.generate(text, options))
 
     def models(self) -> list[dict[str, Any]]:

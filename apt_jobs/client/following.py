@@ -206,6 +206,21 @@ class SseDecoder:
             self._data.append(value)
 
 
+def generated_event(kind: str, data: str) -> dict[str, Any]:
+    """Return an event of a stream of generated text: its `kind` is `delta`, `restarted` or `end`.
+
+    Raises:
+        Unavailable, InvalidInput: it is an error.
+    """
+    event = _object(data)
+    if kind in ("error", "denied"):
+        status, detail = event.get("status"), str(event.get("detail", "the stream ended with an error"))
+        if kind == "denied":
+            raise Denied(detail)
+        raise (InvalidInput if status == 422 else Unavailable)(detail)
+    return {"kind": kind, **event}
+
+
 def _object(text: str) -> dict[str, Any]:
     try:
         value = orjson.loads(text)

@@ -19,7 +19,14 @@ from apt_jobs.client import calls
 from apt_jobs.client.access import Access
 from apt_jobs.client.answers import error_of, json_of, require_event_stream, require_file, unreachable
 from apt_jobs.client.calls import Call
-from apt_jobs.client.following import MAX_FRAME_BYTES, Event, Follower, SseDecoder, closed_error
+from apt_jobs.client.following import (
+    MAX_FRAME_BYTES,
+    Event,
+    Follower,
+    SseDecoder,
+    closed_error,
+    generated_event,
+)
 from apt_jobs.client.output_file import open_output
 from apt_jobs.client.retry import BACKOFF, wait_before_retry_s
 from apt_jobs.client.trust import httpx_options, trust_for, websocket_options, why_not_trusted
@@ -102,6 +109,27 @@ class Transport:
         except httpx.HTTPError as exc:
             raise unreachable(self.url, exc) from exc
         return num_bytes
+
+    def _stream(self, call: Call[Any]) -> Generator[dict[str, Any]]:
+        """Send a request once; the events of its stream, until the last."""
+        headers = {**call.headers, "accept": "text/event-stream"}
+        decoder = SseDecoder()
+        try:
+            with self._http.stream(
+                call.method, call.path, content=call.body, headers=headers, timeout=call.timeout_s
+            ) as response:
+                if response.is_error:
+                    response.read()
+                require_event_stream(response)
+                for part in response.iter_bytes():
+                    for kind, data in decoder.feed(part):
+                        event = generated_event(kind, data)
+                        yield event
+                        if event["kind"] == "end":
+                            return
+        except httpx.HTTPError as exc:
+            raise unreachable(self.url, exc) from exc
+        raise Unavailable("the stream broke off before its end; the job goes on or was cancelled")
 
     def _follow(self, follower: Follower) -> Iterator[Event]:
         """Connect, read, look at the job when it is due, come back when the connection breaks."""

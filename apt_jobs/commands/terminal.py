@@ -47,13 +47,13 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(char if char in keep or not _is_hidden(char) else _escaped(char) for char in text)
 
 
-def echo(text: str, style: str = "", keep: str = "") -> None:
+def echo(text: str, style: str = "", keep: str = "", end: str = "\n") -> None:
     """Print text, which may hold text of others; with a style where a terminal shows it."""
     shown = printable(text, keep)
     if style and sys.stdout.isatty():
         console.print(Text(shown, style=style), soft_wrap=True)
     else:
-        print(shown, flush=True)
+        print(shown, end=end, flush=True)
 
 
 def complain(text: str) -> None:

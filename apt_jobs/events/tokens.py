@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from typing import Literal
 
 import orjson
 import redis
@@ -26,13 +26,27 @@ MAX_MESSAGE_BYTES = 1 << 20  # a longer result is read from the row
 _RECONNECT = Backoff(0.1, 2.0)
 
 
+class GenerationResult(BaseModel):
+    """The result of a generation job, as its row has it."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    outputs: list[str]
+    model: str
+    generation_time_ms: float
+    num_tokens: list[int]
+    finish_reasons: list[Literal["stop", "length"]]
+    truncated: list[bool]
+    usage: dict[str, int]
+
+
 class End(BaseModel):
     """How an attempt ended, as its row has it. `result` is left out where it is long."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
     state: str  # of jobs/states.py
-    result: dict[str, Any] | None = None
+    result: GenerationResult | None = None
 
 
 class TokenMessage(BaseModel):

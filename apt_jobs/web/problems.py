@@ -29,7 +29,7 @@ from apt_jobs.jobs.messages import without_server_paths
 from apt_jobs.jobs.printable import escaped
 from apt_jobs.operations.submit import ReferenceFault
 from apt_jobs.web.error_pages import error_page, wants_page
-from apt_jobs.web.openai.errors import error_response, is_dialect
+from apt_jobs.web.openai_errors import error_response, is_dialect
 
 logger = logging.getLogger(__name__)
 

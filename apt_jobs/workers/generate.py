@@ -25,7 +25,7 @@ from apt_jobs.db.jobs import Claimed, finish, finish_faulted, get_job
 from apt_jobs.db.models import Job
 from apt_jobs.errors import AptJobsError, Fenced, InvalidCheckpoint, NotFound, OutOfSpace, Unavailable, WorkerLacks
 from apt_jobs.events.kinds import StateChanged, StoredEvent
-from apt_jobs.events.tokens import End, TokenMessage, TokenPublisher
+from apt_jobs.events.tokens import End, GenerationResult, TokenMessage, TokenPublisher
 from apt_jobs.generation.catalog import choose_model, find_model
 from apt_jobs.generation.engine import Engine
 from apt_jobs.generation.request import Request, Stopped
@@ -243,7 +243,7 @@ class GenerateWorker:
         for each, outcome in ended:
             events = [event.event for event in stored.get(each.job.id, []) if isinstance(event.event, StateChanged)]
             if events:
-                result = outcome if isinstance(outcome, dict) else None
+                result = GenerationResult.model_construct(**outcome) if isinstance(outcome, dict) else None
                 end = End.model_construct(state=str(events[-1].state), result=result)
                 messages.append((each.job.id, each.next_message(each.pop_deltas(), end)))
         self._tokens.publish(messages)

@@ -22,8 +22,8 @@ from apt_jobs.errors import AptJobsError
 from apt_jobs.events.codec import timestamp
 from apt_jobs.jobs.spec import GenerateSpec, Name, SamplingOptions, Text
 from apt_jobs.web.api.endpoint import endpoint
+from apt_jobs.web.api.generation_requests import ClientLeft, Generation, begin, streamed, succeeded
 from apt_jobs.web.api.idempotency import replay_headers
-from apt_jobs.web.generations import ClientLeft, Generation, begin, streamed, succeeded
 from apt_jobs.web.live.generation_streams import Added, Ended, Restarted, Silence, Update
 from apt_jobs.web.live.server_sent_events import wants_event_stream
 from apt_jobs.web.problems import ProblemError

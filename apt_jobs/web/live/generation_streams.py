@@ -128,7 +128,7 @@ async def updates(service: Service, listener: Listener, *, look_first: bool = Fa
                 yield update
             if message.end is not None and (message.attempt >= texts.attempt):
                 if message.end.state == JobState.SUCCEEDED and message.end.result is not None:
-                    for update in texts.end(message.end.result):
+                    for update in texts.end(message.end.result.model_dump()):
                         yield update
                     return
                 messages = []  # the row says why

@@ -12,11 +12,11 @@ from starlette.responses import JSONResponse, Response
 
 from apt_jobs.db.access import Role
 from apt_jobs.errors import AptJobsError
-from apt_jobs.web.generations import ClientLeft, Generation, JobFailed, begin, streamed, succeeded
+from apt_jobs.web.api.generation_requests import ClientLeft, Generation, JobFailed, begin, streamed, succeeded
 from apt_jobs.web.live.generation_streams import Added, Ended, Restarted, Silence, Update
 from apt_jobs.web.openai.endpoint import dialect
-from apt_jobs.web.openai.errors import error_body, openai_status
 from apt_jobs.web.openai.requests import ChatRequest, CompletionRequest
+from apt_jobs.web.openai_errors import error_body, openai_status
 from apt_jobs.web.problems import ProblemError
 
 CLIENT_LEFT = 499  # for the log: nobody reads it

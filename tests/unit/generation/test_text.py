@@ -61,3 +61,20 @@ def test_stop_strings_in_the_prompt_do_not_count(tokenizer: PreTrainedTokenizerF
     stream = grown(tokenizer, tokenizer.encode("b"), ["ab"], prompt="aaa")
     assert stream.finish() == "b"
     assert not stream.stopped
+
+
+@pytest.mark.parametrize("stop", [[], ["e"], ["the", "er t"], ["zzz"]])
+def test_what_is_popped_is_the_whole_text_and_never_a_part_of_a_stop_string(stop: list[str]) -> None:
+    tokenizer = tiny_tokenizer()
+    tokens = tokenizer.encode("Rows join: 一个消息, so a short text waits; never the long one, zz")
+    whole, stream = TextStream(tokenizer, [], stop), TextStream(tokenizer, [], stop, incremental=True)
+    popped = []
+    for token in tokens:
+        whole.push(token)
+        stream.push(token)
+        popped.append(stream.pop())
+        if stream.stopped:
+            break
+    assert stream.finish() == whole.finish()
+    assert "".join([*popped, stream.pop()]) == whole.finish()
+    assert stream.pop() == ""

@@ -132,6 +132,32 @@ async function fetchResponse(
   return response;
 }
 
+/** Send JSON and hand over server-sent events as they come, until the stream ends; `signal` ends it, and its job. */
+export async function postStream(
+  path: string,
+  body: unknown,
+  onEvent: (kind: string, data: Record<string, unknown>) => void,
+  signal: AbortSignal,
+): Promise<void> {
+  const headers = { "Content-Type": "application/json", Accept: "text/event-stream" };
+  const response = await fetchResponse("POST", path, JSON.stringify(body), headers, signal, null);
+  if (!response.ok || response.body === null)
+    throw problemOf(response.status, response.statusText, await response.text());
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  for (;;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const events = (rest + value).split("\n\n");
+    rest = events.pop() ?? "";
+    for (const event of events) {
+      const kind = /^event: (.*)$/m.exec(event)?.[1];
+      const data = /^data: (.*)$/m.exec(event)?.[1];
+      if (kind !== undefined && data !== undefined) onEvent(kind, JSON.parse(data) as Record<string, unknown>);
+    }
+  }
+}
+
 interface Problem {
   title?: string;
   detail?: string;
