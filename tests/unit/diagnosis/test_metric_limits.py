@@ -44,6 +44,6 @@ def test_many_steps_are_downsampled_and_rare_metrics_are_not(monkeypatch: pytest
         if step % 200 == 0:
             events += limits.limited(MetricsLogged(step, 0, {"rare": 1.0}))
         for event in events:
-            counts["log" if isinstance(event, LineLogged) else next(iter(event.values))] += 1
+            counts[next(iter(event.values)) if isinstance(event, MetricsLogged) else "log"] += 1
     assert (counts["rare"], counts["log"]) == (50, 1)
     assert 100 < counts["often"] < 1_000

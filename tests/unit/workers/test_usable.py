@@ -46,13 +46,15 @@ def test_a_node_without_the_right_data_directory_waits_and_says_why(settings: Se
     assert node._is_usable()
 
 
-def test_a_generation_worker_claims_no_companions_while_its_disk_is_full(
-    settings: Settings, database: Database
-) -> None:
+def test_a_generation_worker_serves_nothing_while_its_disk_is_full(settings: Settings, database: Database) -> None:
     with database.write() as session:
         for _ in range(2):
             insert_job(session, GenerateSpec(kind="generate", texts=["a"]))
-    for min_free_bytes, num_claimed in ((1 << 60, 0), (0, 2)):
-        limited = settings.model_copy(update={"min_free_bytes": min_free_bytes})
-        worker = GenerateWorker(limited, name="gen", queues=["generate"], device="cpu")
-        assert len(worker._claim_companions()) == num_claimed
+    full = settings.model_copy(update={"min_free_bytes": 1 << 60})
+    consumer = GenerateWorker(full, name="gen", queues=["generate"], device="cpu")._consumer
+    consumer._serve_due()
+    with database.read() as session:
+        assert count_by_state(session) == {"queued": 2}
+    roomy = GenerateWorker(settings.model_copy(update={"min_free_bytes": 0}), name="gen", queues=["generate"], device="cpu")
+    assert roomy._consumer.is_usable()
+    assert len(roomy._consumer._claim()) == 2
