@@ -7,7 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 from apt_jobs.db.engine import Database
-from apt_jobs.db.jobs import insert_job
+from apt_jobs.db.jobs import count_by_state, insert_job
 from apt_jobs.db.workers import paused_workers
 from apt_jobs.jobs.spec import GenerateSpec
 from apt_jobs.operations.data_directory import MARKER_NAME, mark_data_directory
