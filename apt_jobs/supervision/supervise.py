@@ -244,6 +244,8 @@ class Supervisor:
         assert self._asked is not None  # only this process makes the file that stops them
         unsaved = "it did not save in time: an earlier checkpoint counts"
         where = f"saved at step {relay.saved_step}" if saved else unsaved
+        if saved and relay.saved_step is None:
+            where = "it was preparing its data, of which what is unfinished is made again"
         why = relay.decided if relay.decided and self._asked is Ending.PAUSED else self._asked.value
         reason = f"{why}; {where}"
         if self._asked is Ending.TIME_LIMIT:
