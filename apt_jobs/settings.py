@@ -101,6 +101,11 @@ class Settings(BaseSettings):
         ge=0,
         description="Free bytes in the data directory below which submissions are refused and workers claim nothing.",
     )
+    max_prepared_bytes: int = Field(
+        100 << 30,
+        ge=0,
+        description="Bytes of prepared data sets that are kept; those not used for longest go first, none in use.",
+    )
     max_cpu_ranks: int = Field(4, ge=1, le=64, description="Most ranks of a training job on a worker without GPUs.")
     rendezvous_host: str = Field(
         "127.0.0.1", description="Name of a head worker's machine under which its nodes reach it."
@@ -245,6 +250,11 @@ class Settings(BaseSettings):
     @property
     def datasets_dir(self) -> Path:
         return self.root / "datasets"
+
+    @property
+    def prepared_dir(self) -> Path:
+        """Tokens of data sets, shared by jobs; see `training/prepare.py`."""
+        return self.root / "prepared"
 
     @property
     def runs_dir(self) -> Path:

@@ -82,6 +82,7 @@ class Job(Base):
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
     request_sha256: Mapped[str | None] = mapped_column(String(64))
     schedule_id: Mapped[str | None] = mapped_column(String(40))  # who made it; that schedule may be gone
+    dataset_sha256: Mapped[str | None] = mapped_column(String(64))  # that its first attempt found; see dataset_pins.py
 
 
 class Attempt(Base):

@@ -5,11 +5,13 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
+from apt_jobs.artifacts.dataset_files import find_dataset
 from apt_jobs.db.checkpoints import get_checkpoint
 from apt_jobs.db.jobs import get_job, insert_job
 from apt_jobs.db.models import Job
 from apt_jobs.db.workers import list_workers
 from apt_jobs.errors import InvalidInput, InvalidReferences, NotFound
+from apt_jobs.jobs.dataset_format import DatasetFormat
 from apt_jobs.jobs.spec import (
     BUILTIN_DATASET,
     BUILTIN_ENTRY_POINT,
@@ -129,17 +131,19 @@ def _model_faults(session: Session, settings: Settings, field: str, model: str |
 def _dataset_faults(settings: Settings, spec: TrainSpec) -> list[ReferenceFault]:
     if spec.dataset == BUILTIN_DATASET:
         return []
-    file = settings.datasets_dir / f"{spec.dataset}.txt"
     try:
-        size_bytes = file.stat().st_size
-    except (FileNotFoundError, NotADirectoryError):
+        record = find_dataset(settings.datasets_dir, spec.dataset)
+    except NotFound:
         return [ReferenceFault("dataset", repr(spec.dataset), "a name that GET /api/datasets lists")]
     except OSError as exc:
         raise InvalidInput(f"the data set {spec.dataset!r} cannot be read: {exc.strerror}") from exc
-    min_bytes = spec.model.max_seq_len + 1  # a token is at least one byte
-    if size_bytes >= min_bytes:
+    if record.format.is_tokens and spec.base_model is None and spec.entry_point == BUILTIN_ENTRY_POINT:
+        return [ReferenceFault("base_model", "null", f"the model whose tokenizer made the tokens of {spec.dataset!r}")]
+    # A token is at least one byte, a document one more; of a compressed file nothing is known.
+    min_bytes = spec.model.max_seq_len + 1 if record.format is DatasetFormat.TEXT else 1
+    if record.size_bytes >= min_bytes or record.filename.endswith((".gz", ".zst")):
         return []
-    expected = f"a data set of at least one sequence: {min_bytes:,} bytes; this one has {size_bytes:,}"
+    expected = f"a data set of at least one sequence: {min_bytes:,} bytes; this one has {record.size_bytes:,}"
     return [ReferenceFault("dataset", repr(spec.dataset), expected)]
 
 

@@ -5,12 +5,16 @@ from pathlib import Path
 
 import orjson
 
+from apt_jobs.artifacts.dataset_files import DatasetRecord, identify_dataset
 from apt_jobs.artifacts.paths import inside
+from apt_jobs.artifacts.prepared_space import prune_prepared
 from apt_jobs.db.checkpoints import get_checkpoint, newest_of_job
+from apt_jobs.db.dataset_pins import pin_dataset
 from apt_jobs.db.engine import Database
 from apt_jobs.db.models import Job
 from apt_jobs.db.workers import list_workers, node_name
-from apt_jobs.errors import InvalidCheckpoint, NotFound, WorkerLacks
+from apt_jobs.errors import InvalidCheckpoint, InvalidDataset, NotFound, WorkerLacks
+from apt_jobs.jobs.dataset_format import DEFAULT_COLUMN, DatasetFormat
 from apt_jobs.jobs.run_file import SCRIPT_SUFFIX, RunFile
 from apt_jobs.jobs.spec import BUILTIN_DATASET, BUILTIN_ENTRY_POINT, CHECKPOINT_ID_PATTERN, TrainSpec
 from apt_jobs.operations.data_directory import require_room
@@ -32,6 +36,7 @@ def plan_attempt(
 
     Raises:
         WorkerLacks: the job asks for what this worker does not have; the message names both.
+        InvalidDataset: its data set cannot be read, or is not the one that its first attempt found.
         InvalidCheckpoint: the job starts from a checkpoint that was deleted: no worker can run it.
         Unavailable: the nodes find no place to meet.
         OSError: the data directory cannot be used.
@@ -43,12 +48,18 @@ def plan_attempt(
     run_dir = settings.runs_dir / job.id / f"attempt-{job.attempt}"
     run_dir.mkdir(parents=True, exist_ok=True)
     require_room(settings)
+    dataset = _dataset(settings, database, job.id, spec)
+    prune_prepared(settings.prepared_dir, settings.max_prepared_bytes)
     run_file = RunFile(
         job_id=job.id,
         attempt=job.attempt,
         spec=spec,
         entry_point=_entry_point(settings, spec),
-        dataset_file=_dataset_file(settings, spec),
+        dataset_file=dataset.file(settings.datasets_dir) if dataset is not None else None,
+        dataset_format=dataset.format if dataset is not None else DatasetFormat.TEXT,
+        dataset_column=dataset.column if dataset is not None else DEFAULT_COLUMN,
+        dataset_sha256=dataset.sha256 if dataset is not None else None,
+        prepared_dir=settings.prepared_dir,
         base_model_dir=_base_model_dir(settings, database, spec),
         resume_dir=_resume_dir(settings, database, job.id),
         rendezvous=rendezvous() if spec.num_nodes > 1 else None,
@@ -111,13 +122,25 @@ def _entry_point(settings: Settings, spec: TrainSpec) -> str | None:
     return str(script)
 
 
-def _dataset_file(settings: Settings, spec: TrainSpec) -> Path | None:
+def _dataset(settings: Settings, database: Database, job_id: str, spec: TrainSpec) -> DatasetRecord | None:
+    """Return the job's data set; None: the built-in one. The first attempt pins its content, the others check it."""
     if spec.dataset == BUILTIN_DATASET:
         return None
-    file = settings.datasets_dir / f"{spec.dataset}.txt"
-    if not file.is_file():
-        raise WorkerLacks(f"there is no data set {spec.dataset!r} on this worker; GET /api/datasets lists them")
-    return file
+    try:
+        record = identify_dataset(settings.datasets_dir, spec.dataset)
+    except NotFound as exc:
+        raise WorkerLacks(
+            f"there is no data set {spec.dataset!r} on this worker; GET /api/datasets lists them"
+        ) from exc
+    assert record.sha256 is not None  # `identify_dataset` computes it
+    with database.write() as session:
+        pinned = pin_dataset(session, job_id, record.sha256)
+    if pinned != record.sha256:
+        raise InvalidDataset(
+            f"data set {spec.dataset!r} was replaced since this job began: its content has the SHA-256 "
+            f"{record.sha256}, the job trains on {pinned}; bring that content back and retry, or submit a new job"
+        )
+    return record
 
 
 def _base_model_dir(settings: Settings, database: Database, spec: TrainSpec) -> Path | None:

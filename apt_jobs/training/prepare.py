@@ -25,6 +25,7 @@ from transformers import PreTrainedTokenizerFast
 from apt_jobs.errors import InvalidDataset, OutOfSpace
 from apt_jobs.events.kinds import LineLogged
 from apt_jobs.events.spool import SpoolWriter
+from apt_jobs.folder_lock import FolderLock, lock_path
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import BUILTIN_DATASET
 from apt_jobs.training.documents import DocumentReader, Piece, Source
@@ -34,10 +35,8 @@ from apt_jobs.training.prepared import (
     ABOUT,
     DOCUMENTS,
     TOKENS,
-    FolderLock,
     Pointer,
     has_pointer,
-    lock_path,
     publish,
     synced,
 )

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -278,11 +277,6 @@ async def require_references(service: Service, spec: TrainSpec | GenerateSpec, u
 async def model_exists(service: Service, model: str) -> bool:
     """Whether `GET /api/models` would list it."""
     return await service.read(operations.model_exists, service.settings, model)
-
-
-def dataset_file(settings: Settings, name: str) -> Path:
-    """Where a data set of that (validated) name is."""
-    return settings.datasets_dir / f"{name}.txt"
 
 
 def listed_answers(session: Session, rows: Sequence[Job], settings: Settings) -> list[JobAnswer]:

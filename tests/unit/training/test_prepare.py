@@ -13,13 +13,14 @@ from transformers import PreTrainedTokenizerFast
 from apt_jobs.errors import InvalidDataset, OutOfSpace
 from apt_jobs.events.kinds import LineLogged
 from apt_jobs.events.spool import SpoolReader, SpoolWriter
+from apt_jobs.folder_lock import FolderLock, lock_path
 from apt_jobs.jobs.dataset_format import DatasetFormat
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.training import prepare
 from apt_jobs.training.preparation_progress import PreparationProgress
 from apt_jobs.training.prepare import prepared_data
-from apt_jobs.training.prepared import FolderLock, lock_path, read_pointer
+from apt_jobs.training.prepared import read_pointer
 from apt_jobs.training.tokenizer import EOS
 from tests.integration.run_files import run_file_in
 
