@@ -67,7 +67,7 @@ async def upload_dataset(request: Request) -> Response:
     settings.datasets_dir.mkdir(parents=True, exist_ok=True)
     temporary = settings.datasets_dir / f".upload-{secrets.token_hex(8)}"
     try:
-        size, sha256 = await _receive(upload_parts(request), temporary, settings, dataset_format)
+        sha256 = await _receive(upload_parts(request), temporary, settings, dataset_format)
         record = await asyncio.to_thread(_record, temporary, request.state.query, sha256)
         if key is not None:
             key = replace(key, request_sha256=hashlib.sha256(f"{key.request_sha256} {sha256}".encode()).hexdigest())
@@ -95,7 +95,7 @@ async def remove_dataset(request: Request) -> Response:
     def delete(session: Session) -> None:
         if (job_id := unfinished_job_with(session, name)) is not None:
             raise Conflict(
-                f"data set {name!r} is needed by job {job_id}, which has not ended; cancel that job first, or wait for it"
+                f"data set {name!r} is needed by job {job_id}, which has not ended; cancel it first, or wait"
             )
         delete_dataset(datasets_dir, name)
 
@@ -103,10 +103,8 @@ async def remove_dataset(request: Request) -> Response:
     return Response(status_code=204)
 
 
-async def _receive(
-    parts: AsyncIterator[bytes], file: Path, settings: Settings, dataset_format: DatasetFormat
-) -> tuple[int, str]:
-    """Stream a data set into a file, checking it on the way; returns its size in bytes and its SHA-256."""
+async def _receive(parts: AsyncIterator[bytes], file: Path, settings: Settings, dataset_format: DatasetFormat) -> str:
+    """Stream a data set into a file, checking it on the way; returns its SHA-256."""
     check, digest = UploadCheck(dataset_format), hashlib.sha256()
     num_received = size = 0
     began_s = time.monotonic()
@@ -135,7 +133,7 @@ async def _receive(
         raise OutOfSpace(f"the data set cannot be written: {exc.strerror}") from exc
     if size == 0:
         raise InvalidDataset("the data set is empty; send it as the body, or as the file of a form")
-    return size, digest.hexdigest()
+    return digest.hexdigest()
 
 
 def _record(file: Path, query: UploadQuery, sha256: str) -> DatasetRecord:
