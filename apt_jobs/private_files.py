@@ -26,6 +26,7 @@ OUR_NAMES = (  # in the data directory; it may hold files of others, too: somebo
         "locks",
         "logs",
         "models",
+        "prepared",
         "runs",
         "valkey",
     ),

@@ -117,6 +117,11 @@ class Settings(BaseSettings):
         ge=0,
         description="Size in bytes to which a starting training worker prunes the cache of compiled kernels.",
     )
+    max_prepared_bytes: int = Field(
+        100 << 30,
+        ge=0,
+        description="Bytes of prepared data sets that are kept; those not used for longest go first, none in use.",
+    )
     max_cpu_ranks: int = Field(4, ge=1, le=64, description="Most ranks of a training job on a worker without GPUs.")
     rendezvous_host: str = Field(
         "127.0.0.1", description="Name of a head worker's machine under which its nodes reach it."
@@ -268,6 +273,11 @@ class Settings(BaseSettings):
     @property
     def locks_dir(self) -> Path:
         return self.root / "locks"
+
+    @property
+    def prepared_dir(self) -> Path:
+        """Tokens of data sets, shared by jobs; see `training/prepare.py`."""
+        return self.root / "prepared"
 
     @property
     def runs_dir(self) -> Path:

@@ -1,76 +1,163 @@
-"""Data sets: from a name to a file of UTF-8 text in the data directory."""
+"""Where an uploaded data set lies, and what is known about it.
 
+`<datasets>/<name>.<suffix>` is the content and `<datasets>/.about/<name>.json` the record. The record gives a data set
+its name: it appears last and goes first. Content without a record, of an earlier version or copied there by an
+operator, is text in `<name>.txt`.
+"""
+
+import hashlib
 import os
-from dataclasses import dataclass
+import secrets
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
-from apt_jobs.errors import InvalidInput, NotFound
-from apt_jobs.jobs.spec import BUILTIN_DATASET, NAME_PATTERN
-from apt_jobs.settings import Settings
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-SUFFIX = ".txt"
+from apt_jobs.errors import InvalidDataset, NotFound
+from apt_jobs.jobs.dataset_format import DEFAULT_COLUMN, DatasetFormat
+from apt_jobs.jobs.spec import NAME_PATTERN
+
+_RECORDS, _TEXT_SUFFIX = ".about", ".txt"
+_READ_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class StoredDataset:
-    """A data set that was uploaded."""
+class DatasetRecord(BaseModel):
+    """What is known about the content of a data set."""
 
-    name: str
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    filename: str
+    format: DatasetFormat = DatasetFormat.TEXT
+    column: str = DEFAULT_COLUMN
+    sha256: str | None = None  # None: not computed yet
     size_bytes: int
+    modified_ns: int  # of the content: when it differs, somebody has changed the file
+    created_at: datetime
+
+    def file(self, datasets_dir: Path) -> Path:
+        """Return the path of the content."""
+        return datasets_dir / self.filename
 
 
-def dataset_file(settings: Settings, name: str) -> Path:
-    """Return where a data set of that name is, or would be.
+def find_dataset(datasets_dir: Path, name: str) -> DatasetRecord:
+    """Return the record of a data set; `sha256` is None where it is not known for the content that is there.
 
     Raises:
-        InvalidInput: it is no name of a data set that can be uploaded.
+        NotFound: there is none of this name.
+        OSError: the folder cannot be read.
     """
-    if name == BUILTIN_DATASET:
-        raise InvalidInput(f"{BUILTIN_DATASET!r} is built in; choose another name")
     if not NAME_PATTERN.fullmatch(name):  # one plain part; the operator may have linked it to another disk
-        raise InvalidInput(f"{name[:100]!r} is no name of a data set: letters, digits, '.', '_' and '-', at most 100")
-    return settings.datasets_dir / (name + SUFFIX)
+        raise NotFound(f"there is no data set {name[:100]!r}")
+    stored = _stored_record(datasets_dir, name)
+    filename = stored.filename if stored is not None else f"{name}{_TEXT_SUFFIX}"
+    try:
+        status = (datasets_dir / filename).stat()
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise NotFound(f"there is no data set {name!r}") from exc
+    if stored is not None and (stored.size_bytes, stored.modified_ns) == (status.st_size, status.st_mtime_ns):
+        return stored
+    values = stored.model_dump() if stored is not None else {}
+    return DatasetRecord.model_validate(
+        {
+            **values,
+            "filename": filename,
+            "sha256": None,
+            "size_bytes": status.st_size,
+            "modified_ns": status.st_mtime_ns,
+            "created_at": datetime.fromtimestamp(status.st_mtime, UTC),
+        }
+    )
 
 
-def dataset_size_bytes(settings: Settings, name: str) -> int | None:
-    """Return the size of an uploaded data set; None: there is none of that name.
+def identify_dataset(datasets_dir: Path, name: str) -> DatasetRecord:
+    """Return the record with its `sha256`, which is computed and kept if it is not known.
 
     Raises:
-        InvalidInput: its file cannot be read.
+        NotFound: there is none of this name.
+        InvalidDataset: its content cannot be read.
     """
+    record = find_dataset(datasets_dir, name)
+    if record.sha256 is not None:
+        return record
     try:
-        return dataset_file(settings, name).stat().st_size
+        record = record.model_copy(update={"sha256": _sha256(record.file(datasets_dir))})
+    except OSError as exc:
+        raise InvalidDataset(f"data set {name!r} cannot be read: {exc.strerror}") from exc
+    try:
+        _write(datasets_dir, record).replace(_record_path(datasets_dir, name))
+    except OSError:
+        pass  # a read-only folder: it is computed again next time
+    return record
+
+
+def list_datasets(datasets_dir: Path) -> Iterator[tuple[str, DatasetRecord]]:
+    """Yield every data set by name."""
+    names = {path.name.removesuffix(_TEXT_SUFFIX) for path in datasets_dir.glob(f"*{_TEXT_SUFFIX}")}
+    names = {name for name in names if not name.startswith(".")}
+    records = {path.name.removesuffix(".json") for path in (datasets_dir / _RECORDS).glob("[!.]*.json")}
+    for name in sorted(names | records):
+        try:
+            yield name, find_dataset(datasets_dir, name)
+        except NotFound:  # deleted meanwhile
+            continue
+
+
+def add_dataset(datasets_dir: Path, name: str, content: Path, record: DatasetRecord) -> None:
+    """Give a whole and synced file the name of a data set.
+
+    Raises:
+        FileExistsError: the name is taken.
+    """
+    if (datasets_dir / f"{name}{_TEXT_SUFFIX}").exists():
+        raise FileExistsError(name)
+    try:
+        find_dataset(datasets_dir, name)
+    except NotFound:
+        _record_path(datasets_dir, name).unlink(missing_ok=True)  # of an upload that a crash cut short
+    temporary = _write(datasets_dir, record)
+    try:
+        os.link(temporary, _record_path(datasets_dir, name))  # unlike a rename it never replaces a file
+        content.replace(record.file(datasets_dir))  # what may be there has no record: nobody can name it
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def delete_dataset(datasets_dir: Path, name: str) -> None:
+    """Delete a data set that `list_datasets` has yielded."""
+    record = find_dataset(datasets_dir, name)
+    _record_path(datasets_dir, name).unlink(missing_ok=True)
+    record.file(datasets_dir).unlink(missing_ok=True)
+
+
+def _record_path(datasets_dir: Path, name: str) -> Path:
+    return datasets_dir / _RECORDS / f"{name}.json"
+
+
+def _stored_record(datasets_dir: Path, name: str) -> DatasetRecord | None:
+    try:
+        record = DatasetRecord.model_validate_json(_record_path(datasets_dir, name).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as exc:
-        raise InvalidInput(f"the data set {name!r} cannot be read: {exc.strerror}") from exc
+    except ValidationError:
+        return None  # damaged: the content counts
+    return record if record.filename.startswith(f"{name}.") and "/" not in record.filename else None
 
 
-def list_datasets(settings: Settings) -> list[StoredDataset]:
-    """Return the uploaded data sets, by name."""
-    folder = settings.datasets_dir
-    if not folder.is_dir():
-        return []
-    files = [path for path in sorted(folder.glob(f"*{SUFFIX}")) if path.is_file()]
-    return [StoredDataset(path.stem, path.stat().st_size) for path in files]
+def _write(datasets_dir: Path, record: DatasetRecord) -> Path:
+    folder = datasets_dir / _RECORDS
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{secrets.token_hex(8)}"
+    with temporary.open("w") as file:
+        file.write(record.model_dump_json())
+        file.flush()
+        os.fsync(file.fileno())
+    return temporary
 
 
-def publish_dataset(settings: Settings, name: str, uploaded: Path) -> None:
-    """Give a file in the folder of data sets its name.
-
-    Raises:
-        FileExistsError: there is a data set of that name: it is never replaced.
-    """
-    os.link(uploaded, dataset_file(settings, name))  # unlike a rename it never replaces a file
-
-
-def delete_dataset(settings: Settings, name: str) -> None:
-    """Delete a data set.
-
-    Raises:
-        NotFound: there is no uploaded one of that name.
-    """
-    names = {row.name for row in list_datasets(settings)}
-    if name not in names:  # compared with what is there, so that no path is made from what came
-        raise NotFound(f"there is no uploaded data set {name!r}")
-    dataset_file(settings, name).unlink(missing_ok=True)
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with file.open("rb") as opened:
+        while part := opened.read(_READ_BYTES):
+            digest.update(part)
+    return digest.hexdigest()

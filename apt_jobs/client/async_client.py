@@ -277,10 +277,14 @@ class AsyncClient(AsyncTransport):
         """Get the data sets, the built-in one first."""
         return await self._send(calls.list_of_all("datasets"))
 
-    async def upload_dataset(self, name: str, content: bytes | IO[bytes]) -> dict[str, Any]:
-        """Add a data set of UTF-8 text, from bytes or an open file."""
+    async def upload_dataset(
+        self, name: str, content: bytes | IO[bytes], *, format: str = "text", column: str = "text"
+    ) -> dict[str, Any]:
+        """Add a data set, from bytes or an open file. `format` and `column` are those of `POST /api/datasets`."""
         body = content if isinstance(content, bytes) else _parts_of(content)
-        answer = await self._json("POST", "/api/datasets", params={"name": name}, content=body)
+        answer = await self._json(
+            "POST", "/api/datasets", params=calls.upload_parameters(name, format, column), content=body
+        )
         return dict(answer)
 
     async def delete_dataset(self, name: str) -> None:

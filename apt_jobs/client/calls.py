@@ -158,6 +158,13 @@ def delete_schedule(schedule_id: str) -> Call[None]:
     return Call("DELETE", f"/api/schedules/{segment(schedule_id, 'schedule')}", _nothing, is_repeatable=False)
 
 
+def upload_parameters(name: str, dataset_format: str, column: str) -> dict[str, str]:
+    """Return the query of an upload. What is as usual is left out, for a server of an earlier version."""
+    usual = {"format": "text", "column": "text"}
+    given = {"name": name, "format": dataset_format, "column": column}
+    return {key: value for key, value in given.items() if usual.get(key) != value}
+
+
 def delete_dataset(name: str) -> Call[None]:
     return Call("DELETE", f"/api/datasets/{segment(name, 'data set')}", _nothing, is_repeatable=False)
 

@@ -271,9 +271,13 @@ class Client(Transport):
         """Get the data sets, the built-in one first."""
         return self._send(calls.list_of_all("datasets"))
 
-    def upload_dataset(self, name: str, content: bytes | IO[bytes]) -> dict[str, Any]:
-        """Add a data set of UTF-8 text, from bytes or an open file."""
-        answer = self._json("POST", "/api/datasets", params={"name": name}, content=content)
+    def upload_dataset(
+        self, name: str, content: bytes | IO[bytes], *, format: str = "text", column: str = "text"
+    ) -> dict[str, Any]:
+        """Add a data set, from bytes or an open file. `format` and `column` are those of `POST /api/datasets`."""
+        answer = self._json(
+            "POST", "/api/datasets", params=calls.upload_parameters(name, format, column), content=content
+        )
         return dict(answer)
 
     def delete_dataset(self, name: str) -> None:

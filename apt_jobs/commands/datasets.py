@@ -1,4 +1,4 @@
-"""`apt-jobs datasets`: the texts that jobs train on."""
+"""`apt-jobs datasets`: what jobs train on."""
 
 from pathlib import Path
 from typing import Annotated
@@ -7,8 +7,9 @@ import typer
 
 from apt_jobs.commands.terminal import AsJson, echo, open_client, print_json, print_table
 from apt_jobs.errors import InvalidInput
+from apt_jobs.jobs.dataset_format import DatasetFormat, format_of_name
 
-app = typer.Typer(no_args_is_help=True, help="The texts that jobs train on.")
+app = typer.Typer(no_args_is_help=True, help="The data sets that jobs train on.")
 Name = Annotated[str, typer.Argument(help="What jobs call it.")]
 
 
@@ -20,20 +21,29 @@ def list_all(as_json: AsJson = False) -> None:
     if as_json:
         print_json(rows)
         return
-    table = [[row["name"], "" if row["size_bytes"] is None else f"{row['size_bytes']}"] for row in rows]
-    print_table(["name", "bytes"], table)
+    shown = ("name", "format", "size_bytes", "sha256", "created_at")
+    table = [["" if row.get(key) is None else f"{row[key]}" for key in shown] for row in rows]
+    print_table(["name", "format", "bytes", "sha256", "created"], table)
 
 
 @app.command()
-def add(name: Name, file: Annotated[Path, typer.Argument(help="UTF-8 text.")]) -> None:
-    """Upload a text."""
+def add(
+    name: Name,
+    file: Annotated[Path, typer.Argument(help="Text, JSONL, Parquet or token ids.")],
+    dataset_format: Annotated[
+        DatasetFormat | None, typer.Option("--format", help="Default: what the file's name suggests, else text.")
+    ] = None,
+    column: Annotated[str, typer.Option(help="Field of JSONL or column of Parquet with the documents.")] = "text",
+) -> None:
+    """Upload a data set."""
+    chosen = dataset_format or format_of_name(file.name)
     try:
         opened = file.open("rb")
     except (OSError, ValueError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else exc
         raise InvalidInput(f"{file} cannot be read: {why}") from exc
     with opened, open_client() as client:
-        client.upload_dataset(name, opened)
+        client.upload_dataset(name, opened, format=chosen.value, column=column)
     echo(f"{name} is there")
 
 

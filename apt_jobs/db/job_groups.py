@@ -3,7 +3,7 @@
 The rules are those of `db/jobs.py`, one job at a time; here a group of short generation jobs costs about what one does.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -105,18 +105,22 @@ def finish_succeeded(session: Session, results: Mapping[tuple[str, int], dict[st
         .values(ended_at=now_plus(0), outcome=JobState.SUCCEEDED, reason=None),
         [{"ended_job_id": job.id, "ended_attempt": job.attempt} for job in owned],
     )
+    _forget_hand_backs(session, list(previous), owners)
+    ended = session.scalars(
+        select(Job).where(Job.id.in_(list(previous))).execution_options(populate_existing=True)
+    ).all()
+    return _record_states(session, [(job, previous[job.id], None) for job in ended])
+
+
+def _forget_hand_backs(session: Session, job_ids: Sequence[str], owners: Collection[str | None]) -> None:
     unsynchronized = {"synchronize_session": False}
-    session.execute(delete(HandBack).where(HandBack.job_id.in_(list(previous))).execution_options(**unsynchronized))
+    session.execute(delete(HandBack).where(HandBack.job_id.in_(job_ids)).execution_options(**unsynchronized))
     session.execute(
         update(WorkerRow)
         .where(WorkerRow.name.in_(owners), WorkerRow.num_hand_backs > 0)
         .values(num_hand_backs=0, paused_until_at=None, paused_reason=None)
         .execution_options(**unsynchronized)
     )
-    ended = session.scalars(
-        select(Job).where(Job.id.in_(list(previous))).execution_options(populate_existing=True)
-    ).all()
-    return _record_states(session, [(job, previous[job.id], None) for job in ended])
 
 
 def cancel_requests(session: Session, job_ids: Sequence[str]) -> set[str]:

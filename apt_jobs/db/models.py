@@ -82,6 +82,7 @@ class Job(Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT)
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)  # of an imported run
     schedule_id: Mapped[str | None] = mapped_column(String(40))  # who made it; that schedule may be gone
+    dataset_sha256: Mapped[str | None] = mapped_column(String(64))  # that its first attempt found; see dataset_pins.py
 
 
 class Attempt(Base):

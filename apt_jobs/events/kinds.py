@@ -5,7 +5,7 @@ its own (`state`). Every event is one of the frozen dataclasses below; its name 
 training produces (NaN, Infinity) are values, not errors: the codec writes them as strings.
 
 A kind is declared here and nowhere else: its fields with their documentation, how the database stores it, its line in
-the log, whether overviews fold it. `make generate` writes its TypeScript and its section of docs/events.md.
+the log, whether overviews fold it. `make generate` writes its TypeScript and its section of docs/reference/events.md.
 """
 
 from dataclasses import dataclass

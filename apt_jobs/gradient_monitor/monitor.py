@@ -7,9 +7,8 @@ In any PyTorch loop, on every rank:
     monitor.export_for_webui()
 
 No collective for the log: each rank appends to its own spool what it sees, its own gradients before DDP averages them
-included, and the supervisor joins the ranks by step. No wait for a GPU: numbers are copied to pinned memory and read
-when they are there. `sync_gradients_distributed` and `aggregate_anomalies_distributed` are the two calls that do talk
-to other ranks.
+included, and the supervisor joins the ranks by step. No wait for a GPU: numbers are copied to pinned memory, and read
+later. `sync_gradients_distributed` and `aggregate_anomalies_distributed` are the calls that do talk to other ranks.
 """
 
 import time

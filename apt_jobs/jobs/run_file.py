@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from apt_jobs.jobs.dataset_format import DEFAULT_COLUMN, DatasetFormat
 from apt_jobs.jobs.spec import TrainSpec
 
 SCRIPT_SUFFIX = ".py"  # an entry point that ends so is a file to run, not a function to import
@@ -23,7 +24,11 @@ class RunFile(BaseModel):
     attempt: int
     spec: TrainSpec
     entry_point: str | None  # registered: "module:function" or the path of a script; None: the built-in trainer
-    dataset_file: Path | None  # UTF-8 text; None: the built-in data set
+    dataset_file: Path | None  # None: the built-in data set
+    dataset_format: DatasetFormat = DatasetFormat.TEXT
+    dataset_column: str = DEFAULT_COLUMN  # of JSONL and Parquet
+    dataset_sha256: str | None = None  # of the file; None: rank 0 computes it
+    prepared_dir: Path | None = None  # tokens that jobs share; None: a folder of this attempt
     base_model_dir: Path | None  # weights to start from; None: random weights
     resume_dir: Path | None  # checkpoint of an earlier attempt to continue; None: start at step 0
     resume_step: int = 0  # of that checkpoint

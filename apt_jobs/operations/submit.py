@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from apt_jobs.artifacts.datasets import dataset_size_bytes
+from apt_jobs.artifacts.datasets import find_dataset
 from apt_jobs.artifacts.models import model_exists
 from apt_jobs.db.job_groups import insert_jobs
 from apt_jobs.db.jobs import get_job, insert_job, new_job
 from apt_jobs.db.models import Job
 from apt_jobs.db.queues import require_place
 from apt_jobs.db.workers import list_workers
-from apt_jobs.errors import AptJobsError, InvalidReferences, Unavailable
+from apt_jobs.errors import AptJobsError, InvalidInput, InvalidReferences, NotFound, Unavailable
+from apt_jobs.jobs.dataset_format import DatasetFormat
 from apt_jobs.jobs.spec import (
     BUILTIN_DATASET,
     BUILTIN_ENTRY_POINT,
@@ -138,13 +139,19 @@ def _model_faults(session: Session, settings: Settings, field: str, model: str |
 def _dataset_faults(settings: Settings, spec: TrainSpec) -> list[ReferenceFault]:
     if spec.dataset == BUILTIN_DATASET:
         return []
-    size_bytes = dataset_size_bytes(settings, spec.dataset)
-    if size_bytes is None:
+    try:
+        record = find_dataset(settings.datasets_dir, spec.dataset)
+    except NotFound:
         return [ReferenceFault("dataset", repr(spec.dataset), "a name that GET /api/datasets lists")]
-    min_bytes = spec.model.max_seq_len + 1  # a token is at least one byte
-    if size_bytes >= min_bytes:
+    except OSError as exc:
+        raise InvalidInput(f"the data set {spec.dataset!r} cannot be read: {exc.strerror}") from exc
+    if record.format.is_tokens and spec.base_model is None and spec.entry_point == BUILTIN_ENTRY_POINT:
+        return [ReferenceFault("base_model", "null", f"the model whose tokenizer made the tokens of {spec.dataset!r}")]
+    # A token is at least one byte, a document one more; of a compressed file nothing is known.
+    min_bytes = spec.model.max_seq_len + 1 if record.format is DatasetFormat.TEXT else 1
+    if record.size_bytes >= min_bytes or record.filename.endswith((".gz", ".zst")):
         return []
-    expected = f"a data set of at least one sequence: {min_bytes:,} bytes; this one has {size_bytes:,}"
+    expected = f"a data set of at least one sequence: {min_bytes:,} bytes; this one has {record.size_bytes:,}"
     return [ReferenceFault("dataset", repr(spec.dataset), expected)]
 
 

@@ -2,18 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import orjson
 
 from apt_jobs.artifacts.checkpoints import checkpoint_dir, checkpoints_of_job, complete_checkpoint_dir
-from apt_jobs.artifacts.datasets import dataset_file
+from apt_jobs.artifacts.datasets import DatasetRecord, identify_dataset
 from apt_jobs.artifacts.models import local_model_dir
-from apt_jobs.artifacts.runs import run_dir
+from apt_jobs.artifacts.prepared_space import prune_prepared
+from apt_jobs.artifacts.runs import run_dir, runs_of_job
 from apt_jobs.db.checkpoints import get_checkpoint, newest_of_job
+from apt_jobs.db.dataset_pins import pin_dataset
 from apt_jobs.db.engine import Database
 from apt_jobs.db.models import Checkpoint, Job
 from apt_jobs.db.workers import list_workers, node_name
-from apt_jobs.errors import InvalidCheckpoint, NotFound, WorkerLacks
+from apt_jobs.errors import InvalidCheckpoint, InvalidDataset, NotFound, WorkerLacks
 from apt_jobs.jobs.run_file import SCRIPT_SUFFIX, RunFile
 from apt_jobs.jobs.spec import BUILTIN_DATASET, BUILTIN_ENTRY_POINT, CHECKPOINT_ID_PATTERN, TrainSpec
 from apt_jobs.operations.data_directory import require_room
@@ -37,6 +40,7 @@ def plan_attempt(
 
     Raises:
         WorkerLacks: the job asks for what this worker does not have; the message names both.
+        InvalidDataset: its data set cannot be read, or is not the one that its first attempt found.
         InvalidCheckpoint: the job starts from a checkpoint that was deleted: no worker can run it.
         Unavailable: the nodes find no place to meet.
         OSError: the data directory cannot be used.
@@ -49,29 +53,37 @@ def plan_attempt(
     folder.mkdir(parents=True, exist_ok=True)
     require_room(settings)
     resume_dir, resume_step = _resume_point(settings, database, job.id)
+    dataset = _dataset(settings, database, job.id, spec)
+    prune_prepared(settings.prepared_dir, settings.max_prepared_bytes)
     run_file = RunFile(
         job_id=job.id,
         attempt=job.attempt,
         spec=spec,
         entry_point=_entry_point(settings, spec),
-        dataset_file=_dataset_file(settings, spec),
+        **_dataset_fields(settings, dataset),
+        prepared_dir=settings.prepared_dir,
         base_model_dir=_base_model_dir(settings, database, spec),
         resume_dir=resume_dir,
         resume_step=resume_step,
         datasets_dir=settings.datasets_dir,
-        output_dir=settings.runs_dir / job.id / OUTPUT_FOLDER,
+        output_dir=runs_of_job(settings, job.id) / OUTPUT_FOLDER,
         rendezvous=rendezvous() if spec.num_nodes > 1 else None,
         run_dir=folder,
         checkpoints_dir=checkpoints_of_job(settings, job.id),
         checkpoint_prefix=job.id,
     )
+    _write(run_file)
+    return run_file
+
+
+def _write(run_file: RunFile) -> None:
+    """Make the folders of a run, then its file: nodes look for it, so it appears whole."""
     run_file.checkpoints_dir.mkdir(parents=True, exist_ok=True)
     if run_file.output_dir is not None:
         run_file.output_dir.mkdir(exist_ok=True)
-    temporary = folder / ".run.json"  # nodes look for the file: it appears whole
+    temporary = run_file.run_dir / ".run.json"
     temporary.write_text(run_file.model_dump_json(indent=1))
     temporary.rename(run_file_path(run_file))
-    return run_file
 
 
 def run_file_path(run_file: RunFile) -> Path:
@@ -122,13 +134,37 @@ def _entry_point(settings: Settings, spec: TrainSpec) -> str | None:
     return str(script)
 
 
-def _dataset_file(settings: Settings, spec: TrainSpec) -> Path | None:
+def _dataset(settings: Settings, database: Database, job_id: str, spec: TrainSpec) -> DatasetRecord | None:
+    """Return the job's data set; None: the built-in one. The first attempt pins its content, the others check it."""
     if spec.dataset == BUILTIN_DATASET:
         return None
-    file = dataset_file(settings, spec.dataset)
-    if not file.is_file():
-        raise WorkerLacks(f"there is no data set {spec.dataset!r} on this worker; GET /api/datasets lists them")
-    return file
+    try:
+        record = identify_dataset(settings.datasets_dir, spec.dataset)
+    except NotFound as exc:
+        raise WorkerLacks(
+            f"there is no data set {spec.dataset!r} on this worker; GET /api/datasets lists them"
+        ) from exc
+    assert record.sha256 is not None  # `identify_dataset` computes it
+    with database.write() as session:
+        pinned = pin_dataset(session, job_id, record.sha256)
+    if pinned != record.sha256:
+        raise InvalidDataset(
+            f"data set {spec.dataset!r} was replaced since this job began: its content has the SHA-256 "
+            f"{record.sha256}, the job trains on {pinned}; bring that content back and retry, or submit a new job"
+        )
+    return record
+
+
+def _dataset_fields(settings: Settings, dataset: DatasetRecord | None) -> dict[str, Any]:
+    """Return what the run file says of the data set; nothing of the built-in one."""
+    if dataset is None:
+        return {"dataset_file": None}
+    return {
+        "dataset_file": dataset.file(settings.datasets_dir),
+        "dataset_format": dataset.format,
+        "dataset_column": dataset.column,
+        "dataset_sha256": dataset.sha256,
+    }
 
 
 def _base_model_dir(settings: Settings, database: Database, spec: TrainSpec) -> Path | None:

@@ -1,10 +1,9 @@
-"""The data: one text, as tokens in a file that all ranks map, cut into sequences with an order that can be repeated.
+"""The data: documents as tokens in a file that all ranks map, cut into sequences with an order that can be repeated.
 
 Tensors: B sequences of a micro batch, T tokens of a sequence.
 """
 
 import functools
-import pydoc_data.topics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,35 +14,9 @@ from torch import Tensor
 
 from apt_jobs.errors import InvalidDataset
 from apt_jobs.jobs.spec import BUILTIN_DATASET, TrainingOptions
+from apt_jobs.training.prepared import read_pointer
 
-TOKENS_FILE = "tokens.npy"
 IGNORED_LABEL = -100  # as cross entropy has it by default
-
-
-def read_text(file: Path | None) -> str:
-    """Return the text of a data set; None: the built-in one.
-
-    Raises:
-        InvalidDataset: it is missing, empty or no UTF-8 text.
-    """
-    if file is None:
-        return "\n\n".join(text for _, text in sorted(pydoc_data.topics.topics.items()))
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as exc:
-        raise InvalidDataset(f"data set {file.stem!r} is not UTF-8 text (byte {exc.start:,})") from exc
-    except OSError as exc:
-        raise InvalidDataset(f"data set {file.stem!r} cannot be read: {exc.strerror}") from exc
-    if not text.strip():
-        raise InvalidDataset(f"data set {file.stem!r} is empty")
-    if "\0" in text:
-        raise InvalidDataset(f"data set {file.stem!r} is binary (it has a zero byte)")
-    return text
-
-
-def write_tokens(tokens: list[int], run_dir: Path) -> None:
-    """Write the tokens for all ranks. Called by one rank; the others wait at a barrier."""
-    np.save(run_dir / TOKENS_FILE, np.asarray(tokens, dtype=np.uint32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +32,7 @@ class ValidationBatch:
 class Batches:
     """Which sequences each rank sees at each step: a function of the seed and the step alone."""
 
-    tokens_NT: "np.ndarray[tuple[int, int], np.dtype[np.uint32]]"
+    tokens_NT: "np.ndarray[tuple[int, int], np.dtype[np.uint16 | np.uint32]]"
     num_train: int  # sequences; the rest, at the end, is for validation
     options: TrainingOptions
     world_size: int
@@ -116,12 +89,12 @@ class Batches:
 
 
 def open_batches(run_dir: Path, dataset: str, seq_len: int, options: TrainingOptions, world_size: int) -> Batches:
-    """Map the token file and cut it.
+    """Map the tokens that were prepared for an attempt and cut them.
 
     Raises:
         InvalidDataset: it is too short for one step; the message says how long it has to be.
     """
-    tokens = np.load(run_dir / TOKENS_FILE, mmap_mode="r")
+    tokens = read_pointer(run_dir).open_tokens()
     num_sequences = len(tokens) // seq_len
     wants_validation = options.validation_fraction > 0
     num_validation = max(round(num_sequences * options.validation_fraction), 1) if wants_validation else 0

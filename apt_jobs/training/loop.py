@@ -24,17 +24,18 @@ from apt_jobs.training.checkpoint_manager import CheckpointManager
 from apt_jobs.training.commands import Command, Commands
 from apt_jobs.training.compilation import compile_or_fall_back, is_wanted
 from apt_jobs.training.cuda_graph import CapturedPass
-from apt_jobs.training.data import Batches, open_batches, read_text, write_tokens
+from apt_jobs.training.data import Batches, open_batches
 from apt_jobs.training.ddp import Rank, barrier, process_group, repeatable, summed
 from apt_jobs.training.loss import chunked_loss_of
 from apt_jobs.training.model import build_model, checkpoint_activations, load_model
 from apt_jobs.training.optimization import OptimizerStep, adamw, learning_rate_at, precision_of
 from apt_jobs.training.parallel import Alone, Replicated, Sharded, spread
 from apt_jobs.training.prefetch import Prefetcher
+from apt_jobs.training.prepare import prepared_data
 from apt_jobs.training.progress import Progress
 from apt_jobs.training.reporter import Reporter
 from apt_jobs.training.step_results import Signals, StepResults
-from apt_jobs.training.tokenizer import encode, load_tokenizer, train_tokenizer
+from apt_jobs.training.torchrun import read_rank_info
 
 
 def train(run_file: RunFile, spool: SpoolWriter) -> None:
@@ -43,14 +44,17 @@ def train(run_file: RunFile, spool: SpoolWriter) -> None:
     Raises:
         InvalidInput: the job, its data or its checkpoint cannot be used; the message says why.
     """
-    with process_group(run_file.spec.device) as rank:
-        _Trainer(run_file, spool, rank).run()
+    with prepared_data(run_file, spool, read_rank_info().rank) as tokenizer:
+        if tokenizer is None:  # asked to stop meanwhile
+            return
+        with process_group(run_file.spec.device) as rank:
+            _Trainer(run_file, spool, rank, tokenizer).run()
 
 
 class _Trainer:
     """Joins the parts of a training. `run` is the whole of it; each verb below has its own method or module."""
 
-    def __init__(self, run_file: RunFile, spool: SpoolWriter, rank: Rank) -> None:
+    def __init__(self, run_file: RunFile, spool: SpoolWriter, rank: Rank, tokenizer: PreTrainedTokenizerFast) -> None:
         self._run_file, self._rank = run_file, rank
         self._options = options = run_file.spec.training
         if options.deterministic:
@@ -60,7 +64,6 @@ class _Trainer:
         source = run_file.resume_dir or run_file.base_model_dir
         if source is not None and has_manifest(source):
             require_whole(source)
-        tokenizer = _prepare_data(run_file, rank)
         self._model = _make_model(run_file, tokenizer).to(rank.device)
         if options.activation_checkpointing:
             checkpoint_activations(self._model)
@@ -299,8 +302,8 @@ class _Trainer:
 
     def _open_batches(self) -> Batches:
         spec = self._run_file.spec
-        longest: int = self._model.config.max_position_embeddings  # type: ignore[union-attr,assignment]
-        seq_len = min(spec.model.max_seq_len, longest)
+        longest: int | None = getattr(self._model.config, "max_position_embeddings", None)  # Bloom and Mamba have none
+        seq_len = min(spec.model.max_seq_len, longest or spec.model.max_seq_len)
         return open_batches(self._run_file.run_dir, spec.dataset, seq_len, self._options, self._rank.world_size)
 
     def _end(self, outcome: Outcome) -> None:
@@ -309,19 +312,6 @@ class _Trainer:
         self._monitor.flush()
         if self._rank.is_first:
             write_outcome(self._run_file.outcome_path, outcome)
-
-
-def _prepare_data(run_file: RunFile, rank: Rank) -> PreTrainedTokenizerFast:
-    """Make the tokenizer and the tokens on rank 0. All ranks take part: the others wait, then read them."""
-    spec, source = run_file.spec, run_file.resume_dir or run_file.base_model_dir
-    folder = source or run_file.run_dir / "tokenizer"
-    if rank.is_first:
-        text = read_text(run_file.dataset_file)
-        if source is None:
-            train_tokenizer(text, spec.model.vocab_size, spec.model.max_seq_len).save_pretrained(folder)
-        write_tokens(encode(load_tokenizer(folder), text), run_file.run_dir)
-    barrier()
-    return load_tokenizer(folder)
 
 
 def _make_model(run_file: RunFile, tokenizer: PreTrainedTokenizerFast) -> nn.Module:

@@ -1,5 +1,6 @@
 """The tokenizer: byte-level BPE trained on the data, so that any language survives a round trip."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -8,12 +9,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from apt_jobs.errors import InvalidCheckpoint
 
 EOS = "<|endoftext|>"
-TRAINING_CHARS = 5_000_000  # of the text that the vocabulary is learned from
-_CHUNK_CHARS = 10_000
+TRAINING_CHARS = 5_000_000  # of the documents that a vocabulary is learned from
 
 
-def train_tokenizer(text: str, vocab_size: int, max_seq_len: int) -> PreTrainedTokenizerFast:
-    """Learn at most `vocab_size` tokens (fewer if the text has no more): all bytes, EOS and merges."""
+def learn_vocabulary(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Learn at most `vocab_size` tokens (fewer if the texts have no more): all bytes, EOS and merges."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -23,9 +23,12 @@ def train_tokenizer(text: str, vocab_size: int, max_seq_len: int) -> PreTrainedT
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    sample = text[:TRAINING_CHARS]
-    chunks = (sample[start : start + _CHUNK_CHARS] for start in range(0, len(sample), _CHUNK_CHARS))
-    tokenizer.train_from_iterator(chunks, trainer)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def wrap_tokenizer(tokenizer: Tokenizer, max_seq_len: int) -> PreTrainedTokenizerFast:
+    """Return what a checkpoint saves, of a learned vocabulary."""
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers leaves it untyped
         tokenizer_object=tokenizer,
         bos_token=EOS,
@@ -34,6 +37,11 @@ def train_tokenizer(text: str, vocab_size: int, max_seq_len: int) -> PreTrainedT
         model_max_length=max_seq_len,
         clean_up_tokenization_spaces=False,
     )
+
+
+def train_tokenizer(text: str, vocab_size: int, max_seq_len: int) -> PreTrainedTokenizerFast:
+    """Learn a vocabulary from one short text."""
+    return wrap_tokenizer(learn_vocabulary([text], vocab_size), max_seq_len)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -49,10 +57,3 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise InvalidCheckpoint(f"{folder.name!r} has no fast tokenizer (tokenizer.json)")
     return tokenizer
-
-
-def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Token ids of a text of any length, without special tokens."""
-    backend: Tokenizer = tokenizer.backend_tokenizer
-    pieces = [text[start : start + _CHUNK_CHARS] for start in range(0, len(text), _CHUNK_CHARS)]
-    return [token for piece in backend.encode_batch_fast(pieces, add_special_tokens=False) for token in piece.ids]

@@ -10,6 +10,7 @@ from typing_extensions import TypedDict  # as pydantic wants it before Python 3.
 
 from apt_jobs.db.models import Attempt, Checkpoint, Job, WorkerRow
 from apt_jobs.events.codec import Number, timestamp
+from apt_jobs.jobs.dataset_format import DEFAULT_COLUMN, DatasetFormat
 from apt_jobs.jobs.spec import BUILTIN_ENTRY_POINT, APTConfig
 from apt_jobs.jobs.states import JobState
 
@@ -188,6 +189,10 @@ class DatasetAnswer(BaseModel):
     name: str
     size_bytes: int | None = Field(description="null: built in.")
     is_builtin: bool
+    format: DatasetFormat = DatasetFormat.TEXT
+    column: str = Field(DEFAULT_COLUMN, description="Field of JSONL or column of Parquet that holds the documents.")
+    sha256: str | None = Field(None, description="Of the stored file; null: built in, or not known yet.")
+    created_at: str | None = None
 
 
 class DatasetList(BaseModel):

@@ -1,5 +1,7 @@
 """The whole stack as a user has it: `apt-jobs up`, jobs over REST, faults from outside, nothing left behind."""
 
+import gzip
+import hashlib
 import json
 import subprocess
 import time
@@ -144,6 +146,32 @@ def test_an_uploaded_text_is_trained_on_and_a_short_one_refused(client: Client) 
     short = {**TINY["training"], "max_steps": 2, "validation_fraction": 0.0}
     job = client.wait(client.submit({**TINY, "dataset": "mine", "training": short})["id"])
     assert job["state"] == "succeeded", job
+
+
+def test_formats_are_uploaded_listed_trained_on_and_refused_in_words(client: Client) -> None:
+    rows = [json.dumps({"prompt": f"What is {number}? ", "completion": f"It is {number}."}) for number in range(400)]
+    content = gzip.compress("\n".join(rows).encode())
+    client.upload_dataset("pairs", content, format="jsonl")
+    listed = {row["name"]: row for row in client.datasets()}["pairs"]
+    assert (listed["format"], listed["size_bytes"]) == ("jsonl", len(content))
+    assert listed["sha256"] == hashlib.sha256(content).hexdigest()
+    assert listed["created_at"] is not None
+    client.upload_dataset("broken", "\n".join([*rows, "{wrong", *rows]).encode(), format="jsonl")
+    with pytest.raises(InvalidInput, match="does not begin as parquet"):
+        client.upload_dataset("no-table", b"text and text", format="parquet")
+    with pytest.raises(InvalidInput, match="is cut"):
+        client.upload_dataset("odd", b"123", format="uint16")
+    short = {**TINY["training"], "max_steps": 2, "validation_fraction": 0.0}
+    jobs = [client.submit({**TINY, "dataset": name, "training": short})["id"] for name in ("pairs", "broken")]
+    for name, job_id in zip(("pairs", "broken"), jobs, strict=True):
+        with pytest.raises(Conflict, match=job_id):
+            client.delete_dataset(name)
+    trained, broken = (client.wait(job_id) for job_id in jobs)
+    assert trained["state"] == "succeeded", trained
+    assert broken["state"] == "failed"
+    assert "line 401: not JSON" in broken["reason"]
+    client.delete_dataset("pairs")
+    assert "pairs" not in {row["name"] for row in client.datasets()}
 
 
 def test_cancelling_a_running_job_ends_its_processes(client: Client) -> None:

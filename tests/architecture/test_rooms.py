@@ -30,7 +30,17 @@ def sources() -> Iterator[tuple[str, str]]:
             ["artifacts/"],
         ),
         ("a folder with config.json is a model", r"/ \"config\.json\"", ["artifacts/models.py"]),
-        ("a folder is removed", r"shutil\.rmtree\(", ["artifacts/folders.py", "training/checkpoint.py"]),
+        (
+            "a folder is removed",
+            r"shutil\.rmtree\(",
+            [
+                "artifacts/",
+                "run/",
+                "training/checkpoint.py",
+                "training/prepare.py",
+                "gradient_monitor/callbacks/lightning_run.py",
+            ],
+        ),
         ("a wait doubles", r"\b2(\.0)?\s*\*\*\s*[a-z(]|(wait|pause|delay|_s)\w* \*= 2\b", ["backoff.py"]),
         (
             "heartbeats are counted",

@@ -1,4 +1,4 @@
-"""`/api/datasets`: texts to train on. An upload is streamed to disk and checked before it gets its name."""
+"""`/api/datasets`: what jobs train on. An upload is streamed to disk and checked before it gets its name."""
 
 import asyncio
 import hashlib
@@ -7,28 +7,34 @@ import secrets
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 from sqlalchemy.orm import Session
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from apt_jobs.artifacts.datasets import dataset_file, delete_dataset, list_datasets, publish_dataset
+from apt_jobs.artifacts.datasets import DatasetRecord, add_dataset, delete_dataset, list_datasets
 from apt_jobs.db.access import Role
+from apt_jobs.db.dataset_pins import unfinished_job_with
 from apt_jobs.db.idempotency import create_once
-from apt_jobs.errors import Conflict, InvalidDataset, OutOfSpace
+from apt_jobs.errors import Conflict, InvalidDataset, InvalidInput, NotFound, OutOfSpace
+from apt_jobs.events.codec import timestamp
+from apt_jobs.jobs.dataset_format import DEFAULT_COLUMN, DatasetFormat, stored_suffix
 from apt_jobs.jobs.spec import BUILTIN_DATASET, Name
 from apt_jobs.settings import Settings
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.idempotency import replay_headers
 from apt_jobs.web.api.jobs import Query
-from apt_jobs.web.api.uploads import TextCheck, upload_parts
+from apt_jobs.web.api.uploads import CHECKED_BYTES, UploadCheck, upload_parts
 from apt_jobs.web.problems import ProblemError
 from apt_jobs.web.schemas import DatasetAnswer, DatasetList
 from apt_jobs.web.service import service_of
 
 IDLE_TIMEOUT_S = 30.0  # between two pieces of an upload
+
 _FILE = {"type": "string", "format": "binary", "minLength": 1}
 UPLOADS = {  # of what may be text, what clients send by themselves
     "application/octet-stream": _FILE,
@@ -39,12 +45,19 @@ MIN_BYTES_PER_S = 1_000  # of an upload as a whole, after the first `IDLE_TIMEOU
 
 class UploadQuery(Query):
     name: Name = Field(description="What jobs will call it.")
+    format: DatasetFormat = Field(
+        DatasetFormat.TEXT,
+        description="text and jsonl may be compressed with gzip or zstd; uint16, uint32 and npy are token ids.",
+    )
+    column: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(
+        DEFAULT_COLUMN, description="Field of JSONL or column of Parquet that holds the documents."
+    )
 
 
 @endpoint(role=Role.VIEWER, tag="datasets", answers={200: DatasetList}, operation="list_datasets")
 async def get_datasets(request: Request) -> Response:
     """List the data sets, the built-in one first."""
-    rows = await asyncio.to_thread(_rows, service_of(request).settings)
+    rows = await asyncio.to_thread(_rows, service_of(request).settings.datasets_dir)
     builtin = DatasetAnswer(name=BUILTIN_DATASET, size_bytes=None, is_builtin=True)
     return JSONResponse(DatasetList(data=[builtin, *rows]).model_dump(mode="json"))
 
@@ -59,42 +72,55 @@ async def get_datasets(request: Request) -> Response:
     body_media=UPLOADS,
 )
 async def upload_dataset(request: Request) -> Response:
-    """Upload UTF-8 text as the body or as the file of a form; `?name=` names it. An existing name is refused."""
+    """Upload a data set as the body or as the file of a form; `?name=` names it. An existing name is refused."""
     service = service_of(request)
     settings, key = service.settings, request.state.idempotency_key
-    name = request.state.query.name
-    dataset_file(settings, name)  # refuses a name that no upload can have
+    name, dataset_format = request.state.query.name, request.state.query.format
+    if name == BUILTIN_DATASET:
+        raise InvalidInput(f"{BUILTIN_DATASET!r} is built in; choose another name")
     settings.datasets_dir.mkdir(parents=True, exist_ok=True)
     temporary = settings.datasets_dir / f".upload-{secrets.token_hex(8)}"
     try:
-        size, sha256 = await _receive(upload_parts(request), temporary, settings)
+        sha256 = await _receive(upload_parts(request), temporary, settings, dataset_format)
+        record = await asyncio.to_thread(_record, temporary, request.state.query, sha256)
         if key is not None:
             key = replace(key, request_sha256=hashlib.sha256(f"{key.request_sha256} {sha256}".encode()).hexdigest())
 
         def publish(session: Session) -> tuple[str, bool]:
-            return create_once(session, key, lambda: _publish(settings, name, temporary))
+            return create_once(session, key, lambda: _publish(settings, temporary, name, record))
 
         _, is_replay = await service.write(publish)
     except FileExistsError as exc:
         raise Conflict(f"there is a data set {name!r} already; delete it first or choose another name") from exc
     finally:
         temporary.unlink(missing_ok=True)
-    answer = DatasetAnswer(name=name, size_bytes=size, is_builtin=False)
-    return JSONResponse(
-        answer.model_dump(mode="json"), 201, headers={"location": "/api/datasets", **replay_headers(is_replay)}
-    )
+    answer = _row(name, record).model_dump(mode="json")
+    return JSONResponse(answer, 201, headers={"location": "/api/datasets", **replay_headers(is_replay)})
 
 
-@endpoint(role=Role.ADMIN, tag="datasets", answers={204: None}, operation="delete_dataset")
+@endpoint(role=Role.ADMIN, tag="datasets", answers={204: None}, operation="delete_dataset", problems={409})
 async def remove_dataset(request: Request) -> Response:
-    """Delete a data set. Jobs that train on it keep what they have read."""
-    await asyncio.to_thread(delete_dataset, service_of(request).settings, request.path_params["name"])
+    """Delete a data set. One that an unfinished job trains on is kept: 409 names the job."""
+    service, name = service_of(request), request.path_params["name"]
+    datasets_dir = service.settings.datasets_dir
+    rows = await asyncio.to_thread(_rows, datasets_dir)
+    if name not in {row.name for row in rows}:  # compared with what is there: no path is made from what came
+        raise NotFound(f"there is no uploaded data set {name!r}")
+
+    def delete(session: Session) -> None:
+        if (job_id := unfinished_job_with(session, name)) is not None:
+            raise Conflict(
+                f"data set {name!r} is needed by job {job_id}, which has not ended; cancel it first, or wait"
+            )
+        delete_dataset(datasets_dir, name)
+
+    await service.write(delete)
     return Response(status_code=204)
 
 
-async def _receive(parts: AsyncIterator[bytes], file: Path, settings: Settings) -> tuple[int, str]:
-    """Stream a text into a file, checking it on the way; returns its size in bytes and its SHA-256."""
-    check, digest = TextCheck(), hashlib.sha256()
+async def _receive(parts: AsyncIterator[bytes], file: Path, settings: Settings, dataset_format: DatasetFormat) -> str:
+    """Stream a data set into a file, checking it on the way; returns its SHA-256."""
+    check, digest = UploadCheck(dataset_format), hashlib.sha256()
     num_received = size = 0
     began_s = time.monotonic()
     try:
@@ -121,16 +147,41 @@ async def _receive(parts: AsyncIterator[bytes], file: Path, settings: Settings) 
     except OSError as exc:
         raise OutOfSpace(f"the data set cannot be written: {exc.strerror}") from exc
     if size == 0:
-        raise InvalidDataset("the data set is empty; send its text as the body, or as the file of a form")
-    return size, digest.hexdigest()
+        raise InvalidDataset("the data set is empty; send it as the body, or as the file of a form")
+    return digest.hexdigest()
 
 
-def _publish(settings: Settings, name: str, uploaded: Path) -> str:
-    publish_dataset(settings, name, uploaded)
+def _record(file: Path, query: UploadQuery, sha256: str) -> DatasetRecord:
+    status = file.stat()
+    with file.open("rb") as opened:
+        suffix = stored_suffix(query.format, opened.read(CHECKED_BYTES))
+    return DatasetRecord(
+        filename=f"{query.name}.{suffix}",
+        format=query.format,
+        column=query.column,
+        sha256=sha256,
+        size_bytes=status.st_size,
+        modified_ns=status.st_mtime_ns,
+        created_at=datetime.now(UTC),
+    )
+
+
+def _publish(settings: Settings, temporary: Path, name: str, record: DatasetRecord) -> str:
+    add_dataset(settings.datasets_dir, name, temporary, record)
     return name
 
 
-def _rows(settings: Settings) -> list[DatasetAnswer]:
-    return [
-        DatasetAnswer(name=row.name, size_bytes=row.size_bytes, is_builtin=False) for row in list_datasets(settings)
-    ]
+def _rows(folder: Path) -> list[DatasetAnswer]:
+    return [_row(name, record) for name, record in list_datasets(folder)] if folder.is_dir() else []
+
+
+def _row(name: str, record: DatasetRecord) -> DatasetAnswer:
+    return DatasetAnswer(
+        name=name,
+        size_bytes=record.size_bytes,
+        is_builtin=False,
+        format=record.format,
+        column=record.column,
+        sha256=record.sha256,
+        created_at=timestamp(record.created_at),
+    )

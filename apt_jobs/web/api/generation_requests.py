@@ -16,10 +16,10 @@ from starlette.types import Receive, Scope, Send
 
 from apt_jobs.db.idempotency import IdempotencyKey, known_resource
 from apt_jobs.db.models import Job
-from apt_jobs.db.steering import request_cancel
 from apt_jobs.errors import AptJobsError, InvalidReferences
 from apt_jobs.jobs.ids import new_job_id
 from apt_jobs.jobs.spec import GenerateSpec
+from apt_jobs.operations.steer import cancel_job
 from apt_jobs.web.api.idempotency import made_job
 from apt_jobs.web.api.jobs import require_references, require_worker, submit
 from apt_jobs.web.live.generation_streams import (
@@ -107,7 +107,7 @@ class Generation:
         if self.is_kept:
             return
         try:
-            _, events = await self.service.write(request_cancel, self.job.id, "the client left")
+            _, events = await self.service.write(cancel_job, self.job.id, "the client left")
             await self.service.publish(self.job.id, events)
         except AptJobsError as exc:
             logger.warning("a job whose client left goes on", extra={"job_id": self.job.id, "why": str(exc)})

@@ -1,4 +1,4 @@
-"""The text of an upload, piece by piece: the body itself, or the one file of a multipart form.
+"""The content of an upload, piece by piece: the body itself, or the one file of a multipart form.
 
 `TextCheck` sees every piece on its way to the disk: it takes a UTF-8 byte order mark away and names the byte that is
 wrong.
@@ -13,6 +13,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
 from apt_jobs.errors import InvalidDataset
+from apt_jobs.jobs.dataset_format import NPY_MAGIC, PARQUET_MAGIC, DatasetFormat, compression_of
 from apt_jobs.web.problems import ProblemError
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ _OTHER_MARKS = (  # the longer ones first: a mark of UTF-32 begins as one of UTF
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 _MARK_BYTES = 4
+CHECKED_BYTES = 8  # of a file's beginning: enough for every format
+_MAGICS = {DatasetFormat.PARQUET: PARQUET_MAGIC, DatasetFormat.NPY: NPY_MAGIC}
+_TOKEN_BYTES = {DatasetFormat.UINT16: 2, DatasetFormat.UINT32: 4}
 
 
 class TextCheck:
@@ -78,6 +82,43 @@ class TextCheck:
         return part
 
 
+class UploadCheck:
+    """A data set as it arrives. Text is checked whole; of the other formats what their first bytes and size show."""
+
+    def __init__(self, dataset_format: DatasetFormat) -> None:
+        self._format = dataset_format
+        self._head: bytes | None = b""  # until enough came to know what it is
+        self._text: TextCheck | None = None
+        self._num_bytes = 0
+
+    def feed(self, part: bytes, *, final: bool = False) -> bytes:
+        """Check a piece; returns what is to be stored.
+
+        Raises:
+            InvalidDataset: it is not of the format that was named.
+        """
+        if self._head is not None:
+            part = self._head + part
+            if len(part) < CHECKED_BYTES and not final:
+                self._head = part
+                return b""
+            self._head = None
+            self._begin(part)
+        self._num_bytes += len(part)
+        if final and self._num_bytes % _TOKEN_BYTES.get(self._format, 1):
+            raise InvalidDataset(
+                f"the data set is cut: {self._num_bytes:,} bytes are no whole number of {self._format} tokens"
+            )
+        return part if self._text is None else self._text.feed(part, final=final)
+
+    def _begin(self, head: bytes) -> None:
+        magic = _MAGICS.get(self._format)
+        if magic is not None and head and not head.startswith(magic):
+            raise InvalidDataset(f"the data set does not begin as {self._format} does; name its `format`")
+        if self._format.may_be_compressed and compression_of(head) is None:
+            self._text = TextCheck()
+
+
 def upload_parts(request: Request) -> AsyncIterator[bytes]:
     """Return the pieces of the text.
 
@@ -97,7 +138,9 @@ def upload_parts(request: Request) -> AsyncIterator[bytes]:
         return _file_of_form(request, boundary)
     if kind in RAW_TYPES or kind.startswith("text/"):
         return request.stream()
-    raise ProblemError(415, f"the body is {kind[:100]!r}; send the text as text/plain, or as the file of a form")
+    raise ProblemError(
+        415, f"the body is {kind[:100]!r}; send it as text/plain or application/octet-stream, or as the file of a form"
+    )
 
 
 async def _file_of_form(request: Request, boundary: bytes) -> AsyncIterator[bytes]:

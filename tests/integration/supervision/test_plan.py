@@ -1,17 +1,22 @@
 """What the supervisor refuses before it starts ranks."""
 
+import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import update
 
+from apt_jobs.db.dataset_pins import unfinished_job_with
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import append_events
 from apt_jobs.db.jobs import claim, get_job, insert_job
-from apt_jobs.errors import InvalidCheckpoint
+from apt_jobs.db.models import Job
+from apt_jobs.errors import InvalidCheckpoint, InvalidDataset
 from apt_jobs.events.kinds import CheckpointSaved
+from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.prepare_run import plan_attempt
@@ -49,3 +54,52 @@ def test_a_checkpoint_outside_of_the_data_directory_is_not_followed(
         job = get_job(session, job_id)
     with pytest.raises(InvalidCheckpoint):
         plan_attempt(settings, database, job, [], 1, lambda: "")
+
+
+def _claimed(database: Database, dataset: str) -> str:
+    with database.write() as session:
+        job_id = insert_job(session, TrainSpec(kind="train", dataset=dataset)).id
+        claim(session, job_id, "test", 60.0)
+    return job_id
+
+
+def _plan(settings: Settings, database: Database, job_id: str) -> RunFile:
+    with database.read() as session:
+        job = get_job(session, job_id)
+    return plan_attempt(settings, database, job, [], 1, lambda: "")
+
+
+def test_the_first_attempt_pins_the_content_and_another_content_is_refused_with_both_hashes(
+    database: Database, sqlite_url: str, tmp_path: Path
+) -> None:
+    settings = Settings(data_dir=tmp_path / "data", database_url=SecretStr(sqlite_url))
+    settings.datasets_dir.mkdir(parents=True)
+    file = settings.datasets_dir / "mine.txt"
+    file.write_text("some words")
+    first, other = _claimed(database, "mine"), _claimed(database, "mine")
+    run_file = _plan(settings, database, first)
+    assert run_file.dataset_file == file
+    assert run_file.dataset_sha256 == hashlib.sha256(b"some words").hexdigest()
+    assert _plan(settings, database, first).dataset_sha256 == run_file.dataset_sha256
+    file.write_text("some other words")
+    with pytest.raises(InvalidDataset) as caught:
+        _plan(settings, database, first)
+    for content in (b"some words", b"some other words"):
+        assert hashlib.sha256(content).hexdigest() in str(caught.value)
+    assert _plan(settings, database, other).dataset_sha256 == hashlib.sha256(b"some other words").hexdigest()
+
+
+@pytest.mark.parametrize("state", ["queued", "running", "pausing", "paused"])
+def test_an_unfinished_job_needs_its_data_set(database: Database, state: str) -> None:
+    job_id = _claimed(database, "mine")
+    _claimed(database, "other")
+    with database.write() as session:
+        lease = {"lease_until": Job.lease_until} if state in ("running", "pausing") else {"lease_until": None}
+        session.execute(update(Job).where(Job.id == job_id).values(state=state, **lease))
+    with database.read() as session:
+        assert unfinished_job_with(session, "mine") == job_id
+        assert unfinished_job_with(session, "theirs") is None
+    with database.write() as session:
+        session.execute(update(Job).where(Job.id == job_id).values(state="cancelled", lease_until=None))
+    with database.read() as session:
+        assert unfinished_job_with(session, "mine") is None

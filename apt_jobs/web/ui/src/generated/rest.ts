@@ -496,8 +496,8 @@ export interface paths {
         get: operations["list_datasets"];
         put?: never;
         /**
-         * Upload UTF-8 text as the body or as the file of a form
-         * @description Upload UTF-8 text as the body or as the file of a form; `?name=` names it. An existing name is refused.
+         * Upload a data set as the body or as the file of a form
+         * @description Upload a data set as the body or as the file of a form; `?name=` names it. An existing name is refused.
          */
         post: operations["upload_dataset"];
         delete?: never;
@@ -518,7 +518,7 @@ export interface paths {
         post?: never;
         /**
          * Delete a data set
-         * @description Delete a data set. Jobs that train on it keep what they have read.
+         * @description Delete a data set. One that an unfinished job trains on is kept: 409 names the job.
          */
         delete: operations["delete_dataset"];
         options?: never;
@@ -1086,7 +1086,26 @@ export interface components {
             /** @description null: built in. */
             size_bytes: number | null;
             is_builtin: boolean;
+            /** @default text */
+            format: components["schemas"]["DatasetFormat"];
+            /**
+             * @description Field of JSONL or column of Parquet that holds the documents.
+             * @default text
+             */
+            column: string;
+            /**
+             * @description Of the stored file; null: built in, or not known yet.
+             * @default null
+             */
+            sha256: string | null;
+            /** @default null */
+            created_at: string | null;
         };
+        /**
+         * @description How the documents of a data set are written down.
+         * @enum {string}
+         */
+        DatasetFormat: "text" | "jsonl" | "parquet" | "uint16" | "uint32" | "npy";
         DatasetList: {
             /**
              * @default list
@@ -2390,6 +2409,7 @@ export type CheckpointList = components['schemas']['CheckpointList'];
 export type CurveExtremes = components['schemas']['CurveExtremes'];
 export type CustomMetricAnswer = components['schemas']['CustomMetricAnswer'];
 export type DatasetAnswer = components['schemas']['DatasetAnswer'];
+export type DatasetFormat = components['schemas']['DatasetFormat'];
 export type DatasetList = components['schemas']['DatasetList'];
 export type DueBody = components['schemas']['DueBody'];
 export type DueTimes = components['schemas']['DueTimes'];
@@ -3368,6 +3388,10 @@ export interface operations {
             query: {
                 /** @description What jobs will call it. */
                 name: string;
+                /** @description text and jsonl may be compressed with gzip or zstd; uint16, uint32 and npy are token ids. */
+                format?: components["schemas"]["DatasetFormat"];
+                /** @description Field of JSONL or column of Parquet that holds the documents. */
+                column?: string;
             };
             header?: {
                 /** @description A repeated request with this key within 24 hours creates nothing and has the same answer; the same key with another request is refused with 422. */
@@ -3435,6 +3459,7 @@ export interface operations {
             401: components["responses"]["Problem401"];
             403: components["responses"]["Problem403"];
             404: components["responses"]["Problem404"];
+            409: components["responses"]["Problem409"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };
