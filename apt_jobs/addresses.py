@@ -11,19 +11,19 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 def is_wildcard(host: str) -> bool:
-    """Whether binding to `host` means all addresses of the machine, in whichever spelling."""
+    """Return whether binding to `host` means all addresses of the machine, in whichever spelling."""
     address = _parse(host)
     return address is not None and address.is_unspecified
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only processes of this machine reach what binds to `host`."""
+    """Return whether only processes of this machine reach what binds to `host`."""
     address = _parse(host)
     return host.lower() in LOOPBACK_HOSTS or (address is not None and address.is_loopback)
 
 
 def connect_host(host: str) -> str:
-    """Where this machine's processes connect to what binds to `host`."""
+    """Return where this machine's processes connect to what binds to `host`."""
     if not is_wildcard(host):
         return host
     return "::1" if ":" in host else "127.0.0.1"
@@ -40,7 +40,7 @@ def normalized_host(value: str, scheme: str) -> str:
 
 
 def own_hosts(host: str, port: int) -> frozenset[str]:
-    """Values of `Host` that name what binds to `host` and `port`, however a client shortens them."""
+    """Return values of `Host` that name what binds to `host` and `port`, however a client shortens them."""
     names = {connect_host(host).lower()}
     if is_loopback(host) or is_wildcard(host):
         names |= LOOPBACK_HOSTS
@@ -48,7 +48,7 @@ def own_hosts(host: str, port: int) -> frozenset[str]:
 
 
 def arrival_hosts(bind_host: str, server: tuple[str, int | None] | None) -> frozenset[str]:
-    """Values of `Host` that name the very address at which a connection arrived, where all addresses are bound.
+    """Return values of `Host` that name the very address at which a connection arrived, where all addresses are bound.
 
     An address cannot be rebound to another site, as a name can, so it needs no entry in APT_JOBS_ALLOWED_HOSTS.
     """

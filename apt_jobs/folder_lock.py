@@ -33,7 +33,7 @@ class FolderLock:
         return self._is_current()
 
     def _is_current(self) -> bool:
-        """Whether the file was not removed before it was locked; if it was, open the one that is there now."""
+        """Return whether the file was not removed before it was locked; if it was, open the one that is there now."""
         try:
             if os.path.samestat(os.fstat(self._fd), self._path.stat()):
                 return True

@@ -46,7 +46,7 @@ class GPT2(nn.Module):
         return functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids_BT[:, 1:].flatten())
 
     def logits(self, ids_BT: Tensor) -> Tensor:
-        """Of the token after each [B, T, vocabulary]."""
+        """Return the logits of the token after each [B, T, vocabulary]."""
         x_BTD = self.tokens(ids_BT) + self.positions(torch.arange(ids_BT.shape[1], device=ids_BT.device))
         for block in self.blocks:
             x_BTD = block(x_BTD)

@@ -78,7 +78,7 @@ class EngineRun:
         self.scheduler = Scheduler(self.runner, "llama-135m", prefill_tokens=16_384)
 
     def generate(self, prompts: list[list[int]], num_new: int, **params: Any) -> tuple[list[list[int]], float, float]:
-        """Tokens of each prompt, seconds to the first token of all, seconds in all."""
+        """Return tokens of each prompt, seconds to the first token of all, seconds in all."""
         started_s = time.perf_counter()
         first_s: list[float] = []
         handle = Handle()
@@ -97,7 +97,7 @@ class EngineRun:
         return [each.output_ids for each in sequences], first_s[0], total_s
 
     def measure(self, prompts: list[list[int]], num_new: int, **params: Any) -> dict[str, float]:
-        """Medians."""
+        """Return medians."""
         runs = [self.generate(prompts, num_new, **params)[1:] for _ in range(REPEATS)]
         total_s = statistics.median(run[1] for run in runs)
         first_s = statistics.median(run[0] for run in runs)
@@ -115,7 +115,7 @@ class EngineRun:
 
 
 def prompts_of(model: LoadedModel, num_rows: int, num_tokens: int) -> list[list[int]]:
-    """Random prompts, the same in each run."""
+    """Return random prompts, the same in each run."""
     generator = torch.Generator().manual_seed(num_rows)
     tokens: list[list[int]] = torch.randint(
         1, model.vocabulary_size, (num_rows, num_tokens), generator=generator
@@ -138,7 +138,7 @@ def agreement(model: LoadedModel, prompts: list[list[int]], found: list[list[int
 
 
 def continuous_batching(device: torch.device, prompts: list[list[int]], num_new: int, *, small: bool) -> float | None:
-    """Tokens a second of transformers' own continuous batching; none if it does not run here."""
+    """Return tokens a second of transformers' own continuous batching; none if it does not run here."""
     model = cast(Any, load(device, small=small).model)
     config = GenerationConfig(  # type: ignore[no-untyped-call]  # the library's
         do_sample=False, max_new_tokens=num_new, use_cuda_graph=device.type == "cuda"

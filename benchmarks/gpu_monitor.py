@@ -235,7 +235,7 @@ def _histograms(parameters: list[nn.Parameter]) -> None:
 
 
 def _rounds(variants: dict[str, Variant], batches: list[Tensor], rank: Rank, seconds: float) -> list[dict[str, float]]:
-    """Milliseconds a step of each variant in each round; slow variants are missing in most. All ranks take as many."""
+    """Return milliseconds a step of each variant in each round; slow ones are missing in most. All ranks do as many."""
     order, rounds, ends_at = random.Random(7), list[dict[str, float]](), time.perf_counter() + seconds
     gc.disable()  # a collection takes longer than what is measured, and comes when it likes
     while _any(rank, time.perf_counter() < ends_at) or len(rounds) < LEAST_ROUNDS:

@@ -183,7 +183,7 @@ def _scaling(options: argparse.Namespace, report: Report, folder: Path) -> None:
 def _timed(
     options: argparse.Namespace, shape: Shape, mode: str, folder: Path, num_ranks: int, seconds: float, *variants: str
 ) -> dict[str, dict[str, Any]]:
-    """Cells of `benchmarks.gpu_monitor` under DDP, by variant."""
+    """Return cells of `benchmarks.gpu_monitor` under DDP, by variant."""
     folder.mkdir(parents=True, exist_ok=True)
     output = folder / "cells.jsonl"
     how = ("--settings", "ddp", "--modes", mode, "--variants", *variants, "--seconds", str(seconds))

@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def _block(trained: Trained, batches: list[torch.Tensor], way: str, device: torch.device) -> float:
-    """Milliseconds a step."""
+    """Return milliseconds a step."""
     torch.use_deterministic_algorithms(False)
     if way == "repeatable":
         repeatable(device)

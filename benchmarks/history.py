@@ -65,7 +65,7 @@ def rows() -> Iterator[Row]:
 
 
 def _series(first_step: int, num_steps: int) -> list[Event]:
-    """Norms and curves that look like a training's: every value is another one."""
+    """Return norms and curves that look like a training's: every value is another one."""
     random = np.random.default_rng(first_step)
     norms = np.exp(random.normal(-2.0, 0.5, (num_steps, NUM_LAYERS))).astype(np.float32).astype(np.float64).tolist()
     decay = 8.0 / np.log(np.arange(first_step, first_step + num_steps) + 2.0)
@@ -80,7 +80,7 @@ def _series(first_step: int, num_steps: int) -> list[Event]:
 
 
 def _write_ours(folder: Path) -> tuple[float, float, float]:
-    """Values a second, bytes a value, milliseconds for an overview."""
+    """Return values a second, bytes a value, milliseconds for an overview."""
     file = folder / "ours.sqlite3"
     database = Database(f"sqlite:///{file}")
     upgrade_database(database)
@@ -143,7 +143,7 @@ def _write_mlflow(folder: Path) -> tuple[float, float, float]:
 
 
 def _size(file: Path) -> int:
-    """Bytes on disk, with nothing left in the write-ahead log."""
+    """Return bytes on disk, with nothing left in the write-ahead log."""
     connection = sqlite3.connect(file)
     connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     connection.close()
@@ -166,7 +166,7 @@ def _write_huge(url: str) -> tuple[str, float]:
 
 
 def _read_huge(base: str, key: str, job_id: str) -> tuple[float, float]:
-    """Milliseconds and bytes of the overview over HTTP."""
+    """Return milliseconds and bytes of the overview over HTTP."""
     headers = {"authorization": f"Bearer {key}", "accept": MEDIA_TYPE}
     took_ms = []
     with httpx.Client(base_url=base, headers=headers, trust_env=False, timeout=60) as client:

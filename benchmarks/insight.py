@@ -211,7 +211,7 @@ def _found(fault: Fault, incidents: Iterable[tuple[int, IncidentChanged]]) -> Fo
 
 
 def is_located(fault: Fault, incidents: Sequence[IncidentChanged]) -> bool:
-    """Whether the incidents name the fault's rank and layer, and nobody else's.
+    """Return whether the incidents name the fault's rank and layer, and nobody else's.
 
     A layer is named if it is the origin or the worst layer of an incident. A loss that is not finite has none. Of two
     ranks whose weights differ it cannot be known which is wrong: then both may be named, and the layer must be right.
@@ -234,7 +234,7 @@ def _is_undecided(incident: IncidentChanged) -> bool:
 
 
 def _incidents(watch: RankWatch, steps: Section) -> Iterator[tuple[int, IncidentChanged]]:
-    """Those that begin, and the step after which the supervisor can know."""
+    """Yield those that begin, and the step after which the supervisor can know."""
     for step, recorded in steps:
         for events in recorded:
             for event in events:

@@ -97,7 +97,7 @@ class JobRuns:
         adopt_orphans()
 
     def poison(self, fault: str) -> Poisoned:
-        """One NaN on the last rank at one step: in its batch (`nan_batch`) or its backward pass (`nan_gradient`)."""
+        """Put one NaN on the last rank at one step: in its batch (`nan_batch`) or backward pass (`nan_gradient`)."""
         rank, block = self._num_ranks - 1, self._model["num_layers"] // 2
         arguments = {"fault": fault, "rank": rank, "step": POISONED_STEP, "block": block}
         num_steps = POISONED_STEP + STEPS_AFTER_POISON
@@ -287,6 +287,6 @@ def _events(run_file: RunFile, rank: int) -> list[Any]:
 
 
 def _hashes(checkpoint: Path) -> dict[str, str]:
-    """Of its tensors, as its manifest has them."""
+    """Return the sizes of its tensors, as its manifest has them."""
     files = json.loads((checkpoint / "manifest.json").read_text())["files"]
     return {name: about["sha256"] for name, about in files.items() if name.endswith(".safetensors")}

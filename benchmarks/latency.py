@@ -93,7 +93,7 @@ def rows() -> Iterator[Row]:
 def _measured(
     browser: Browser, page: Page, client: Client, stack: Stack, num_steps: int, gaps_s: tuple[float, float]
 ) -> tuple[list[float], list[float]]:
-    """Delays of a training's steps, and of the peer before and after it, in milliseconds."""
+    """Return delays of a training's steps, and of the peer before and after it, in milliseconds."""
     echoes = _echoes(browser)
     arguments = {"steps": num_steps, "shortest-s": gaps_s[0], "longest-s": gaps_s[1]}
     spec = {"kind": "train", "entry_point": "latency", "num_ranks": 1, "arguments": arguments}

@@ -23,7 +23,7 @@ NAMES = {
 
 
 def rows() -> Iterator[Row]:
-    """Milliseconds a step; the ratio is to the unmonitored step, with its 95 % interval."""
+    """Yield milliseconds a step; the ratio is to the unmonitored step, with its 95 % interval."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "cells.jsonl"
         options = ("--device=cpu", "--settings=ddp", "--modes=eager", f"--seconds={SECONDS}", f"--output={output}")

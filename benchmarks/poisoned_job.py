@@ -50,7 +50,7 @@ class Poison:
         return {"before": before, "after": after, "next": following, "is_finite": is_finite}
 
     def _embedded(self, ids: Tensor, embedded: Tensor) -> Tensor | None:
-        """Each forward pass comes by here. The first micro batch of a step is one without a reduction."""
+        """Count forward passes. The first micro batch of a step is one without a reduction."""
         assert self._ddp is not None
         self._is_now = torch.equal(ids, self._expected().to(ids.device))
         if (self._is_now or self._steps) and not self._ddp.require_backward_grad_sync:
@@ -87,7 +87,7 @@ def train_poisoned(run_file: RunFile, spool: SpoolWriter) -> None:
 
 
 def _spoilt(values: Tensor) -> Tensor:
-    """One NaN, in the first sample."""
+    """Put one NaN into the first sample."""
     poison = torch.zeros_like(values)
     poison[0, 0, 0] = torch.nan
     return values + poison

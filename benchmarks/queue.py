@@ -51,7 +51,7 @@ SPEC = TrainSpec(kind="train")
 
 
 def rows() -> Iterator[Row]:
-    """Rows `queue/<dialect>/<what>`, in CPU seconds a call."""
+    """Yield rows `queue/<dialect>/<what>`, in CPU seconds a call."""
     for dialect in ("sqlite", "postgres"):
         with tempfile.TemporaryDirectory() as folder, _databases(dialect, Path(folder)) as (database, empty, server):
             _fill(database)
@@ -121,7 +121,7 @@ def _server_cpu_s(server: psutil.Process | None) -> float:
 
 @contextmanager
 def _databases(dialect: str, folder: Path) -> Iterator[tuple[Database, Database, psutil.Process | None]]:
-    """Two migrated databases, and the process of their server."""
+    """Yield two migrated databases, and the process of their server."""
     server = None
     if dialect == "sqlite":
         urls = [f"sqlite:///{folder}/{name}.sqlite3" for name in ("full", "empty")]

@@ -62,7 +62,7 @@ class LoadClient:
         self.socket.sendall(bytes([0x81, 0x80 | len(text)]) + bytes(4) + text)
 
     def read(self) -> bool:
-        """Whether the last event is there."""
+        """Return whether the last event is there."""
         size = self.socket.recv_into(BUFFER)
         if size == 0:
             raise ConnectionError(f"the server closed the socket, after {self.tail!r}")

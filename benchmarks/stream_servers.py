@@ -32,13 +32,13 @@ class Server:
     pid: int
 
     def channel(self, job_id: str) -> str:
-        """Where it gets its messages."""
+        """Return where it gets its messages."""
         if self.name == "ours":
             return channel_of(job_id)
         return job_id if self.name == "naive" else f"bench-{self.name}"
 
     def url(self, job_id: str, after: int) -> str:
-        """Where a client connects, to see what follows `after`."""
+        """Return where a client connects, to see what follows `after`."""
         path = {
             "ours": f"/ws/jobs/{job_id}?after={after}",
             "naive": f"/{job_id}",

@@ -171,7 +171,7 @@ class AsyncTransport:
                 yield event
 
     async def _socket_events(self, follower: Follower) -> AsyncGenerator[list[Event]]:
-        """Events of one WebSocket, until it is closed; an empty list after a silence."""
+        """Yield events of one WebSocket, until it is closed; an empty list after a silence."""
         async with connect(
             f"{self._access.websocket_url}{follower.socket_path}",
             subprotocols=[Subprotocol(SUBPROTOCOL)],
@@ -193,7 +193,7 @@ class AsyncTransport:
                 yield follower.receive_message(message)
 
     async def _sse_events(self, follower: Follower) -> AsyncGenerator[list[Event]]:
-        """Events of one stream of server-sent events, until it ends."""
+        """Yield events of one stream of server-sent events, until it ends."""
         headers = {"accept": "text/event-stream"}
         timeout = httpx.Timeout(calls.TIMEOUT_S, read=follower.wait_s)
         decoder = SseDecoder()

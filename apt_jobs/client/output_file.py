@@ -64,7 +64,7 @@ def open_output(target: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def is_stream(target: str | os.PathLike[str]) -> bool:
-    """Whether what is written there is read at once, as from standard output: no other words belong there."""
+    """Return whether what is written there is read at once, as from standard output: no other words belong there."""
     path = os.fspath(target)
     with suppress(OSError, ValueError):
         return _is_descriptor(path) or not stat.S_ISREG(_mode_of(path) or stat.S_IFREG)
@@ -104,7 +104,7 @@ def _descriptor_named(path: str) -> int | None:
 
 
 def _mode_of(path: str) -> int | None:
-    """Kind and permissions of what a path leads to; None if there is nothing yet."""
+    """Return the kind and permissions of what a path leads to; None if there is nothing yet."""
     try:
         return Path(path).stat().st_mode
     except FileNotFoundError:

@@ -24,7 +24,7 @@ _BROKEN_WAY = frozenset({502, 504})  # the proxy does not know whether it was do
 def wait_before_retry_s(
     outcome: httpx.Response | httpx.HTTPError, num_failures: int, *, is_repeatable: bool, max_retries: int = MAX_RETRIES
 ) -> float | None:
-    """How long to wait before the request is sent again; None: not at all.
+    """Return how long to wait before the request is sent again; None: not at all.
 
     Args:
         outcome: What the last try gave: an answer, or the error that kept it from coming.

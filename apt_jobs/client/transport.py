@@ -173,7 +173,7 @@ class Transport:
             yield from follower.receive_page(*self._send(call))
 
     def _socket_events(self, follower: Follower) -> Generator[list[Event]]:
-        """Events of one WebSocket, until it is closed; an empty list after a silence."""
+        """Yield events of one WebSocket, until it is closed; an empty list after a silence."""
         with connect(
             f"{self._access.websocket_url}{follower.socket_path}",
             subprotocols=[Subprotocol(SUBPROTOCOL)],
@@ -195,7 +195,7 @@ class Transport:
                 yield follower.receive_message(message)
 
     def _sse_events(self, follower: Follower) -> Generator[list[Event]]:
-        """Events of one stream of server-sent events, until it ends."""
+        """Yield events of one stream of server-sent events, until it ends."""
         headers = {"accept": "text/event-stream"}
         timeout = httpx.Timeout(calls.TIMEOUT_S, read=follower.wait_s)
         decoder = SseDecoder()

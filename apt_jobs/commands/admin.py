@@ -148,7 +148,7 @@ def revoke_key(key_id: str) -> None:
 
 
 def _service_url() -> str:
-    """Where a browser of this user finds the service: what runs on this data directory, else what the settings echo."""
+    """Return where a browser finds the service: what runs on this data directory, else what the settings name."""
     try:
         with open_client() as client:
             return client.browser_url

@@ -110,7 +110,7 @@ class ProgressLine:
         return min(max(self._step / self._num_steps, 0.0), 1.0)
 
     def _parts(self, is_narrow: bool) -> list[tuple[str, int]]:
-        """Text and priority of each part (0: most important), in the order of the line."""
+        """Return text and priority of each part (0: most important), in the order of the line."""
         parts = [(self.state, 0)]
         if self._step is not None:
             where = place(self._step, self._num_steps)

@@ -78,7 +78,7 @@ def authenticate_key(session: Session, key: str) -> Principal:
 
 
 def list_keys(session: Session) -> list[ApiKey]:
-    """All keys, oldest first, revoked ones included."""
+    """Return all keys, oldest first, revoked ones included."""
     return list(session.scalars(select(ApiKey).order_by(ApiKey.created_at, ApiKey.id)))
 
 

@@ -10,7 +10,7 @@ from apt_jobs.errors import NotFound
 def list_checkpoints(
     session: Session, *, job_id: str | None = None, after: str | None = None, limit: int = 100
 ) -> tuple[list[Checkpoint], bool]:
-    """Newest first; `after` is the last id seen. Returns the page and whether there is more."""
+    """Return jobs, the newest first; `after` is the last id seen. Returns the page and whether there is more."""
     query = select(Checkpoint).order_by(Checkpoint.id.desc()).limit(limit + 1)
     if job_id is not None:
         query = query.where(Checkpoint.job_id == job_id)
@@ -21,7 +21,7 @@ def list_checkpoints(
 
 
 def get_checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
-    """One row.
+    """Return one row.
 
     Raises:
         NotFound: there is no such checkpoint.

@@ -32,7 +32,7 @@ def storable_text(text: str) -> str:
 
 
 def encode_document(value: Any) -> str:
-    """JSON that every reader takes: a float that is not finite becomes its name, a lone surrogate `?`."""
+    """Return JSON that every reader takes: a float that is not finite becomes its name, a lone surrogate `?`."""
     return json.dumps(_plain(value), ensure_ascii=False).encode("utf-8", "replace").decode("utf-8")
 
 

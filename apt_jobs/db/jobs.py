@@ -105,7 +105,7 @@ def get_job(session: Session, job_id: str) -> Job:
 
 
 def list_attempts(session: Session, job_id: str) -> list[Attempt]:
-    """All attempts of a job, first to last."""
+    """Return all attempts of a job, first to last."""
     return list(session.scalars(select(Attempt).where(Attempt.job_id == job_id).order_by(Attempt.attempt)))
 
 
@@ -265,7 +265,7 @@ def reap_expired(session: Session, grace_s: float, rules: RetryRules = DEFAULT_R
 
 
 def has_expired(session: Session) -> bool:
-    """Whether any lease is over: a cheap look before `reap_expired`."""
+    """Return whether any lease is over: a cheap look before `reap_expired`."""
     query = select(Job.id).where(Job.state.in_(OWNED_STATES), Job.lease_until < now_plus(0)).limit(1)
     return session.scalar(query) is not None
 
@@ -280,7 +280,7 @@ def attempt_of_owner(session: Session, owner: str) -> tuple[str, int] | None:
 
 
 def owns(session: Session, job_id: str, attempt: int) -> bool:
-    """Whether the attempt owns its job now. Only a look: writes need `fence`."""
+    """Return whether the attempt owns its job now. Only a look: writes need `fence`."""
     query = select(Job.id).where(
         Job.id == job_id, Job.attempt == attempt, Job.state.in_(OWNED_STATES), Job.lease_until > now_plus(0)
     )
@@ -298,7 +298,7 @@ def queue_position(session: Session, job: Job) -> int | None:
 
 
 def count_by_state(session: Session) -> dict[str, int]:
-    """Jobs in each state, zeros included."""
+    """Return jobs in each state, zeros included."""
     counts = dict.fromkeys((state.value for state in JobState), 0)
     counts.update(
         (state, count) for state, count in session.execute(select(Job.state, func.count()).group_by(Job.state))

@@ -32,7 +32,7 @@ class Queue:
 
 
 def list_queues(session: Session) -> list[Queue]:
-    """Every queue that has a job or a configuration, by name."""
+    """Return every queue that has a job or a configuration, by name."""
     rows = {row.name: row for row in session.scalars(select(QueueRow))}
     queued, running = _count_by_queue(session, [JobState.QUEUED]), _count_by_queue(session, OWNED_STATES)
     found = []
@@ -81,7 +81,7 @@ def configure_queue(session: Session, name: str, *, max_running: int | None, pau
 
 
 def may_claim(session: Session, name: str) -> bool:
-    """Whether another job of the queue may run now. Locks the queue's row: two claims cannot both be the last."""
+    """Return whether another job of the queue may run, with its row locked: two claims cannot both be the last."""
     return room_to_run(session, name) > 0
 
 

@@ -99,7 +99,7 @@ def get_schedule(session: Session, schedule_id: str, *, lock: bool = False) -> S
 
 
 def list_schedules(session: Session) -> list[Schedule]:
-    """All schedules, by name."""
+    """Return all schedules, by name."""
     return list(session.scalars(select(Schedule).order_by(Schedule.name, Schedule.id)))
 
 
@@ -177,7 +177,7 @@ def run_now(session: Session, schedule_id: str, max_queued_jobs: int, check: Che
 
 
 def has_due(session: Session) -> bool:
-    """Whether any schedule is due: a cheap look before `fire_due`."""
+    """Return whether any schedule is due: a cheap look before `fire_due`."""
     query = select(Schedule.id).where(Schedule.paused_at.is_(None), Schedule.next_due_at <= now_plus(0)).limit(1)
     return session.scalar(query) is not None
 

@@ -128,7 +128,7 @@ def paused_workers(session: Session, name: str | None = None) -> dict[str, str]:
 
 
 def list_workers(session: Session, alive_within_s: float | None = None) -> list[WorkerRow]:
-    """All workers by name, or only those that were heard of in the last `alive_within_s` seconds."""
+    """Return all workers by name, or only those that were heard of in the last `alive_within_s` seconds."""
     query = select(WorkerRow).order_by(WorkerRow.name)
     if alive_within_s is not None:
         query = query.where(WorkerRow.heartbeat_at > now_plus(-alive_within_s))

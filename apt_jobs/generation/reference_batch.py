@@ -89,7 +89,7 @@ class Batch:
 
 
 def _joined(old: DynamicCache, new: DynamicCache) -> DynamicCache:
-    """One cache of the rows of both."""
+    """Merge the rows of both into one cache."""
     for layer, more in zip(_attention_layers(old), _attention_layers(new), strict=True):
         if layer.keys is None or layer.values is None or more.keys is None or more.values is None:
             continue  # a layer that uses another one's cache

@@ -40,7 +40,7 @@ class NormKernels:
         self._plans: dict[tuple[torch.device, tuple[int, ...]], _Plan] = {}
 
     def norms(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Float32 norms [N], added up in float32, of contiguous tensors of one of `TYPES` on the current device."""
+        """Return norms [N], added up in float32, of contiguous tensors of one of `TYPES` on the current device."""
         device = tensors[0].device
         plan = self._plan(device, tuple([tensor.numel() for tensor in tensors]))
         starts = tuple([tensor.data_ptr() for tensor in tensors])

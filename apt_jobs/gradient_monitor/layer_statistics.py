@@ -51,7 +51,7 @@ class LayerStatistics:
         return {name: self._export(index) for index, name in enumerate(names)}
 
     def rows(self) -> list[list[Any]]:
-        """All there is, as JSON values: one list a layer."""
+        """Return all there is, as JSON values: one list a layer."""
         return [
             [
                 *(int(self._num_finite[index]), float(self._mean[index]), float(self._sum_squares[index])),

@@ -36,7 +36,7 @@ class LocalNorms:
         self._ready: Any = None
 
     def take(self, index_of: dict[int, int]) -> tuple[Tensor | None, list[int], Any]:
-        """Norms of the last backward pass (None: none was seen), the layer of each in its order, and when it was done.
+        """Return the last backward pass's norms (None: none was seen), their layers in order, and when it was done.
 
         `index_of` maps `id(parameter)` to the layer's index.
         """
@@ -164,7 +164,7 @@ def moment(*, is_cuda: bool) -> Any:
 
 
 def elapsed_ms(begin: Any, end: Any) -> float | None:
-    """Milliseconds between two moments that both have passed; None if one of them is missing."""
+    """Return milliseconds between two moments that both have passed; None if one of them is missing."""
     if begin is None or end is None:
         return None
     if isinstance(begin, float):

@@ -205,7 +205,7 @@ class GradientMonitor:
         return dict(zip(self.names, squares.sqrt().tolist(), strict=True))
 
     def aggregate_anomalies_distributed(self) -> dict[str, int]:
-        """Anomalies of each kind, summed over the ranks. Called by every rank; one collective."""
+        """Return anomalies of each kind, summed over the ranks. Called by every rank; one collective."""
         counts = torch.tensor([self._anomalies[kind] for kind in ANOMALY_KINDS], device=self._device)
         if dist.is_initialized():
             dist.all_reduce(counts)
@@ -369,7 +369,7 @@ class GradientMonitor:
         )
 
     def _judge(self, norms: NDArray[np.float64], present: NDArray[np.bool_]) -> NDArray[np.int8]:
-        """Index into `ANOMALY_KINDS` for each layer; -1: fine."""
+        """Return index into `ANOMALY_KINDS` for each layer; -1: fine."""
         if ((norms >= self._vanishing_below) & (norms <= self._exploding_above) | ~present).all():
             return np.full(len(norms), -1, np.int8)
         conditions = [

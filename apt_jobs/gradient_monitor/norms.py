@@ -12,7 +12,7 @@ CPU_PIECE_ELEMENTS = 1 << 16  # PyTorch adds a whole CPU tensor in float32: of 3
 
 
 def norms_of(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
-    """Float32 L2 norms [N] on `device`, by one fused call for each type and device of tensors. Sparse ones are allowed.
+    """Return float32 L2 norms [N] on `device`, by one fused call for each type and device. Sparse tensors are allowed.
 
     No wait for a GPU.
     """
@@ -40,7 +40,7 @@ def as_real(tensor: Tensor) -> Tensor:
 
 
 def alike(tensors: Sequence[Tensor]) -> list[list[int]]:
-    """Indexes of tensors of one type and device together, in their order."""
+    """Return indexes of tensors of one type and device together, in their order."""
     groups: dict[tuple[torch.dtype, int], list[int]] = {}
     for index, tensor in enumerate(tensors):
         groups.setdefault((tensor.dtype, tensor.get_device()), []).append(index)
@@ -48,7 +48,7 @@ def alike(tensors: Sequence[Tensor]) -> list[list[int]]:
 
 
 def _norms_of_alike(tensors: list[Tensor]) -> Tensor:
-    """Norms of tensors of one type and device. Large ones on a CPU are added up in pieces, as GPUs do by themselves."""
+    """Return norms of tensors of one type and device. On a CPU large ones are added up in pieces, as GPUs do."""
     tensors = [*map(as_real, tensors)] if tensors[0].is_complex() else tensors
     if tensors[0].dtype is torch.float64:
         return torch.stack(list(torch._foreach_norm(tensors, 2))).float()

@@ -28,7 +28,7 @@ class UpdateNorms:
         self._step = 0
 
     def is_due(self, step: int) -> bool:
-        """Whether `note` has something to do at this step; else it need not be called."""
+        """Return whether `note` has something to do at this step; else it need not be called."""
         return self._is_open or step % UPDATE_EVERY_STEPS == 0 or self._step == 0
 
     @torch.no_grad()

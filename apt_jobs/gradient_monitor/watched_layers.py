@@ -54,7 +54,7 @@ class WatchedLayers:
         return [local_part(parameter.detach()) for parameter in self._parameters]
 
     def norms(self) -> tuple[Tensor, NDArray[np.bool_]]:
-        """Float32 norm of each gradient [L] on the device, and which layers have a gradient [L].
+        """Return the float32 norm of each gradient [L] on the device, and which layers have a gradient [L].
 
         One fused call. For sharded gradients (FSDP2) one collective, as no rank has a whole one.
         """

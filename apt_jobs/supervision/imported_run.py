@@ -83,7 +83,7 @@ def _spools(folder: Path) -> list[Path]:
 
 
 def _checked(spools: list[Path]) -> str:
-    """SHA-256 of all that will be stored.
+    """Return SHA-256 of all that will be stored.
 
     Raises:
         InvalidInput: a line is not an event that the monitor writes for this rank.

@@ -94,7 +94,7 @@ def _environment(settings: Settings, run_file: RunFile, node_rank: int, gpus: Se
 def _interfaces(
     settings: Settings, run_file: RunFile, node_rank: int, environment: Mapping[str, str]
 ) -> dict[str, str]:
-    """Where gloo and NCCL listen: left alone they take any address of the machine, for a single node too."""
+    """Return where gloo and NCCL listen: left alone they take any address of the machine, for a single node too."""
     interface: str | None = LOOPBACK_INTERFACE
     if run_file.rendezvous is not None:
         interface = settings.network_interface

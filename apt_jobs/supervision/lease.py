@@ -27,7 +27,7 @@ MAX_START_LEASES = 5
 
 
 def boot_clock_s() -> float:
-    """Seconds since boot, sleep included."""
+    """Return seconds since boot, sleep included."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 

@@ -29,7 +29,7 @@ class NodeWatch:
         self._began_s = self._looked_s = time.monotonic()
 
     def lost(self) -> str | None:
-        """Why the attempt cannot go on; None: it can, or that is not known now. Looks once in `LOOK_EVERY_S`."""
+        """Return why the attempt cannot go on; None: it can, or that is not known now. Looks once in `LOOK_EVERY_S`."""
         now_s = time.monotonic()
         if self._run_file.spec.num_nodes == 1 or now_s - self._looked_s < LOOK_EVERY_S:
             return None
@@ -51,6 +51,6 @@ class NodeWatch:
         return None
 
     def _alive(self) -> set[str]:
-        """Names of workers that were heard of lately."""
+        """Return names of workers that were heard of lately."""
         with self._database.read() as session:
             return {row.name for row in list_workers(session, self._alive_within_s)}

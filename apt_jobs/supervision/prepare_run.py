@@ -87,7 +87,7 @@ def _write(run_file: RunFile) -> None:
 
 
 def run_file_path(run_file: RunFile) -> Path:
-    """Where `plan_attempt` writes it."""
+    """Return where `plan_attempt` writes it."""
     return run_file.run_dir / "run.json"
 
 

@@ -120,7 +120,7 @@ def kill_marked(marker: str, variable: str = MARKER, meanwhile: Callable[[], Non
 
 
 def marked_processes(marker: str, variable: str = MARKER) -> list[int]:
-    """Living processes of this user whose environment carries `marker`, wherever they are in the tree."""
+    """Return living processes of this user whose environment carries `marker`, wherever they are in the tree."""
     wanted = f"{variable}={marker}".encode()
     found = []
     for entry in Path("/proc").iterdir():

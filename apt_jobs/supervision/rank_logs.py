@@ -119,7 +119,7 @@ class RankLogs:
         return sorted(self._run_dir.glob("torchrun-*.log"))
 
     def _source(self, path: Path) -> str:
-        """Who writes to a file. Which of a process's two streams it is says nothing about how grave a line is."""
+        """Return who writes to a file. Which of a process's two streams it is does not tell how grave a line is."""
         found = _RANK_FILE.search(str(path))
         if found is None:
             return "torchrun"

@@ -102,7 +102,7 @@ class Relay:
         return len(stored)
 
     def has_news(self) -> bool:
-        """Whether a rank wrote something since the last `pump`. Costs one system call a rank."""
+        """Return whether a rank wrote something since the last `flush`. Costs one system call a rank."""
         return any(spool.has_more() for spool in self._spools)
 
     def drain(self, timeout_s: float) -> None:
@@ -150,7 +150,7 @@ class Relay:
             yield datetime.now(UTC), LineLogged("warning", "supervisor", message[:2000])
 
     def _is_own_checkpoint(self, event: CheckpointSaved) -> bool:
-        """Whether the folder is one of this job's: others read, resume from and delete what is registered."""
+        """Return whether the folder is one of this job's: others read, resume from and delete what is registered."""
         is_own = event.filename.startswith(f"{self._checkpoint_prefix}/")
         return is_own and is_plain_name(event.filename) and len(event.filename) <= MAX_FILENAME_CHARS
 

@@ -160,7 +160,7 @@ class Supervisor:
         return None
 
     def _reason_to_end(self, lease: LeaseKeeper, relay: Relay, nodes: NodeWatch) -> Ending | None:
-        """Why the tree has to end now, saved or not."""
+        """Return why the tree has to end now, saved or not."""
         if relay.stop_requests.cancel or lease.cancelled.is_set():
             return Ending.CANCELLED
         if lease.must_stop:
@@ -180,7 +180,7 @@ class Supervisor:
         return None
 
     def _reason_to_stop(self, lease: LeaseKeeper, relay: Relay, run_file: RunFile) -> Ending | None:
-        """Why the ranks should save after this step and stop."""
+        """Return why the ranks should save after this step and stop."""
         if time.monotonic() - self._looked_s > STOP_REQUESTS_EVERY_S:
             self._looked_s = time.monotonic()
             self._read_stop_requests(relay)

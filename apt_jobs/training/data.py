@@ -56,7 +56,7 @@ class Batches:
         return steps if self.options.max_steps is None else min(steps, self.options.max_steps)
 
     def epoch_of(self, step: int) -> int:
-        """Epoch (from 0) of an optimizer step (from 1)."""
+        """Return epoch (from 0) of an optimizer step (from 1)."""
         return (step - 1) // self.steps_per_epoch
 
     def micro_batches(self, step: int, rank: int) -> list[Tensor]:

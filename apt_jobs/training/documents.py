@@ -294,10 +294,10 @@ def _is_line_border(text: str, at: int) -> bool:
 
 
 def _is_clean_line_border(text: str, at: int) -> bool:
-    """Whether no tokenizer joins what is around it: a single newline between two words."""
+    """Return whether no tokenizer joins what is around it: a single newline between two words."""
     return at >= 2 and _is_line_border(text, at) and not text[at - 2].isspace()
 
 
 def _is_word_border(text: str, at: int) -> bool:
-    """Whether a word and its space begin here: tokenizers keep the space with the word."""
+    """Return whether a word and its space begin here: tokenizers keep the space with the word."""
     return text[at] == " " and not text[at - 1].isspace() and not text[at + 1].isspace()

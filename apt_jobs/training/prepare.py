@@ -300,7 +300,7 @@ class _Preparation:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether a folder is there, and not cut by something else."""
+    """Return whether a folder is there, and not cut by something else."""
     if not (folder / ABOUT).exists():
         return (folder / _VOCABULARY).exists()
     about = json.loads((folder / ABOUT).read_text())

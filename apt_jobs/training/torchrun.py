@@ -14,7 +14,7 @@ class RankInfo:
 
 
 def read_rank_info() -> RankInfo:
-    """Of this process.
+    """Return the place of this process among the ranks.
 
     Raises:
         KeyError: torchrun did not start it.

@@ -87,7 +87,7 @@ class Guard:
             self._num_open -= 1
 
     def _room(self, headers: Headers) -> int:
-        """How many may be open for one more to come in: strangers leave a share to others."""
+        """Return how many may be open for one more to come in: strangers leave a share to others."""
         most = self._settings.max_connections
         is_known = "authorization" in headers or _session_secret(headers, self._cookie) is not None
         return most if is_known else most - int(most * RESERVED_SHARE)
@@ -191,12 +191,12 @@ class Guard:
 
 
 def is_open(path: str) -> bool:
-    """Whether a path is served to anyone: liveness, the login, and the page itself, which holds no data."""
+    """Return whether a path is served to anyone: liveness, the login, and the page itself, which holds no data."""
     return OPEN.fullmatch(path) is not None
 
 
 def allowed_hosts(settings: Settings) -> frozenset[str]:
-    """Every value of `Host` that is answered, as `normalized_host` writes it, besides the address of arrival."""
+    """Return every value of `Host` that is answered, as `normalized_host` writes it, besides the address of arrival."""
     listed = {normalized_host(name, scheme_of(settings)) for name in settings.allowed_hosts}
     return own_hosts(settings.host, settings.port) | listed
 
@@ -212,7 +212,7 @@ def _is_own_origin(origin: str, scheme: str, hosts: frozenset[str]) -> bool:
 
 
 def session_cookie(settings: Settings) -> str:
-    """Name of the cookie: another one for each installation, since all ports of a host share their cookies."""
+    """Return the cookie's name: another one for each installation, since all ports of a host share their cookies."""
     try:
         url = make_url(settings.database)
     except (ArgumentError, ValueError):  # it is refused where it is used
@@ -235,7 +235,7 @@ def _session_secret(headers: Headers, name: str) -> str | None:
 
 
 def _is_forged(scope: Scope, headers: Headers) -> bool:
-    """Whether a page of another site, or nobody knows which, may have made a browser send this.
+    """Return whether a page of another site, or nobody knows which, may have made a browser send this.
 
     `_wrong_place` has compared `Origin` already, where there is one.
     """

@@ -229,7 +229,7 @@ class Consumer:
         return session.scalar(due_jobs(queue, self.name, self.kind).limit(1)) is not None
 
     def is_usable(self) -> bool:
-        """Whether the data directory is the right one and has room; if not, the worker's row says why it waits."""
+        """Return whether the data directory is the right one and has room; if not, note why in the worker's row."""
         try:
             if self._data_id is None:
                 with self.database.read() as session:
@@ -292,7 +292,7 @@ class Consumer:
             self._resume()
 
     def _recorded(self, session: Session) -> bool:
-        """Whether somebody asked to drain this worker, whose row is then as of now."""
+        """Return whether somebody asked to drain this worker, whose row is then as of now."""
         return record_worker(
             session,
             name=self.name,

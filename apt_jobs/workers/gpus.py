@@ -89,7 +89,7 @@ def describe_gpus(indexes: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def _count() -> int | None:
-    """How many GPUs there are; None: this machine has no NVIDIA driver."""
+    """Return how many GPUs there are; None: this machine has no NVIDIA driver."""
     try:
         pynvml.nvmlInit()
         return int(pynvml.nvmlDeviceGetCount())
@@ -120,7 +120,7 @@ def _index_of(name: str) -> int:
 
 
 def _has_device_files() -> bool:
-    """Whether the driver, or who started this container, gave us a GPU."""
+    """Return whether the driver, or who started this container, gave us a GPU."""
     return (DEVICES / "nvidiactl").exists() or any(DEVICES.glob("nvidia[0-9]*"))
 
 

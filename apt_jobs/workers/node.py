@@ -165,7 +165,7 @@ class Node:
             self._leave(run_file, None if status == 0 else ended)
 
     def _join(self, run_file: RunFile) -> bool:
-        """Whether this process does the node's share. Ranks cannot join an attempt twice."""
+        """Return whether this process does the node's share. Ranks cannot join an attempt twice."""
         try:
             share = read_share(run_file, self._node_rank)
             if share is None:

@@ -36,7 +36,7 @@ def move_old_series(database: Database) -> int:
 
 
 def _is_old() -> ColumnElement[bool]:
-    """Of a job: it has series, and none of them was stored by this version."""
+    """Return the condition of a job that has series, none of them stored by this version."""
     return and_(
         exists().where(EventRow.job_id == Job.id, EventRow.kind.in_(_KINDS)),
         ~exists().where(EventChunk.job_id == Job.id),

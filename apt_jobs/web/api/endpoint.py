@@ -102,7 +102,7 @@ def _asked(request: Request, query: type[BaseModel] | None, body: Any) -> list[A
 
 
 def _query(request: Request, model: type[BaseModel]) -> dict[str, Any]:
-    """Parameters by name; those that the model declares as lists may be repeated."""
+    """Return parameters by name; those that the model declares as lists may be repeated."""
     values: dict[str, Any] = {}
     for name in request.query_params:
         field = model.model_fields.get(name)

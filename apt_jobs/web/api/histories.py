@@ -166,7 +166,7 @@ async def _read(parts: Iterator[bytes]) -> AsyncIterator[bytes]:
 async def curves_of(
     service: Service, job_id: str, points: int, from_step: int = 0, to_step: int = MAX_STEP
 ) -> TrainingCurves:
-    """Histories of a job that exists.
+    """Return histories of a job that exists.
 
     Raises:
         NotFound: there is no such job.

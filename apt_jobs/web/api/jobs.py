@@ -73,7 +73,7 @@ class EventsQuery(Query):
 
     @model_validator(mode="after")
     def _only_kinds_of_the_log(self) -> Self:
-        """Events of steps are stored by columns, which are read forwards only."""
+        """Refuse kinds that are stored by columns, which are read forwards only."""
         if self.before is not None and (not self.kind or not COLUMN_TYPES.keys().isdisjoint(self.kind)):
             raise ValueError(f"`before` needs `kind`s, and none of {', '.join(sorted(COLUMN_TYPES))}; got {self.kind}")
         return self
@@ -285,7 +285,7 @@ async def require_worker(service: Service, spec: TrainSpec | GenerateSpec) -> No
 
 
 def listed_answers(session: Session, rows: Sequence[Job], settings: Settings) -> list[JobAnswer]:
-    """Rows as a list shows them, with what the waiting ones wait for."""
+    """Return rows as a list shows them, with what the waiting ones wait for."""
     waiting = waiting_of_page(session, rows, alive_within_s(settings))
     answers = [job_answer(row) for row in rows]
     for answer in answers:

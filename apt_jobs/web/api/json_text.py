@@ -42,7 +42,7 @@ def checked_json(raw: bytes) -> bytes:
 
 
 def nests_deeper(document: bytes, levels: int) -> bool:
-    """Whether a JSON document nests deeper: each round takes the innermost brackets away, at the speed of C."""
+    """Return whether a JSON document nests deeper: each round takes the innermost brackets away, at the speed of C."""
     brackets = _STRING.sub(b"", document).translate(_ROUND, _NO_BRACKETS)
     for _ in range(levels):
         brackets = brackets.replace(b"()", b"")

@@ -95,7 +95,7 @@ def training_curves(history: TrainingHistory) -> TrainingCurves:
 
 
 def points_that_fit(num_layers: int) -> int:
-    """How many points of so many layers make an answer of at most `MAX_OVERVIEW_BYTES`, and at least `MIN_POINTS`."""
+    """Return how many points of so many layers fit into `MAX_OVERVIEW_BYTES`, at least `MIN_POINTS`."""
     fitting = int(MAX_OVERVIEW_BYTES / (_BYTES_PER_VALUE * num_layers + 20))
     return min(max(fitting, MIN_POINTS), MAX_POINTS)
 

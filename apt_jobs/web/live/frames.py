@@ -93,7 +93,7 @@ def batches_of(first_seq: int, encoded: Iterable[bytes]) -> Iterator[Batch]:
 
 
 def blocks_of(view: View, job_id: str, batches: Sequence[Batch]) -> list[Block]:
-    """Contiguous batches as blocks of at most `FRAME_BYTES`, or of one batch."""
+    """Return contiguous batches as blocks of at most `FRAME_BYTES`, or of one batch."""
     return [_merged(view, job_id, run) for run in runs(batches, lambda batch: len(batch.raw), FRAME_BYTES)]
 
 
@@ -127,7 +127,7 @@ def end_block(view: View, job_id: str, state: str) -> Block:
 
 
 def block_of(view: View, job_id: str, first_seq: int, last_seq: int, events: list[dict[str, Any]]) -> Block:
-    """Events of a view, already chosen, as one block."""
+    """Return events of a view, already chosen, as one block."""
     if not events:
         return Block(first_seq, last_seq, b"", 0)
     if view.form is Form.SSE:

@@ -22,12 +22,12 @@ RETRY_MS = 1000  # how long an EventSource waits before it comes back
 
 
 def wants_event_stream(request: Request) -> bool:
-    """Whether the client asked for a stream, not for a page of the log."""
+    """Return whether the client asked for a stream, not for a page of the log."""
     return "text/event-stream" in request.headers.get("accept", "").lower()
 
 
 async def event_stream(request: Request, after: int, kinds: Sequence[str]) -> Response:
-    """All events after `Last-Event-ID`, or else after `after`; then live ones.
+    """Return all events after `Last-Event-ID`, or else after `after`; then live ones.
 
     Raises:
         NotFound: there is no such job.

@@ -84,6 +84,6 @@ class DirectWebSocketProtocol(WebSocketsSansIOProtocol):
 
 
 def has_left(scope: Scope) -> bool:
-    """Whether the client of a WebSocket is known to have gone. Only this protocol can tell."""
+    """Return whether the client of a WebSocket is known to have gone. Only this protocol can tell."""
     direct = scope.get("extensions", {}).get(EXTENSION)
     return isinstance(direct, DirectWebSocketProtocol) and direct.transport.is_closing()
