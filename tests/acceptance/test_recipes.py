@@ -31,4 +31,4 @@ def test_another_scheduler_that_calls_twice_submits_one_job(stack: Stack, client
     (tmp_path / "nightly.json").write_text(json.dumps({**job, "max_length": 2}))
     refused = call()
     assert refused.returncode == 22  # curl: an HTTP error
-    assert "was used with another body" in refused.stdout
+    assert "was used on /api/jobs with another body" in refused.stdout
