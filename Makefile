@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Without compiling: torch and its like have 10,000 modules, of which a process imports a tenth, and Python compiles those.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 SETUP_INPUTS := pyproject.toml constraints.txt hatch_build.py apt_jobs/web/ui/package-lock.json
-PARALLEL := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder
 UI_SOURCES := $(shell find apt_jobs/web/ui/src apt_jobs/web/ui/index.html -type f 2>/dev/null)
 
 .PHONY: help setup setup-dev demo test check faults bench screenshots docs generate lock wheel clean
