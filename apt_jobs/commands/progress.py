@@ -174,7 +174,6 @@ def _printed(line: ProgressLine) -> Iterator[None]:
 
     def print_lines() -> None:
         try:
-            echo(line.text())
             while not ended.wait(LINE_EVERY_S):
                 echo(line.text())
         except OSError as exc:  # nobody reads any more
@@ -182,6 +181,7 @@ def _printed(line: ProgressLine) -> Iterator[None]:
             _thread.interrupt_main()
 
     thread = threading.Thread(target=print_lines, name="progress", daemon=True)
+    echo(line.text())  # here, so that a reader who has left already ends the command without an interrupt
     thread.start()
     try:
         yield

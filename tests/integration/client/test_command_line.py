@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -110,6 +111,11 @@ def run(service: Served, *arguments: str, **variables: str) -> "subprocess.Compl
     return done
 
 
+def _restore_interrupts() -> None:
+    """Let Ctrl-C work also where the tests run in the background of a shell, which has them ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def run_in_terminal(
     service: Served, width: int, *arguments: str, until: bytes | None = None, **variables: str
 ) -> tuple[int, bytes]:
@@ -123,6 +129,7 @@ def run_in_terminal(
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
+        preexec_fn=_restore_interrupts,
     )
     os.close(terminal)
     shown, deadline = b"", time.monotonic() + TERMINAL_S
