@@ -91,9 +91,7 @@ def test_a_202_outlives_the_web_process(tmp_path: Path, database_url: str, forke
         found.violations += faults_in(running.database)
 
 
-def test_jobs_accepted_without_a_broker_start_when_it_is_back(
-    tmp_path: Path, database_url: str, forker: Forker
-) -> None:
+def test_jobs_accepted_without_a_broker_run_without_it(tmp_path: Path, database_url: str, forker: Forker) -> None:
     away_s = 120.0 if FULL else 2.0
     with (
         campaign(1, f"broker away for {away_s:.0f} s") as found,
@@ -105,14 +103,13 @@ def test_jobs_accepted_without_a_broker_start_when_it_is_back(
         running.start_worker("worker-a")
         with rest(running) as client:
             running.kill("valkey")
+            began = time.monotonic()
             answers = pool.map(lambda _: client.post("/api/jobs", json=BODY).raise_for_status(), range(5))
             ids = [answer.json()["id"] for answer in answers]
+            until(lambda: all(running.state(job_id) != "queued" for job_id in ids))
+            found.recovered(time.monotonic() - began)
             time.sleep(away_s)
-            found.violations += [f"{job_id} ran" for job_id in ids if running.state(job_id) != "queued"]
             running.start_valkey()
-        began = time.monotonic()
-        until(lambda: all(running.state(job_id) != "queued" for job_id in ids))
-        found.recovered(time.monotonic() - began)
         if found.slowest_recovery_s > STARTS_WITHIN_S:
             found.violations.append(f"started after {found.slowest_recovery_s:.0f} s")
         until(lambda: not running.num_open())
