@@ -18,7 +18,8 @@ def test_no_route_takes_a_query_that_is_no_text(web: AttackedWeb, wrong: str) ->
         for query in (f"label=a={wrong}", f"{wrong}=1", f"x=1&name={wrong}", wrong):
             for method in sorted(methods & {"GET", "POST"}):
                 answer = web.raw(web.request_head(method, f"{path}?{query}"))
-                assert status_of(answer) == 422, (method, path, query, answer[:300])
+                expected = 400 if path.startswith("/v1/") else 422  # as OpenAI's dialect has it
+                assert status_of(answer) == expected, (method, path, query, answer[:300])
     for name in NAMES:
         answer = web.raw(web.request_head("GET", f"/api/jobs?{name}={wrong}"))
         assert (status_of(answer), name.encode() in answer.partition(b"\r\n\r\n")[2]) == (422, True)

@@ -54,7 +54,7 @@ def test_a_generation_worker_serves_nothing_while_its_disk_is_full(settings: Set
     consumer = GenerateWorker(full, name="gen", queues=["generate"], device="cpu")._consumer
     consumer._serve_due()
     with database.read() as session:
-        assert count_by_state(session) == {"queued": 2}
+        assert count_by_state(session)["queued"] == 2
     roomy = GenerateWorker(
         settings.model_copy(update={"min_free_bytes": 0}), name="gen", queues=["generate"], device="cpu"
     )
