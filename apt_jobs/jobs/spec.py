@@ -57,10 +57,31 @@ def _require_free_variable(name: str) -> str:
     return name
 
 
-OWN_VARIABLE_PREFIXES = ("APT_JOBS_", "LD_", "PYTHON", "TORCHELASTIC_")
+OWN_VARIABLE_PREFIXES = ("APT_JOBS_", "LD_", "DYLD_", "PYTHON", "TORCHELASTIC_", "TORCHINDUCTOR_", "TRITON_", "GIT_")
 OWN_VARIABLES = frozenset(
     (
-        *("PATH", "HOME", "SHELL", "BASH_ENV", "ENV", "IFS", "OMP_TOOL_LIBRARIES"),
+        *(
+            "PATH",
+            "HOME",
+            "SHELL",
+            "BASH_ENV",
+            "ENV",
+            "IFS",
+            "PS4",
+            "PROMPT_COMMAND",
+            "OMP_TOOL_LIBRARIES",
+            "GCONV_PATH",
+        ),
+        *(
+            "CC",
+            "CXX",
+            "CUDA_HOME",
+            "CUDA_PATH",
+            "TORCH_EXTENSIONS_DIR",
+            "HF_MODULES_CACHE",
+            "NODE_OPTIONS",
+            "PERL5LIB",
+        ),
         *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "ROLE_RANK", "ROLE_NAME"),
         *("MASTER_ADDR", "MASTER_PORT", "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "NVIDIA_VISIBLE_DEVICES"),
         *("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"),

@@ -30,7 +30,8 @@ SHELL = [
 ENVIRONMENT = [
     *("LD_PRELOAD", "LD_LIBRARY_PATH", "LD_AUDIT", "PYTHONPATH", "PYTHONSTARTUP", "PYTHONHOME", "PYTHONINSPECT"),
     *("PATH", "BASH_ENV", "IFS", "NCCL_NET_PLUGIN", "TORCH_EXTENSIONS_DIR", "CUDA_VISIBLE_DEVICES", "MASTER_ADDR"),
-    *("APT_JOBS_DATABASE_URL", "APT_JOBS_ENTRY_POINTS"),
+    *("APT_JOBS_DATABASE_URL", "APT_JOBS_ENTRY_POINTS", "APT_JOBS_RUN_FILE", "CC", "CUDA_HOME", "TRITON_CACHE_DIR"),
+    *("TORCHINDUCTOR_CACHE_DIR", "HF_MODULES_CACHE", "GCONV_PATH", "PROMPT_COMMAND", "NODE_OPTIONS", "GIT_SSH_COMMAND"),
 ]
 CODE = [
     *("os:system", "subprocess:run", "builtins:exec", "os.system", "__import__('os')", "/tmp/evil.py", "evil.py"),
@@ -130,7 +131,7 @@ def test_what_is_taken_arrives_as_data(tmp_path: Path, sqlite_url: str, database
     assert not any("/evil" in value for value in seen["environment"].values())
     assert not any(text in part for text in texts for part in seen["command"] if len(text) > 2)
     ours = {name for name in seen["environment"] if name.startswith("APT_JOBS_")}
-    assert ours == {"APT_JOBS_ATTEMPT", "APT_JOBS_WORKER"}  # whose process it is; no setting, no password
+    assert ours == {"APT_JOBS_ATTEMPT", "APT_JOBS_WORKER", "APT_JOBS_RUN_FILE"}  # whose process it is; no setting
     assert not canary.exists()
 
 
