@@ -4,6 +4,7 @@ import os
 import signal
 import time
 
+from apt_jobs.artifacts.manifest import MANIFEST, manifest_of
 from apt_jobs.events.kinds import CheckpointSaved, LineLogged, StepTrained, TrainingStarted
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.jobs.ids import new_checkpoint_id
@@ -35,6 +36,7 @@ def save(run_file: RunFile, spool: SpoolWriter, step: int) -> None:
     folder = run_file.checkpoints_dir / checkpoint_id
     folder.mkdir()
     (folder / "step").write_text(str(step))
+    (folder / MANIFEST).write_text(manifest_of(folder).model_dump_json())
     name = f"{run_file.checkpoint_prefix}/{checkpoint_id}"
     spool.append(CheckpointSaved(checkpoint_id, name, step, 0, None, None, 1, False))
 
