@@ -11,7 +11,7 @@ from sqlalchemy import bindparam, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
-from apt_jobs.db.jobs import Claimed, due_jobs
+from apt_jobs.db.jobs import Claimed, claim_values, due_jobs
 from apt_jobs.db.models import Attempt, EventRow, HandBack, Job, WorkerRow
 from apt_jobs.db.queues import room_to_run
 from apt_jobs.db.workers import has_handed_back, is_held_back
@@ -42,15 +42,7 @@ def claim_due(session: Session, queue: str, worker: str, lease_s: float, kind: s
     rows = session.scalars(
         update(Job)
         .where(Job.id.in_(job_ids), Job.state.in_(sources_of(JobState.RUNNING)), Job.not_before_at <= now_plus(0))
-        .values(
-            state=JobState.RUNNING,
-            reason=None,
-            attempt=Job.attempt + 1,
-            lease_owner=worker,
-            lease_until=now_plus(lease_s),
-            claimed_at=now_plus(0),
-            last_seq=Job.last_seq + 1,
-        )
+        .values(claim_values(worker, lease_s))
         .returning(Job)
         .execution_options(synchronize_session=False, populate_existing=True)
     ).all()

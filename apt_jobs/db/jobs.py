@@ -159,6 +159,19 @@ def due_jobs(queue: str, worker: str, kind: str | None = None) -> Select[str]:
     return query if kind is None else query.where(Job.kind == kind)
 
 
+def claim_values(worker: str, lease_s: float) -> dict[str, Any]:
+    """Return what a claim writes to the row of a job, by column."""
+    return {
+        "state": JobState.RUNNING,
+        "reason": None,
+        "attempt": Job.attempt + 1,
+        "lease_owner": worker,
+        "lease_until": now_plus(lease_s),
+        "claimed_at": now_plus(0),
+        "last_seq": Job.last_seq + 1,
+    }
+
+
 def claim(session: Session, job_id: str, worker: str, lease_s: float) -> Claimed | None:
     """Claim one job if it waits and is due. The row carries the new `attempt`, which is the fencing token."""
     job = session.scalars(
@@ -168,15 +181,7 @@ def claim(session: Session, job_id: str, worker: str, lease_s: float) -> Claimed
             Job.state.in_(sources_of(JobState.RUNNING)),
             Job.not_before_at <= now_plus(0),
         )
-        .values(
-            state=JobState.RUNNING,
-            reason=None,
-            attempt=Job.attempt + 1,
-            lease_owner=worker,
-            lease_until=now_plus(lease_s),
-            claimed_at=now_plus(0),
-            last_seq=Job.last_seq + 1,
-        )
+        .values(claim_values(worker, lease_s))
         .returning(Job)
         .execution_options(synchronize_session=False, populate_existing=True)
     ).one_or_none()
