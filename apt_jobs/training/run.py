@@ -121,7 +121,7 @@ def _die_with_torchrun() -> None:
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _leave(status: int) -> NoReturn:
+def leave(status: int) -> NoReturn:
     """End the process as the interpreter does, but do not take it apart.
 
     Threads of a process group that a user script still holds go on meanwhile, and objects that they share with the main
@@ -137,4 +137,4 @@ def _leave(status: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    _leave(main())
+    leave(main())
