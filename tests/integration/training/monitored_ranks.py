@@ -30,6 +30,7 @@ from apt_jobs.events.spool import SpoolReader, SpoolWriter
 from apt_jobs.gradient_monitor.monitor import GradientMonitor
 from apt_jobs.gradient_monitor.norms import local_part
 from apt_jobs.training.ddp import process_group
+from apt_jobs.training.run import leave
 
 NUM_STEPS = 3
 
@@ -297,3 +298,4 @@ def _disagree(rank: int) -> str:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)

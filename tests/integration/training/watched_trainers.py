@@ -21,6 +21,7 @@ from apt_jobs.events.current_spool import spool_of_job
 from apt_jobs.events.kinds import GradientsRecorded, RankGradientsRecorded
 from apt_jobs.events.spool import SpoolReader, SpoolWriter
 from apt_jobs.gradient_monitor.callbacks import hugging_face, lightning
+from apt_jobs.training.run import leave
 
 NUM_STEPS, ACCUMULATED, CLIP = 3, 2, 1e-3
 RANK, NUM_RANKS = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -130,3 +131,4 @@ def _hugging_face() -> tuple[list[Any], list[float]]:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave(0)
