@@ -1,4 +1,4 @@
-"""What 100,000 waiting jobs cost: every filter of the list, a job's place, `/readyz`, a submission, an idle look.
+"""What 100,000 waiting jobs cost: filters of the list, a job's place, `/metrics`, `/readyz`, submission, idle look.
 
 Each row is a ratio of CPU times of one run: of this process on SQLite, and with the server's on Postgres. Lists are
 compared with the unfiltered one as REST answers it; a submission and a look with the same on an empty queue.
@@ -26,6 +26,8 @@ from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.operations.waiting import waiting_of
 from apt_jobs.settings import Settings
 from apt_jobs.web.api.jobs import listed_answers
+from apt_jobs.web.live.streams import LiveStreams
+from apt_jobs.web.metrics import Metrics
 from apt_jobs.web.schemas import JobList
 from benchmarks.rows import Row, paired_row
 
@@ -82,9 +84,16 @@ def _cases(database: Database, empty: Database) -> Iterator[tuple[str, Callable[
         yield f"list/{name}", listing(**filters), listing(), "the unfiltered list"
     yield "position", lambda: _read(database, place), listing(), "the unfiltered list"
     yield "queues", lambda: _read(database, list_queues), listing(), "the unfiltered list"
+    yield "metrics", metrics_of(database, settings), listing(), "the unfiltered list"
     yield "ready", database.ping, listing(), "the unfiltered list"
     yield "submit", lambda: _submit(database), lambda: _submit(empty), "an empty queue"
     yield "look", lambda: _read(database, look), lambda: _read(empty, look), "an empty queue"
+
+
+def metrics_of(database: Database, settings: Settings) -> Callable[[], Any]:
+    """Return a scrape of `GET /metrics`, without HTTP."""
+    metrics = Metrics(settings, database, LiveStreams(database, settings.redis))
+    return lambda: metrics.exposition("text/plain")
 
 
 def _read(database: Database, call: Callable[[Session], Any]) -> Any:

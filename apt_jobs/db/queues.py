@@ -127,6 +127,30 @@ def first_waiting(session: Session, names: Sequence[str], limit: int) -> dict[st
     return places
 
 
+def waits_of_first(session: Session, names: Sequence[str]) -> dict[str, float]:
+    """Return for how many seconds the waiting job that is next of each queue has been due; 0: it is not due yet.
+
+    One read of `ix_jobs_waiting` a queue, whatever waits behind.
+    """
+    if not names:
+        return {}
+    firsts = [
+        select(
+            select(literal(name).label("queue"), Job.not_before_at)
+            .where(Job.queue == name, Job.state == JobState.QUEUED)
+            .order_by(Job.priority.desc(), Job.created_at, Job.id)
+            .limit(1)
+            .subquery()
+        )
+        for name in names
+    ]
+    merged = union_all(*firsts).subquery().c
+    waits: dict[str, float] = {}
+    for queue, due_at, now in session.execute(select(merged.queue, merged.not_before_at, now_plus(0))):
+        waits[queue] = max(0.0, (now - due_at).total_seconds())
+    return waits
+
+
 def require_place(session: Session, max_queued_jobs: int) -> None:
     """Return if another job may wait.
 

@@ -26,6 +26,7 @@ from apt_jobs.web.live.job_socket import refuse_unknown, upgrade_required, watch
 from apt_jobs.web.live.multiplexed_socket import watch_jobs
 from apt_jobs.web.live.streams import LiveStreams
 from apt_jobs.web.loops import fire_loop, reap_loop, wake_up_loop
+from apt_jobs.web.metrics import Measured, Metrics
 from apt_jobs.web.openai import completions as openai_completions
 from apt_jobs.web.openai import models as openai_models
 from apt_jobs.web.page_paths import PAGE_PATHS
@@ -38,6 +39,7 @@ from apt_jobs.web.submissions import Submissions
 ROUTES: list[BaseRoute] = [
     Route("/healthz", operations.get_health, methods=["GET"]),
     Route("/readyz", operations.get_readiness, methods=["GET"]),
+    Route("/metrics", operations.get_service_metrics, methods=["GET"]),
     Route("/login", operations.log_in, methods=["GET"]),
     Route("/api/logout", operations.log_out, methods=["POST"]),
     Route("/api/jobs", jobs.get_jobs, methods=["GET"]),
@@ -112,7 +114,11 @@ def create_app(settings: Settings) -> Starlette:
         admissions, readiness = Admissions(database), Readiness(settings, database)
         wake_up_now = asyncio.Event()
         submissions = Submissions(settings, database, wake_ups, wake_up_now)
-        service = Service(settings, database, wake_ups, publisher, admissions, readiness, submissions, wake_up_now)
+        metrics = Metrics(settings, database, streams)
+        app.state.metrics = metrics
+        service = Service(
+            settings, database, wake_ups, publisher, admissions, readiness, submissions, metrics, wake_up_now
+        )
         generations = GenerationStreams(settings.redis)
         app.state.service, app.state.streams, app.state.generations = service, streams, generations
         loops = [generations.follow(), streams.follow(), streams.check_heads(), streams.run_maintenance()]
@@ -142,6 +148,7 @@ def create_app(settings: Settings) -> Starlette:
         },
     )
     app.user_middleware.append(Middleware(RootPath, root_path=settings.root_path))
+    app.user_middleware.append(Middleware(Measured))
     app.user_middleware.append(Middleware(Guard, settings=settings, service=lambda: app.state.service))
     return app
 

@@ -96,6 +96,7 @@ def _reap(service: Service) -> None:
     with service.database.write() as session:
         grace_s = REAP_GRACE_OF_LEASE * service.settings.lease_s
         events = reap_expired(session, grace_s, retry_rules(service.settings))
+    service.metrics.leases_lost.inc(len(events))
     for event in events:
         service.publisher.publish(event.job_id, [event])
 
@@ -107,6 +108,7 @@ async def _fire(service: Service) -> None:
     fired = await service.write(fire_due, settings.max_queued_jobs, checker(settings))
     for event in fired.events:
         await service.publish(event.job_id, [event])
+    service.metrics.jobs_fired.inc(len(fired.jobs))
     if fired.jobs:
         service.wake_up_now.set()
 

@@ -15,6 +15,7 @@ from apt_jobs.events.live import LivePublisher
 from apt_jobs.job_queue import WakeUpPublisher
 from apt_jobs.settings import Settings
 from apt_jobs.web.admissions import Admissions
+from apt_jobs.web.metrics import Metrics
 from apt_jobs.web.readiness import Readiness
 from apt_jobs.web.submissions import Submissions
 
@@ -33,6 +34,7 @@ class Service:
     admissions: Admissions
     readiness: Readiness
     submissions: Submissions
+    metrics: Metrics
     wake_up_now: asyncio.Event  # set when a job became due: the wake-up loop looks at once
 
     async def read(

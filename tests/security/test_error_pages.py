@@ -32,7 +32,7 @@ def test_https_is_kept_and_its_cookie_is_secure(valkey_server_url: str, tmp_path
         assert "secure" in cookie.lower()
 
 
-@pytest.mark.parametrize("path", ["/metrics", "/nowhere", "/x/y", "/api/nothing", "/index.html", "/.git/config"])
+@pytest.mark.parametrize("path", ["/metric", "/nowhere", "/x/y", "/api/nothing", "/index.html", "/.git/config"])
 def test_an_unknown_word_is_not_the_page(web: AttackedWeb, path: str) -> None:
     with web.client(web.keys[Role.VIEWER]) as client:
         answer = client.get(path)

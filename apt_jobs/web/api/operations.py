@@ -1,5 +1,7 @@
 """The service itself: health, queues, workers, API keys, login and logout."""
 
+import asyncio
+
 from pydantic import Field
 from sqlalchemy.orm import Session
 from starlette.requests import Request
@@ -20,6 +22,8 @@ from apt_jobs.web.problems import ProblemError
 from apt_jobs.web.schemas import KeyAnswer, KeyList, QueueAnswer, QueueList, WorkerAnswer, WorkerList, at, worker_answer
 from apt_jobs.web.service import service_of
 
+EXPOSITION = {kind: {"type": "string"} for kind in ("text/plain", "application/openmetrics-text")}
+
 
 class QueueBody(Strict):
     max_running: int | None = Field(None, ge=1, le=100_000, description="null: no limit.")
@@ -37,6 +41,14 @@ async def get_readiness(request: Request) -> Response:
     if reason is not None:
         raise ProblemError(503, f"not ready: {reason}", kind="not-ready")
     return JSONResponse({"status": "ready"})
+
+
+@endpoint(role=Role.VIEWER, tag="service", answers={200: None}, media=EXPOSITION)
+async def get_service_metrics(request: Request) -> Response:
+    """Return samples for Prometheus: queues, workers, requests and streams. A scraper sends a viewer's key."""
+    metrics, accept = service_of(request).metrics, request.headers.get("accept", "")
+    text, content_type = await asyncio.to_thread(metrics.exposition, accept)
+    return Response(text, media_type=content_type)
 
 
 @endpoint(role=Role.VIEWER, tag="service", answers={200: QueueList}, operation="list_queues")

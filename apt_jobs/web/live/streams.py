@@ -125,6 +125,16 @@ class LiveStreams:
         self._subscriber = LiveSubscriber(redis_url)
         self._streams: dict[str, JobStream] = {}
 
+    @property
+    def num_jobs(self) -> int:
+        """How many jobs are followed."""
+        return len(self._streams)
+
+    @property
+    def num_watchers(self) -> int:
+        """How many follow them."""
+        return sum(stream.num_watchers for stream in list(self._streams.values()))
+
     @asynccontextmanager
     async def watch(self, job_id: str) -> AsyncIterator[JobStream]:
         """Provide the stream of a job, subscribed and with a head that was read after the subscription."""
