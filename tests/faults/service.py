@@ -84,11 +84,17 @@ class Service:
 
     def freeze(self, name: str) -> None:
         """SIGSTOP, as a machine that swaps or sleeps. Never within a SQLite transaction: that stops all others, too."""
-        self.processes[name].send_signal(signal.SIGSTOP)
+        self._stop(name)
         while self.database.dialect == "sqlite" and not self._can_write():
             self.thaw(name)
             until(self._can_write)  # the transaction ends, however little of a busy machine it gets
-            self.processes[name].send_signal(signal.SIGSTOP)
+            self._stop(name)
+
+    def _stop(self, name: str) -> None:
+        """Send SIGSTOP and wait until no thread runs: on a busy machine one may take a lock after the signal."""
+        process = self.processes[name]
+        process.send_signal(signal.SIGSTOP)
+        until(lambda: all(thread_state(task) in "TZX" for task in Path("/proc").glob(f"{process.pid}/task/*")))
 
     def _can_write(self) -> bool:
         connection = sqlite3.connect(str(self.database.url.database), timeout=0.5, isolation_level=None)
@@ -141,6 +147,14 @@ def service(folder: Path, database_url: str, forker: Forker) -> Iterator[Service
         yield running
     finally:
         running.close()
+
+
+def thread_state(task: Path) -> str:
+    """The letter of proc_pid_stat(5): T is stopped, Z and X are ended."""
+    try:
+        return (task / "stat").read_text().rpartition(") ")[2][0]
+    except OSError:
+        return "X"
 
 
 def until(what: Callable[[], Any], deadline_s: float = DEADLINE_S) -> Any:
