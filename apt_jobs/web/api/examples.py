@@ -78,6 +78,8 @@ EXAMPLES: dict[str, Any] = {
         "model": _CHECKPOINT_ID,
         "job_id": _JOB_ID,
     },
+    "CompletionRequest": {"model": "default", "prompt": "Once upon a time", "max_tokens": 20},
+    "ChatRequest": {"model": "default", "messages": [{"role": "user", "content": "What is a queue?"}]},
     "ScheduleBody": {"name": "nightly", "cron": "30 3 * * *", "time_zone": "Europe/Berlin", "job": _TRAIN},
     "DueBody": {"cron": "30 3 * * *", "time_zone": "Europe/Berlin"},
     "QueueBody": {"max_running": 4, "paused": False},

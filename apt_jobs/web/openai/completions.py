@@ -12,8 +12,10 @@ from starlette.responses import JSONResponse, Response
 
 from apt_jobs.db.access import Role
 from apt_jobs.errors import AptJobsError
-from apt_jobs.web.api.generation_requests import ClientLeft, Generation, JobFailed, begin, streamed, succeeded
+from apt_jobs.web.api.generation_requests import ClientLeft, JobFailed, begin, streamed, succeeded
+from apt_jobs.web.api.jobs import EVENT_STREAM
 from apt_jobs.web.live.generation_streams import Added, Ended, Restarted, Silence, Update
+from apt_jobs.web.openai.answers import ChatAnswer, CompletionAnswer
 from apt_jobs.web.openai.endpoint import dialect
 from apt_jobs.web.openai.requests import ChatRequest, CompletionRequest
 from apt_jobs.web.openai_errors import error_body, openai_status
@@ -24,15 +26,29 @@ CONTEXT_CODE = "context_length_exceeded"
 _WRONG_INPUT = ("InvalidInput",)  # errors of a job that are the request's fault
 
 
-@dialect(role=Role.SUBMITTER, body=CompletionRequest)
+@dialect(
+    role=Role.SUBMITTER,
+    body=CompletionRequest,
+    answers={200: CompletionAnswer},
+    operation="create_completion",
+    problems={404, 409, 504},
+    media=EVENT_STREAM,
+)
 async def complete(request: Request) -> Response:
-    """Continue prompts."""
+    """Continue prompts. With `"stream": true` the answer is server-sent events, the last one `[DONE]`."""
     return await _completed(request, request.state.body, is_chat=False)
 
 
-@dialect(role=Role.SUBMITTER, body=ChatRequest)
+@dialect(
+    role=Role.SUBMITTER,
+    body=ChatRequest,
+    answers={200: ChatAnswer},
+    operation="create_chat_completion",
+    problems={404, 409, 504},
+    media=EVENT_STREAM,
+)
 async def chat(request: Request) -> Response:
-    """Add the assistant's message to a chat."""
+    """Add the assistant's message to a chat. With `"stream": true` the answer is server-sent events."""
     return await _completed(request, request.state.body, is_chat=True)
 
 
@@ -50,7 +66,7 @@ async def _completed(request: Request, body: CompletionRequest | ChatRequest, *,
             raise ProblemError(404, detail, kind="model_not_found", errors=exc.errors) from exc
         raise
     is_handed_over = False
-    head = _Head(generation, body.model, is_chat=is_chat)
+    head = _Head(generation.job.id, body.model, is_chat=is_chat)
     try:
         if body.stream:
             response = await streamed(request, generation, partial(_events, head, len(spec.texts), body.include_usage))
@@ -64,19 +80,25 @@ async def _completed(request: Request, body: CompletionRequest | ChatRequest, *,
     finally:
         if not is_handed_over:
             generation.close()
+    return JSONResponse(answer_of(generation.job.id, body.model, result, is_chat=is_chat))
+
+
+def answer_of(job_id: str, model: str, result: dict[str, Any], *, is_chat: bool) -> dict[str, Any]:
+    """Return the whole answer that a job's result is."""
+    head = _Head(job_id, model, is_chat=is_chat)
     choices = [
         head.choice(index, text, reason)
         for index, (text, reason) in enumerate(zip(result["outputs"], result["finish_reasons"], strict=True))
     ]
-    return JSONResponse({**head.fields(is_chunk=False), "choices": choices, "usage": result["usage"]})
+    return {**head.fields(is_chunk=False), "choices": choices, "usage": result["usage"]}
 
 
 class _Head:
     """What all chunks of an answer share, and how its choices are written."""
 
-    def __init__(self, generation: Generation, model: str, *, is_chat: bool) -> None:
+    def __init__(self, job_id: str, model: str, *, is_chat: bool) -> None:
         self._is_chat, self._model = is_chat, model
-        self.job_id = generation.job.id
+        self.job_id = job_id
         self._created = int(time.time())
 
     def fields(self, *, is_chunk: bool) -> dict[str, Any]:

@@ -798,6 +798,86 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/models": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List models
+         * @description List models.
+         */
+        get: operations["list_openai_models"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/models/{model}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return one model
+         * @description Return one model.
+         */
+        get: operations["get_openai_model"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/completions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Continue prompts
+         * @description Continue prompts. With `"stream": true` the answer is server-sent events, the last one `[DONE]`.
+         */
+        post: operations["create_completion"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/chat/completions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Add the assistant's message to a chat
+         * @description Add the assistant's message to a chat. With `"stream": true` the answer is server-sent events.
+         */
+        post: operations["create_chat_completion"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -906,6 +986,12 @@ export interface components {
          *     }
          */
         AnyJobSpec: components["schemas"]["TrainSpec"] | components["schemas"]["GenerateSpec"];
+        AssistantMessage: {
+            /** @constant */
+            role: "assistant";
+            content: string;
+            refusal: null;
+        };
         AttemptAnswer: {
             attempt: number;
             worker: string;
@@ -1015,10 +1101,70 @@ export interface components {
             finish_reason: "stop" | "length";
             truncated: boolean;
         };
+        ChatAnswer: {
+            id: string;
+            /** @constant */
+            object: "chat.completion";
+            created: number;
+            model: string;
+            choices: components["schemas"]["ChatChoice"][];
+            usage: components["schemas"]["Usage"];
+        };
+        ChatChoice: {
+            index: number;
+            message: components["schemas"]["AssistantMessage"];
+            logprobs: {
+                [key: string]: unknown;
+            } | null;
+            /** @enum {string} */
+            finish_reason: "stop" | "length";
+        };
         /** @description One message of a chat. */
         ChatMessage: {
             role: string;
             content: string;
+        };
+        /**
+         * @description `POST /v1/chat/completions`.
+         * @example {
+         *       "model": "default",
+         *       "messages": [
+         *         {
+         *           "role": "user",
+         *           "content": "What is a queue?"
+         *         }
+         *       ]
+         *     }
+         */
+        ChatRequest: {
+            model: string;
+            /** @default null */
+            max_tokens?: number | null;
+            /** @default null */
+            temperature?: number | null;
+            /** @default null */
+            top_p?: number | null;
+            /** @default null */
+            top_k?: number | null;
+            /** @default null */
+            min_p?: number | null;
+            /** @default null */
+            presence_penalty?: number | null;
+            /** @default null */
+            frequency_penalty?: number | null;
+            /** @default null */
+            repetition_penalty?: number | null;
+            /** @default null */
+            seed?: number | null;
+            /** @default null */
+            stop?: string | string[] | null;
+            /** @default null */
+            stream?: boolean | null;
+            /** @default null */
+            stream_options?: components["schemas"]["StreamOptions"] | null;
+            messages: components["schemas"]["Message"][];
+            /** @default null */
+            max_completion_tokens?: number | null;
         };
         /**
          * @example {
@@ -1083,6 +1229,60 @@ export interface components {
             object: "list";
             data: components["schemas"]["CheckpointAnswer"][];
             has_more: boolean;
+        };
+        CompletionAnswer: {
+            id: string;
+            /** @constant */
+            object: "text_completion";
+            created: number;
+            model: string;
+            choices: components["schemas"]["CompletionChoice"][];
+            usage: components["schemas"]["Usage"];
+        };
+        CompletionChoice: {
+            index: number;
+            text: string;
+            logprobs: {
+                [key: string]: unknown;
+            } | null;
+            /** @enum {string} */
+            finish_reason: "stop" | "length";
+        };
+        /**
+         * @description `POST /v1/completions`.
+         * @example {
+         *       "model": "default",
+         *       "prompt": "Once upon a time",
+         *       "max_tokens": 20
+         *     }
+         */
+        CompletionRequest: {
+            model: string;
+            /** @default null */
+            max_tokens?: number | null;
+            /** @default null */
+            temperature?: number | null;
+            /** @default null */
+            top_p?: number | null;
+            /** @default null */
+            top_k?: number | null;
+            /** @default null */
+            min_p?: number | null;
+            /** @default null */
+            presence_penalty?: number | null;
+            /** @default null */
+            frequency_penalty?: number | null;
+            /** @default null */
+            repetition_penalty?: number | null;
+            /** @default null */
+            seed?: number | null;
+            /** @default null */
+            stop?: string | string[] | null;
+            /** @default null */
+            stream?: boolean | null;
+            /** @default null */
+            stream_options?: components["schemas"]["StreamOptions"] | null;
+            prompt: string | string[];
         };
         /** @description Min and max of each point of a curve, and how many of its values were not finite. */
         CurveExtremes: {
@@ -1153,6 +1353,18 @@ export interface components {
         };
         DueTimes: {
             next_runs: string[];
+        };
+        /** @description An error of `/v1`. */
+        ErrorAnswer: {
+            error: components["schemas"]["ErrorDetail"];
+        };
+        /** @description What went wrong. */
+        ErrorDetail: {
+            message: string;
+            type: string;
+            /** @description Field of the request. */
+            param: string | null;
+            code: string | null;
         };
         EventList: {
             /**
@@ -1669,6 +1881,11 @@ export interface components {
         LoadRequest: {
             checkpoint_id: string;
         };
+        /** @description A message of a chat. Other fields that OpenAI has are for tools, which are not there. */
+        Message: {
+            role: string;
+            content: string | components["schemas"]["TextPart"][];
+        };
         MetricsAnswer: {
             job_id: string;
             training_history: components["schemas"]["TrainingCurves"];
@@ -1781,6 +1998,26 @@ export interface components {
             quiet_steps?: number;
             /** @description What the job does by itself about incidents. */
             on_anomaly?: components["schemas"]["AnomalyPolicy"][];
+        };
+        OpenAIModel: {
+            id: string;
+            /**
+             * @default model
+             * @constant
+             */
+            object: "model";
+            /** @description Seconds since 1970; 0: not known. */
+            created: number;
+            /** @description The training job, or `local`. */
+            owned_by: string;
+        };
+        OpenAIModelList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["OpenAIModel"][];
         };
         /**
          * @description An error (RFC 9457).
@@ -1983,6 +2220,17 @@ export interface components {
             learning_rate: number | ("NaN" | "Infinity" | "-Infinity") | null;
             tokens_per_s: number | ("NaN" | "Infinity" | "-Infinity") | null;
             eta_s: number | ("NaN" | "Infinity" | "-Infinity") | null;
+        };
+        /** @description `stream_options`. */
+        StreamOptions: {
+            /** @default false */
+            include_usage?: boolean;
+        };
+        /** @description A part of a message. */
+        TextPart: {
+            /** @constant */
+            type: "text";
+            text: string;
         };
         /**
          * @description A training job: `num_ranks` processes under torchrun.
@@ -2295,6 +2543,15 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description The request is not well-formed. */
+        OpenAIError400: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
+            };
+        };
         /** @description No valid API key or session. */
         Problem401: {
             headers: {
@@ -2306,6 +2563,17 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description No valid API key or session. */
+        OpenAIError401: {
+            headers: {
+                /** @description How to authenticate. */
+                "WWW-Authenticate"?: string;
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
+            };
+        };
         /** @description The role of the key does not allow this, or the request came from another site. */
         Problem403: {
             headers: {
@@ -2313,6 +2581,15 @@ export interface components {
             };
             content: {
                 "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description The role of the key does not allow this, or the request came from another site. */
+        OpenAIError403: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
             };
         };
         /** @description There is no such thing. */
@@ -2324,6 +2601,15 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description There is no such thing. */
+        OpenAIError404: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
+            };
+        };
         /** @description The body did not arrive in time. */
         Problem408: {
             headers: {
@@ -2331,6 +2617,15 @@ export interface components {
             };
             content: {
                 "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description The body did not arrive in time. */
+        OpenAIError408: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
             };
         };
         /** @description The state of something forbids this now. */
@@ -2342,6 +2637,15 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description The state of something forbids this now. */
+        OpenAIError409: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
+            };
+        };
         /** @description The body is too large. */
         Problem413: {
             headers: {
@@ -2351,6 +2655,15 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description The body is too large. */
+        OpenAIError413: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
+            };
+        };
         /** @description The body has a type or encoding that is not read here. */
         Problem415: {
             headers: {
@@ -2358,6 +2671,15 @@ export interface components {
             };
             content: {
                 "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description The body has a type or encoding that is not read here. */
+        OpenAIError415: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
             };
         };
         /** @description The request is well-formed, but has values that are not possible; `errors` names them. */
@@ -2380,6 +2702,17 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description Too many at once. */
+        OpenAIError429: {
+            headers: {
+                /** @description Seconds to wait. */
+                "Retry-After"?: number;
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
+            };
+        };
         /** @description The service cannot do this for now. */
         Problem503: {
             headers: {
@@ -2391,6 +2724,17 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description The service cannot do this for now. */
+        OpenAIError503: {
+            headers: {
+                /** @description Seconds to wait. */
+                "Retry-After"?: number;
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
+            };
+        };
         /** @description It is not done in time, and goes on. */
         Problem504: {
             headers: {
@@ -2398,6 +2742,15 @@ export interface components {
             };
             content: {
                 "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description It is not done in time, and goes on. */
+        OpenAIError504: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
             };
         };
         /** @description The disk has no room. */
@@ -2418,14 +2771,21 @@ export interface components {
 export type AptConfig = components['schemas']['APTConfig'];
 export type AnomalyPolicy = components['schemas']['AnomalyPolicy'];
 export type AnyJobSpec = components['schemas']['AnyJobSpec'];
+export type AssistantMessage = components['schemas']['AssistantMessage'];
 export type AttemptAnswer = components['schemas']['AttemptAnswer'];
 export type BatchAnswer = components['schemas']['BatchAnswer'];
 export type BatchGenerateRequest = components['schemas']['BatchGenerateRequest'];
 export type BatchItem = components['schemas']['BatchItem'];
+export type ChatAnswer = components['schemas']['ChatAnswer'];
+export type ChatChoice = components['schemas']['ChatChoice'];
 export type ChatMessage = components['schemas']['ChatMessage'];
+export type ChatRequest = components['schemas']['ChatRequest'];
 export type CheckpointAnswer = components['schemas']['CheckpointAnswer'];
 export type CheckpointInfo = components['schemas']['CheckpointInfo'];
 export type CheckpointList = components['schemas']['CheckpointList'];
+export type CompletionAnswer = components['schemas']['CompletionAnswer'];
+export type CompletionChoice = components['schemas']['CompletionChoice'];
+export type CompletionRequest = components['schemas']['CompletionRequest'];
 export type CurveExtremes = components['schemas']['CurveExtremes'];
 export type CustomMetricAnswer = components['schemas']['CustomMetricAnswer'];
 export type DatasetAnswer = components['schemas']['DatasetAnswer'];
@@ -2433,6 +2793,8 @@ export type DatasetFormat = components['schemas']['DatasetFormat'];
 export type DatasetList = components['schemas']['DatasetList'];
 export type DueBody = components['schemas']['DueBody'];
 export type DueTimes = components['schemas']['DueTimes'];
+export type ErrorAnswer = components['schemas']['ErrorAnswer'];
+export type ErrorDetail = components['schemas']['ErrorDetail'];
 export type EventList = components['schemas']['EventList'];
 export type Fault = components['schemas']['Fault'];
 export type GenerateAnswer = components['schemas']['GenerateAnswer'];
@@ -2449,10 +2811,13 @@ export type KeyAnswer = components['schemas']['KeyAnswer'];
 export type KeyList = components['schemas']['KeyList'];
 export type LoadAnswer = components['schemas']['LoadAnswer'];
 export type LoadRequest = components['schemas']['LoadRequest'];
+export type Message = components['schemas']['Message'];
 export type MetricsAnswer = components['schemas']['MetricsAnswer'];
 export type ModelAnswer = components['schemas']['ModelAnswer'];
 export type ModelList = components['schemas']['ModelList'];
 export type MonitorOptions = components['schemas']['MonitorOptions'];
+export type OpenAiModel = components['schemas']['OpenAIModel'];
+export type OpenAiModelList = components['schemas']['OpenAIModelList'];
 export type Problem = components['schemas']['Problem'];
 export type Progress = components['schemas']['Progress'];
 export type QueueAnswer = components['schemas']['QueueAnswer'];
@@ -2463,6 +2828,8 @@ export type ScheduleBody = components['schemas']['ScheduleBody'];
 export type ScheduleList = components['schemas']['ScheduleList'];
 export type ScheduleRunAnswer = components['schemas']['ScheduleRunAnswer'];
 export type StatusAnswer = components['schemas']['StatusAnswer'];
+export type StreamOptions = components['schemas']['StreamOptions'];
+export type TextPart = components['schemas']['TextPart'];
 export type TrainSpec = components['schemas']['TrainSpec'];
 export type TrainingCurves = components['schemas']['TrainingCurves'];
 export type TrainingOptions = components['schemas']['TrainingOptions'];
@@ -2470,17 +2837,28 @@ export type Usage = components['schemas']['Usage'];
 export type WorkerAnswer = components['schemas']['WorkerAnswer'];
 export type WorkerList = components['schemas']['WorkerList'];
 export type ResponseProblem400 = components['responses']['Problem400'];
+export type ResponseOpenAiError400 = components['responses']['OpenAIError400'];
 export type ResponseProblem401 = components['responses']['Problem401'];
+export type ResponseOpenAiError401 = components['responses']['OpenAIError401'];
 export type ResponseProblem403 = components['responses']['Problem403'];
+export type ResponseOpenAiError403 = components['responses']['OpenAIError403'];
 export type ResponseProblem404 = components['responses']['Problem404'];
+export type ResponseOpenAiError404 = components['responses']['OpenAIError404'];
 export type ResponseProblem408 = components['responses']['Problem408'];
+export type ResponseOpenAiError408 = components['responses']['OpenAIError408'];
 export type ResponseProblem409 = components['responses']['Problem409'];
+export type ResponseOpenAiError409 = components['responses']['OpenAIError409'];
 export type ResponseProblem413 = components['responses']['Problem413'];
+export type ResponseOpenAiError413 = components['responses']['OpenAIError413'];
 export type ResponseProblem415 = components['responses']['Problem415'];
+export type ResponseOpenAiError415 = components['responses']['OpenAIError415'];
 export type ResponseProblem422 = components['responses']['Problem422'];
 export type ResponseProblem429 = components['responses']['Problem429'];
+export type ResponseOpenAiError429 = components['responses']['OpenAIError429'];
 export type ResponseProblem503 = components['responses']['Problem503'];
+export type ResponseOpenAiError503 = components['responses']['OpenAIError503'];
 export type ResponseProblem504 = components['responses']['Problem504'];
+export type ResponseOpenAiError504 = components['responses']['OpenAIError504'];
 export type ResponseProblem507 = components['responses']['Problem507'];
 export type $defs = Record<string, never>;
 export interface operations {
@@ -3966,6 +4344,132 @@ export interface operations {
             403: components["responses"]["Problem403"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
+        };
+    };
+    list_openai_models: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIModelList"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    get_openai_model: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the model. */
+                model: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIModel"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    create_completion: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CompletionRequest"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CompletionAnswer"];
+                    "text/event-stream": string;
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            408: components["responses"]["OpenAIError408"];
+            409: components["responses"]["OpenAIError409"];
+            413: components["responses"]["OpenAIError413"];
+            415: components["responses"]["OpenAIError415"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+            504: components["responses"]["OpenAIError504"];
+        };
+    };
+    create_chat_completion: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ChatRequest"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ChatAnswer"];
+                    "text/event-stream": string;
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            408: components["responses"]["OpenAIError408"];
+            409: components["responses"]["OpenAIError409"];
+            413: components["responses"]["OpenAIError413"];
+            415: components["responses"]["OpenAIError415"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+            504: components["responses"]["OpenAIError504"];
         };
     };
 }
