@@ -80,6 +80,12 @@ EXAMPLES: dict[str, Any] = {
     },
     "CompletionRequest": {"model": "default", "prompt": "Once upon a time", "max_tokens": 20},
     "ChatRequest": {"model": "default", "messages": [{"role": "user", "content": "What is a queue?"}]},
+    "BatchCreateRequest": {
+        "input_file_id": "file-01kb8r3mzt2x4v6w8y0a",
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+        "metadata": {"night": "2026-11-25"},
+    },
     "ScheduleBody": {"name": "nightly", "cron": "30 3 * * *", "time_zone": "Europe/Berlin", "job": _TRAIN},
     "DueBody": {"cron": "30 3 * * *", "time_zone": "Europe/Berlin"},
     "QueueBody": {"max_running": 4, "paused": False},

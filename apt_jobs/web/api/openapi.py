@@ -133,16 +133,7 @@ def openapi_document(routes: Sequence[BaseRoute], *, url: str = "/", cookie: str
         "paths": paths,
         "components": {
             "schemas": schemas.components,
-            "responses": {
-                _response_name(status, is_dialect): _problem(status, schemas, is_dialect)
-                for status, is_dialect in sorted(
-                    {
-                        (status, declaration.is_dialect)
-                        for route, _, declaration in declared
-                        for status in problems_of(route.path, declaration)
-                    }
-                )
-            },
+            "responses": _error_responses([(route.path, declaration) for route, _, declaration in declared], schemas),
             "securitySchemes": {
                 "key": {"type": "http", "scheme": "bearer", "description": "An API key."},
                 "browser": {"type": "apiKey", "in": "cookie", "name": cookie, "description": "A browser's session."},
@@ -294,6 +285,16 @@ def _answer(status: int, model: Any, declaration: Declaration, schemas: _Schemas
     if content:
         response["content"] = content
     return response
+
+
+def _error_responses(declared: Iterable[tuple[str, Declaration]], schemas: _Schemas) -> dict[str, Any]:
+    """Return the errors that operations refer to, each once."""
+    used = {
+        (status, declaration.is_dialect) for path, declaration in declared for status in problems_of(path, declaration)
+    }
+    return {
+        _response_name(status, is_dialect): _problem(status, schemas, is_dialect) for status, is_dialect in sorted(used)
+    }
 
 
 def _response_name(status: int, is_dialect: bool) -> str:

@@ -878,6 +878,138 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/files": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List files, the newest first
+         * @description List files, the newest first.
+         */
+        get: operations["list_files"];
+        put?: never;
+        /**
+         * Upload JSON lines for a batch or a fine-tuning
+         * @description Upload JSON lines for a batch or a fine-tuning; a line that is wrong is named before anything is kept.
+         */
+        post: operations["upload_file"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/files/{file_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return what is known about a file
+         * @description Return what is known about a file.
+         */
+        get: operations["get_file"];
+        put?: never;
+        post?: never;
+        /**
+         * Delete a file
+         * @description Delete a file. One that an unfinished batch reads is kept: 409 names the batch.
+         */
+        delete: operations["delete_file"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/files/{file_id}/content": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return the content of a file
+         * @description Return the content of a file.
+         */
+        get: operations["get_file_content"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/batches": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List batches, the newest first
+         * @description List batches, the newest first.
+         */
+        get: operations["list_batches"];
+        put?: never;
+        /**
+         * Run the requests of an uploaded file
+         * @description Run the requests of an uploaded file. Durable: each becomes a job of the queue, whatever is killed meanwhile.
+         */
+        post: operations["create_batch"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/batches/{batch_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return one batch, with its counts
+         * @description Return one batch, with its counts.
+         */
+        get: operations["get_batch"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/batches/{batch_id}/cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Cancel a batch
+         * @description Cancel a batch: what has an answer is in its files, the rest in the file of errors. Repeating changes nothing.
+         */
+        post: operations["cancel_batch"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -1015,6 +1147,49 @@ export interface components {
             model: string;
             job_id: string;
         };
+        BatchCounts: {
+            total: number;
+            completed: number;
+            failed: number;
+        };
+        /**
+         * @description `POST /v1/batches`.
+         * @example {
+         *       "input_file_id": "file-01kb8r3mzt2x4v6w8y0a",
+         *       "endpoint": "/v1/chat/completions",
+         *       "completion_window": "24h",
+         *       "metadata": {
+         *         "night": "2026-11-25"
+         *       }
+         *     }
+         */
+        BatchCreateRequest: {
+            input_file_id: string;
+            /** @enum {string} */
+            endpoint: "/v1/completions" | "/v1/chat/completions";
+            /** @description `24h`, or other hours up to 336: what has not run then is given up. */
+            completion_window: string;
+            /** @default null */
+            metadata?: {
+                [key: string]: string;
+            } | null;
+            /** @default null */
+            output_expires_after?: components["schemas"]["ExpiresAfter"] | null;
+        };
+        BatchError: {
+            code: string;
+            line: number | null;
+            message: string;
+            param: string | null;
+        };
+        BatchErrors: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["BatchError"][];
+        };
         /**
          * @example {
          *       "texts": [
@@ -1100,6 +1275,54 @@ export interface components {
             /** @enum {string} */
             finish_reason: "stop" | "length";
             truncated: boolean;
+        };
+        BatchObject: {
+            id: string;
+            /**
+             * @default batch
+             * @constant
+             */
+            object: "batch";
+            endpoint: string;
+            errors: components["schemas"]["BatchErrors"] | null;
+            input_file_id: string;
+            completion_window: string;
+            /** @enum {string} */
+            status: "validating" | "failed" | "in_progress" | "finalizing" | "completed" | "expired" | "cancelling" | "cancelled";
+            output_file_id: string | null;
+            error_file_id: string | null;
+            created_at: number;
+            in_progress_at: number | null;
+            expires_at: number;
+            finalizing_at: number | null;
+            completed_at: number | null;
+            failed_at: number | null;
+            expired_at: number | null;
+            cancelling_at: number | null;
+            cancelled_at: number | null;
+            request_counts: components["schemas"]["BatchCounts"];
+            usage: components["schemas"]["BatchUsage"];
+            metadata: {
+                [key: string]: string;
+            } | null;
+        };
+        BatchObjectList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["BatchObject"][];
+            first_id: string | null;
+            last_id: string | null;
+            has_more: boolean;
+        };
+        BatchUsage: {
+            input_tokens: number;
+            input_tokens_details: components["schemas"]["TokenDetails"];
+            output_tokens: number;
+            output_tokens_details: components["schemas"]["OutputTokenDetails"];
+            total_tokens: number;
         };
         ChatAnswer: {
             id: string;
@@ -1378,6 +1601,12 @@ export interface components {
             }[];
             has_more: boolean;
         };
+        /** @description How long a file is kept. */
+        ExpiresAfter: {
+            /** @constant */
+            anchor: "created_at";
+            seconds: number;
+        };
         /** @description One thing that is wrong with a request. */
         Fault: {
             /** @description Where: JSON pointer into the body, or the name of a query parameter. */
@@ -1386,6 +1615,49 @@ export interface components {
             seen: string | null;
             /** @description What would have been right. */
             detail: string;
+        };
+        FileAnswer: {
+            id: string;
+            /**
+             * @default file
+             * @constant
+             */
+            object: "file";
+            bytes: number;
+            created_at: number;
+            expires_at: number | null;
+            filename: string;
+            /** @enum {string} */
+            purpose: "batch" | "batch_output" | "fine-tune";
+            /**
+             * @default processed
+             * @constant
+             */
+            status: "processed";
+        };
+        FileAnswerList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["FileAnswer"][];
+            first_id: string | null;
+            last_id: string | null;
+            has_more: boolean;
+        };
+        FileDeleted: {
+            id: string;
+            /**
+             * @default file
+             * @constant
+             */
+            object: "file";
+            /**
+             * @default true
+             * @constant
+             */
+            deleted: true;
         };
         /**
          * @example {
@@ -2019,6 +2291,10 @@ export interface components {
             object: "list";
             data: components["schemas"]["OpenAIModel"][];
         };
+        OutputTokenDetails: {
+            /** @default 0 */
+            reasoning_tokens: number;
+        };
         /**
          * @description An error (RFC 9457).
          * @example {
@@ -2231,6 +2507,10 @@ export interface components {
             /** @constant */
             type: "text";
             text: string;
+        };
+        TokenDetails: {
+            /** @default 0 */
+            cached_tokens: number;
         };
         /**
          * @description A training job: `num_ranks` processes under torchrun.
@@ -2762,6 +3042,15 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description The disk has no room. */
+        OpenAIError507: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
+            };
+        };
     };
     parameters: never;
     requestBodies: never;
@@ -2774,8 +3063,15 @@ export type AnyJobSpec = components['schemas']['AnyJobSpec'];
 export type AssistantMessage = components['schemas']['AssistantMessage'];
 export type AttemptAnswer = components['schemas']['AttemptAnswer'];
 export type BatchAnswer = components['schemas']['BatchAnswer'];
+export type BatchCounts = components['schemas']['BatchCounts'];
+export type BatchCreateRequest = components['schemas']['BatchCreateRequest'];
+export type BatchError = components['schemas']['BatchError'];
+export type BatchErrors = components['schemas']['BatchErrors'];
 export type BatchGenerateRequest = components['schemas']['BatchGenerateRequest'];
 export type BatchItem = components['schemas']['BatchItem'];
+export type BatchObject = components['schemas']['BatchObject'];
+export type BatchObjectList = components['schemas']['BatchObjectList'];
+export type BatchUsage = components['schemas']['BatchUsage'];
 export type ChatAnswer = components['schemas']['ChatAnswer'];
 export type ChatChoice = components['schemas']['ChatChoice'];
 export type ChatMessage = components['schemas']['ChatMessage'];
@@ -2796,7 +3092,11 @@ export type DueTimes = components['schemas']['DueTimes'];
 export type ErrorAnswer = components['schemas']['ErrorAnswer'];
 export type ErrorDetail = components['schemas']['ErrorDetail'];
 export type EventList = components['schemas']['EventList'];
+export type ExpiresAfter = components['schemas']['ExpiresAfter'];
 export type Fault = components['schemas']['Fault'];
+export type FileAnswer = components['schemas']['FileAnswer'];
+export type FileAnswerList = components['schemas']['FileAnswerList'];
+export type FileDeleted = components['schemas']['FileDeleted'];
 export type GenerateAnswer = components['schemas']['GenerateAnswer'];
 export type GenerateRequest = components['schemas']['GenerateRequest'];
 export type GenerateSpec = components['schemas']['GenerateSpec'];
@@ -2818,6 +3118,7 @@ export type ModelList = components['schemas']['ModelList'];
 export type MonitorOptions = components['schemas']['MonitorOptions'];
 export type OpenAiModel = components['schemas']['OpenAIModel'];
 export type OpenAiModelList = components['schemas']['OpenAIModelList'];
+export type OutputTokenDetails = components['schemas']['OutputTokenDetails'];
 export type Problem = components['schemas']['Problem'];
 export type Progress = components['schemas']['Progress'];
 export type QueueAnswer = components['schemas']['QueueAnswer'];
@@ -2830,6 +3131,7 @@ export type ScheduleRunAnswer = components['schemas']['ScheduleRunAnswer'];
 export type StatusAnswer = components['schemas']['StatusAnswer'];
 export type StreamOptions = components['schemas']['StreamOptions'];
 export type TextPart = components['schemas']['TextPart'];
+export type TokenDetails = components['schemas']['TokenDetails'];
 export type TrainSpec = components['schemas']['TrainSpec'];
 export type TrainingCurves = components['schemas']['TrainingCurves'];
 export type TrainingOptions = components['schemas']['TrainingOptions'];
@@ -2860,6 +3162,7 @@ export type ResponseOpenAiError503 = components['responses']['OpenAIError503'];
 export type ResponseProblem504 = components['responses']['Problem504'];
 export type ResponseOpenAiError504 = components['responses']['OpenAIError504'];
 export type ResponseProblem507 = components['responses']['Problem507'];
+export type ResponseOpenAiError507 = components['responses']['OpenAIError507'];
 export type $defs = Record<string, never>;
 export interface operations {
     get_service_metrics: {
@@ -4470,6 +4773,300 @@ export interface operations {
             429: components["responses"]["OpenAIError429"];
             503: components["responses"]["OpenAIError503"];
             504: components["responses"]["OpenAIError504"];
+        };
+    };
+    list_files: {
+        parameters: {
+            query?: {
+                /** @description Only of this purpose. */
+                purpose?: string;
+                /** @description Id of the last one seen. */
+                after?: string;
+                /** @description At most so many. */
+                limit?: number;
+                /** @description By time. */
+                order?: "asc" | "desc";
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FileAnswerList"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    upload_file: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description A repeated request with this key within 24 hours creates nothing and has the same answer; the same key with another request is refused with 422. */
+                "Idempotency-Key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "multipart/form-data": {
+                    /** Format: binary */
+                    file: string;
+                    /** @enum {string} */
+                    purpose: "batch" | "fine-tune";
+                };
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    /** @description `true`: this repeats the answer to an earlier request with the same `Idempotency-Key`. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FileAnswer"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            408: components["responses"]["OpenAIError408"];
+            409: components["responses"]["OpenAIError409"];
+            413: components["responses"]["OpenAIError413"];
+            415: components["responses"]["OpenAIError415"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+            507: components["responses"]["OpenAIError507"];
+        };
+    };
+    get_file: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the file. */
+                file_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FileAnswer"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    delete_file: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the file. */
+                file_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FileDeleted"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            409: components["responses"]["OpenAIError409"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    get_file_content: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the file. */
+                file_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/octet-stream": string;
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    list_batches: {
+        parameters: {
+            query?: {
+                /** @description Last id seen. */
+                after?: string;
+                /** @description At most so many. */
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BatchObjectList"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    create_batch: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description A repeated request with this key within 24 hours creates nothing and has the same answer; the same key with another request is refused with 422. */
+                "Idempotency-Key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["BatchCreateRequest"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    /** @description `true`: this repeats the answer to an earlier request with the same `Idempotency-Key`. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BatchObject"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            408: components["responses"]["OpenAIError408"];
+            409: components["responses"]["OpenAIError409"];
+            413: components["responses"]["OpenAIError413"];
+            415: components["responses"]["OpenAIError415"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    get_batch: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the batch. */
+                batch_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BatchObject"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    cancel_batch: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the batch. */
+                batch_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BatchObject"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            409: components["responses"]["OpenAIError409"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
         };
     };
 }
