@@ -6,6 +6,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
+from apt_jobs.db.dataset_pins import unfinished_job_with
 from apt_jobs.db.dialect_models import ACTIVE_BATCH_STATES, Batch, FileRow
 from apt_jobs.errors import Conflict, NotFound
 
@@ -46,12 +47,14 @@ def delete_file_row(session: Session, file_id: str, owner: str | None) -> FileRo
 
     Raises:
         NotFound: there is no such file of this owner.
-        Conflict: a batch that has not ended reads it.
+        Conflict: a batch or a training that has not ended reads it.
     """
     row = get_file(session, file_id, owner)
     needed = select(Batch.id).where(Batch.input_file_id == row.id, Batch.state.in_(ACTIVE_BATCH_STATES)).limit(1)
     if (batch_id := session.scalar(needed)) is not None:
         raise Conflict(f"file {row.id} is read by {batch_id}, which has not ended; cancel it first, or wait")
+    if (job_id := unfinished_job_with(session, row.id)) is not None:
+        raise Conflict(f"file {row.id} is needed by job {job_id}, which has not ended; cancel it first, or wait")
     session.delete(row)
     session.flush()
     return row

@@ -30,6 +30,7 @@ from apt_jobs.web.metrics import Measured, Metrics
 from apt_jobs.web.openai import batches as openai_batches
 from apt_jobs.web.openai import completions as openai_completions
 from apt_jobs.web.openai import files as openai_files
+from apt_jobs.web.openai import fine_tuning as openai_fine_tuning
 from apt_jobs.web.openai import models as openai_models
 from apt_jobs.web.openai.batch_loop import batch_loop
 from apt_jobs.web.page_paths import PAGE_PATHS
@@ -101,6 +102,14 @@ ROUTES: list[BaseRoute] = [
     Route("/v1/batches", openai_batches.create_batch, methods=["POST"]),
     Route("/v1/batches/{batch_id}", openai_batches.get_one_batch, methods=["GET"]),
     Route("/v1/batches/{batch_id}/cancel", openai_batches.cancel_batch, methods=["POST"]),
+    Route("/v1/fine_tuning/jobs", openai_fine_tuning.get_jobs, methods=["GET"]),
+    Route("/v1/fine_tuning/jobs", openai_fine_tuning.create_job, methods=["POST"]),
+    Route("/v1/fine_tuning/jobs/{fine_tuning_job_id}", openai_fine_tuning.get_one_job, methods=["GET"]),
+    Route("/v1/fine_tuning/jobs/{fine_tuning_job_id}/cancel", openai_fine_tuning.cancel_job, methods=["POST"]),
+    Route("/v1/fine_tuning/jobs/{fine_tuning_job_id}/pause", openai_fine_tuning.pause_job, methods=["POST"]),
+    Route("/v1/fine_tuning/jobs/{fine_tuning_job_id}/resume", openai_fine_tuning.resume_job, methods=["POST"]),
+    Route("/v1/fine_tuning/jobs/{fine_tuning_job_id}/events", openai_fine_tuning.get_events, methods=["GET"]),
+    Route("/v1/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints", openai_fine_tuning.get_checkpoints, methods=["GET"]),
     Route("/openapi.json", pages.get_openapi, methods=["GET"]),
     Route("/docs", pages.get_docs, methods=["GET"]),
     Route("/jobs", pages.get_page, methods=["GET"]),

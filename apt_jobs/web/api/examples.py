@@ -86,6 +86,12 @@ EXAMPLES: dict[str, Any] = {
         "completion_window": "24h",
         "metadata": {"night": "2026-11-25"},
     },
+    "FineTuningRequest": {
+        "model": _CHECKPOINT_ID,
+        "training_file": "file-01kb8r3mzt2x4v6w8y0a",
+        "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
+        "suffix": "support",
+    },
     "ScheduleBody": {"name": "nightly", "cron": "30 3 * * *", "time_zone": "Europe/Berlin", "job": _TRAIN},
     "DueBody": {"cron": "30 3 * * *", "time_zone": "Europe/Berlin"},
     "QueueBody": {"max_running": 4, "paused": False},

@@ -40,6 +40,7 @@ from apt_jobs.db.batches import (
     open_job_ids,
     set_state,
 )
+from apt_jobs.db.dataset_pins import unfinished_job_with
 from apt_jobs.db.dialect_models import Batch, BatchRequest, FileRow
 from apt_jobs.db.engine import Database
 from apt_jobs.db.files import delete_expired_files, without_row
@@ -60,6 +61,7 @@ from apt_jobs.web.openai.batch_lines import (
 )
 from apt_jobs.web.openai.files import BATCH_OUTPUT
 from apt_jobs.web.openai.json_lines import json_lines
+from apt_jobs.web.openai.training_files import delete_published
 from apt_jobs.web.service import Service
 
 logger = logging.getLogger(__name__)
@@ -84,7 +86,7 @@ class Moved:
 
 
 async def batch_loop(service: Service) -> None:
-    """Move all batches on, for ever."""
+    """Move all batches on, until the process ends."""
     swept_s = -SWEEP_EVERY_S
     while True:
         is_changed = False
@@ -336,9 +338,11 @@ def _why_stopped(batch: Batch) -> str | None:
 def sweep(database: Database, settings: Settings) -> None:
     """Delete files that have expired, and contents that have no row."""
     with database.write() as session:
-        expired = delete_expired_files(session)
-    for file_id in expired:
+        expired = {file_id: unfinished_job_with(session, file_id) for file_id in delete_expired_files(session)}
+    for file_id, job_id in expired.items():
         delete_file(settings, file_id)
+        if job_id is None:
+            delete_published(settings, file_id)
     old = old_files(settings)
     with database.read() as session:
         orphans = without_row(session, old)

@@ -28,6 +28,7 @@ from apt_jobs.web.api.jobs import Query
 from apt_jobs.web.api.uploads import Form, TextCheck, file_of_form, form_of, receive
 from apt_jobs.web.openai.endpoint import Identified, dialect, ends_of, owner_of, seconds, seen_by
 from apt_jobs.web.openai.json_lines import check_json_lines
+from apt_jobs.web.openai.training_files import delete_published
 from apt_jobs.web.problems import Fault, ProblemError
 from apt_jobs.web.service import service_of
 
@@ -165,10 +166,12 @@ async def get_content(request: Request) -> Response:
 
 @dialect(role=Role.SUBMITTER, answers={200: FileDeleted}, operation="delete_file", problems={409})
 async def remove_file(request: Request) -> Response:
-    """Delete a file. One that an unfinished batch reads is kept: 409 names the batch."""
+    """Delete a file. One that an unfinished batch or training reads is kept: 409 names it."""
     service = service_of(request)
     row = await service.write(delete_file_row, request.path_params["file_id"], seen_by(request))
     await asyncio.to_thread(delete_file, service.settings, row.id)
+    if row.purpose == FINE_TUNE:
+        await asyncio.to_thread(delete_published, service.settings, row.id)
     return JSONResponse(FileDeleted(id=row.id).model_dump())
 
 

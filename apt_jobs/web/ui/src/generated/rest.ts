@@ -918,7 +918,7 @@ export interface paths {
         post?: never;
         /**
          * Delete a file
-         * @description Delete a file. One that an unfinished batch reads is kept: 409 names the batch.
+         * @description Delete a file. One that an unfinished batch or training reads is kept: 409 names it.
          */
         delete: operations["delete_file"];
         options?: never;
@@ -1004,6 +1004,150 @@ export interface paths {
          * @description Cancel a batch: what has an answer is in its files, the rest in the file of errors. Repeating changes nothing.
          */
         post: operations["cancel_batch"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/fine_tuning/jobs": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List fine-tuning jobs, the newest first
+         * @description List fine-tuning jobs, the newest first.
+         */
+        get: operations["list_fine_tuning_jobs"];
+        put?: never;
+        /**
+         * Train a model further on an uploaded file
+         * @description Train a model further on an uploaded file: JSON lines with `text`, or with `prompt` and `completion`.
+         */
+        post: operations["create_fine_tuning_job"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/fine_tuning/jobs/{fine_tuning_job_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return one fine-tuning job
+         * @description Return one fine-tuning job.
+         */
+        get: operations["get_fine_tuning_job"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/fine_tuning/jobs/{fine_tuning_job_id}/cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Cancel a fine-tuning job
+         * @description Cancel a fine-tuning job.
+         */
+        post: operations["cancel_fine_tuning_job"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/fine_tuning/jobs/{fine_tuning_job_id}/pause": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Pause a fine-tuning job
+         * @description Pause a fine-tuning job: it saves its step and frees its GPUs.
+         */
+        post: operations["pause_fine_tuning_job"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/fine_tuning/jobs/{fine_tuning_job_id}/resume": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Let a paused fine-tuning job go on
+         * @description Let a paused fine-tuning job go on.
+         */
+        post: operations["resume_fine_tuning_job"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/fine_tuning/jobs/{fine_tuning_job_id}/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List what happened to a fine-tuning job, the newest first
+         * @description List what happened to a fine-tuning job, the newest first.
+         */
+        get: operations["list_fine_tuning_events"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the checkpoints of a fine-tuning job, the newest first
+         * @description List the checkpoints of a fine-tuning job, the newest first. Each is a model of `/v1/models`.
+         */
+        get: operations["list_fine_tuning_checkpoints"];
+        put?: never;
+        post?: never;
         delete?: never;
         options?: never;
         head?: never;
@@ -1453,6 +1597,11 @@ export interface components {
             data: components["schemas"]["CheckpointAnswer"][];
             has_more: boolean;
         };
+        CheckpointMetrics: {
+            step: number;
+            train_loss: number | null;
+            valid_loss: number | null;
+        };
         CompletionAnswer: {
             id: string;
             /** @constant */
@@ -1658,6 +1807,147 @@ export interface components {
              * @constant
              */
             deleted: true;
+        };
+        FineTuningCheckpoint: {
+            id: string;
+            /**
+             * @default fine_tuning.job.checkpoint
+             * @constant
+             */
+            object: "fine_tuning.job.checkpoint";
+            created_at: number;
+            fine_tuning_job_id: string;
+            fine_tuned_model_checkpoint: string;
+            step_number: number;
+            metrics: components["schemas"]["CheckpointMetrics"];
+        };
+        FineTuningCheckpointList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["FineTuningCheckpoint"][];
+            first_id: string | null;
+            last_id: string | null;
+            has_more: boolean;
+        };
+        FineTuningError: {
+            code: string;
+            message: string;
+            param: string | null;
+        };
+        FineTuningEvent: {
+            id: string;
+            /**
+             * @default fine_tuning.job.event
+             * @constant
+             */
+            object: "fine_tuning.job.event";
+            created_at: number;
+            /** @enum {string} */
+            level: "info" | "warn" | "error";
+            message: string;
+            /** @enum {string} */
+            type: "message" | "metrics";
+            data: {
+                [key: string]: unknown;
+            };
+        };
+        FineTuningEventList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["FineTuningEvent"][];
+            has_more: boolean;
+        };
+        FineTuningList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["FineTuningObject"][];
+            has_more: boolean;
+        };
+        FineTuningObject: {
+            id: string;
+            /**
+             * @default fine_tuning.job
+             * @constant
+             */
+            object: "fine_tuning.job";
+            created_at: number;
+            finished_at: number | null;
+            error: components["schemas"]["FineTuningError"] | null;
+            model: string;
+            /** @description The best checkpoint, when the job has succeeded. */
+            fine_tuned_model: string | null;
+            /** @enum {string} */
+            status: "queued" | "running" | "paused" | "succeeded" | "failed" | "cancelled";
+            /** @default  */
+            organization_id: string;
+            result_files: string[];
+            training_file: string;
+            /** @default null */
+            validation_file: null;
+            trained_tokens: number | null;
+            hyperparameters: components["schemas"]["TunedHyperparameters"];
+            method: components["schemas"]["UsedMethod"];
+            seed: number;
+            estimated_finish: number | null;
+            integrations: string[];
+            metadata: {
+                [key: string]: string;
+            } | null;
+            user_provided_suffix: string | null;
+            /** @description The training job: `/api/jobs/{id}` has its curves and gradients. */
+            job_id: string;
+        };
+        /**
+         * @description `POST /v1/fine_tuning/jobs`.
+         * @example {
+         *       "model": "ckpt_01kb8r9qdc5e7g9j1m3p",
+         *       "training_file": "file-01kb8r3mzt2x4v6w8y0a",
+         *       "method": {
+         *         "type": "supervised",
+         *         "supervised": {
+         *           "hyperparameters": {
+         *             "n_epochs": 2
+         *           }
+         *         }
+         *       },
+         *       "suffix": "support"
+         *     }
+         */
+        FineTuningRequest: {
+            /** @description Id of `/v1/models`. */
+            model: string;
+            training_file: string;
+            /**
+             * @description A share of `training_file` is held out.
+             * @default null
+             */
+            validation_file?: null;
+            /** @default null */
+            hyperparameters?: components["schemas"]["Hyperparameters"] | null;
+            /** @default null */
+            method?: components["schemas"]["SupervisedMethod"] | null;
+            /** @default null */
+            integrations?: unknown[] | null;
+            /** @default null */
+            seed?: number | null;
+            /**
+             * @description Part of the job's name.
+             * @default null
+             */
+            suffix?: string | null;
+            /** @default null */
+            metadata?: {
+                [key: string]: string;
+            } | null;
         };
         /**
          * @example {
@@ -1933,6 +2223,15 @@ export interface components {
                 [key: string]: unknown;
             };
             checkpoint_info: components["schemas"]["CheckpointInfo"];
+        };
+        /** @description `auto`: as the size of the file asks for. */
+        Hyperparameters: {
+            /** @default auto */
+            n_epochs?: "auto" | number;
+            /** @default auto */
+            batch_size?: "auto" | number;
+            /** @default auto */
+            learning_rate_multiplier?: "auto" | number;
         };
         /**
          * @example {
@@ -2502,6 +2801,17 @@ export interface components {
             /** @default false */
             include_usage?: boolean;
         };
+        Supervised: {
+            /** @default null */
+            hyperparameters?: components["schemas"]["Hyperparameters"] | null;
+        };
+        /** @description How to train: `supervised` is the one that there is. */
+        SupervisedMethod: {
+            /** @constant */
+            type: "supervised";
+            /** @default null */
+            supervised?: components["schemas"]["Supervised"] | null;
+        };
         /** @description A part of a message. */
         TextPart: {
             /** @constant */
@@ -2774,11 +3084,27 @@ export interface components {
              */
             sharding?: "ddp" | "fsdp2";
         };
+        TunedHyperparameters: {
+            n_epochs: number;
+            batch_size: number;
+            learning_rate_multiplier: number;
+        };
         /** @description Tokens read and added. */
         Usage: {
             prompt_tokens: number;
             completion_tokens: number;
             total_tokens: number;
+        };
+        UsedMethod: {
+            /**
+             * @default supervised
+             * @constant
+             */
+            type: "supervised";
+            supervised: components["schemas"]["UsedSupervised"];
+        };
+        UsedSupervised: {
+            hyperparameters: components["schemas"]["TunedHyperparameters"];
         };
         WorkerAnswer: {
             name: string;
@@ -3079,6 +3405,7 @@ export type ChatRequest = components['schemas']['ChatRequest'];
 export type CheckpointAnswer = components['schemas']['CheckpointAnswer'];
 export type CheckpointInfo = components['schemas']['CheckpointInfo'];
 export type CheckpointList = components['schemas']['CheckpointList'];
+export type CheckpointMetrics = components['schemas']['CheckpointMetrics'];
 export type CompletionAnswer = components['schemas']['CompletionAnswer'];
 export type CompletionChoice = components['schemas']['CompletionChoice'];
 export type CompletionRequest = components['schemas']['CompletionRequest'];
@@ -3097,12 +3424,21 @@ export type Fault = components['schemas']['Fault'];
 export type FileAnswer = components['schemas']['FileAnswer'];
 export type FileAnswerList = components['schemas']['FileAnswerList'];
 export type FileDeleted = components['schemas']['FileDeleted'];
+export type FineTuningCheckpoint = components['schemas']['FineTuningCheckpoint'];
+export type FineTuningCheckpointList = components['schemas']['FineTuningCheckpointList'];
+export type FineTuningError = components['schemas']['FineTuningError'];
+export type FineTuningEvent = components['schemas']['FineTuningEvent'];
+export type FineTuningEventList = components['schemas']['FineTuningEventList'];
+export type FineTuningList = components['schemas']['FineTuningList'];
+export type FineTuningObject = components['schemas']['FineTuningObject'];
+export type FineTuningRequest = components['schemas']['FineTuningRequest'];
 export type GenerateAnswer = components['schemas']['GenerateAnswer'];
 export type GenerateRequest = components['schemas']['GenerateRequest'];
 export type GenerateSpec = components['schemas']['GenerateSpec'];
 export type GradientOverviewAnswer = components['schemas']['GradientOverviewAnswer'];
 export type GradientsAnswer = components['schemas']['GradientsAnswer'];
 export type HistoryAnswer = components['schemas']['HistoryAnswer'];
+export type Hyperparameters = components['schemas']['Hyperparameters'];
 export type JobAnswer = components['schemas']['JobAnswer'];
 export type JobError = components['schemas']['JobError'];
 export type JobList = components['schemas']['JobList'];
@@ -3130,12 +3466,17 @@ export type ScheduleList = components['schemas']['ScheduleList'];
 export type ScheduleRunAnswer = components['schemas']['ScheduleRunAnswer'];
 export type StatusAnswer = components['schemas']['StatusAnswer'];
 export type StreamOptions = components['schemas']['StreamOptions'];
+export type Supervised = components['schemas']['Supervised'];
+export type SupervisedMethod = components['schemas']['SupervisedMethod'];
 export type TextPart = components['schemas']['TextPart'];
 export type TokenDetails = components['schemas']['TokenDetails'];
 export type TrainSpec = components['schemas']['TrainSpec'];
 export type TrainingCurves = components['schemas']['TrainingCurves'];
 export type TrainingOptions = components['schemas']['TrainingOptions'];
+export type TunedHyperparameters = components['schemas']['TunedHyperparameters'];
 export type Usage = components['schemas']['Usage'];
+export type UsedMethod = components['schemas']['UsedMethod'];
+export type UsedSupervised = components['schemas']['UsedSupervised'];
 export type WorkerAnswer = components['schemas']['WorkerAnswer'];
 export type WorkerList = components['schemas']['WorkerList'];
 export type ResponseProblem400 = components['responses']['Problem400'];
@@ -5065,6 +5406,263 @@ export interface operations {
             403: components["responses"]["OpenAIError403"];
             404: components["responses"]["OpenAIError404"];
             409: components["responses"]["OpenAIError409"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    list_fine_tuning_jobs: {
+        parameters: {
+            query?: {
+                /** @description Last id seen. */
+                after?: string;
+                /** @description At most so many. */
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FineTuningList"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    create_fine_tuning_job: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description A repeated request with this key within 24 hours creates nothing and has the same answer; the same key with another request is refused with 422. */
+                "Idempotency-Key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["FineTuningRequest"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    /** @description `true`: this repeats the answer to an earlier request with the same `Idempotency-Key`. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FineTuningObject"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            408: components["responses"]["OpenAIError408"];
+            409: components["responses"]["OpenAIError409"];
+            413: components["responses"]["OpenAIError413"];
+            415: components["responses"]["OpenAIError415"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+            507: components["responses"]["OpenAIError507"];
+        };
+    };
+    get_fine_tuning_job: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the fine tuning job. */
+                fine_tuning_job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FineTuningObject"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    cancel_fine_tuning_job: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the fine tuning job. */
+                fine_tuning_job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FineTuningObject"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            409: components["responses"]["OpenAIError409"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    pause_fine_tuning_job: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the fine tuning job. */
+                fine_tuning_job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FineTuningObject"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            409: components["responses"]["OpenAIError409"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    resume_fine_tuning_job: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the fine tuning job. */
+                fine_tuning_job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FineTuningObject"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            409: components["responses"]["OpenAIError409"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    list_fine_tuning_events: {
+        parameters: {
+            query?: {
+                /** @description Last id seen. */
+                after?: string;
+                /** @description At most so many. */
+                limit?: number;
+            };
+            header?: never;
+            path: {
+                /** @description Id of the fine tuning job. */
+                fine_tuning_job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FineTuningEventList"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    list_fine_tuning_checkpoints: {
+        parameters: {
+            query?: {
+                /** @description Last id seen. */
+                after?: string;
+                /** @description At most so many. */
+                limit?: number;
+            };
+            header?: never;
+            path: {
+                /** @description Id of the fine tuning job. */
+                fine_tuning_job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FineTuningCheckpointList"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
             429: components["responses"]["OpenAIError429"];
             503: components["responses"]["OpenAIError503"];
         };
