@@ -271,6 +271,11 @@ class Settings(BaseSettings):
         return self.root / "datasets"
 
     @property
+    def files_dir(self) -> Path:
+        """Files of `/v1/files`, by their ids."""
+        return self.root / "files"
+
+    @property
     def locks_dir(self) -> Path:
         return self.root / "locks"
 

@@ -20,9 +20,21 @@ def new_schedule_id() -> str:
     return _new_id("sched")
 
 
-def _new_id(prefix: str) -> str:
+def new_file_id() -> str:
+    return _new_id("file", "-")  # as OpenAI writes it
+
+
+def new_batch_id() -> str:
+    return _new_id("batch")
+
+
+def new_fine_tuning_id() -> str:
+    return _new_id("ftjob", "-")
+
+
+def _new_id(prefix: str, separator: str = "_") -> str:
     moment = _base32(time.time_ns() // 1_000_000, _TIME_CHARS)
-    return f"{prefix}_{moment}{_base32(secrets.randbits(5 * _RANDOM_CHARS), _RANDOM_CHARS)}"
+    return f"{prefix}{separator}{moment}{_base32(secrets.randbits(5 * _RANDOM_CHARS), _RANDOM_CHARS)}"
 
 
 def _base32(number: int, num_chars: int) -> str:

@@ -27,8 +27,12 @@ from apt_jobs.web.live.multiplexed_socket import watch_jobs
 from apt_jobs.web.live.streams import LiveStreams
 from apt_jobs.web.loops import fire_loop, reap_loop, wake_up_loop
 from apt_jobs.web.metrics import Measured, Metrics
+from apt_jobs.web.openai import batches as openai_batches
 from apt_jobs.web.openai import completions as openai_completions
+from apt_jobs.web.openai import files as openai_files
+from apt_jobs.web.openai import fine_tuning as openai_fine_tuning
 from apt_jobs.web.openai import models as openai_models
+from apt_jobs.web.openai.batch_loop import batch_loop
 from apt_jobs.web.page_paths import PAGE_PATHS
 from apt_jobs.web.problems import ProblemError, on_apt_jobs_error, on_http_exception, on_problem, on_unexpected
 from apt_jobs.web.readiness import Readiness
@@ -89,6 +93,23 @@ ROUTES: list[BaseRoute] = [
     Route("/v1/models/{model:path}", openai_models.get_model, methods=["GET"]),
     Route("/v1/completions", openai_completions.complete, methods=["POST"]),
     Route("/v1/chat/completions", openai_completions.chat, methods=["POST"]),
+    Route("/v1/files", openai_files.get_files, methods=["GET"]),
+    Route("/v1/files", openai_files.upload_file, methods=["POST"]),
+    Route("/v1/files/{file_id}", openai_files.get_one_file, methods=["GET"]),
+    Route("/v1/files/{file_id}", openai_files.remove_file, methods=["DELETE"]),
+    Route("/v1/files/{file_id}/content", openai_files.get_content, methods=["GET"]),
+    Route("/v1/batches", openai_batches.get_batches, methods=["GET"]),
+    Route("/v1/batches", openai_batches.create_batch, methods=["POST"]),
+    Route("/v1/batches/{batch_id}", openai_batches.get_one_batch, methods=["GET"]),
+    Route("/v1/batches/{batch_id}/cancel", openai_batches.cancel_batch, methods=["POST"]),
+    Route("/v1/fine_tuning/jobs", openai_fine_tuning.get_jobs, methods=["GET"]),
+    Route("/v1/fine_tuning/jobs", openai_fine_tuning.create_job, methods=["POST"]),
+    Route("/v1/fine_tuning/jobs/{fine_tuning_job_id}", openai_fine_tuning.get_one_job, methods=["GET"]),
+    Route("/v1/fine_tuning/jobs/{fine_tuning_job_id}/cancel", openai_fine_tuning.cancel_job, methods=["POST"]),
+    Route("/v1/fine_tuning/jobs/{fine_tuning_job_id}/pause", openai_fine_tuning.pause_job, methods=["POST"]),
+    Route("/v1/fine_tuning/jobs/{fine_tuning_job_id}/resume", openai_fine_tuning.resume_job, methods=["POST"]),
+    Route("/v1/fine_tuning/jobs/{fine_tuning_job_id}/events", openai_fine_tuning.get_events, methods=["GET"]),
+    Route("/v1/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints", openai_fine_tuning.get_checkpoints, methods=["GET"]),
     Route("/openapi.json", pages.get_openapi, methods=["GET"]),
     Route("/docs", pages.get_docs, methods=["GET"]),
     Route("/jobs", pages.get_page, methods=["GET"]),
@@ -123,7 +144,7 @@ def create_app(settings: Settings) -> Starlette:
         app.state.service, app.state.streams, app.state.generations = service, streams, generations
         loops = [generations.follow(), streams.follow(), streams.check_heads(), streams.run_maintenance()]
         loops += [sweep_loop(service), admissions.recheck_loop()]
-        loops += [wake_up_loop(service), reap_loop(service), fire_loop(service)]
+        loops += [wake_up_loop(service), reap_loop(service), fire_loop(service), batch_loop(service)]
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             yield

@@ -3,12 +3,28 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel, Field
 from starlette._utils import get_route_path
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
 PREFIX = "/v1/"
 _CODES = {401: "invalid_api_key", 404: "not_found", 429: "rate_limit_exceeded"}
+
+
+class ErrorDetail(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None = Field(description="Field of the request.")
+    code: str | None
+
+
+class ErrorAnswer(BaseModel):
+    """An error of `/v1`."""
+
+    error: ErrorDetail
 
 
 def is_dialect(scope: Scope) -> bool:

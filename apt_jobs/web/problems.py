@@ -113,7 +113,9 @@ def problem_response(
     if scope is not None and is_dialect(scope):
         param = errors[0].pointer.removeprefix("#/") if errors and errors[0].pointer not in ("#", "") else None
         code = kind if kind is not None and "-" not in kind else None
-        return error_response(status, detail, param=param, code=code, headers=extra)
+        words = "; ".join(f"{fault.pointer.removeprefix('#/')}: {fault.detail}" for fault in errors)
+        message = words if kind == "invalid-request" and words else detail
+        return error_response(status, message, param=param, code=code, headers=extra)
     if scope is not None and wants_page(Headers(scope=scope)):
         shown = f"{detail} ({incident})" if incident else detail
         return error_page(status, title, shown, scope.get("root_path", ""), extra)

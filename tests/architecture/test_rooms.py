@@ -25,8 +25,8 @@ def sources() -> Iterator[tuple[str, str]]:
     ("rule", "pattern", "rooms"),
     [
         (
-            "a path is made from an id",
-            r"settings\.(checkpoints_dir|datasets_dir|local_models_dir|runs_dir)\s*/(?! f\"\.)",  # not a temporary file
+            "a path is made from an id",  # not of a temporary file
+            r"settings\.(checkpoints_dir|datasets_dir|files_dir|local_models_dir|runs_dir)\s*/(?! f\"\.)",
             ["artifacts/"],
         ),
         ("a folder with config.json is a model", r"/ \"config\.json\"", ["artifacts/models.py"]),

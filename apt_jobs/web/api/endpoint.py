@@ -37,6 +37,7 @@ def endpoint(
     problems: Collection[int] = (),
     media: Mapping[str, Any] | None = None,
     body_media: Mapping[str, Any] | None = None,
+    is_dialect: bool = False,
 ) -> Callable[[Handler], Handler]:
     """Declare a handler, which finds what was validated in `request.state.query` and `request.state.body`.
 
@@ -51,6 +52,7 @@ def endpoint(
         problems: Statuses of its errors, besides those that `openapi.problems_of` knows.
         media: Schemas of what it answers with 200 instead of JSON, by media type.
         body_media: Schemas of a body that is no JSON, by media type; the handler reads it.
+        is_dialect: It is below `/v1`: its errors have OpenAI's form.
 
     Returns:
         The decorator.
@@ -89,6 +91,7 @@ def endpoint(
             creates,
             media or {},
             body_media or {},
+            is_dialect,
         )
         return checked
 

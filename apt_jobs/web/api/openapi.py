@@ -18,6 +18,7 @@ from starlette.routing import BaseRoute, Route
 from apt_jobs import __version__
 from apt_jobs.jobs.spec import AnyJobSpec
 from apt_jobs.web.api.examples import EXAMPLES
+from apt_jobs.web.openai_errors import ErrorAnswer, openai_status
 from apt_jobs.web.problems import MEDIA_TYPE, Problem
 
 REF = "#/components/schemas/{model}"
@@ -30,6 +31,7 @@ TAGS = {
     "datasets": "Texts to train on.",
     "schedules": "Jobs that come due by a cron expression.",
     "service": "Queues, workers, API keys and sessions.",
+    "openai": "OpenAI's dialect: what the official clients send and expect.",
 }
 _STATUSES = {  # what a status of an error means here
     400: "The request is not well-formed.",
@@ -90,6 +92,7 @@ class Declaration:
     creates: bool
     media: Mapping[str, Any]  # of what is answered instead of JSON, or besides: type to schema
     body_media: Mapping[str, Any]  # of a body that is no JSON
+    is_dialect: bool = False  # below `/v1`: errors in OpenAI's form
 
 
 def openapi_document(routes: Sequence[BaseRoute], *, url: str = "/", cookie: str = COOKIE) -> dict[str, Any]:
@@ -130,7 +133,7 @@ def openapi_document(routes: Sequence[BaseRoute], *, url: str = "/", cookie: str
         "paths": paths,
         "components": {
             "schemas": schemas.components,
-            "responses": {f"Problem{status}": _problem(status, schemas) for status in _STATUSES},
+            "responses": _error_responses([(route.path, declaration) for route, _, declaration in declared], schemas),
             "securitySchemes": {
                 "key": {"type": "http", "scheme": "bearer", "description": "An API key."},
                 "browser": {"type": "apiKey", "in": "cookie", "name": cookie, "description": "A browser's session."},
@@ -153,7 +156,9 @@ class _Schemas:
     """The schemas of all declarations, each under its own name."""
 
     def __init__(self, declarations: Iterable[Declaration]) -> None:
-        wanted: dict[tuple[str, JsonSchemaMode], TypeAdapter[Any]] = {_key(Problem): TypeAdapter(Problem)}
+        wanted: dict[tuple[str, JsonSchemaMode], TypeAdapter[Any]] = {
+            _key(error): TypeAdapter(error) for error in (Problem, ErrorAnswer)
+        }
         for declaration in declarations:
             for answer in filter(None, declaration.answers.values()):
                 wanted[_key(answer)] = TypeAdapter(answer)
@@ -242,7 +247,7 @@ def _operation(path: str, text: str, declaration: Declaration, schemas: _Schemas
             str(status): _answer(status, answer, declaration, schemas) for status, answer in declaration.answers.items()
         },
         **{
-            str(status): {"$ref": f"#/components/responses/Problem{status}"}
+            str(status): {"$ref": f"#/components/responses/{_response_name(status, declaration.is_dialect)}"}
             for status in sorted(problems_of(path, declaration))
         },
     }
@@ -260,7 +265,7 @@ def problems_of(path: str, declaration: Declaration) -> set[int]:
         found |= {408, 413, 415, 422}
     if declaration.creates:
         found |= {409, 422}
-    return found
+    return {openai_status(status) for status in found} if declaration.is_dialect else found
 
 
 def _answer(status: int, model: Any, declaration: Declaration, schemas: _Schemas) -> dict[str, Any]:
@@ -282,11 +287,26 @@ def _answer(status: int, model: Any, declaration: Declaration, schemas: _Schemas
     return response
 
 
-def _problem(status: int, schemas: _Schemas) -> dict[str, Any]:
+def _error_responses(declared: Iterable[tuple[str, Declaration]], schemas: _Schemas) -> dict[str, Any]:
+    """Return the errors that operations refer to, each once."""
+    used = {
+        (status, declaration.is_dialect) for path, declaration in declared for status in problems_of(path, declaration)
+    }
+    return {
+        _response_name(status, is_dialect): _problem(status, schemas, is_dialect) for status, is_dialect in sorted(used)
+    }
+
+
+def _response_name(status: int, is_dialect: bool) -> str:
+    return f"{'OpenAIError' if is_dialect else 'Problem'}{status}"
+
+
+def _problem(status: int, schemas: _Schemas, is_dialect: bool) -> dict[str, Any]:
     response: dict[str, Any] = {"description": _STATUSES[status]}
     if status in _HEADERS:
         response["headers"] = _HEADERS[status]
-    response["content"] = {MEDIA_TYPE: {"schema": schemas.of(Problem)}}
+    kind, model = ("application/json", ErrorAnswer) if is_dialect else (MEDIA_TYPE, Problem)
+    response["content"] = {kind: {"schema": schemas.of(model)}}
     return response
 
 

@@ -4,16 +4,22 @@
 wrong.
 """
 
+import asyncio
 import codecs
+import hashlib
+import os
+import time
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
-from apt_jobs.errors import InvalidDataset
+from apt_jobs.errors import InvalidDataset, OutOfSpace
 from apt_jobs.jobs.dataset_format import NPY_MAGIC, PARQUET_MAGIC, DatasetFormat, compression_of
+from apt_jobs.settings import Settings
 from apt_jobs.web.problems import ProblemError
 
 if TYPE_CHECKING:
@@ -22,6 +28,9 @@ if TYPE_CHECKING:
 RAW_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})  # curl sends the last one
 FORM_TYPE = "multipart/form-data"
 MAX_FIELDS_BYTES = 1 << 16  # of a form, besides its file
+MAX_FIELDS = 20  # the same
+IDLE_TIMEOUT_S = 30.0  # between two pieces of an upload
+MIN_BYTES_PER_S = 1_000  # of an upload as a whole, after the first `IDLE_TIMEOUT_S`
 _UTF8_MARK = codecs.BOM_UTF8
 _OTHER_MARKS = (  # the longer ones first: a mark of UTF-32 begins as one of UTF-16
     (codecs.BOM_UTF32_LE, "UTF-32"),
@@ -38,7 +47,8 @@ _TOKEN_BYTES = {DatasetFormat.UINT16: 2, DatasetFormat.UINT32: 4}
 class TextCheck:
     """A text as it arrives. What `feed` returns is to be stored."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "data set") -> None:
+        self._what = what  # for errors
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._head: bytes | None = b""  # until enough came to see a byte order mark
         self._num_bytes = 0  # that were decoded, or wait in the decoder
@@ -57,14 +67,16 @@ class TextCheck:
             self._head = None
             part = self._without_mark(part)
         if (zero := part.find(b"\0")) >= 0:
-            raise InvalidDataset(f"the data set is binary: byte {self._num_bytes + zero:,} is zero; upload UTF-8 text")
+            raise InvalidDataset(
+                f"the {self._what} is binary: byte {self._num_bytes + zero:,} is zero; upload UTF-8 text"
+            )
         waiting = len(self._decoder.getstate()[0])
         try:
             self._decoder.decode(part, final)
         except UnicodeDecodeError as exc:
             offset = self._num_bytes - waiting + exc.start
             raise InvalidDataset(
-                f"the data set is not UTF-8: byte {offset:,} is {exc.object[exc.start]:#04x} ({exc.reason}); "
+                f"the {self._what} is not UTF-8: byte {offset:,} is {exc.object[exc.start]:#04x} ({exc.reason}); "
                 "convert it, for instance with iconv -f LATIN1 -t UTF-8"
             ) from exc
         self._num_bytes += len(part)
@@ -74,7 +86,7 @@ class TextCheck:
         for mark, name in _OTHER_MARKS:
             if part.startswith(mark):
                 raise InvalidDataset(
-                    f"the data set is {name}, says its byte order mark; convert it: iconv -f {name} -t UTF-8"
+                    f"the {self._what} is {name}, says its byte order mark; convert it: iconv -f {name} -t UTF-8"
                 )
         if part.startswith(_UTF8_MARK):
             self._num_bytes = len(_UTF8_MARK)
@@ -135,7 +147,7 @@ def upload_parts(request: Request) -> AsyncIterator[bytes]:
         boundary = options.get(b"boundary", b"")
         if not boundary:
             raise ProblemError(400, "the multipart form has no boundary in its Content-Type")
-        return _file_of_form(request, boundary)
+        return file_of_form(request, Form(boundary))
     if kind in RAW_TYPES or kind.startswith("text/"):
         return request.stream()
     raise ProblemError(
@@ -143,22 +155,88 @@ def upload_parts(request: Request) -> AsyncIterator[bytes]:
     )
 
 
-async def _file_of_form(request: Request, boundary: bytes) -> AsyncIterator[bytes]:
-    form = _Form(boundary)
+def form_of(request: Request) -> "Form":
+    """Return the multipart form that a request is, of which nothing was read yet.
+
+    Raises:
+        ProblemError: 415, it is none; 400, it has no boundary.
+    """
+    sent = request.headers.get("content-type", "")
+    kind = sent.partition(";")[0].strip().lower()
+    if kind != FORM_TYPE:
+        raise ProblemError(415, f"the body is {kind[:100] or 'of no declared type'!r}; send it as {FORM_TYPE}")
+    boundary = parse_options_header(sent)[1].get(b"boundary", b"")
+    if not boundary:
+        raise ProblemError(400, "the multipart form has no boundary in its Content-Type")
+    return Form(boundary)
+
+
+async def file_of_form(request: Request, form: "Form") -> AsyncIterator[bytes]:
+    """Yield the pieces of the form's file; then its other fields are known."""
     async for part in request.stream():
         for piece in form.feed(part):
             yield piece
     form.end()
 
 
-class _Form:
-    """A multipart form with one file, parsed as it arrives; its other fields are dropped."""
+class Check(Protocol):
+    """What looks at an upload on its way to the disk."""
+
+    def feed(self, part: bytes, *, final: bool = False) -> bytes:
+        """Check a piece; returns what is to be stored."""
+
+
+async def receive(parts: AsyncIterator[bytes], file: Path, settings: Settings, check: Check, what: str) -> str:
+    """Stream an upload into a file, checking it on the way; returns its SHA-256. `what` it is, for errors.
+
+    Raises:
+        ProblemError: 400, 408 or 413.
+        OutOfSpace: the disk has no room.
+        InvalidDataset: it is empty, or not what `check` wants.
+    """
+    digest = hashlib.sha256()
+    num_received = size = 0
+    began_s = time.monotonic()
+    try:
+        with file.open("wb") as opened:
+            is_over = False
+            while not is_over:
+                part = await asyncio.wait_for(anext(parts, None), IDLE_TIMEOUT_S)
+                is_over = part is None
+                num_received += len(part or b"")
+                if num_received > settings.max_upload_bytes:
+                    raise ProblemError(413, f"the {what} is larger than {settings.max_upload_bytes:,} bytes")
+                if time.monotonic() - began_s > IDLE_TIMEOUT_S + num_received / MIN_BYTES_PER_S:
+                    raise ProblemError(408, f"the {what} comes with less than {MIN_BYTES_PER_S:,} bytes a second")
+                text = check.feed(part or b"", final=is_over)
+                size += len(text)
+                digest.update(text)
+                await asyncio.to_thread(opened.write, text)
+            opened.flush()
+            os.fsync(opened.fileno())
+    except TimeoutError as exc:
+        raise ProblemError(408, f"nothing more of the {what} came for {IDLE_TIMEOUT_S:.0f} s") from exc
+    except ClientDisconnect as exc:
+        raise ProblemError(400, f"the connection ended within the {what}") from exc
+    except OSError as exc:
+        raise OutOfSpace(f"the {what} cannot be written: {exc.strerror}") from exc
+    if size == 0:
+        raise InvalidDataset(f"the {what} is empty; send it as the body, or as the file of a form")
+    return digest.hexdigest()
+
+
+class Form:
+    """A multipart form with one file, parsed as it arrives. `fields` are the others, `filename` what the file's is."""
 
     def __init__(self, boundary: bytes) -> None:
+        self.fields: dict[str, str] = {}
+        self.filename = ""
+        self._name = b""
         self._pieces: list[bytes] = []
         self._header_name = self._header_value = b""
         self._is_file = False
         self._num_files = 0
+        self._num_fields = 0
         self._num_other_bytes = 0
         self._has_ended = False
         callbacks = {
@@ -182,7 +260,9 @@ class _Form:
         except FormParserError as exc:
             raise ProblemError(400, f"the multipart form cannot be read: {exc}") from exc
         if self._num_files > 1:
-            raise ProblemError(400, "the form has several files; a data set is one: upload each by itself")
+            raise ProblemError(400, "the form has several files; an upload is one: upload each by itself")
+        if self._num_fields > MAX_FIELDS:
+            raise ProblemError(400, f"the form has more than {MAX_FIELDS} fields besides its file")
         if self._num_other_bytes > MAX_FIELDS_BYTES:
             raise ProblemError(413, f"the fields of the form are larger than {MAX_FIELDS_BYTES:,} bytes")
         return self._pieces
@@ -196,7 +276,7 @@ class _Form:
 
     def _begin_part(self) -> None:
         self._is_file = False
-        self._header_name = self._header_value = b""
+        self._name = self._header_name = self._header_value = b""
 
     def _take_header_name(self, data: bytes, start: int, end: int) -> None:
         self._header_name += data[start:end]
@@ -210,6 +290,10 @@ class _Form:
             if b"filename" in options or options.get(b"name") == b"file":
                 self._is_file = True
                 self._num_files += 1
+                self.filename = options.get(b"filename", b"").decode("utf-8", "replace")
+            else:
+                self._num_fields += 1
+                self._name = options.get(b"name", b"")
         self._header_name = self._header_value = b""
 
     def _take_data(self, data: bytes, start: int, end: int) -> None:
@@ -217,6 +301,8 @@ class _Form:
             self._pieces.append(data[start:end])
         else:
             self._num_other_bytes += end - start
+            name = self._name.decode("utf-8", "replace")
+            self.fields[name] = self.fields.get(name, "") + data[start:end].decode("utf-8", "replace")
 
     def _end(self) -> None:
         self._has_ended = True

@@ -12,45 +12,57 @@ from starlette.responses import JSONResponse, Response
 
 from apt_jobs.db.access import Role
 from apt_jobs.errors import AptJobsError
-from apt_jobs.web.api.generation_requests import ClientLeft, Generation, JobFailed, begin, streamed, succeeded
+from apt_jobs.jobs.spec import GenerateSpec
+from apt_jobs.web.api.generation_requests import ClientLeft, JobFailed, begin, streamed, succeeded
+from apt_jobs.web.api.jobs import EVENT_STREAM
 from apt_jobs.web.live.generation_streams import Added, Ended, Restarted, Silence, Update
+from apt_jobs.web.openai.answers import ChatAnswer, CompletionAnswer
 from apt_jobs.web.openai.endpoint import dialect
 from apt_jobs.web.openai.requests import ChatRequest, CompletionRequest
 from apt_jobs.web.openai_errors import error_body, openai_status
-from apt_jobs.web.problems import ProblemError
+from apt_jobs.web.problems import Fault, ProblemError
 
 CLIENT_LEFT = 499  # for the log: nobody reads it
 CONTEXT_CODE = "context_length_exceeded"
 _WRONG_INPUT = ("InvalidInput",)  # errors of a job that are the request's fault
 
 
-@dialect(role=Role.SUBMITTER, body=CompletionRequest)
+@dialect(
+    role=Role.SUBMITTER,
+    body=CompletionRequest,
+    answers={200: CompletionAnswer},
+    operation="create_completion",
+    problems={404, 409, 504},
+    media=EVENT_STREAM,
+)
 async def complete(request: Request) -> Response:
-    """Continue prompts."""
+    """Continue prompts. With `"stream": true` the answer is server-sent events, the last one `[DONE]`."""
     return await _completed(request, request.state.body, is_chat=False)
 
 
-@dialect(role=Role.SUBMITTER, body=ChatRequest)
+@dialect(
+    role=Role.SUBMITTER,
+    body=ChatRequest,
+    answers={200: ChatAnswer},
+    operation="create_chat_completion",
+    problems={404, 409, 504},
+    media=EVENT_STREAM,
+)
 async def chat(request: Request) -> Response:
-    """Add the assistant's message to a chat."""
+    """Add the assistant's message to a chat. With `"stream": true` the answer is server-sent events."""
     return await _completed(request, request.state.body, is_chat=True)
 
 
 async def _completed(request: Request, body: CompletionRequest | ChatRequest, *, is_chat: bool) -> Response:
-    try:
-        spec = body.job()
-    except ValidationError as exc:
-        words = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in exc.errors())
-        raise ProblemError(400, words, kind="invalid-request") from exc
+    spec = job_of(body)
     try:
         generation = await begin(request, spec)
     except ProblemError as exc:
         if any(fault.pointer == "#/model" for fault in exc.errors):
-            detail = f"the model {body.model!r} does not exist; GET /v1/models lists those that do"
-            raise ProblemError(404, detail, kind="model_not_found", errors=exc.errors) from exc
+            raise no_such_model(body.model) from exc
         raise
     is_handed_over = False
-    head = _Head(generation, body.model, is_chat=is_chat)
+    head = _Head(generation.job.id, body.model, is_chat=is_chat)
     try:
         if body.stream:
             response = await streamed(request, generation, partial(_events, head, len(spec.texts), body.include_usage))
@@ -60,23 +72,58 @@ async def _completed(request: Request, body: CompletionRequest | ChatRequest, *,
     except ClientLeft:
         return Response(status_code=CLIENT_LEFT)
     except JobFailed as exc:
-        raise _refusal(exc) from exc
+        raise refusal(exc) from exc
     finally:
         if not is_handed_over:
             generation.close()
+    return JSONResponse(answer_of(generation.job.id, body.model, result, is_chat=is_chat))
+
+
+def job_of(body: CompletionRequest | ChatRequest) -> GenerateSpec:
+    """Return the job that a request asks for.
+
+    Raises:
+        ProblemError: 400, with the parameters that no job can have.
+    """
+    try:
+        return body.job()
+    except ValidationError as exc:
+        words = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in exc.errors())
+        raise ProblemError(400, words, kind="invalid-request") from exc
+
+
+def no_such_model(model: str) -> ProblemError:
+    """Return the refusal of a model that does not exist."""
+    fault = Fault(pointer="#/model", seen=None, detail="an id that GET /v1/models lists")
+    detail = f"the model {model!r} does not exist; GET /v1/models lists those that do"
+    return ProblemError(404, detail, kind="model_not_found", errors=[fault])
+
+
+def answer_of(job_id: str, model: str, result: dict[str, Any], *, is_chat: bool) -> dict[str, Any]:
+    """Return the whole answer that a job's result is."""
+    head = _Head(job_id, model, is_chat=is_chat)
     choices = [
         head.choice(index, text, reason)
         for index, (text, reason) in enumerate(zip(result["outputs"], result["finish_reasons"], strict=True))
     ]
-    return JSONResponse({**head.fields(is_chunk=False), "choices": choices, "usage": result["usage"]})
+    return {**head.fields(is_chunk=False), "choices": choices, "usage": result["usage"]}
+
+
+def refusal(exc: JobFailed) -> ProblemError:
+    """Return what a failed job is in OpenAI's statuses."""
+    end = exc.end
+    if (end.error or {}).get("error") in _WRONG_INPUT:
+        detail = end.reason or exc.detail
+        return ProblemError(400, detail, kind=CONTEXT_CODE if "context" in detail else "invalid-request")
+    return ProblemError(409 if end.state == "cancelled" else 500, exc.detail, kind="job-failed")
 
 
 class _Head:
     """What all chunks of an answer share, and how its choices are written."""
 
-    def __init__(self, generation: Generation, model: str, *, is_chat: bool) -> None:
+    def __init__(self, job_id: str, model: str, *, is_chat: bool) -> None:
         self._is_chat, self._model = is_chat, model
-        self.job_id = generation.job.id
+        self.job_id = job_id
         self._created = int(time.time())
 
     def fields(self, *, is_chunk: bool) -> dict[str, Any]:
@@ -129,21 +176,12 @@ async def _events(
                 case Silence():
                     yield b": the job goes on\n\n"
     except JobFailed as exc:
-        refusal = _refusal(exc)
-        yield _data(error_body(openai_status(refusal.status), refusal.detail))
+        refused = refusal(exc)
+        yield _data(error_body(openai_status(refused.status), refused.detail))
     except ProblemError as exc:
         yield _data(error_body(openai_status(exc.status), exc.detail))
     except AptJobsError as exc:
         yield _data(error_body(503, str(exc)))
-
-
-def _refusal(exc: JobFailed) -> ProblemError:
-    """Return what a failed job is in OpenAI's statuses."""
-    end = exc.end
-    if (end.error or {}).get("error") in _WRONG_INPUT:
-        detail = end.reason or exc.detail
-        return ProblemError(400, detail, kind=CONTEXT_CODE if "context" in detail else "invalid-request")
-    return ProblemError(409 if end.state == "cancelled" else 500, exc.detail, kind="job-failed")
 
 
 def _data(document: dict[str, Any]) -> bytes:

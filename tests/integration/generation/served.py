@@ -37,6 +37,18 @@ class Generating:
     @contextmanager
     def worker(self) -> Iterator[subprocess.Popen[bytes]]:
         """Run a worker until the end of the block."""
+        with self._process([sys.executable, "-c", START]) as process:
+            until(lambda: any(row["alive"] for row in self.client.get("/api/workers").json()["data"]))
+            yield process
+
+    @contextmanager
+    def trainer(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Run a training worker until the end of the block."""
+        with self._process([sys.executable, "-m", "apt_jobs", "worker", "train"]) as process:
+            yield process
+
+    @contextmanager
+    def _process(self, command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         variables = {
             "APT_JOBS_DATA_DIR": str(self.settings.root),
             "APT_JOBS_DATABASE_URL": self.settings.database,
@@ -46,12 +58,11 @@ class Generating:
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
         }
-        with subprocess.Popen([sys.executable, "-c", START], env={**os.environ, **variables}) as process:
+        with subprocess.Popen(command, env={**os.environ, **variables}) as process:
             try:
-                until(lambda: any(row["alive"] for row in self.client.get("/api/workers").json()["data"]))
                 yield process
             finally:
-                process.kill()
+                process.terminate() if "train" in command else process.kill()
 
 
 @contextmanager

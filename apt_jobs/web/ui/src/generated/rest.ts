@@ -798,6 +798,362 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/models": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List models
+         * @description List models.
+         */
+        get: operations["list_openai_models"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/models/{model}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return one model
+         * @description Return one model.
+         */
+        get: operations["get_openai_model"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/completions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Continue prompts
+         * @description Continue prompts. With `"stream": true` the answer is server-sent events, the last one `[DONE]`.
+         */
+        post: operations["create_completion"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/chat/completions": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Add the assistant's message to a chat
+         * @description Add the assistant's message to a chat. With `"stream": true` the answer is server-sent events.
+         */
+        post: operations["create_chat_completion"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/files": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List files, the newest first
+         * @description List files, the newest first.
+         */
+        get: operations["list_files"];
+        put?: never;
+        /**
+         * Upload JSON lines for a batch or a fine-tuning
+         * @description Upload JSON lines for a batch or a fine-tuning; a line that is wrong is named before anything is kept.
+         */
+        post: operations["upload_file"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/files/{file_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return what is known about a file
+         * @description Return what is known about a file.
+         */
+        get: operations["get_file"];
+        put?: never;
+        post?: never;
+        /**
+         * Delete a file
+         * @description Delete a file. One that an unfinished batch or training reads is kept: 409 names it.
+         */
+        delete: operations["delete_file"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/files/{file_id}/content": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return the content of a file
+         * @description Return the content of a file.
+         */
+        get: operations["get_file_content"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/batches": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List batches, the newest first
+         * @description List batches, the newest first.
+         */
+        get: operations["list_batches"];
+        put?: never;
+        /**
+         * Run the requests of an uploaded file
+         * @description Run the requests of an uploaded file. Durable: each becomes a job of the queue, whatever is killed meanwhile.
+         */
+        post: operations["create_batch"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/batches/{batch_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return one batch, with its counts
+         * @description Return one batch, with its counts.
+         */
+        get: operations["get_batch"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/batches/{batch_id}/cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Cancel a batch
+         * @description Cancel a batch: what has an answer is in its files, the rest in the file of errors. Repeating changes nothing.
+         */
+        post: operations["cancel_batch"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/fine_tuning/jobs": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List fine-tuning jobs, the newest first
+         * @description List fine-tuning jobs, the newest first.
+         */
+        get: operations["list_fine_tuning_jobs"];
+        put?: never;
+        /**
+         * Train a model further on an uploaded file
+         * @description Train a model further on an uploaded file: JSON lines with `text`, or with `prompt` and `completion`.
+         */
+        post: operations["create_fine_tuning_job"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/fine_tuning/jobs/{fine_tuning_job_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return one fine-tuning job
+         * @description Return one fine-tuning job.
+         */
+        get: operations["get_fine_tuning_job"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/fine_tuning/jobs/{fine_tuning_job_id}/cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Cancel a fine-tuning job
+         * @description Cancel a fine-tuning job.
+         */
+        post: operations["cancel_fine_tuning_job"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/fine_tuning/jobs/{fine_tuning_job_id}/pause": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Pause a fine-tuning job
+         * @description Pause a fine-tuning job: it saves its step and frees its GPUs.
+         */
+        post: operations["pause_fine_tuning_job"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/fine_tuning/jobs/{fine_tuning_job_id}/resume": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Let a paused fine-tuning job go on
+         * @description Let a paused fine-tuning job go on.
+         */
+        post: operations["resume_fine_tuning_job"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/fine_tuning/jobs/{fine_tuning_job_id}/events": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List what happened to a fine-tuning job, the newest first
+         * @description List what happened to a fine-tuning job, the newest first.
+         */
+        get: operations["list_fine_tuning_events"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the checkpoints of a fine-tuning job, the newest first
+         * @description List the checkpoints of a fine-tuning job, the newest first. Each is a model of `/v1/models`.
+         */
+        get: operations["list_fine_tuning_checkpoints"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
 }
 export type webhooks = Record<string, never>;
 export interface components {
@@ -906,6 +1262,12 @@ export interface components {
          *     }
          */
         AnyJobSpec: components["schemas"]["TrainSpec"] | components["schemas"]["GenerateSpec"];
+        AssistantMessage: {
+            /** @constant */
+            role: "assistant";
+            content: string;
+            refusal: null;
+        };
         AttemptAnswer: {
             attempt: number;
             worker: string;
@@ -928,6 +1290,49 @@ export interface components {
             usage: components["schemas"]["Usage"];
             model: string;
             job_id: string;
+        };
+        BatchCounts: {
+            total: number;
+            completed: number;
+            failed: number;
+        };
+        /**
+         * @description `POST /v1/batches`.
+         * @example {
+         *       "input_file_id": "file-01kb8r3mzt2x4v6w8y0a",
+         *       "endpoint": "/v1/chat/completions",
+         *       "completion_window": "24h",
+         *       "metadata": {
+         *         "night": "2026-11-25"
+         *       }
+         *     }
+         */
+        BatchCreateRequest: {
+            input_file_id: string;
+            /** @enum {string} */
+            endpoint: "/v1/completions" | "/v1/chat/completions";
+            /** @description `24h`, or other hours up to 336: what has not run then is given up. */
+            completion_window: string;
+            /** @default null */
+            metadata?: {
+                [key: string]: string;
+            } | null;
+            /** @default null */
+            output_expires_after?: components["schemas"]["ExpiresAfter"] | null;
+        };
+        BatchError: {
+            code: string;
+            line: number | null;
+            message: string;
+            param: string | null;
+        };
+        BatchErrors: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["BatchError"][];
         };
         /**
          * @example {
@@ -1015,10 +1420,118 @@ export interface components {
             finish_reason: "stop" | "length";
             truncated: boolean;
         };
+        BatchObject: {
+            id: string;
+            /**
+             * @default batch
+             * @constant
+             */
+            object: "batch";
+            endpoint: string;
+            errors: components["schemas"]["BatchErrors"] | null;
+            input_file_id: string;
+            completion_window: string;
+            /** @enum {string} */
+            status: "validating" | "failed" | "in_progress" | "finalizing" | "completed" | "expired" | "cancelling" | "cancelled";
+            output_file_id: string | null;
+            error_file_id: string | null;
+            created_at: number;
+            in_progress_at: number | null;
+            expires_at: number;
+            finalizing_at: number | null;
+            completed_at: number | null;
+            failed_at: number | null;
+            expired_at: number | null;
+            cancelling_at: number | null;
+            cancelled_at: number | null;
+            request_counts: components["schemas"]["BatchCounts"];
+            usage: components["schemas"]["BatchUsage"];
+            metadata: {
+                [key: string]: string;
+            } | null;
+        };
+        BatchObjectList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["BatchObject"][];
+            first_id: string | null;
+            last_id: string | null;
+            has_more: boolean;
+        };
+        BatchUsage: {
+            input_tokens: number;
+            input_tokens_details: components["schemas"]["TokenDetails"];
+            output_tokens: number;
+            output_tokens_details: components["schemas"]["OutputTokenDetails"];
+            total_tokens: number;
+        };
+        ChatAnswer: {
+            id: string;
+            /** @constant */
+            object: "chat.completion";
+            created: number;
+            model: string;
+            choices: components["schemas"]["ChatChoice"][];
+            usage: components["schemas"]["Usage"];
+        };
+        ChatChoice: {
+            index: number;
+            message: components["schemas"]["AssistantMessage"];
+            logprobs: {
+                [key: string]: unknown;
+            } | null;
+            /** @enum {string} */
+            finish_reason: "stop" | "length";
+        };
         /** @description One message of a chat. */
         ChatMessage: {
             role: string;
             content: string;
+        };
+        /**
+         * @description `POST /v1/chat/completions`.
+         * @example {
+         *       "model": "default",
+         *       "messages": [
+         *         {
+         *           "role": "user",
+         *           "content": "What is a queue?"
+         *         }
+         *       ]
+         *     }
+         */
+        ChatRequest: {
+            model: string;
+            /** @default null */
+            max_tokens?: number | null;
+            /** @default null */
+            temperature?: number | null;
+            /** @default null */
+            top_p?: number | null;
+            /** @default null */
+            top_k?: number | null;
+            /** @default null */
+            min_p?: number | null;
+            /** @default null */
+            presence_penalty?: number | null;
+            /** @default null */
+            frequency_penalty?: number | null;
+            /** @default null */
+            repetition_penalty?: number | null;
+            /** @default null */
+            seed?: number | null;
+            /** @default null */
+            stop?: string | string[] | null;
+            /** @default null */
+            stream?: boolean | null;
+            /** @default null */
+            stream_options?: components["schemas"]["StreamOptions"] | null;
+            messages: components["schemas"]["Message"][];
+            /** @default null */
+            max_completion_tokens?: number | null;
         };
         /**
          * @example {
@@ -1083,6 +1596,65 @@ export interface components {
             object: "list";
             data: components["schemas"]["CheckpointAnswer"][];
             has_more: boolean;
+        };
+        CheckpointMetrics: {
+            step: number;
+            train_loss: number | null;
+            valid_loss: number | null;
+        };
+        CompletionAnswer: {
+            id: string;
+            /** @constant */
+            object: "text_completion";
+            created: number;
+            model: string;
+            choices: components["schemas"]["CompletionChoice"][];
+            usage: components["schemas"]["Usage"];
+        };
+        CompletionChoice: {
+            index: number;
+            text: string;
+            logprobs: {
+                [key: string]: unknown;
+            } | null;
+            /** @enum {string} */
+            finish_reason: "stop" | "length";
+        };
+        /**
+         * @description `POST /v1/completions`.
+         * @example {
+         *       "model": "default",
+         *       "prompt": "Once upon a time",
+         *       "max_tokens": 20
+         *     }
+         */
+        CompletionRequest: {
+            model: string;
+            /** @default null */
+            max_tokens?: number | null;
+            /** @default null */
+            temperature?: number | null;
+            /** @default null */
+            top_p?: number | null;
+            /** @default null */
+            top_k?: number | null;
+            /** @default null */
+            min_p?: number | null;
+            /** @default null */
+            presence_penalty?: number | null;
+            /** @default null */
+            frequency_penalty?: number | null;
+            /** @default null */
+            repetition_penalty?: number | null;
+            /** @default null */
+            seed?: number | null;
+            /** @default null */
+            stop?: string | string[] | null;
+            /** @default null */
+            stream?: boolean | null;
+            /** @default null */
+            stream_options?: components["schemas"]["StreamOptions"] | null;
+            prompt: string | string[];
         };
         /** @description Min and max of each point of a curve, and how many of its values were not finite. */
         CurveExtremes: {
@@ -1154,6 +1726,18 @@ export interface components {
         DueTimes: {
             next_runs: string[];
         };
+        /** @description An error of `/v1`. */
+        ErrorAnswer: {
+            error: components["schemas"]["ErrorDetail"];
+        };
+        /** @description What went wrong. */
+        ErrorDetail: {
+            message: string;
+            type: string;
+            /** @description Field of the request. */
+            param: string | null;
+            code: string | null;
+        };
         EventList: {
             /**
              * @default list
@@ -1166,6 +1750,12 @@ export interface components {
             }[];
             has_more: boolean;
         };
+        /** @description How long a file is kept. */
+        ExpiresAfter: {
+            /** @constant */
+            anchor: "created_at";
+            seconds: number;
+        };
         /** @description One thing that is wrong with a request. */
         Fault: {
             /** @description Where: JSON pointer into the body, or the name of a query parameter. */
@@ -1174,6 +1764,190 @@ export interface components {
             seen: string | null;
             /** @description What would have been right. */
             detail: string;
+        };
+        FileAnswer: {
+            id: string;
+            /**
+             * @default file
+             * @constant
+             */
+            object: "file";
+            bytes: number;
+            created_at: number;
+            expires_at: number | null;
+            filename: string;
+            /** @enum {string} */
+            purpose: "batch" | "batch_output" | "fine-tune";
+            /**
+             * @default processed
+             * @constant
+             */
+            status: "processed";
+        };
+        FileAnswerList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["FileAnswer"][];
+            first_id: string | null;
+            last_id: string | null;
+            has_more: boolean;
+        };
+        FileDeleted: {
+            id: string;
+            /**
+             * @default file
+             * @constant
+             */
+            object: "file";
+            /**
+             * @default true
+             * @constant
+             */
+            deleted: true;
+        };
+        FineTuningCheckpoint: {
+            id: string;
+            /**
+             * @default fine_tuning.job.checkpoint
+             * @constant
+             */
+            object: "fine_tuning.job.checkpoint";
+            created_at: number;
+            fine_tuning_job_id: string;
+            fine_tuned_model_checkpoint: string;
+            step_number: number;
+            metrics: components["schemas"]["CheckpointMetrics"];
+        };
+        FineTuningCheckpointList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["FineTuningCheckpoint"][];
+            first_id: string | null;
+            last_id: string | null;
+            has_more: boolean;
+        };
+        FineTuningError: {
+            code: string;
+            message: string;
+            param: string | null;
+        };
+        FineTuningEvent: {
+            id: string;
+            /**
+             * @default fine_tuning.job.event
+             * @constant
+             */
+            object: "fine_tuning.job.event";
+            created_at: number;
+            /** @enum {string} */
+            level: "info" | "warn" | "error";
+            message: string;
+            /** @enum {string} */
+            type: "message" | "metrics";
+            data: {
+                [key: string]: unknown;
+            };
+        };
+        FineTuningEventList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["FineTuningEvent"][];
+            has_more: boolean;
+        };
+        FineTuningList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["FineTuningObject"][];
+            has_more: boolean;
+        };
+        FineTuningObject: {
+            id: string;
+            /**
+             * @default fine_tuning.job
+             * @constant
+             */
+            object: "fine_tuning.job";
+            created_at: number;
+            finished_at: number | null;
+            error: components["schemas"]["FineTuningError"] | null;
+            model: string;
+            /** @description The best checkpoint, when the job has succeeded. */
+            fine_tuned_model: string | null;
+            /** @enum {string} */
+            status: "queued" | "running" | "paused" | "succeeded" | "failed" | "cancelled";
+            /** @default  */
+            organization_id: string;
+            result_files: string[];
+            training_file: string;
+            /** @default null */
+            validation_file: null;
+            trained_tokens: number | null;
+            hyperparameters: components["schemas"]["TunedHyperparameters"];
+            method: components["schemas"]["UsedMethod"];
+            seed: number;
+            estimated_finish: number | null;
+            integrations: string[];
+            metadata: {
+                [key: string]: string;
+            } | null;
+            user_provided_suffix: string | null;
+            /** @description The training job: `/api/jobs/{id}` has its curves and gradients. */
+            job_id: string;
+        };
+        /**
+         * @description `POST /v1/fine_tuning/jobs`.
+         * @example {
+         *       "model": "ckpt_01kb8r9qdc5e7g9j1m3p",
+         *       "training_file": "file-01kb8r3mzt2x4v6w8y0a",
+         *       "method": {
+         *         "type": "supervised",
+         *         "supervised": {
+         *           "hyperparameters": {
+         *             "n_epochs": 2
+         *           }
+         *         }
+         *       },
+         *       "suffix": "support"
+         *     }
+         */
+        FineTuningRequest: {
+            /** @description Id of `/v1/models`. */
+            model: string;
+            training_file: string;
+            /**
+             * @description A share of `training_file` is held out.
+             * @default null
+             */
+            validation_file?: null;
+            /** @default null */
+            hyperparameters?: components["schemas"]["Hyperparameters"] | null;
+            /** @default null */
+            method?: components["schemas"]["SupervisedMethod"] | null;
+            /** @default null */
+            integrations?: unknown[] | null;
+            /** @default null */
+            seed?: number | null;
+            /**
+             * @description Part of the job's name.
+             * @default null
+             */
+            suffix?: string | null;
+            /** @default null */
+            metadata?: {
+                [key: string]: string;
+            } | null;
         };
         /**
          * @example {
@@ -1450,6 +2224,15 @@ export interface components {
             };
             checkpoint_info: components["schemas"]["CheckpointInfo"];
         };
+        /** @description `auto`: as the size of the file asks for. */
+        Hyperparameters: {
+            /** @default auto */
+            n_epochs?: "auto" | number;
+            /** @default auto */
+            batch_size?: "auto" | number;
+            /** @default auto */
+            learning_rate_multiplier?: "auto" | number;
+        };
         /**
          * @example {
          *       "object": "job",
@@ -1669,6 +2452,11 @@ export interface components {
         LoadRequest: {
             checkpoint_id: string;
         };
+        /** @description A message of a chat. Other fields that OpenAI has are for tools, which are not there. */
+        Message: {
+            role: string;
+            content: string | components["schemas"]["TextPart"][];
+        };
         MetricsAnswer: {
             job_id: string;
             training_history: components["schemas"]["TrainingCurves"];
@@ -1781,6 +2569,30 @@ export interface components {
             quiet_steps?: number;
             /** @description What the job does by itself about incidents. */
             on_anomaly?: components["schemas"]["AnomalyPolicy"][];
+        };
+        OpenAIModel: {
+            id: string;
+            /**
+             * @default model
+             * @constant
+             */
+            object: "model";
+            /** @description Seconds since 1970; 0: not known. */
+            created: number;
+            /** @description The training job, or `local`. */
+            owned_by: string;
+        };
+        OpenAIModelList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["OpenAIModel"][];
+        };
+        OutputTokenDetails: {
+            /** @default 0 */
+            reasoning_tokens: number;
         };
         /**
          * @description An error (RFC 9457).
@@ -1983,6 +2795,32 @@ export interface components {
             learning_rate: number | ("NaN" | "Infinity" | "-Infinity") | null;
             tokens_per_s: number | ("NaN" | "Infinity" | "-Infinity") | null;
             eta_s: number | ("NaN" | "Infinity" | "-Infinity") | null;
+        };
+        /** @description `stream_options`. */
+        StreamOptions: {
+            /** @default false */
+            include_usage?: boolean;
+        };
+        Supervised: {
+            /** @default null */
+            hyperparameters?: components["schemas"]["Hyperparameters"] | null;
+        };
+        /** @description How to train: `supervised` is the one that there is. */
+        SupervisedMethod: {
+            /** @constant */
+            type: "supervised";
+            /** @default null */
+            supervised?: components["schemas"]["Supervised"] | null;
+        };
+        /** @description A part of a message. */
+        TextPart: {
+            /** @constant */
+            type: "text";
+            text: string;
+        };
+        TokenDetails: {
+            /** @default 0 */
+            cached_tokens: number;
         };
         /**
          * @description A training job: `num_ranks` processes under torchrun.
@@ -2246,11 +3084,27 @@ export interface components {
              */
             sharding?: "ddp" | "fsdp2";
         };
+        TunedHyperparameters: {
+            n_epochs: number;
+            batch_size: number;
+            learning_rate_multiplier: number;
+        };
         /** @description Tokens read and added. */
         Usage: {
             prompt_tokens: number;
             completion_tokens: number;
             total_tokens: number;
+        };
+        UsedMethod: {
+            /**
+             * @default supervised
+             * @constant
+             */
+            type: "supervised";
+            supervised: components["schemas"]["UsedSupervised"];
+        };
+        UsedSupervised: {
+            hyperparameters: components["schemas"]["TunedHyperparameters"];
         };
         WorkerAnswer: {
             name: string;
@@ -2295,6 +3149,15 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description The request is not well-formed. */
+        OpenAIError400: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
+            };
+        };
         /** @description No valid API key or session. */
         Problem401: {
             headers: {
@@ -2306,6 +3169,17 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description No valid API key or session. */
+        OpenAIError401: {
+            headers: {
+                /** @description How to authenticate. */
+                "WWW-Authenticate"?: string;
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
+            };
+        };
         /** @description The role of the key does not allow this, or the request came from another site. */
         Problem403: {
             headers: {
@@ -2313,6 +3187,15 @@ export interface components {
             };
             content: {
                 "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description The role of the key does not allow this, or the request came from another site. */
+        OpenAIError403: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
             };
         };
         /** @description There is no such thing. */
@@ -2324,6 +3207,15 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description There is no such thing. */
+        OpenAIError404: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
+            };
+        };
         /** @description The body did not arrive in time. */
         Problem408: {
             headers: {
@@ -2331,6 +3223,15 @@ export interface components {
             };
             content: {
                 "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description The body did not arrive in time. */
+        OpenAIError408: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
             };
         };
         /** @description The state of something forbids this now. */
@@ -2342,6 +3243,15 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description The state of something forbids this now. */
+        OpenAIError409: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
+            };
+        };
         /** @description The body is too large. */
         Problem413: {
             headers: {
@@ -2351,6 +3261,15 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description The body is too large. */
+        OpenAIError413: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
+            };
+        };
         /** @description The body has a type or encoding that is not read here. */
         Problem415: {
             headers: {
@@ -2358,6 +3277,15 @@ export interface components {
             };
             content: {
                 "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description The body has a type or encoding that is not read here. */
+        OpenAIError415: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
             };
         };
         /** @description The request is well-formed, but has values that are not possible; `errors` names them. */
@@ -2380,6 +3308,17 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description Too many at once. */
+        OpenAIError429: {
+            headers: {
+                /** @description Seconds to wait. */
+                "Retry-After"?: number;
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
+            };
+        };
         /** @description The service cannot do this for now. */
         Problem503: {
             headers: {
@@ -2391,6 +3330,17 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description The service cannot do this for now. */
+        OpenAIError503: {
+            headers: {
+                /** @description Seconds to wait. */
+                "Retry-After"?: number;
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
+            };
+        };
         /** @description It is not done in time, and goes on. */
         Problem504: {
             headers: {
@@ -2398,6 +3348,15 @@ export interface components {
             };
             content: {
                 "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
+        /** @description It is not done in time, and goes on. */
+        OpenAIError504: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
             };
         };
         /** @description The disk has no room. */
@@ -2409,6 +3368,15 @@ export interface components {
                 "application/problem+json": components["schemas"]["Problem"];
             };
         };
+        /** @description The disk has no room. */
+        OpenAIError507: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/json": components["schemas"]["ErrorAnswer"];
+            };
+        };
     };
     parameters: never;
     requestBodies: never;
@@ -2418,14 +3386,29 @@ export interface components {
 export type AptConfig = components['schemas']['APTConfig'];
 export type AnomalyPolicy = components['schemas']['AnomalyPolicy'];
 export type AnyJobSpec = components['schemas']['AnyJobSpec'];
+export type AssistantMessage = components['schemas']['AssistantMessage'];
 export type AttemptAnswer = components['schemas']['AttemptAnswer'];
 export type BatchAnswer = components['schemas']['BatchAnswer'];
+export type BatchCounts = components['schemas']['BatchCounts'];
+export type BatchCreateRequest = components['schemas']['BatchCreateRequest'];
+export type BatchError = components['schemas']['BatchError'];
+export type BatchErrors = components['schemas']['BatchErrors'];
 export type BatchGenerateRequest = components['schemas']['BatchGenerateRequest'];
 export type BatchItem = components['schemas']['BatchItem'];
+export type BatchObject = components['schemas']['BatchObject'];
+export type BatchObjectList = components['schemas']['BatchObjectList'];
+export type BatchUsage = components['schemas']['BatchUsage'];
+export type ChatAnswer = components['schemas']['ChatAnswer'];
+export type ChatChoice = components['schemas']['ChatChoice'];
 export type ChatMessage = components['schemas']['ChatMessage'];
+export type ChatRequest = components['schemas']['ChatRequest'];
 export type CheckpointAnswer = components['schemas']['CheckpointAnswer'];
 export type CheckpointInfo = components['schemas']['CheckpointInfo'];
 export type CheckpointList = components['schemas']['CheckpointList'];
+export type CheckpointMetrics = components['schemas']['CheckpointMetrics'];
+export type CompletionAnswer = components['schemas']['CompletionAnswer'];
+export type CompletionChoice = components['schemas']['CompletionChoice'];
+export type CompletionRequest = components['schemas']['CompletionRequest'];
 export type CurveExtremes = components['schemas']['CurveExtremes'];
 export type CustomMetricAnswer = components['schemas']['CustomMetricAnswer'];
 export type DatasetAnswer = components['schemas']['DatasetAnswer'];
@@ -2433,14 +3416,29 @@ export type DatasetFormat = components['schemas']['DatasetFormat'];
 export type DatasetList = components['schemas']['DatasetList'];
 export type DueBody = components['schemas']['DueBody'];
 export type DueTimes = components['schemas']['DueTimes'];
+export type ErrorAnswer = components['schemas']['ErrorAnswer'];
+export type ErrorDetail = components['schemas']['ErrorDetail'];
 export type EventList = components['schemas']['EventList'];
+export type ExpiresAfter = components['schemas']['ExpiresAfter'];
 export type Fault = components['schemas']['Fault'];
+export type FileAnswer = components['schemas']['FileAnswer'];
+export type FileAnswerList = components['schemas']['FileAnswerList'];
+export type FileDeleted = components['schemas']['FileDeleted'];
+export type FineTuningCheckpoint = components['schemas']['FineTuningCheckpoint'];
+export type FineTuningCheckpointList = components['schemas']['FineTuningCheckpointList'];
+export type FineTuningError = components['schemas']['FineTuningError'];
+export type FineTuningEvent = components['schemas']['FineTuningEvent'];
+export type FineTuningEventList = components['schemas']['FineTuningEventList'];
+export type FineTuningList = components['schemas']['FineTuningList'];
+export type FineTuningObject = components['schemas']['FineTuningObject'];
+export type FineTuningRequest = components['schemas']['FineTuningRequest'];
 export type GenerateAnswer = components['schemas']['GenerateAnswer'];
 export type GenerateRequest = components['schemas']['GenerateRequest'];
 export type GenerateSpec = components['schemas']['GenerateSpec'];
 export type GradientOverviewAnswer = components['schemas']['GradientOverviewAnswer'];
 export type GradientsAnswer = components['schemas']['GradientsAnswer'];
 export type HistoryAnswer = components['schemas']['HistoryAnswer'];
+export type Hyperparameters = components['schemas']['Hyperparameters'];
 export type JobAnswer = components['schemas']['JobAnswer'];
 export type JobError = components['schemas']['JobError'];
 export type JobList = components['schemas']['JobList'];
@@ -2449,10 +3447,14 @@ export type KeyAnswer = components['schemas']['KeyAnswer'];
 export type KeyList = components['schemas']['KeyList'];
 export type LoadAnswer = components['schemas']['LoadAnswer'];
 export type LoadRequest = components['schemas']['LoadRequest'];
+export type Message = components['schemas']['Message'];
 export type MetricsAnswer = components['schemas']['MetricsAnswer'];
 export type ModelAnswer = components['schemas']['ModelAnswer'];
 export type ModelList = components['schemas']['ModelList'];
 export type MonitorOptions = components['schemas']['MonitorOptions'];
+export type OpenAiModel = components['schemas']['OpenAIModel'];
+export type OpenAiModelList = components['schemas']['OpenAIModelList'];
+export type OutputTokenDetails = components['schemas']['OutputTokenDetails'];
 export type Problem = components['schemas']['Problem'];
 export type Progress = components['schemas']['Progress'];
 export type QueueAnswer = components['schemas']['QueueAnswer'];
@@ -2463,25 +3465,45 @@ export type ScheduleBody = components['schemas']['ScheduleBody'];
 export type ScheduleList = components['schemas']['ScheduleList'];
 export type ScheduleRunAnswer = components['schemas']['ScheduleRunAnswer'];
 export type StatusAnswer = components['schemas']['StatusAnswer'];
+export type StreamOptions = components['schemas']['StreamOptions'];
+export type Supervised = components['schemas']['Supervised'];
+export type SupervisedMethod = components['schemas']['SupervisedMethod'];
+export type TextPart = components['schemas']['TextPart'];
+export type TokenDetails = components['schemas']['TokenDetails'];
 export type TrainSpec = components['schemas']['TrainSpec'];
 export type TrainingCurves = components['schemas']['TrainingCurves'];
 export type TrainingOptions = components['schemas']['TrainingOptions'];
+export type TunedHyperparameters = components['schemas']['TunedHyperparameters'];
 export type Usage = components['schemas']['Usage'];
+export type UsedMethod = components['schemas']['UsedMethod'];
+export type UsedSupervised = components['schemas']['UsedSupervised'];
 export type WorkerAnswer = components['schemas']['WorkerAnswer'];
 export type WorkerList = components['schemas']['WorkerList'];
 export type ResponseProblem400 = components['responses']['Problem400'];
+export type ResponseOpenAiError400 = components['responses']['OpenAIError400'];
 export type ResponseProblem401 = components['responses']['Problem401'];
+export type ResponseOpenAiError401 = components['responses']['OpenAIError401'];
 export type ResponseProblem403 = components['responses']['Problem403'];
+export type ResponseOpenAiError403 = components['responses']['OpenAIError403'];
 export type ResponseProblem404 = components['responses']['Problem404'];
+export type ResponseOpenAiError404 = components['responses']['OpenAIError404'];
 export type ResponseProblem408 = components['responses']['Problem408'];
+export type ResponseOpenAiError408 = components['responses']['OpenAIError408'];
 export type ResponseProblem409 = components['responses']['Problem409'];
+export type ResponseOpenAiError409 = components['responses']['OpenAIError409'];
 export type ResponseProblem413 = components['responses']['Problem413'];
+export type ResponseOpenAiError413 = components['responses']['OpenAIError413'];
 export type ResponseProblem415 = components['responses']['Problem415'];
+export type ResponseOpenAiError415 = components['responses']['OpenAIError415'];
 export type ResponseProblem422 = components['responses']['Problem422'];
 export type ResponseProblem429 = components['responses']['Problem429'];
+export type ResponseOpenAiError429 = components['responses']['OpenAIError429'];
 export type ResponseProblem503 = components['responses']['Problem503'];
+export type ResponseOpenAiError503 = components['responses']['OpenAIError503'];
 export type ResponseProblem504 = components['responses']['Problem504'];
+export type ResponseOpenAiError504 = components['responses']['OpenAIError504'];
 export type ResponseProblem507 = components['responses']['Problem507'];
+export type ResponseOpenAiError507 = components['responses']['OpenAIError507'];
 export type $defs = Record<string, never>;
 export interface operations {
     get_service_metrics: {
@@ -3966,6 +4988,683 @@ export interface operations {
             403: components["responses"]["Problem403"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
+        };
+    };
+    list_openai_models: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIModelList"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    get_openai_model: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the model. */
+                model: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["OpenAIModel"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    create_completion: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CompletionRequest"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CompletionAnswer"];
+                    "text/event-stream": string;
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            408: components["responses"]["OpenAIError408"];
+            409: components["responses"]["OpenAIError409"];
+            413: components["responses"]["OpenAIError413"];
+            415: components["responses"]["OpenAIError415"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+            504: components["responses"]["OpenAIError504"];
+        };
+    };
+    create_chat_completion: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["ChatRequest"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ChatAnswer"];
+                    "text/event-stream": string;
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            408: components["responses"]["OpenAIError408"];
+            409: components["responses"]["OpenAIError409"];
+            413: components["responses"]["OpenAIError413"];
+            415: components["responses"]["OpenAIError415"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+            504: components["responses"]["OpenAIError504"];
+        };
+    };
+    list_files: {
+        parameters: {
+            query?: {
+                /** @description Only of this purpose. */
+                purpose?: string;
+                /** @description Id of the last one seen. */
+                after?: string;
+                /** @description At most so many. */
+                limit?: number;
+                /** @description By time. */
+                order?: "asc" | "desc";
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FileAnswerList"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    upload_file: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description A repeated request with this key within 24 hours creates nothing and has the same answer; the same key with another request is refused with 422. */
+                "Idempotency-Key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "multipart/form-data": {
+                    /** Format: binary */
+                    file: string;
+                    /** @enum {string} */
+                    purpose: "batch" | "fine-tune";
+                };
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    /** @description `true`: this repeats the answer to an earlier request with the same `Idempotency-Key`. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FileAnswer"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            408: components["responses"]["OpenAIError408"];
+            409: components["responses"]["OpenAIError409"];
+            413: components["responses"]["OpenAIError413"];
+            415: components["responses"]["OpenAIError415"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+            507: components["responses"]["OpenAIError507"];
+        };
+    };
+    get_file: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the file. */
+                file_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FileAnswer"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    delete_file: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the file. */
+                file_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FileDeleted"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            409: components["responses"]["OpenAIError409"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    get_file_content: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the file. */
+                file_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/octet-stream": string;
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    list_batches: {
+        parameters: {
+            query?: {
+                /** @description Last id seen. */
+                after?: string;
+                /** @description At most so many. */
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BatchObjectList"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    create_batch: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description A repeated request with this key within 24 hours creates nothing and has the same answer; the same key with another request is refused with 422. */
+                "Idempotency-Key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["BatchCreateRequest"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    /** @description `true`: this repeats the answer to an earlier request with the same `Idempotency-Key`. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BatchObject"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            408: components["responses"]["OpenAIError408"];
+            409: components["responses"]["OpenAIError409"];
+            413: components["responses"]["OpenAIError413"];
+            415: components["responses"]["OpenAIError415"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    get_batch: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the batch. */
+                batch_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BatchObject"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    cancel_batch: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the batch. */
+                batch_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["BatchObject"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            409: components["responses"]["OpenAIError409"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    list_fine_tuning_jobs: {
+        parameters: {
+            query?: {
+                /** @description Last id seen. */
+                after?: string;
+                /** @description At most so many. */
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FineTuningList"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    create_fine_tuning_job: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description A repeated request with this key within 24 hours creates nothing and has the same answer; the same key with another request is refused with 422. */
+                "Idempotency-Key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["FineTuningRequest"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    /** @description `true`: this repeats the answer to an earlier request with the same `Idempotency-Key`. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FineTuningObject"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            408: components["responses"]["OpenAIError408"];
+            409: components["responses"]["OpenAIError409"];
+            413: components["responses"]["OpenAIError413"];
+            415: components["responses"]["OpenAIError415"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+            507: components["responses"]["OpenAIError507"];
+        };
+    };
+    get_fine_tuning_job: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the fine tuning job. */
+                fine_tuning_job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FineTuningObject"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    cancel_fine_tuning_job: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the fine tuning job. */
+                fine_tuning_job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FineTuningObject"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            409: components["responses"]["OpenAIError409"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    pause_fine_tuning_job: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the fine tuning job. */
+                fine_tuning_job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FineTuningObject"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            409: components["responses"]["OpenAIError409"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    resume_fine_tuning_job: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the fine tuning job. */
+                fine_tuning_job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FineTuningObject"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            409: components["responses"]["OpenAIError409"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    list_fine_tuning_events: {
+        parameters: {
+            query?: {
+                /** @description Last id seen. */
+                after?: string;
+                /** @description At most so many. */
+                limit?: number;
+            };
+            header?: never;
+            path: {
+                /** @description Id of the fine tuning job. */
+                fine_tuning_job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FineTuningEventList"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+        };
+    };
+    list_fine_tuning_checkpoints: {
+        parameters: {
+            query?: {
+                /** @description Last id seen. */
+                after?: string;
+                /** @description At most so many. */
+                limit?: number;
+            };
+            header?: never;
+            path: {
+                /** @description Id of the fine tuning job. */
+                fine_tuning_job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["FineTuningCheckpointList"];
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
         };
     };
 }
