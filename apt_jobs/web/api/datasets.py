@@ -2,9 +2,7 @@
 
 import asyncio
 import hashlib
-import os
 import secrets
-import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,14 +11,14 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 from sqlalchemy.orm import Session
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from apt_jobs.artifacts.datasets import DatasetRecord, add_dataset, delete_dataset, list_datasets
 from apt_jobs.db.access import Role
 from apt_jobs.db.dataset_pins import unfinished_job_with
 from apt_jobs.db.idempotency import create_once
-from apt_jobs.errors import Conflict, InvalidDataset, InvalidInput, NotFound, OutOfSpace
+from apt_jobs.errors import Conflict, InvalidDataset, InvalidInput, NotFound
 from apt_jobs.events.codec import timestamp
 from apt_jobs.jobs.dataset_format import DEFAULT_COLUMN, DatasetFormat, stored_suffix
 from apt_jobs.jobs.spec import BUILTIN_DATASET, Name
@@ -28,19 +26,15 @@ from apt_jobs.settings import Settings
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.idempotency import replay_headers
 from apt_jobs.web.api.jobs import Query
-from apt_jobs.web.api.uploads import CHECKED_BYTES, UploadCheck, upload_parts
-from apt_jobs.web.problems import ProblemError
+from apt_jobs.web.api.uploads import CHECKED_BYTES, UploadCheck, receive_file, upload_parts
 from apt_jobs.web.schemas import DatasetAnswer, DatasetList
 from apt_jobs.web.service import service_of
-
-IDLE_TIMEOUT_S = 30.0  # between two pieces of an upload
 
 _FILE = {"type": "string", "format": "binary", "minLength": 1}
 UPLOADS = {  # of what may be text, what clients send by themselves
     "application/octet-stream": _FILE,
     "multipart/form-data": {"type": "object", "properties": {"file": _FILE}, "required": ["file"]},
 }
-MIN_BYTES_PER_S = 1_000  # of an upload as a whole, after the first `IDLE_TIMEOUT_S`
 
 
 class UploadQuery(Query):
@@ -120,35 +114,11 @@ async def remove_dataset(request: Request) -> Response:
 
 async def _receive(parts: AsyncIterator[bytes], file: Path, settings: Settings, dataset_format: DatasetFormat) -> str:
     """Stream a data set into a file, checking it on the way; returns its SHA-256."""
-    check, digest = UploadCheck(dataset_format), hashlib.sha256()
-    num_received = size = 0
-    began_s = time.monotonic()
-    try:
-        with file.open("wb") as opened:
-            is_over = False
-            while not is_over:
-                part = await asyncio.wait_for(anext(parts, None), IDLE_TIMEOUT_S)
-                is_over = part is None
-                num_received += len(part or b"")
-                if num_received > settings.max_upload_bytes:
-                    raise ProblemError(413, f"the data set is larger than {settings.max_upload_bytes:,} bytes")
-                if time.monotonic() - began_s > IDLE_TIMEOUT_S + num_received / MIN_BYTES_PER_S:
-                    raise ProblemError(408, f"the data set comes with less than {MIN_BYTES_PER_S:,} bytes a second")
-                text = check.feed(part or b"", final=is_over)
-                size += len(text)
-                digest.update(text)
-                await asyncio.to_thread(opened.write, text)
-            opened.flush()
-            os.fsync(opened.fileno())
-    except TimeoutError as exc:
-        raise ProblemError(408, f"nothing more of the data set came for {IDLE_TIMEOUT_S:.0f} s") from exc
-    except ClientDisconnect as exc:
-        raise ProblemError(400, "the connection ended within the data set") from exc
-    except OSError as exc:
-        raise OutOfSpace(f"the data set cannot be written: {exc.strerror}") from exc
+    check = UploadCheck(dataset_format)
+    sha256, size = await receive_file(parts, file, settings.max_upload_bytes, "the data set", check.feed)
     if size == 0:
         raise InvalidDataset("the data set is empty; send it as the body, or as the file of a form")
-    return digest.hexdigest()
+    return sha256
 
 
 def _record(file: Path, query: UploadQuery, sha256: str) -> DatasetRecord:

@@ -4,15 +4,20 @@
 wrong.
 """
 
+import asyncio
 import codecs
-from collections.abc import AsyncIterator
+import hashlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
-from apt_jobs.errors import InvalidDataset
+from apt_jobs.errors import InvalidDataset, OutOfSpace
 from apt_jobs.jobs.dataset_format import NPY_MAGIC, PARQUET_MAGIC, DatasetFormat, compression_of
 from apt_jobs.web.problems import ProblemError
 
@@ -22,6 +27,8 @@ if TYPE_CHECKING:
 RAW_TYPES = frozenset({"", "application/octet-stream", "application/x-www-form-urlencoded"})  # curl sends the last one
 FORM_TYPE = "multipart/form-data"
 MAX_FIELDS_BYTES = 1 << 16  # of a form, besides its file
+IDLE_TIMEOUT_S = 30.0  # between two pieces of an upload
+MIN_BYTES_PER_S = 1_000  # of an upload as a whole, after the first `IDLE_TIMEOUT_S`
 _UTF8_MARK = codecs.BOM_UTF8
 _OTHER_MARKS = (  # the longer ones first: a mark of UTF-32 begins as one of UTF-16
     (codecs.BOM_UTF32_LE, "UTF-32"),
@@ -119,8 +126,51 @@ class UploadCheck:
             self._text = TextCheck()
 
 
-def upload_parts(request: Request) -> AsyncIterator[bytes]:
-    """Return the pieces of the text.
+async def receive_file(
+    parts: AsyncIterator[bytes], file: Path, max_bytes: int, what: str, feed: Callable[..., bytes] | None = None
+) -> tuple[str, int]:
+    """Stream an upload into a file, synced in the end; returns its SHA-256 and its size in bytes.
+
+    Args:
+        parts: Its pieces.
+        file: Replaced, if it is there.
+        max_bytes: More than so many are refused.
+        what: Its name in messages.
+        feed: Called with each piece, and last with `final=True`; returns what is to be stored.
+
+    Raises:
+        ProblemError: it is too large, too slow, or ends early.
+        OutOfSpace: the disk does not take it.
+    """
+    digest, num_received, size, began_s = hashlib.sha256(), 0, 0, time.monotonic()
+    try:
+        with file.open("wb") as opened:
+            is_over = False
+            while not is_over:
+                part = await asyncio.wait_for(anext(parts, None), IDLE_TIMEOUT_S)
+                is_over = part is None
+                num_received += len(part or b"")
+                if num_received > max_bytes:
+                    raise ProblemError(413, f"{what} is larger than {max_bytes:,} bytes")
+                if time.monotonic() - began_s > IDLE_TIMEOUT_S + num_received / MIN_BYTES_PER_S:
+                    raise ProblemError(408, f"{what} comes with less than {MIN_BYTES_PER_S:,} bytes a second")
+                stored = (part or b"") if feed is None else feed(part or b"", final=is_over)
+                size += len(stored)
+                digest.update(stored)
+                await asyncio.to_thread(opened.write, stored)
+            opened.flush()
+            os.fsync(opened.fileno())
+    except TimeoutError as exc:
+        raise ProblemError(408, f"nothing more of {what} came for {IDLE_TIMEOUT_S:.0f} s") from exc
+    except ClientDisconnect as exc:
+        raise ProblemError(400, f"the connection ended within {what}") from exc
+    except OSError as exc:
+        raise OutOfSpace(f"{what} cannot be written: {exc.strerror}") from exc
+    return digest.hexdigest(), size
+
+
+def upload_parts(request: Request, kinds: frozenset[str] = RAW_TYPES) -> AsyncIterator[bytes]:
+    """Return the pieces of an upload, whose content type is one of `kinds`, text, or a form.
 
     Raises:
         ProblemError: 415, the content type is none of ours; 400, the form is broken or has not one file.
@@ -136,7 +186,7 @@ def upload_parts(request: Request) -> AsyncIterator[bytes]:
         if not boundary:
             raise ProblemError(400, "the multipart form has no boundary in its Content-Type")
         return _file_of_form(request, boundary)
-    if kind in RAW_TYPES or kind.startswith("text/"):
+    if kind in kinds or kind.startswith("text/"):
         return request.stream()
     raise ProblemError(
         415, f"the body is {kind[:100]!r}; send it as text/plain or application/octet-stream, or as the file of a form"
