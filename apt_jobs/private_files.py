@@ -21,6 +21,7 @@ OUR_NAMES = (  # in the data directory; it may hold files of others, too: somebo
         "local.json*",
         "*.lock",
         "checkpoints",
+        "code",
         "compile_cache",
         "datasets",
         "locks",

@@ -3,7 +3,7 @@
 import ipaddress
 import re
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 from urllib.parse import quote, urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -142,6 +142,12 @@ class Settings(BaseSettings):
     pass_environment: tuple[str, ...] = Field(
         (), description="Further variables of a worker's environment that training jobs see, by name (JSON list)."
     )
+    allow_code: Literal["off", "admin", "submitter"] | None = Field(
+        None,
+        description="Who may run code of their own (`apt-jobs run`), as the workers' user: off, admin, or submitter. "
+        "Default: submitter where all is on loopback and no proxy is named, else off.",
+    )
+    max_code_bytes: int = Field(50 << 20, ge=1024, description="Largest packed folder of code, in bytes.")
     generate_concurrency: int = Field(8, ge=1, le=64, description="Generation jobs that one worker serves at once.")
     generate_threads: int = Field(
         0, ge=0, le=1_024, description="Threads of a generation worker's computations on CPU; 0: half of the cores."
@@ -177,6 +183,19 @@ class Settings(BaseSettings):
         if not _ROOT_PATH.fullmatch(root_path) or "." in segments or ".." in segments:
             raise ValueError(f"{root_path!r} is no path of a URL; write it as /apt or /tools/apt")
         return root_path
+
+    @field_validator("allow_code", mode="before")
+    @classmethod
+    def _allow_code_may_be_a_switch(cls, value: Any) -> Any:
+        words = {"true": "submitter", "1": "submitter", "yes": "submitter", "false": "off", "0": "off", "no": "off"}
+        return words.get(str(value).strip().lower(), value)
+
+    @field_validator("entry_points")
+    @classmethod
+    def _no_entry_point_is_named_code(cls, entry_points: dict[str, str]) -> dict[str, str]:
+        if "code" in entry_points:
+            raise ValueError("the name 'code' is for jobs that bring their own; call the entry point otherwise")
+        return entry_points
 
     @field_validator("allowed_hosts")
     @classmethod
@@ -235,6 +254,16 @@ class Settings(BaseSettings):
         return f"{'https' if self.https else 'http'}://{self.allowed_hosts[0]}{self.root_path}"
 
     @property
+    def code_role(self) -> Literal["admin", "submitter"] | None:
+        """Role that may run code of its own; None: nobody may."""
+        if self.allow_code is not None:
+            return None if self.allow_code == "off" else self.allow_code
+        redis = urlsplit("unix:" if self.redis_url is None else self.redis_url.get_secret_value())
+        is_alone = is_loopback(self.host) and (redis.scheme == "unix" or is_loopback(redis.hostname or ""))
+        has_proxy = bool(self.allowed_hosts or self.trusted_proxies or self.https or self.root_path)
+        return "submitter" if is_alone and not has_proxy else None
+
+    @property
     def database(self) -> str:
         """SQLAlchemy URL, password included: never log it."""
         if self.database_url is not None:
@@ -265,6 +294,11 @@ class Settings(BaseSettings):
     @property
     def checkpoints_dir(self) -> Path:
         return self.root / "checkpoints"
+
+    @property
+    def code_dir(self) -> Path:
+        """Packed folders of code that jobs bring; see `artifacts/code.py`."""
+        return self.root / "code"
 
     @property
     def datasets_dir(self) -> Path:

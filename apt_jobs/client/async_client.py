@@ -9,6 +9,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, Literal, overload
 
@@ -18,7 +19,10 @@ from apt_jobs.client.answers import JobAnswer
 from apt_jobs.client.async_transport import AsyncTransport
 from apt_jobs.client.calls import Call
 from apt_jobs.client.following import Event, Follower
+from apt_jobs.client.packing import pack_folder
 from apt_jobs.client.retry import MAX_RETRIES
+from apt_jobs.errors import NotFound
+from apt_jobs.jobs.code import DEFAULT_MAX_BYTES
 
 PART_BYTES = 1 << 20  # of an upload
 
@@ -290,6 +294,42 @@ class AsyncClient(AsyncTransport):
     async def delete_dataset(self, name: str) -> None:
         """Delete a data set."""
         await self._send(calls.delete_dataset(name))
+
+    async def upload_code(self, folder: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_BYTES) -> dict[str, Any]:
+        """Pack a folder and upload it, unless the service has it: what git tracks and what it does not ignore.
+
+        Args:
+            folder: The code, from which a job's command runs.
+            max_bytes: More than so many are not packed.
+
+        Returns:
+            What the service knows of it; a job brings it as `"code": {"sha256": ...}`.
+
+        Raises:
+            InvalidInput: the folder holds what cannot be packed; the message names the file.
+            Denied: the operator does not allow it.
+
+        Example:
+            code = await client.upload_code(".")
+            command = ["python", "train.py"]
+            job = {"kind": "train", "code": {"sha256": code["sha256"]}, "argv": command, "launcher": "none"}
+            await client.submit(job)
+        """
+        with ExitStack() as stack:
+            packed = await asyncio.to_thread(stack.enter_context, pack_folder(Path(folder), max_bytes))
+            try:
+                return await self.code(packed.sha256)
+            except NotFound:
+                path, parts = calls.code_path(packed.sha256), _parts_of(packed.file)
+                return dict(await self._json("PUT", path, content=parts, timeout=calls.UPLOAD_TIMEOUT_S))
+
+    async def code(self, sha256: str) -> dict[str, Any]:
+        """Get what is known of packed code: its size, commit and branch, and the diff to that commit.
+
+        Raises:
+            NotFound: it was never uploaded, or was removed since no job names it.
+        """
+        return await self._send(calls.get_code(sha256))
 
     async def workers(self) -> list[dict[str, Any]]:
         """Get the workers, with `alive`."""

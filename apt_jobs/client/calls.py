@@ -17,6 +17,7 @@ from apt_jobs.errors import InvalidInput, NotFound
 
 TIMEOUT_S = 30.0
 GENERATE_TIMEOUT_S = 660.0
+UPLOAD_TIMEOUT_S = 300.0  # for the answer to an upload
 MAX_ID_CHARS = 300
 MAX_KEY_CHARS = 255  # of an Idempotency-Key
 STORED_PAGE = 1_000  # events of a page
@@ -167,6 +168,15 @@ def upload_parameters(name: str, dataset_format: str, column: str) -> dict[str, 
 
 def delete_dataset(name: str) -> Call[None]:
     return Call("DELETE", f"/api/datasets/{segment(name, 'data set')}", _nothing, is_repeatable=False)
+
+
+def get_code(sha256: str) -> Call[dict[str, Any]]:
+    return Call("GET", code_path(sha256), dict)
+
+
+def code_path(sha256: str) -> str:
+    """Return the address of packed code."""
+    return f"/api/code/{segment(sha256, 'packed code')}"
 
 
 def _with_json(

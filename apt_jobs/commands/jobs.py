@@ -1,7 +1,7 @@
 """`apt-jobs submit`, `ps`, `watch`, `logs` and all else that is about jobs and what comes of them."""
 
 from collections.abc import Iterable
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import Annotated, Any
 
 import typer
@@ -19,6 +19,7 @@ from apt_jobs.commands.terminal import (
     print_table,
     read_job,
 )
+from apt_jobs.errors import NotFound
 
 app = typer.Typer()
 JobId = Annotated[str, typer.Argument(help="As `apt-jobs ps` shows it.")]
@@ -63,9 +64,13 @@ def ps(
 
 @app.command()
 def inspect(job_id: JobId) -> None:
-    """Print all about one job, as JSON."""
+    """Print all about one job, as JSON; with the commit and the diff of the code that it brought."""
     with open_client() as client:
-        print_json(client.get(job_id))
+        job = client.get(job_id)
+        if (code := job["spec"].get("code")) is not None:
+            with suppress(NotFound):
+                job["code"] = client.code(code["sha256"])
+        print_json(job)
 
 
 @app.command()

@@ -89,6 +89,7 @@ def new_job(
         max_attempts=spec.max_attempts,
         idempotency_key=import_key,
         schedule_id=schedule_id,
+        code_sha256=spec.code.sha256 if isinstance(spec, TrainSpec) and spec.code is not None else None,
     )
 
 

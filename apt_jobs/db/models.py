@@ -49,6 +49,7 @@ class Job(Base):
             dialect="postgresql"
         ),
         Index("ix_jobs_schedule_id", "schedule_id", "state"),
+        Index("ix_jobs_code_sha256", "code_sha256"),
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
@@ -83,6 +84,7 @@ class Job(Base):
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)  # of an imported run
     schedule_id: Mapped[str | None] = mapped_column(String(40))  # who made it; that schedule may be gone
     dataset_sha256: Mapped[str | None] = mapped_column(String(64))  # that its first attempt found; see dataset_pins.py
+    code_sha256: Mapped[str | None] = mapped_column(String(64))  # of the code that it brings
 
 
 class Attempt(Base):

@@ -328,6 +328,7 @@ class RankFailed(Event):
     error: str  # name of the exception's class
     message: str
     traceback: str
+    exit_status: int | None = None  # of the command that the job brought
 
 
 @event

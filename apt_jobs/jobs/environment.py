@@ -33,6 +33,13 @@ def _require_free_variable(name: str) -> str:
     return name
 
 
+def as_flag(name: str, value: bool | int | float | str) -> str:
+    """Return one of a job's `arguments` as scripts read it: `true` is the bare flag, anything else its value."""
+    if value is True:
+        return f"--{name}"
+    return f"--{name}={'false' if value is False else value}"
+
+
 Argument = Annotated[str, StringConstraints(max_length=4_000), AfterValidator(_require_no_nul)]
 VariableName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,99}$"), AfterValidator(_require_free_variable)

@@ -31,6 +31,7 @@ class Handover:
     base_model_dir: Path | None = None
     resume_dir: Path | None = None
     resume_step: int = 0
+    command: tuple[str, ...] = ()  # of a job that brings code
 
     def spool_path(self, rank: int) -> Path:
         """Return the spool for a process of this rank; ranks that the script started itself use that of rank 0."""
@@ -75,6 +76,7 @@ def _parsed(document: dict[str, Any]) -> Handover:
         base_model_dir=_path(document, "base_model_dir"),
         resume_dir=_path(document, "resume_dir"),
         resume_step=int(document.get("resume_step") or 0),
+        command=tuple(map(str, document.get("command") or ())),
     )
 
 

@@ -24,6 +24,7 @@ class RunFile(BaseModel):
     attempt: int
     spec: TrainSpec
     entry_point: str | None  # registered: "module:function" or the path of a script; None: the built-in trainer
+    command: list[str] | None = None  # of code that the job brings, or of a script without torchrun
     dataset_file: Path | None  # None: the built-in data set
     dataset_format: DatasetFormat = DatasetFormat.TEXT
     dataset_column: str = DEFAULT_COLUMN  # of JSONL and Parquet
@@ -40,6 +41,11 @@ class RunFile(BaseModel):
     checkpoint_prefix: (
         str  # prefix of `CheckpointSaved.filename`: checkpoints_dir relative to the service's root of them
     )
+
+    @property
+    def is_user_script(self) -> bool:
+        """Whether the ranks run code that is not ours."""
+        return self.entry_point is not None or self.command is not None
 
     def spool_path(self, rank: int) -> Path:
         """Return the path of one rank's spool."""

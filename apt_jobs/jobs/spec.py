@@ -18,11 +18,13 @@ from pydantic import (
     model_validator,
 )
 
+from apt_jobs.jobs.code import Sha256
 from apt_jobs.jobs.environment import Argument, VariableName
 from apt_jobs.jobs.printable import require_printable
 
 BUILTIN_DATASET = "pydoc-topics"  # English text shipped with CPython (pydoc_data.topics), 0.7 MB
 BUILTIN_ENTRY_POINT = "language-model"
+CODE_ENTRY_POINT = "code"  # of a job that brings its own; no operator registers it
 MAX_TEXT_CHARS = 32_768
 MAX_NEW_TOKENS = 4_096
 
@@ -244,8 +246,14 @@ class JobSpec(Strict):
     )
 
 
+class Code(Strict):
+    """The code that a job brings: a packed folder, whose command `argv` is."""
+
+    sha256: Sha256 = Field(description="Of the packed folder, uploaded by `PUT /api/code/{sha256}` (`apt-jobs run`).")
+
+
 class TrainSpec(JobSpec):
-    """A training job: `num_ranks` processes under torchrun."""
+    """A training job: `num_ranks` processes under torchrun, or one that does as it likes."""
 
     kind: Literal["train"]
     entry_point: Name = Field(BUILTIN_ENTRY_POINT, description="Registered on the worker; never a command line.")
@@ -255,7 +263,13 @@ class TrainSpec(JobSpec):
     argv: list[Argument] = Field(
         default_factory=list,
         max_length=256,
-        description='Command line of a registered script, as `["--lr", "3e-4"]`; `arguments` follow it.',
+        description='Command line of a registered script, as `["--lr", "3e-4"]`; `arguments` follow it. With `code` '
+        'the whole command, as `["python", "train.py"]`; no shell reads it.',
+    )
+    code: Code | None = Field(None, description="Code of the job itself, where the operator allows it.")
+    launcher: Literal["torchrun", "none"] = Field(
+        "torchrun",
+        description="none: one process, which may start others; `num_ranks` is how many GPUs it sees.",
     )
     env: dict[VariableName, Argument] = Field(
         default_factory=dict,
@@ -279,6 +293,27 @@ class TrainSpec(JobSpec):
     def _nodes_divide(self) -> Self:
         if self.num_ranks % self.num_nodes:
             raise ValueError(f"num_nodes={self.num_nodes} must divide num_ranks={self.num_ranks}")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _code_is_its_own_entry_point(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("code") is not None and "entry_point" not in values:
+            return {**values, "entry_point": CODE_ENTRY_POINT}
+        return values
+
+    @model_validator(mode="after")
+    def _code_has_a_command(self) -> Self:
+        if self.code is None and self.entry_point == CODE_ENTRY_POINT:
+            raise ValueError("entry_point='code' needs `code`, which `apt-jobs run` uploads")
+        if self.code is not None and self.entry_point != CODE_ENTRY_POINT:
+            raise ValueError(f"a job with code has no entry_point; got {self.entry_point!r}: leave it out")
+        if self.code is not None and (not self.argv or not self.argv[0] or self.arguments):
+            raise ValueError('a job with code has its whole command in argv, as ["python", "train.py"], no arguments')
+        if self.launcher == "none" and self.entry_point == BUILTIN_ENTRY_POINT:
+            raise ValueError("launcher='none' is for user scripts: the built-in trainer needs torchrun")
+        if self.launcher == "none" and self.num_nodes > 1:
+            raise ValueError(f"launcher='none' starts one process on one node; got num_nodes={self.num_nodes}")
         return self
 
     @property

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
+from apt_jobs.artifacts.code import find_code, touch_code
 from apt_jobs.artifacts.datasets import find_dataset
 from apt_jobs.artifacts.models import model_exists
 from apt_jobs.db.job_groups import insert_jobs
@@ -17,6 +18,7 @@ from apt_jobs.jobs.dataset_format import DatasetFormat
 from apt_jobs.jobs.spec import (
     BUILTIN_DATASET,
     BUILTIN_ENTRY_POINT,
+    CODE_ENTRY_POINT,
     GenerateSpec,
     TrainSpec,
     parse_spec,
@@ -122,6 +124,7 @@ def reference_faults(session: Session, settings: Settings, spec: Spec) -> list[R
         *_dataset_faults(settings, spec),
         *_model_faults(session, settings, "base_model", spec.base_model),
         *_entry_point_faults(session, settings, spec),
+        *_code_faults(settings, spec),
     ]
 
 
@@ -155,6 +158,20 @@ def _dataset_faults(settings: Settings, spec: TrainSpec) -> list[ReferenceFault]
     return [ReferenceFault("dataset", repr(spec.dataset), expected)]
 
 
+def _code_faults(settings: Settings, spec: TrainSpec) -> list[ReferenceFault]:
+    """Return a fault if nobody may bring code, or if that of the job was not uploaded."""
+    if spec.code is None:
+        return []
+    if settings.code_role is None:
+        return [ReferenceFault("code", "a packed folder", "the operator's consent: APT_JOBS_ALLOW_CODE")]
+    touch_code(settings.code_dir, spec.code.sha256)  # it is kept until the job's row holds it
+    try:
+        find_code(settings.code_dir, spec.code.sha256)
+    except NotFound:
+        return [ReferenceFault("code/sha256", spec.code.sha256, "code that was uploaded: apt-jobs run does that")]
+    return []
+
+
 def _entry_point_faults(session: Session, settings: Settings, spec: TrainSpec) -> list[ReferenceFault]:
     """Return a fault if workers of the queue live and none of them has the entry point registered."""
     name = spec.entry_point
@@ -165,6 +182,9 @@ def _entry_point_faults(session: Session, settings: Settings, spec: TrainSpec) -
     known = [row.entry_points for row in workers if row.kind == spec.kind]
     if not known or any(names is None or name in names for names in known):
         return []
-    registered = sorted({BUILTIN_ENTRY_POINT, *(name for names in known for name in names or ())})
+    if name == CODE_ENTRY_POINT:
+        expected = f"that a worker of the queue {queue!r} runs code of jobs: APT_JOBS_ALLOW_CODE is set there"
+        return [ReferenceFault("code", "a packed folder", expected)]
+    registered = sorted({BUILTIN_ENTRY_POINT, *(name for names in known for name in names or ())} - {CODE_ENTRY_POINT})
     expected = f"one that a worker of the queue {queue!r} has registered: {', '.join(registered)}"
     return [ReferenceFault("entry_point", repr(name), expected)]

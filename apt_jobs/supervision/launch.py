@@ -1,4 +1,4 @@
-"""The torchrun command of one node of an attempt, and what its ranks may see.
+"""The command of one node of an attempt, mostly torchrun, and what its ranks may see.
 
 All ranks of a node have one torchrun. With several nodes the head, which has node 0 and so rank 0, opens the
 rendezvous; the others join it at the address in the run file.
@@ -7,6 +7,7 @@ rendezvous; the others join it at the address in the run file.
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from apt_jobs.jobs.handover import RUN_FILE_VARIABLE
 from apt_jobs.jobs.run_file import RunFile
@@ -47,6 +48,8 @@ def start_node(
 
 def _command(settings: Settings, run_file: RunFile, node_rank: int) -> list[str]:
     spec = run_file.spec
+    if spec.launcher == "none":
+        return [sys.executable, "-m", "apt_jobs.run.command"]
     endpoint, options = f"{LOOPBACK_ADDRESS}:0", f"node_rank={node_rank}"
     if run_file.rendezvous is not None:
         endpoint = run_file.rendezvous
@@ -69,9 +72,12 @@ def _command(settings: Settings, run_file: RunFile, node_rank: int) -> list[str]
 
 def _environment(settings: Settings, run_file: RunFile, node_rank: int, gpus: Sequence[int]) -> dict[str, str]:
     """Return what the ranks see: no setting of the service, no secret of the operator's shell."""
-    spec, is_script = run_file.spec, run_file.entry_point is not None
+    spec, is_script = run_file.spec, run_file.is_user_script
     environment = passed_environment(os.environ, settings.pass_environment)
     is_offline = environment.get("HF_HUB_OFFLINE", "1") if is_script else "1"
+    if spec.code is not None:  # `python`, `torchrun`, `accelerate` are those of this installation
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
+        gpus = gpus[: spec.ranks_per_node]
     threads = max(1, (os.cpu_count() or 1) // spec.ranks_per_node)
     environment |= {
         "OMP_NUM_THREADS": str(threads),

@@ -1,5 +1,6 @@
 """From a job's row to the run file of one attempt: every reference resolved, every refusal in words."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import orjson
 
 from apt_jobs.artifacts.checkpoints import checkpoint_dir, checkpoints_of_job, complete_checkpoint_dir
+from apt_jobs.artifacts.code import unpack_code
 from apt_jobs.artifacts.datasets import DatasetRecord, identify_dataset
 from apt_jobs.artifacts.models import local_model_dir
 from apt_jobs.artifacts.prepared_space import prune_prepared
@@ -16,7 +18,8 @@ from apt_jobs.db.dataset_pins import pin_dataset
 from apt_jobs.db.engine import Database
 from apt_jobs.db.models import Checkpoint, Job
 from apt_jobs.db.workers import list_workers, node_name
-from apt_jobs.errors import InvalidCheckpoint, InvalidDataset, NotFound, WorkerLacks
+from apt_jobs.errors import InvalidCheckpoint, InvalidDataset, InvalidInput, NotFound, WorkerLacks
+from apt_jobs.jobs.environment import as_flag
 from apt_jobs.jobs.run_file import SCRIPT_SUFFIX, RunFile
 from apt_jobs.jobs.spec import BUILTIN_DATASET, BUILTIN_ENTRY_POINT, CHECKPOINT_ID_PATTERN, TrainSpec
 from apt_jobs.operations.data_directory import require_room
@@ -55,18 +58,19 @@ def plan_attempt(
     resume_dir, resume_step = _resume_point(settings, database, job.id)
     dataset = _dataset(settings, database, job.id, spec)
     prune_prepared(settings.prepared_dir, settings.max_prepared_bytes)
+    output_dir = runs_of_job(settings, job.id) / OUTPUT_FOLDER
     run_file = RunFile(
         job_id=job.id,
         attempt=job.attempt,
         spec=spec,
-        entry_point=_entry_point(settings, spec),
+        **_what_to_run(settings, spec, output_dir),
         **_dataset_fields(settings, dataset),
         prepared_dir=settings.prepared_dir,
         base_model_dir=_base_model_dir(settings, database, spec),
         resume_dir=resume_dir,
         resume_step=resume_step,
         datasets_dir=settings.datasets_dir,
-        output_dir=runs_of_job(settings, job.id) / OUTPUT_FOLDER,
+        output_dir=output_dir,
         rendezvous=rendezvous() if spec.num_nodes > 1 else None,
         run_dir=folder,
         checkpoints_dir=checkpoints_of_job(settings, job.id),
@@ -120,7 +124,7 @@ def _require_nodes(settings: Settings, database: Database, spec: TrainSpec, head
 
 
 def _entry_point(settings: Settings, spec: TrainSpec) -> str | None:
-    if spec.entry_point == BUILTIN_ENTRY_POINT:
+    if spec.entry_point == BUILTIN_ENTRY_POINT or spec.code is not None:
         return None
     if spec.entry_point not in settings.entry_points:
         known = ", ".join([BUILTIN_ENTRY_POINT, *sorted(settings.entry_points)])
@@ -132,6 +136,30 @@ def _entry_point(settings: Settings, spec: TrainSpec) -> str | None:
     if not script.is_file():
         raise WorkerLacks(f"the entry point {spec.entry_point!r} of this worker is {script}, which is no file")
     return str(script)
+
+
+def _what_to_run(settings: Settings, spec: TrainSpec, output_dir: Path) -> dict[str, Any]:
+    """Return what the run file says of the code; that of a job that brings some is unpacked where it runs."""
+    entry_point = _entry_point(settings, spec)
+    return {"entry_point": entry_point, "command": _command(settings, spec, entry_point, output_dir)}
+
+
+def _command(settings: Settings, spec: TrainSpec, entry_point: str | None, output_dir: Path) -> list[str] | None:
+    if spec.code is not None:
+        if settings.code_role is None:
+            raise WorkerLacks("this worker runs no code that jobs bring: its operator has not set APT_JOBS_ALLOW_CODE")
+        output_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            unpack_code(settings.code_dir, spec.code.sha256, output_dir)
+        except NotFound as exc:
+            raise WorkerLacks(f"the job's code is not on this worker: {exc}") from exc
+        return list(spec.argv)
+    if spec.launcher != "none" or entry_point is None:
+        return None
+    if not entry_point.endswith(SCRIPT_SUFFIX):
+        raise InvalidInput(f"launcher='none' runs scripts, and the entry point {spec.entry_point!r} is a function")
+    flags = (as_flag(name, value) for name, value in spec.arguments.items())
+    return [sys.executable, entry_point, *spec.argv, *flags]
 
 
 def _dataset(settings: Settings, database: Database, job_id: str, spec: TrainSpec) -> DatasetRecord | None:

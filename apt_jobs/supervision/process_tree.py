@@ -2,7 +2,8 @@
 
 Killing a process group or torchrun alone would leave ranks behind that hold the GPUs. So: the supervisor is a
 subreaper, torchrun gets SIGTERM when its parent dies, ranks ask for SIGKILL when torchrun dies, and every process
-carries a marker in its environment by which what is left can be found.
+carries a marker in its environment by which what is left can be found. A process that cleared its environment is still
+a descendant of the supervisor.
 """
 
 import ctypes
@@ -14,29 +15,37 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import psutil
+
 from apt_jobs.errors import Unavailable
+from apt_jobs.run.parent import die_with_parent
 
 logger = logging.getLogger(__name__)
 
 MARKER = "APT_JOBS_ATTEMPT"  # environment variable: "<job id>:<attempt>"
 WORKER_MARKER = "APT_JOBS_WORKER"  # environment variable: whose GPUs a process uses
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
-PR_SET_CHILD_SUBREAPER = 36
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 KILL_TIMEOUT_S = 30.0  # a process that hangs in the kernel ends when that returns, and runs no code before
 _POLL_S = 0.02
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def die_with_parent(number: int = signal.SIGTERM) -> None:
-    """Ask the kernel to send this process `number` when the thread that started it ends (Linux only)."""
-    if hasattr(_LIBC, "prctl"):
-        _LIBC.prctl(PR_SET_PDEATHSIG, number)
-
-
 def adopt_orphans() -> None:
-    """Make this process the parent of all descendants whose own parent dies (Linux only)."""
+    """Make this process the parent of all descendants whose own parent dies (Linux only).
+
+    All processes that it has then are of its one tree, whatever they did to their environment.
+    """
     if hasattr(_LIBC, "prctl"):
-        _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1)
+        _adoption.is_on = _LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1) == 0
+
+
+class _Adoption:
+    """Whether this process adopts orphans."""
+
+    is_on = False
+
+
+_adoption = _Adoption()
 
 
 class ProcessTree:
@@ -70,11 +79,15 @@ class ProcessTree:
 
     def kill(self) -> None:
         """SIGKILL until nothing of the tree is left but what hangs in the kernel for longer than `KILL_TIMEOUT_S`."""
-        kill_marked(self._marker, MARKER, self._reap)
+        _kill(self._members, self._marker, self._reap)
         self._reap()
 
     def _members(self) -> list[int]:
-        return marked_processes(self._marker)
+        """Return living processes that carry the marker, or descend from this process though they lost it."""
+        members = set(marked_processes(self._marker))
+        if _adoption.is_on:
+            members.update(child.pid for child in _descendants())
+        return sorted(members)
 
     def _reap(self) -> None:
         """Collect the exit status of the command and of adopted orphans, so that they do not stay as zombies."""
@@ -108,8 +121,12 @@ def clear_leftovers(worker: str, timeout_s: float) -> int:
 
 def kill_marked(marker: str, variable: str = MARKER, meanwhile: Callable[[], None] = lambda: None) -> list[int]:
     """SIGKILL until nothing carries the marker; after `KILL_TIMEOUT_S` return what hangs in the kernel."""
+    return _kill(lambda: marked_processes(marker, variable), marker, meanwhile)
+
+
+def _kill(find: Callable[[], list[int]], marker: str, meanwhile: Callable[[], None]) -> list[int]:
     deadline = time.monotonic() + KILL_TIMEOUT_S
-    while left := marked_processes(marker, variable):
+    while left := find():
         if time.monotonic() > deadline:
             logger.error("processes do not end on SIGKILL", extra={"marker": marker, "pids": left})
             break
@@ -143,6 +160,22 @@ def send(pids: Sequence[int], number: signal.Signals) -> None:
             os.kill(pid, number)
         except ProcessLookupError:
             continue
+
+
+def _descendants() -> list[psutil.Process]:
+    """Return living processes that descend from this one."""
+    try:
+        children = psutil.Process().children(recursive=True)
+    except psutil.Error:
+        return []
+    return [child for child in children if not _is_over(child)]
+
+
+def _is_over(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return True
 
 
 def _is_zombie(entry: Path) -> bool:

@@ -22,7 +22,7 @@ from apt_jobs.db.engine import Database
 from apt_jobs.db.hand_backs import hand_back
 from apt_jobs.db.jobs import fence, finish, finish_faulted, get_job, stop_requests_of
 from apt_jobs.errors import AptJobsError, Fenced, InvalidInput, OutOfSpace, Unavailable, WorkerLacks
-from apt_jobs.events.kinds import StoredEvent
+from apt_jobs.events.kinds import RankFailed, StoredEvent
 from apt_jobs.events.live import LivePublisher
 from apt_jobs.jobs.outcome import Outcome, read_outcome
 from apt_jobs.jobs.retry import Fault, retry_rules
@@ -230,9 +230,7 @@ class Supervisor:
         elif (cause := first_cause(relay.failures)) and cause.error == OutOfSpace.__name__:
             self._hand_back(cause.message)
         elif cause:
-            message = f"rank {cause.rank}: {cause.error}: {cause.message}"
-            error = {"message": message, "error": cause.error, "rank": cause.rank}
-            self._finish(JobState.FAILED, message, error={**error, "traceback": cause.traceback[-MAX_TRACEBACK_CHARS:]})
+            self._report_failure(cause, logs)
         else:
             why = self._lost_node or (ending.value if ending else _exit_in_words(tree.poll()))
             error = {"message": why, "traceback": logs.tail()[-MAX_TRACEBACK_CHARS:]}
@@ -242,6 +240,16 @@ class Supervisor:
                     session, self._job_id, self._attempt, why, error, fault=fault, rules=rules
                 )
             )
+
+    def _report_failure(self, cause: RankFailed, logs: RankLogs) -> None:
+        """Report what a rank raised, or how the job's own command exited."""
+        message = f"rank {cause.rank}: {cause.error}: {cause.message}"
+        error: dict[str, Any] = {"message": message, "error": cause.error, "rank": cause.rank}
+        if cause.exit_status is not None:
+            message = error["message"] = cause.message
+            error["exit_status"] = cause.exit_status
+        traceback = cause.traceback or logs.tail()
+        self._finish(JobState.FAILED, message, error={**error, "traceback": traceback[-MAX_TRACEBACK_CHARS:]})
 
     def _report_stopped(self, relay: Relay, *, saved: bool) -> None:
         """Report ranks that were asked to save and stop, and did, or were ended when they did not in time."""

@@ -1,6 +1,7 @@
 """What torchrun starts on every rank: `torchrun -m apt_jobs.training.run --run-file PATH`.
 
-Reads the run file, runs the built-in trainer or the registered entry point, and leaves in the spool why it failed.
+Reads the run file, runs the built-in trainer, the registered entry point or the job's own command, and leaves in the
+spool why it failed.
 
 An entry point is a script, which is run as `__main__` with the job's arguments as `--name=value`, or a function:
 
@@ -11,7 +12,6 @@ An entry point is a script, which is run as `__main__` with the job's arguments 
 
 import argparse
 import atexit
-import ctypes
 import importlib
 import os
 import runpy
@@ -27,14 +27,15 @@ from apt_jobs.errors import InvalidInput, TrainingFailed
 from apt_jobs.events.current_spool import spool_of_job
 from apt_jobs.events.kinds import RankFailed
 from apt_jobs.events.spool import SpoolWriter
+from apt_jobs.jobs.environment import as_flag
 from apt_jobs.jobs.outcome import Outcome, write_outcome
 from apt_jobs.jobs.run_file import SCRIPT_SUFFIX, RunFile
-from apt_jobs.jobs.spec import ArgumentValue
+from apt_jobs.run.command import run_command
+from apt_jobs.run.parent import die_with_parent
 from apt_jobs.run.stopping import STOPPED
 from apt_jobs.training.torchrun import read_rank_info
 
 BUILT_IN = "apt_jobs.training.loop:train"  # imported like any other: user scripts do not wait for it
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def main() -> int:
@@ -50,11 +51,13 @@ def main() -> int:
     Example:
         torchrun --nproc-per-node=2 -m apt_jobs.training.run --run-file run.json
     """
-    _die_with_torchrun()
+    die_with_parent(signal.SIGKILL)  # ranks have sessions of their own: killing torchrun would leave them on the GPUs
     parser = argparse.ArgumentParser(description="One rank of a training attempt.")
     parser.add_argument("--run-file", type=Path, required=True)
     run_file = RunFile.model_validate_json(parser.parse_args().run_file.read_text())
     rank = read_rank_info().rank
+    if run_file.command is not None:
+        return run_command(rank)
     with SpoolWriter(run_file.spool_path(rank)) as spool:
         try:
             with spool_of_job(spool):
@@ -89,20 +92,13 @@ def _run_script(run_file: RunFile, spool: SpoolWriter) -> None:
     """As `python script.py ARGV --name=value ...` would, in this process and in the job's output folder."""
     assert run_file.entry_point is not None
     spec = run_file.spec
-    sys.argv = [run_file.entry_point, *spec.argv, *(_flag(name, value) for name, value in spec.arguments.items())]
+    sys.argv = [run_file.entry_point, *spec.argv, *(as_flag(name, value) for name, value in spec.arguments.items())]
     sys.path.insert(0, str(Path(run_file.entry_point).parent))
     try:
         runpy.run_path(run_file.entry_point, run_name="__main__")
     except SystemExit as exc:
         if exc.code not in (None, 0):
             raise TrainingFailed(f"the script exited with {exc.code}; its log says why") from exc
-
-
-def _flag(name: str, value: ArgumentValue) -> str:
-    """Return one argument as scripts read it: `true` is the bare flag, anything else its value."""
-    if value is True:
-        return f"--{name}"
-    return f"--{name}={'false' if value is False else value}"
 
 
 def _imported(entry_point: str) -> Callable[[RunFile, SpoolWriter], None]:
@@ -112,13 +108,6 @@ def _imported(entry_point: str) -> Callable[[RunFile, SpoolWriter], None]:
     except (ImportError, AttributeError) as exc:
         raise InvalidInput(f"the entry point {entry_point!r} cannot be imported: {exc}") from exc
     return function
-
-
-def _die_with_torchrun() -> None:
-    """Ranks have sessions of their own: without this, killing torchrun would leave them on the GPUs."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def leave(status: int) -> NoReturn:

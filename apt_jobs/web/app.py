@@ -17,7 +17,7 @@ from apt_jobs.job_queue import WakeUpPublisher, make_celery
 from apt_jobs.settings import Settings
 from apt_jobs.web import pages
 from apt_jobs.web.admissions import Admissions
-from apt_jobs.web.api import checkpoints, datasets, generation, histories, jobs, operations, schedules, training
+from apt_jobs.web.api import checkpoints, code, datasets, generation, histories, jobs, operations, schedules, training
 from apt_jobs.web.api.idempotency import sweep_loop
 from apt_jobs.web.api.openapi import openapi_document
 from apt_jobs.web.guard import Guard
@@ -25,7 +25,7 @@ from apt_jobs.web.live.generation_streams import GenerationStreams
 from apt_jobs.web.live.job_socket import refuse_unknown, upgrade_required, watch_job
 from apt_jobs.web.live.multiplexed_socket import watch_jobs
 from apt_jobs.web.live.streams import LiveStreams
-from apt_jobs.web.loops import fire_loop, reap_loop, wake_up_loop
+from apt_jobs.web.loops import fire_loop, prune_loop, reap_loop, wake_up_loop
 from apt_jobs.web.metrics import Measured, Metrics
 from apt_jobs.web.openai import batches as openai_batches
 from apt_jobs.web.openai import completions as openai_completions
@@ -74,6 +74,9 @@ ROUTES: list[BaseRoute] = [
     Route("/api/datasets", datasets.get_datasets, methods=["GET"]),
     Route("/api/datasets", datasets.upload_dataset, methods=["POST"]),
     Route("/api/datasets/{name}", datasets.remove_dataset, methods=["DELETE"]),
+    Route("/api/code/{sha256}", code.get_code, methods=["GET"]),
+    Route("/api/code/{sha256}", code.upload_code, methods=["PUT"]),
+    Route("/api/code/{sha256}/download", code.download_code, methods=["GET"]),
     Route("/api/schedules", schedules.get_schedules, methods=["GET"]),
     Route("/api/schedules", schedules.add_schedule, methods=["POST"]),
     Route("/api/schedules/preview", schedules.preview_schedule, methods=["POST"]),
@@ -144,7 +147,8 @@ def create_app(settings: Settings) -> Starlette:
         app.state.service, app.state.streams, app.state.generations = service, streams, generations
         loops = [generations.follow(), streams.follow(), streams.check_heads(), streams.run_maintenance()]
         loops += [sweep_loop(service), admissions.recheck_loop()]
-        loops += [wake_up_loop(service), reap_loop(service), fire_loop(service), batch_loop(service)]
+        loops += [wake_up_loop(service), reap_loop(service), fire_loop(service), prune_loop(service)]
+        loops += [batch_loop(service)]
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             yield

@@ -15,6 +15,7 @@ from apt_jobs.db.queues import queues_with_due_jobs
 from apt_jobs.db.schedules import fire_due, has_due
 from apt_jobs.errors import AptJobsError, Unavailable
 from apt_jobs.jobs.retry import retry_rules
+from apt_jobs.operations.prune_code import prune_code
 from apt_jobs.operations.submit import checker
 from apt_jobs.web.service import Service
 
@@ -25,6 +26,7 @@ WAKE_UP_MIN_PAUSE_S = 0.2
 WAKE_UP_BACKOFF = Backoff(2.0, 60.0)  # of a queue with due jobs that nobody claims; workers look by themselves, too
 REAP_EVERY_OF_LEASE = 1 / 12
 FIRE_EVERY_S = 1.0
+PRUNE_EVERY_S = 3_600.0
 REAP_GRACE_OF_LEASE = 0.5  # an attempt is reaped when its lease has been over for half of its length
 
 
@@ -70,6 +72,13 @@ async def reap_loop(service: Service) -> None:
         await asyncio.sleep(REAP_EVERY_OF_LEASE * service.settings.lease_s)
 
 
+async def prune_loop(service: Service) -> None:
+    """Remove packed code that nothing names any more."""
+    while True:
+        await _tried("prune", lambda: asyncio.to_thread(_prune, service))
+        await asyncio.sleep(PRUNE_EVERY_S)
+
+
 async def fire_loop(service: Service) -> None:
     """Submit the jobs of schedules that are due."""
     while True:
@@ -99,6 +108,11 @@ def _reap(service: Service) -> None:
     service.metrics.leases_lost.inc(len(events))
     for event in events:
         service.publisher.publish(event.job_id, [event])
+
+
+def _prune(service: Service) -> None:
+    if num_removed := prune_code(service.database, service.settings):
+        logger.info("removed code that no job names", extra={"count": num_removed})
 
 
 async def _fire(service: Service) -> None:

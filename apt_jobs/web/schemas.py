@@ -3,10 +3,15 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import zip_longest
-from typing import Annotated, Any, Literal
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NotRequired,  # as pydantic wants it before Python 3.12
+)
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
-from typing_extensions import TypedDict  # as pydantic wants it before Python 3.12
+from typing_extensions import TypedDict
 
 from apt_jobs.db.models import Attempt, Checkpoint, Job, WorkerRow
 from apt_jobs.events.codec import Number, timestamp
@@ -55,6 +60,7 @@ class JobError(TypedDict):
     message: str
     traceback: str | None
     rank: int | None
+    exit_status: NotRequired[int]
 
 
 class JobAnswer(BaseModel):
@@ -199,6 +205,18 @@ class DatasetList(BaseModel):
     object: Literal["list"] = "list"
     data: list[DatasetAnswer]
     has_more: bool = False
+
+
+class CodeAnswer(BaseModel):
+    sha256: str
+    size_bytes: int
+    num_files: int
+    created_at: str
+    commit: str | None = Field(description="null: the folder was in no repository of git.")
+    branch: str | None
+    remote: str | None = Field(description="Where the repository comes from.")
+    is_dirty: bool = Field(description="Files differed from the commit, or were not in it.")
+    diff: str = Field(description="How tracked files differed from the commit.")
 
 
 class KeyAnswer(BaseModel):

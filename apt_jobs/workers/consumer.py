@@ -27,6 +27,7 @@ from apt_jobs.db.workers import pause_of, pause_worker, record_worker, remove_wo
 from apt_jobs.errors import AlreadyRunning, AptJobsError, OutOfSpace, Unavailable
 from apt_jobs.events.live import LivePublisher
 from apt_jobs.job_queue import WakeUpPublisher, broker_queue, celery_slot, make_celery, serve_wake_ups
+from apt_jobs.jobs.spec import CODE_ENTRY_POINT
 from apt_jobs.operations.data_directory import DATA_ID, why_not_usable
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.settings import Settings
@@ -303,7 +304,9 @@ class Consumer:
             version=__version__,
             gpus=self._describe_gpus(),
             current_job_id=next(iter(self._current), None),
-            entry_points=sorted(self.settings.entry_points),
+            entry_points=sorted(
+                [*self.settings.entry_points, *([CODE_ENTRY_POINT] if self.settings.code_role else [])]
+            ),
         )
 
     def _forget(self) -> None:

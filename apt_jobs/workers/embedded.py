@@ -35,9 +35,9 @@ from apt_jobs.errors import AlreadyRunning, AptJobsError, Unavailable
 from apt_jobs.operations.data_directory import mark_data_directory
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.private_files import keep_private
+from apt_jobs.run.parent import die_with_parent
 from apt_jobs.settings import Settings
 from apt_jobs.socket_folder import prepare_socket, remove_socket_folder
-from apt_jobs.supervision.process_tree import die_with_parent
 from apt_jobs.workers.gpus import find_gpus
 
 logger = logging.getLogger(__name__)

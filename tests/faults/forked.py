@@ -16,7 +16,7 @@ from typing import IO, Self
 import apt_jobs.web.serve
 import apt_jobs.workers.train  # noqa: F401
 from apt_jobs.cli import app
-from apt_jobs.supervision.process_tree import die_with_parent
+from apt_jobs.run.parent import die_with_parent
 from tests.faults.light_worker import work
 
 LIGHT_WORKER = "light-worker"

@@ -29,6 +29,7 @@ from apt_jobs.operations.delete_job import delete_job
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.operations.waiting import waiting_of, waiting_of_page
 from apt_jobs.settings import Settings
+from apt_jobs.web.api.code import require_consent
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.idempotency import made_job, replay_headers
 from apt_jobs.web.live.server_sent_events import event_stream, wants_event_stream
@@ -98,6 +99,7 @@ async def submit_job(request: Request) -> Response:
     """Submit a training or generation job. The answer is durable: the job will reach an end."""
     service = service_of(request)
     spec: TrainSpec | GenerateSpec = request.state.body
+    require_consent(request, spec)
     key: IdempotencyKey | None = request.state.idempotency_key
     job, is_replay = await submit_once(service, spec, key)
     headers = {"location": f"/api/jobs/{job.id}", **replay_headers(is_replay)}

@@ -29,6 +29,7 @@ TAGS = {
     "checkpoints": "List, load, download and delete checkpoints.",
     "generation": "Continue texts; the models that can.",
     "datasets": "Texts to train on.",
+    "code": "Packed folders of code that jobs bring.",
     "schedules": "Jobs that come due by a cron expression.",
     "service": "Queues, workers, API keys and sessions.",
     "openai": "OpenAI's dialect: what the official clients send and expect.",

@@ -31,6 +31,7 @@ from apt_jobs.events.codec import timestamp
 from apt_jobs.jobs.cron import MAX_CHARS, due_after, require_due
 from apt_jobs.jobs.spec import AnyJobSpec, Strict, Title
 from apt_jobs.operations.submit import checker
+from apt_jobs.web.api.code import require_consent
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.idempotency import made_job, replay_headers
 from apt_jobs.web.api.jobs import require_references
@@ -175,6 +176,7 @@ async def run_schedule(request: Request) -> Response:
 async def _values(request: Request) -> ScheduleValues:
     """Return what the body sets, if it can come due and names only what exists."""
     body: ScheduleBody = request.state.body
+    require_consent(request, body.job)
     service = service_of(request)
     _checked(body, await service.read(database_now), 1)
     await require_references(service, body.job, under="#/job")

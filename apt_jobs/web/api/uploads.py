@@ -9,7 +9,7 @@ import codecs
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -131,8 +131,51 @@ class UploadCheck:
             self._text = TextCheck()
 
 
-def upload_parts(request: Request) -> AsyncIterator[bytes]:
-    """Return the pieces of the text.
+async def receive_file(
+    parts: AsyncIterator[bytes], file: Path, max_bytes: int, what: str, feed: Callable[..., bytes] | None = None
+) -> tuple[str, int]:
+    """Stream an upload into a file, synced in the end; returns its SHA-256 and its size in bytes.
+
+    Args:
+        parts: Its pieces.
+        file: Replaced, if it is there.
+        max_bytes: More than so many are refused.
+        what: Its name in messages.
+        feed: Called with each piece, and last with `final=True`; returns what is to be stored.
+
+    Raises:
+        ProblemError: it is too large, too slow, or ends early.
+        OutOfSpace: the disk does not take it.
+    """
+    digest, num_received, size, began_s = hashlib.sha256(), 0, 0, time.monotonic()
+    try:
+        with file.open("wb") as opened:
+            is_over = False
+            while not is_over:
+                part = await asyncio.wait_for(anext(parts, None), IDLE_TIMEOUT_S)
+                is_over = part is None
+                num_received += len(part or b"")
+                if num_received > max_bytes:
+                    raise ProblemError(413, f"{what} is larger than {max_bytes:,} bytes")
+                if time.monotonic() - began_s > IDLE_TIMEOUT_S + num_received / MIN_BYTES_PER_S:
+                    raise ProblemError(408, f"{what} comes with less than {MIN_BYTES_PER_S:,} bytes a second")
+                stored = (part or b"") if feed is None else feed(part or b"", final=is_over)
+                size += len(stored)
+                digest.update(stored)
+                await asyncio.to_thread(opened.write, stored)
+            opened.flush()
+            os.fsync(opened.fileno())
+    except TimeoutError as exc:
+        raise ProblemError(408, f"nothing more of {what} came for {IDLE_TIMEOUT_S:.0f} s") from exc
+    except ClientDisconnect as exc:
+        raise ProblemError(400, f"the connection ended within {what}") from exc
+    except OSError as exc:
+        raise OutOfSpace(f"{what} cannot be written: {exc.strerror}") from exc
+    return digest.hexdigest(), size
+
+
+def upload_parts(request: Request, kinds: frozenset[str] = RAW_TYPES) -> AsyncIterator[bytes]:
+    """Return the pieces of an upload, whose content type is one of `kinds`, text, or a form.
 
     Raises:
         ProblemError: 415, the content type is none of ours; 400, the form is broken or has not one file.
@@ -148,7 +191,7 @@ def upload_parts(request: Request) -> AsyncIterator[bytes]:
         if not boundary:
             raise ProblemError(400, "the multipart form has no boundary in its Content-Type")
         return file_of_form(request, Form(boundary))
-    if kind in RAW_TYPES or kind.startswith("text/"):
+    if kind in kinds or kind.startswith("text/"):
         return request.stream()
     raise ProblemError(
         415, f"the body is {kind[:100]!r}; send it as text/plain or application/octet-stream, or as the file of a form"
@@ -194,35 +237,10 @@ async def receive(parts: AsyncIterator[bytes], file: Path, settings: Settings, c
         OutOfSpace: the disk has no room.
         InvalidDataset: it is empty, or not what `check` wants.
     """
-    digest = hashlib.sha256()
-    num_received = size = 0
-    began_s = time.monotonic()
-    try:
-        with file.open("wb") as opened:
-            is_over = False
-            while not is_over:
-                part = await asyncio.wait_for(anext(parts, None), IDLE_TIMEOUT_S)
-                is_over = part is None
-                num_received += len(part or b"")
-                if num_received > settings.max_upload_bytes:
-                    raise ProblemError(413, f"the {what} is larger than {settings.max_upload_bytes:,} bytes")
-                if time.monotonic() - began_s > IDLE_TIMEOUT_S + num_received / MIN_BYTES_PER_S:
-                    raise ProblemError(408, f"the {what} comes with less than {MIN_BYTES_PER_S:,} bytes a second")
-                text = check.feed(part or b"", final=is_over)
-                size += len(text)
-                digest.update(text)
-                await asyncio.to_thread(opened.write, text)
-            opened.flush()
-            os.fsync(opened.fileno())
-    except TimeoutError as exc:
-        raise ProblemError(408, f"nothing more of the {what} came for {IDLE_TIMEOUT_S:.0f} s") from exc
-    except ClientDisconnect as exc:
-        raise ProblemError(400, f"the connection ended within the {what}") from exc
-    except OSError as exc:
-        raise OutOfSpace(f"the {what} cannot be written: {exc.strerror}") from exc
+    sha256, size = await receive_file(parts, file, settings.max_upload_bytes, f"the {what}", check.feed)
     if size == 0:
         raise InvalidDataset(f"the {what} is empty; send it as the body, or as the file of a form")
-    return digest.hexdigest()
+    return sha256
 
 
 class Form:

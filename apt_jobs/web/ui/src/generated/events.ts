@@ -216,6 +216,7 @@ export interface RankFailed {
   error: string;
   message: string;
   traceback: string;
+  exit_status: number | null;
 }
 
 /** All ranks are done and the last checkpoint is saved. */
@@ -270,6 +271,7 @@ export const TRAIN_FIELDS: Record<string, FieldRule> = {
   "max_attempts": {"type": "integer", "nullable": false, "description": "Attempts before the job is given up.", "minimum": 1, "maximum": 100, "default": 3},
   "time_limit_s": {"type": "number", "nullable": true, "description": "Longest time of one attempt, in seconds; then it saves and fails.", "exclusiveMinimum": 0, "maximum": 31622400, "default": null},
   "entry_point": {"type": "string", "nullable": false, "description": "Registered on the worker; never a command line.", "default": "language-model"},
+  "launcher": {"type": "string", "nullable": false, "description": "none: one process, which may start others; `num_ranks` is how many GPUs it sees.", "enum": ["torchrun", "none"], "default": "torchrun"},
   "dataset": {"type": "string", "nullable": false, "description": "A data set of `GET /api/datasets`.", "default": "pydoc-topics"},
   "base_model": {"type": "string", "nullable": true, "description": "Start from a local model or a checkpoint id (`GET /api/models`).", "default": null},
   "num_ranks": {"type": "integer", "nullable": false, "description": "Processes, one per GPU where there are GPUs.", "minimum": 1, "maximum": 512, "default": 1},

@@ -546,6 +546,50 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/code/{sha256}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return what is known of packed code
+         * @description Return what is known of packed code: its size, its commit, and how it differs from that.
+         */
+        get: operations["get_code"];
+        /**
+         * Keep a packed folder
+         * @description Keep a packed folder: a tar file of this SHA-256, as `apt-jobs run` packs it. Repeating it changes nothing.
+         */
+        put: operations["upload_code"];
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/code/{sha256}/download": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return the packed folder as it was uploaded
+         * @description Return the packed folder as it was uploaded.
+         */
+        get: operations["download_code"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/schedules": {
         parameters: {
             query?: never;
@@ -1602,6 +1646,26 @@ export interface components {
             train_loss: number | null;
             valid_loss: number | null;
         };
+        /** @description The code that a job brings: a packed folder, whose command `argv` is. */
+        Code: {
+            /** @description Of the packed folder, uploaded by `PUT /api/code/{sha256}` (`apt-jobs run`). */
+            sha256: string;
+        };
+        CodeAnswer: {
+            sha256: string;
+            size_bytes: number;
+            num_files: number;
+            created_at: string;
+            /** @description null: the folder was in no repository of git. */
+            commit: string | null;
+            branch: string | null;
+            /** @description Where the repository comes from. */
+            remote: string | null;
+            /** @description Files differed from the commit, or were not in it. */
+            is_dirty: boolean;
+            /** @description How tracked files differed from the commit. */
+            diff: string;
+        };
         CompletionAnswer: {
             id: string;
             /** @constant */
@@ -2343,6 +2407,7 @@ export interface components {
             message: string;
             traceback: string | null;
             rank: number | null;
+            exit_status?: number;
         } & {
             [key: string]: unknown;
         };
@@ -2823,7 +2888,7 @@ export interface components {
             cached_tokens: number;
         };
         /**
-         * @description A training job: `num_ranks` processes under torchrun.
+         * @description A training job: `num_ranks` processes under torchrun, or one that does as it likes.
          * @example {
          *       "kind": "train",
          *       "name": "nightly",
@@ -2886,8 +2951,19 @@ export interface components {
             arguments?: {
                 [key: string]: boolean | number | string;
             };
-            /** @description Command line of a registered script, as `["--lr", "3e-4"]`; `arguments` follow it. */
+            /** @description Command line of a registered script, as `["--lr", "3e-4"]`; `arguments` follow it. With `code` the whole command, as `["python", "train.py"]`; no shell reads it. */
             argv?: string[];
+            /**
+             * @description Code of the job itself, where the operator allows it.
+             * @default null
+             */
+            code?: components["schemas"]["Code"] | null;
+            /**
+             * @description none: one process, which may start others; `num_ranks` is how many GPUs it sees.
+             * @default torchrun
+             * @enum {string}
+             */
+            launcher?: "torchrun" | "none";
             /** @description Environment variables of the ranks. All who may read the job see them: no secrets. */
             env?: {
                 [key: string]: string;
@@ -3406,6 +3482,8 @@ export type CheckpointAnswer = components['schemas']['CheckpointAnswer'];
 export type CheckpointInfo = components['schemas']['CheckpointInfo'];
 export type CheckpointList = components['schemas']['CheckpointList'];
 export type CheckpointMetrics = components['schemas']['CheckpointMetrics'];
+export type Code = components['schemas']['Code'];
+export type CodeAnswer = components['schemas']['CodeAnswer'];
 export type CompletionAnswer = components['schemas']['CompletionAnswer'];
 export type CompletionChoice = components['schemas']['CompletionChoice'];
 export type CompletionRequest = components['schemas']['CompletionRequest'];
@@ -4528,6 +4606,105 @@ export interface operations {
             403: components["responses"]["Problem403"];
             404: components["responses"]["Problem404"];
             409: components["responses"]["Problem409"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    get_code: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the sha256. */
+                sha256: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CodeAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    upload_code: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the sha256. */
+                sha256: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/octet-stream": string;
+            };
+        };
+        responses: {
+            /** @description Created. */
+            201: {
+                headers: {
+                    /** @description Path of what was created. */
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["CodeAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            408: components["responses"]["Problem408"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+            507: components["responses"]["Problem507"];
+        };
+    };
+    download_code: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the sha256. */
+                sha256: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/x-tar": string;
+                    "application/octet-stream": string;
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };

@@ -11,11 +11,11 @@ const GROUPS: [key: string, title: string][] = [
   ["training", "Training"],
   ["monitor", "Gradient monitor"],
 ];
-const IN_HEADER = ["kind", "name", "queue", "priority", "labels", "time_limit_s", "max_attempts"];
+const SHOWN_ELSEWHERE = ["code", "kind", "name", "queue", "priority", "labels", "time_limit_s", "max_attempts"];
 
 /** `modelConfig`: the model as the ranks built it, which knows more than what was submitted. */
 export function configGroups(spec: ExactObject, modelConfig: ExactObject): ConfigGroup[] {
-  const known = new Set([...GROUPS.map(([key]) => key), ...IN_HEADER]);
+  const known = new Set([...GROUPS.map(([key]) => key), ...SHOWN_ELSEWHERE]);
   const rest = Object.fromEntries(Object.entries(spec).filter(([key]) => !known.has(key)));
   const groups = GROUPS.map(([key, title]) => {
     const object = key === "model" && Object.keys(modelConfig).length ? modelConfig : spec[key];

@@ -86,6 +86,7 @@ const ABOVE = new Set([
   "dataset",
   "base_model",
   "entry_point",
+  "launcher",
   ...FORM_GROUPS.flatMap((group) => group.fields),
 ]);
 /** All others: under “More options”. */
