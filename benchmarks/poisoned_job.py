@@ -60,9 +60,9 @@ class Poison:
     def _expected(self) -> Tensor:
         if self._batch is None:
             spec, step = self._run_file.spec, int(self._arguments["step"])
-            length, options = spec.model.max_seq_len, spec.training
-            batches = open_batches(self._run_file.run_dir, spec.dataset, length, options, spec.num_ranks)
-            self._batch = batches.micro_batches(step, read_rank_info().rank)[0]
+            length = spec.model.max_seq_len
+            batches = open_batches(self._run_file.run_dir, spec, length, spec.num_ranks, can_pack=False)
+            self._batch = batches.micro_batches(step, read_rank_info().rank)[0].ids_RT
         return self._batch
 
     def _is_mine(self, fault: str) -> bool:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from apt_jobs import errors
 from apt_jobs.jobs import spec
+from apt_jobs.jobs.data_options import DataOptions
 from apt_jobs.settings import Settings
 from apt_jobs.web import problems
 from scripts.reference_commands import commands_page
@@ -27,6 +28,7 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("A training job", spec.TrainSpec),
     ("`model`", spec.APTConfig),
     ("`training`", spec.TrainingOptions),
+    ("`data`", DataOptions),
     ("`monitor`", spec.MonitorOptions),
     ("`monitor.on_anomaly`", spec.AnomalyPolicy),
     ("A generation job", spec.GenerateSpec),

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -19,8 +18,10 @@ from pydantic import (
 )
 
 from apt_jobs.jobs.code import Sha256
+from apt_jobs.jobs.data_options import DataOptions
 from apt_jobs.jobs.environment import Argument, VariableName
 from apt_jobs.jobs.printable import require_printable
+from apt_jobs.jobs.strict_model import Strict
 
 BUILTIN_DATASET = "pydoc-topics"  # English text shipped with CPython (pydoc_data.topics), 0.7 MB
 BUILTIN_ENTRY_POINT = "language-model"
@@ -50,12 +51,6 @@ IncidentKind = Literal[
     "nan", "inf", "exploding", "vanishing", "spike", "vanished", "rank_outlier", "straggler", "desync", "update_spike"
 ]
 PolicyAction = Literal["warn", "checkpoint", "pause", "rollback", "skip_batches", "cut_lr", "cancel"]
-
-
-class Strict(BaseModel):
-    """No unknown fields, no silent conversion, no change after validation, no NaN or Infinity."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class APTConfig(Strict):
@@ -124,6 +119,12 @@ def _default_model(value: object) -> object:
 class TrainingOptions(Strict):
     """How to train. One optimizer step sees `batch_size * gradient_accumulation_steps * num_ranks` sequences."""
 
+    objective: Literal["next_token", "dpo"] = Field(
+        "next_token",
+        description="next_token: the cross entropy of documents, or of the answers of conversations and completions; "
+        "dpo: prefer the `chosen` answer to the `rejected` one (Direct Preference Optimization), against base_model.",
+    )
+    dpo_beta: float = Field(0.1, gt=0.0, le=100.0, description="How close `dpo` keeps the model to base_model.")
     epochs: int = Field(1, ge=1, le=100_000, description="Passes over the training split.")
     max_steps: int | None = Field(None, ge=1, le=100_000_000, description="Stop after so many optimizer steps.")
     batch_size: int = Field(8, ge=1, le=4_096, description="Sequences per rank and micro step.")
@@ -287,6 +288,7 @@ class TrainSpec(JobSpec):
         default_factory=APTConfig, description="null: the default, as answers show it for a script."
     )
     training: TrainingOptions = Field(default_factory=TrainingOptions)
+    data: DataOptions = Field(default_factory=DataOptions)
     monitor: MonitorOptions = Field(default_factory=MonitorOptions)
 
     @model_validator(mode="after")
@@ -314,6 +316,14 @@ class TrainSpec(JobSpec):
             raise ValueError("launcher='none' is for user scripts: the built-in trainer needs torchrun")
         if self.launcher == "none" and self.num_nodes > 1:
             raise ValueError(f"launcher='none' starts one process on one node; got num_nodes={self.num_nodes}")
+        return self
+
+    @model_validator(mode="after")
+    def _dpo_has_a_reference(self) -> Self:
+        if self.training.objective == "dpo" and self.base_model is None:
+            raise ValueError("training.objective 'dpo' needs base_model: the model that answers are compared with")
+        if self.training.objective == "dpo" and self.data.train_on == "everything":
+            raise ValueError("training.objective 'dpo' compares answers only: leave data.train_on out")
         return self
 
     @property

@@ -8,13 +8,15 @@ of its own, without a mask function, is never given one.
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from apt_jobs.training.loss import PLAIN_HEADS
 
 CAUSAL_SDPA = "causal_sdpa"
+_PROBE_TOKENS = 5  # of each of two examples
+_PROBE_TOLERANCE = 1e-4  # of logits, relative to the largest
 
 
 def prefer_flash_attention() -> None:
@@ -33,3 +35,26 @@ def use_causal_attention(model: nn.Module) -> bool:
     AttentionInterface.register(CAUSAL_SDPA, sdpa_attention_forward)
     config._attn_implementation = CAUSAL_SDPA
     return True
+
+
+@torch.no_grad()
+def keeps_examples_apart(model: nn.Module) -> bool:
+    """Return whether `model` computes two examples in one row as it computes each alone.
+
+    It is told by position ids that begin again at 0. Models with attention build their mask from them; others carry
+    their state on (Mamba), or take no position ids (Bloom). Whether it works is tried, not looked up.
+    """
+    device = next(model.parameters()).device
+    ids = torch.arange(2 * _PROBE_TOKENS, device=device)[None] % model.config.vocab_size  # type: ignore[union-attr,operator]
+    positions = torch.arange(_PROBE_TOKENS, device=device).repeat(2)[None]
+    was_training = model.training
+    nn.Module.train(model, False)
+    try:
+        packed: Tensor = model(input_ids=ids, position_ids=positions, use_cache=False).logits
+        alone: Tensor = model(input_ids=ids[:, _PROBE_TOKENS:], use_cache=False).logits
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    finally:
+        nn.Module.train(model, was_training)
+    difference = (packed[:, _PROBE_TOKENS:] - alone).abs().max()
+    return bool(difference <= _PROBE_TOLERANCE * alone.abs().max())

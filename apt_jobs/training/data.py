@@ -1,10 +1,11 @@
-"""The data: documents as tokens in a file that all ranks map, cut into sequences with an order that can be repeated.
+"""The data: which rows each rank sees at each step, in an order that can be repeated.
 
-Tensors: B sequences of a micro batch, T tokens of a sequence.
+Tensors: R rows of a micro batch, T tokens of a row. A step's loss is the mean over all targets of all its micro batches
+on all ranks, however they are spread over them: each micro batch's mean is divided by its own `divisor`.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,27 +14,58 @@ import torch
 from torch import Tensor
 
 from apt_jobs.errors import InvalidDataset
-from apt_jobs.jobs.spec import BUILTIN_DATASET, TrainingOptions
-from apt_jobs.training.prepared import read_pointer
+from apt_jobs.jobs.spec import BUILTIN_DATASET, TrainingOptions, TrainSpec
+from apt_jobs.training.conversations import RowKind
+from apt_jobs.training.prepared import Examples, read_pointer
+from apt_jobs.training.sequences import (
+    IGNORED_LABEL,
+    ExampleSequences,
+    Indices,
+    PairSequences,
+    Sequences,
+    TextSequences,
+    num_targets_of,
+)
 
-IGNORED_LABEL = -100  # as cross entropy has it by default
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A micro batch."""
+
+    ids_RT: Tensor
+    labels_RT: Tensor
+    positions_RT: Tensor | None  # None: no row holds several examples
+    divisor: float  # of the mean loss: the micro batches of a step, if all of them have equally many targets
+
+    def pinned(self) -> "Batch":
+        """Return it in memory from which a GPU copies without a wait."""
+        return self._map(Tensor.pin_memory)
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return it on a device. From pinned memory the copies are queued, not waited for."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        ids = change(self.ids_RT)
+        labels = ids if self.labels_RT is self.ids_RT else change(self.labels_RT)
+        positions = None if self.positions_RT is None else change(self.positions_RT)
+        return Batch(ids, labels, positions, self.divisor)
 
 
 @dataclass(frozen=True, slots=True)
 class ValidationBatch:
-    """A batch of which the first `num_sequences` count."""
+    """A batch whose loss is a mean over `num_targets` targets; of some rows none counts, and maybe of all."""
 
-    ids_BT: Tensor
-    labels_BT: Tensor
-    num_sequences: int
+    rows: Batch
+    num_targets: int
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Which sequences each rank sees at each step: a function of the seed and the step alone."""
+    """Which rows each rank sees at each step: a function of the seed and the step alone."""
 
-    tokens_NT: "np.ndarray[tuple[int, int], np.dtype[np.uint16 | np.uint32]]"
-    num_train: int  # sequences; the rest, at the end, is for validation
+    train: Sequences
+    validation: Sequences
     options: TrainingOptions
     world_size: int
 
@@ -43,11 +75,12 @@ class Batches:
 
     @property
     def tokens_per_step(self) -> int:
-        return self.sequences_per_step * self.tokens_NT.shape[1]
+        """Tokens of a step, without padding; their mean where it differs from step to step."""
+        return round(self.sequences_per_step * self.train.num_tokens / len(self.train))
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.num_train // self.sequences_per_step
+        return len(self.train) // self.sequences_per_step
 
     @property
     def num_steps(self) -> int:
@@ -55,67 +88,135 @@ class Batches:
         steps = self.steps_per_epoch * self.options.epochs
         return steps if self.options.max_steps is None else min(steps, self.options.max_steps)
 
+    @property
+    def is_text(self) -> bool:
+        """Whether every token is a label."""
+        return isinstance(self.train, TextSequences)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether a row may hold several examples, which must not attend to each other."""
+        return isinstance(self.train, ExampleSequences) and self.train.is_packed
+
     def epoch_of(self, step: int) -> int:
         """Return epoch (from 0) of an optimizer step (from 1)."""
         return (step - 1) // self.steps_per_epoch
 
-    def micro_batches(self, step: int, rank: int) -> list[Tensor]:
-        """Return the micro batches [B, T] of one rank at one optimizer step."""
-        order = _epoch_order(self.options.seed, self.epoch_of(step), self.num_train)
+    def micro_batches(self, step: int, rank: int) -> list[Batch]:
+        """Return the micro batches of one rank at one optimizer step."""
+        order = _epoch_order(self.options.seed, self.epoch_of(step), len(self.train))
         start = (step - 1) % self.steps_per_epoch * self.sequences_per_step
         shape = (self.options.gradient_accumulation_steps, self.world_size, self.options.batch_size)
-        rows = order[start : start + self.sequences_per_step].view(shape)[:, rank]
-        return [self._rows(part) for part in rows]
+        rows = order[start : start + self.sequences_per_step].view(shape).numpy()
+        num_targets = self.train.num_targets(rows.reshape(-1))
+        return [self._batch(part, num_targets) for part in rows[:, rank]]
 
-    def validation_batches(self, rank: int) -> Iterator["ValidationBatch"]:
+    def validation_batches(self, rank: int) -> Iterator[ValidationBatch]:
         """Yield this rank's share of the validation split, at most `max_validation_batches` of it.
 
         All ranks get equally many batches, as a sharded model needs, and all batches have one shape, as a compiled
-        one needs: what is missing is filled with sequences that do not count.
+        one needs: what is missing is filled with rows that do not count.
         """
-        split = torch.arange(self.num_train, len(self.tokens_NT))
+        split = np.arange(len(self.validation))
         size, limit = self.options.batch_size, self.options.max_validation_batches
         most = -(-len(split[:: self.world_size]) // size)  # of rank 0, which has the largest share
         mine = split[rank :: self.world_size]
         for number in range(most if limit is None else min(most, limit)):
             rows = mine[number * size : (number + 1) * size]
-            ids = self._rows(torch.cat([rows, split[:1].expand(size - len(rows))]))
-            labels = ids.clone()
-            labels[len(rows) :] = IGNORED_LABEL
-            yield ValidationBatch(ids, labels, len(rows))
+            filled = np.concatenate([rows, np.zeros(size - len(rows), np.int64)])
+            yield ValidationBatch(self._validation_batch(filled, len(rows)), self.validation.num_targets(rows))
 
-    def _rows(self, rows: Tensor) -> Tensor:
-        return torch.from_numpy(self.tokens_NT[rows.numpy()].astype(np.int64))
+    def _batch(self, rows: Indices, num_targets: int) -> Batch:
+        found = self.train.gather(rows)
+        divisor = num_targets / (self.train.num_targets(rows) * self.world_size)
+        return Batch(found.ids_RT, found.labels_RT, found.positions_RT, divisor)
+
+    def _validation_batch(self, rows: Indices, num_counted: int) -> Batch:
+        found = self.validation.gather(rows)
+        labels = found.labels_RT.clone()
+        # Of pairs there are twice as many rows: the chosen ones first, then as many rejected ones.
+        labels.view(-1, len(rows), labels.shape[1])[:, num_counted:] = IGNORED_LABEL
+        return Batch(found.ids_RT, labels, found.positions_RT, 1.0)
 
 
-def open_batches(run_dir: Path, dataset: str, seq_len: int, options: TrainingOptions, world_size: int) -> Batches:
-    """Map the tokens that were prepared for an attempt and cut them.
+def open_batches(run_dir: Path, spec: TrainSpec, context: int, world_size: int, *, can_pack: bool) -> Batches:
+    """Map what was prepared for an attempt and cut it.
+
+    Args:
+        run_dir: The attempt's folder, with the pointer.
+        spec: The job.
+        context: Tokens of a row.
+        world_size: Ranks.
+        can_pack: Whether the model keeps the examples of a row apart.
 
     Raises:
         InvalidDataset: it is too short for one step; the message says how long it has to be.
     """
-    tokens = read_pointer(run_dir).open_tokens()
-    num_sequences = len(tokens) // seq_len
-    wants_validation = options.validation_fraction > 0
-    num_validation = max(round(num_sequences * options.validation_fraction), 1) if wants_validation else 0
+    pointer, options = read_pointer(run_dir), spec.training
+    if pointer.kind is RowKind.TEXT:
+        return _text_batches(pointer.open_tokens(), spec, context, world_size)
+    examples = pointer.open_examples()
+    usable = _usable(examples, spec, context, is_pairs=pointer.kind is RowKind.PREFERENCE)
+    held_out = _num_held_out(len(usable), options)
+    shuffled = torch.randperm(len(usable), generator=torch.Generator().manual_seed(options.seed)).numpy()
+    splits = np.sort(usable[shuffled[held_out:]]), np.sort(usable[shuffled[:held_out]])
+    train, validation = (_sequences(examples, split, spec, context, can_pack) for split in splits)
+    needed = options.batch_size * options.gradient_accumulation_steps * world_size
+    if len(train) < needed:
+        what = "pairs" if pointer.kind is RowKind.PREFERENCE else "sequences"
+        raise InvalidDataset(
+            f"data set {spec.dataset!r} has {len(usable):,} rows to train on, of which {held_out:,} are for "
+            f"validation and the others make {len(train):,} {what}; one step needs {needed:,}: use more rows, "
+            "data.packing false, or a smaller batch (batch_size, gradient_accumulation_steps, num_ranks)"
+        )
+    return Batches(train, validation, options, world_size)
+
+
+def _text_batches(tokens: np.ndarray, spec: TrainSpec, seq_len: int, world_size: int) -> Batches:
+    options, num_sequences = spec.training, len(tokens) // seq_len
+    num_validation = _num_held_out(num_sequences, options)
     per_step = options.batch_size * options.gradient_accumulation_steps * world_size
     num_train = num_sequences - num_validation
     if num_train < per_step:
-        name = "the built-in data set" if dataset == BUILTIN_DATASET else f"data set {dataset!r}"
+        name = "the built-in data set" if spec.dataset == BUILTIN_DATASET else f"data set {spec.dataset!r}"
         raise InvalidDataset(
             f"{name} has {len(tokens):,} tokens, which make {num_sequences:,} sequences of {seq_len}; one step needs "
             f"{per_step:,} for training and {num_validation} for validation: use more text, shorter sequences "
             "(max_seq_len), or a smaller batch (batch_size, gradient_accumulation_steps, num_ranks)"
         )
     tokens_NT = tokens[: num_sequences * seq_len].reshape(num_sequences, seq_len)
-    return Batches(tokens_NT, num_train, options, world_size)
+    return Batches(TextSequences(tokens_NT[:num_train]), TextSequences(tokens_NT[num_train:]), options, world_size)
+
+
+def _sequences(examples: Examples, chosen: Indices, spec: TrainSpec, context: int, can_pack: bool) -> Sequences:
+    if spec.training.objective == "dpo":
+        return PairSequences(examples, chosen, context, spec.data)
+    pack_rows = spec.data.packing and can_pack
+    return ExampleSequences(examples, chosen, context, spec.data, pack_rows=pack_rows)
+
+
+def _usable(examples: Examples, spec: TrainSpec, context: int, *, is_pairs: bool) -> Indices:
+    """Return the examples that have something to train on within the context; of pairs the chosen ones."""
+    lengths, keeps_long = examples.lengths, spec.data.longer_than_context != "skip"
+    cut = np.minimum(lengths, context)
+    has_target = num_targets_of(examples, cut, everything=spec.data.train_on == "everything") > 0
+    is_usable = has_target & ((lengths <= context) | keeps_long)
+    if is_pairs:
+        is_usable = is_usable & np.roll(is_usable, -1)
+        is_usable[1::2] = False
+    return np.flatnonzero(is_usable)
+
+
+def _num_held_out(number: int, options: TrainingOptions) -> int:
+    wants_validation = options.validation_fraction > 0
+    return min(max(round(number * options.validation_fraction), 1), number) if wants_validation else 0
 
 
 @functools.lru_cache(maxsize=1)
 def _epoch_order(seed: int, epoch: int, num_train: int) -> Tensor:
-    """Return the order of the training sequences in one epoch.
+    """Return the order of the training rows in one epoch.
 
-    Kept until the next epoch: of ten million sequences it takes half a second and 80 MB.
+    Kept until the next epoch: of ten million rows it takes half a second and 80 MB.
     """
     generator = torch.Generator().manual_seed(seed + 1_000_003 * epoch)
     return torch.randperm(num_train, generator=generator)

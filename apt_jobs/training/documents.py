@@ -5,40 +5,19 @@ and the result does not depend on how they were cut. Wrong rows are collected, n
 """
 
 import codecs
-import gzip
-import io
-import os
 import pydoc_data.topics
 import re
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, cast
-
-import orjson
+from typing import IO, Any
 
 from apt_jobs.errors import InvalidDataset
-from apt_jobs.jobs.dataset_format import DEFAULT_COLUMN, DatasetFormat, compression_of
+from apt_jobs.jobs.dataset_format import DEFAULT_COLUMN, DatasetFormat
+from apt_jobs.training.rows import READ_BYTES, RowReader, Source, WrongRow, kind_of, shown
 
 PIECE_CHARS = 16_384  # about as long as a piece is
 MAX_PIECE_CHARS = 1 << 20  # of a word that has no end
-MAX_ROW_BYTES = 64 << 20  # of one line of JSONL
-MAX_WRONG_ROWS = 100  # named in the error
-_READ_BYTES = 1 << 20
-_PARQUET_ROWS = 256  # held at once
-_SHOWN_CHARS = 100
 _ANY_BORDER = re.compile(r"(?<=\n)(?=\S)|(?<=\S)(?= \S)")
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where documents come from."""
-
-    name: str  # of the data set, for messages
-    file: Path | None  # None: the built-in data set
-    format: DatasetFormat = DatasetFormat.TEXT
-    column: str = DEFAULT_COLUMN
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +29,12 @@ class Piece:
     ends_document: bool
 
 
-class DocumentReader:
+class DocumentReader(RowReader):
     """Reads one data set once."""
 
     def __init__(self, source: Source) -> None:
-        self._source = source
-        self._position: Callable[[], int] = lambda: 0
+        super().__init__(source)
         self.num_empty = 0  # documents that were skipped
-        self.wrong_rows: list[str] = []  # at most `MAX_WRONG_ROWS`
-        self.num_bytes = source.file.stat().st_size if source.file is not None else 0
-
-    @property
-    def num_bytes_read(self) -> int:
-        """Bytes of the file, compressed as they are, that were read so far."""
-        return self._position()
 
     def pieces(self) -> Iterator[Piece]:
         """Yield the documents, in order.
@@ -71,46 +42,47 @@ class DocumentReader:
         Raises:
             InvalidDataset: the file cannot be read as what it is said to be.
         """
-        source = self._source
-        if source.file is None:
+        if self.source.file is None:
             for _, text in sorted(pydoc_data.topics.topics.items()):
                 yield from self._pieces_of(text)
-            return
-        try:
-            with source.file.open("rb") as file:
-                self._position = lambda: file.tell() if not file.closed else self.num_bytes
-                if source.format is DatasetFormat.PARQUET:
-                    yield from self._of_parquet(file)
-                elif source.format is DatasetFormat.JSONL:
-                    yield from self._of_jsonl(_decompressed(file, source.name))
-                else:
-                    yield from self._of_text(_decompressed(file, source.name))
-        except (gzip.BadGzipFile, EOFError, zlib.error) as exc:
-            raise InvalidDataset(f"data set {source.name!r} is cut or damaged gzip: {exc}") from exc
-        except OSError as exc:
-            raise InvalidDataset(f"data set {source.name!r} cannot be read: {exc.strerror or exc}") from exc
+        elif self.source.has_rows:
+            yield from self._of_rows()
+        else:
+            with self.opened() as file:
+                yield from self._of_text(self.decompressed(file))
 
-    def require_no_wrong_rows(self) -> None:
-        """Return if every row could be read.
+    def _of_rows(self) -> Iterator[Piece]:
+        column = self.source.column
+        is_parquet = self.source.format is DatasetFormat.PARQUET
+        for row in self.rows(self._parquet_columns):
+            if is_parquet and row.fields[column] is None:
+                self.num_empty += 1
+                continue
+            try:
+                text = _text_of(row.fields, column)
+            except WrongRow as exc:
+                self.add_wrong(row.number, str(exc))
+                continue
+            yield from self._pieces_of(text)
 
-        Raises:
-            InvalidDataset: it names the wrong rows.
-        """
-        if not self.wrong_rows:
-            return
-        number, name = len(self.wrong_rows), self._source.name
-        count = f"at least {number}" if number == MAX_WRONG_ROWS else f"{number}"
-        rows = "row that is" if number == 1 else "rows that are"
-        raise InvalidDataset(
-            f"data set {name!r} has {count} {rows} wrong; mend and upload it again:\n" + "\n".join(self.wrong_rows)
-        )
+    def _parquet_columns(self, schema: Any) -> list[str]:
+        name, column = self.source.name, self.source.column
+        if column not in schema.names:
+            raise InvalidDataset(
+                f"data set {name!r} has no column {column!r}; it has: {', '.join(map(repr, schema.names[:50]))}; "
+                "upload it again with `column`"
+            )
+        kind = schema.field(column).type
+        if str(kind) not in ("string", "large_string"):
+            raise InvalidDataset(f"column {column!r} of data set {name!r} holds {kind}; expected strings")
+        return [column]
 
     def _of_text(self, stream: IO[bytes]) -> Iterator[Piece]:
         """Read the whole file as one document."""
-        name, decoder, held = self._source.name, codecs.getincrementaldecoder("utf-8")(), ""
+        name, decoder, held = self.source.name, codecs.getincrementaldecoder("utf-8")(), ""
         num_decoded, begins, is_over = 0, True, False
         while not is_over:
-            part = stream.read(_READ_BYTES)
+            part = stream.read(READ_BYTES)
             is_over = not part
             if num_decoded == 0:
                 part = part.removeprefix(codecs.BOM_UTF8)
@@ -132,58 +104,6 @@ class DocumentReader:
             return
         yield Piece(held, begins, ends_document=True)
 
-    def _of_jsonl(self, stream: IO[bytes]) -> Iterator[Piece]:
-        number = 0
-        while line := stream.readline(MAX_ROW_BYTES + 1):
-            number += 1
-            if number == 1:
-                line = line.removeprefix(codecs.BOM_UTF8)
-            if len(line) > MAX_ROW_BYTES:
-                self._add_wrong(f"line {number:,}: longer than {MAX_ROW_BYTES:,} bytes")
-                while line and not line.endswith(b"\n"):
-                    line = stream.readline(_READ_BYTES)
-            elif line.strip():
-                yield from self._of_row(line, f"line {number:,}")
-            if len(self.wrong_rows) == MAX_WRONG_ROWS:
-                return
-
-    def _of_row(self, line: bytes, where: str) -> Iterator[Piece]:
-        try:
-            row = orjson.loads(line)
-        except orjson.JSONDecodeError as exc:
-            self._add_wrong(f"{where}: not JSON ({exc.msg} at character {exc.pos + 1}): {_shown(line)}")
-            return
-        text, fault = _text_of(row, self._source.column)
-        if fault is not None:
-            self._add_wrong(f"{where}: {fault}")
-            return
-        yield from self._pieces_of(text)
-
-    def _of_parquet(self, file: IO[bytes]) -> Iterator[Piece]:
-        name, column = self._source.name, self._source.column
-        arrow, parquet = _pyarrow(name)
-        try:
-            opened = parquet.ParquetFile(file)
-            columns = opened.schema_arrow.names
-            if column not in columns:
-                raise InvalidDataset(
-                    f"data set {name!r} has no column {column!r}; it has: {', '.join(map(repr, columns[:50]))}; "
-                    "upload it again with `column`"
-                )
-            kind = opened.schema_arrow.field(column).type
-            if not (arrow.types.is_string(kind) or arrow.types.is_large_string(kind)):
-                raise InvalidDataset(f"column {column!r} of data set {name!r} holds {kind}; expected strings")
-            number = 0
-            for batch in opened.iter_batches(_PARQUET_ROWS, columns=[column]):
-                for value in batch.column(0):
-                    number += 1
-                    if value.is_valid:
-                        yield from self._pieces_of(value.as_py())
-                    else:
-                        self.num_empty += 1
-        except (arrow.ArrowException, UnicodeDecodeError) as exc:
-            raise InvalidDataset(f"data set {name!r} cannot be read as Parquet: {_shown(str(exc))}") from exc
-
     def _pieces_of(self, text: str) -> Iterator[Piece]:
         """Cut a whole document."""
         if not text.strip():
@@ -193,63 +113,22 @@ class DocumentReader:
         for number, part in enumerate(parts):
             yield Piece(part, number == 0, number == len(parts) - 1)
 
-    def _add_wrong(self, words: str) -> None:
-        if len(self.wrong_rows) < MAX_WRONG_ROWS:
-            self.wrong_rows.append(words)
 
-
-def _decompressed(file: IO[bytes], name: str) -> IO[bytes]:
-    head = file.read(4)
-    file.seek(0, os.SEEK_SET)
-    match compression_of(head):
-        case "gz":
-            return cast("IO[bytes]", gzip.GzipFile(fileobj=file))
-        case "zst":
-            arrow, _ = _pyarrow(name)
-            stream: IO[bytes] = io.BufferedReader(arrow.input_stream(file, compression="zstd"), _READ_BYTES)
-            return stream
-    return file
-
-
-def _pyarrow(name: str):  # type: ignore[no-untyped-def]  # pyarrow has no types
-    """Import what reads Parquet and zstd.
+def _text_of(row: Mapping[str, Any], column: str) -> str:
+    """Return the document of a row.
 
     Raises:
-        InvalidDataset: it is not installed.
+        WrongRow: it has none.
     """
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as exc:
-        raise InvalidDataset(f"data set {name!r} needs pyarrow on the worker: pip install 'apt-jobs[export]'") from exc
-    return pyarrow, pyarrow.parquet
-
-
-def _text_of(row: object, column: str) -> tuple[str, str | None]:
-    """Return the document of a row, or what is wrong with the row."""
-    if not isinstance(row, dict):
-        return "", f"a JSON {_kind_of(row)}; expected an object"
     fields = [column] if column in row or column != DEFAULT_COLUMN else ["prompt", "completion"]
     if missing := [field for field in fields if field not in row]:
         expected = f"field {column!r}" if column != DEFAULT_COLUMN else "`text`, or `prompt` and `completion`"
         has = ", ".join(map(repr, list(row)[:10])) or "none"
-        return "", f"no field {missing[0]!r}; expected {expected}; it has: {_shown(has)}"
+        raise WrongRow(f"no field {missing[0]!r}; expected {expected}; it has: {shown(has)}")
     for field in fields:
         if not isinstance(row[field], str):
-            return "", f"field {field!r} is a JSON {_kind_of(row[field])}; expected a string"
-    return "".join(row[field] for field in fields), None
-
-
-def _kind_of(value: object) -> str:
-    kinds = {bool: "boolean", int: "number", float: "number", str: "string", list: "array", dict: "object"}
-    return kinds.get(type(value), "null")
-
-
-def _shown(text: str | bytes) -> str:
-    """Return the beginning of what somebody else wrote, on one line."""
-    words = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
-    words = "".join(sign if sign.isprintable() else " " for sign in words[: _SHOWN_CHARS + 1]).strip()
-    return words if len(words) <= _SHOWN_CHARS else f"{words[:_SHOWN_CHARS]}..."
+            raise WrongRow(f"field {field!r} is a JSON {kind_of(row[field])}; expected a string")
+    return "".join(row[field] for field in fields)
 
 
 def _cut(text: str, *, is_whole: bool) -> list[str]:

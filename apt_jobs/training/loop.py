@@ -8,6 +8,7 @@ Nothing waits for the GPU within a step: the host queues a step and reads what t
 import math
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -19,19 +20,23 @@ from apt_jobs.gradient_monitor.monitor import GradientMonitor
 from apt_jobs.jobs.checkpoint_state import Adjustments
 from apt_jobs.jobs.outcome import Outcome, write_outcome
 from apt_jobs.jobs.run_file import RunFile
-from apt_jobs.training.attention import prefer_flash_attention, use_causal_attention
+from apt_jobs.training.attention import keeps_examples_apart, prefer_flash_attention, use_causal_attention
 from apt_jobs.training.checkpoint_manager import CheckpointManager
 from apt_jobs.training.commands import Command, Commands
 from apt_jobs.training.compilation import compile_or_fall_back, is_wanted
+from apt_jobs.training.context import context_length
+from apt_jobs.training.conversations import RowKind
 from apt_jobs.training.cuda_graph import CapturedPass
-from apt_jobs.training.data import Batches, open_batches
+from apt_jobs.training.data import Batch, Batches, open_batches
 from apt_jobs.training.ddp import Rank, barrier, process_group, repeatable, summed
 from apt_jobs.training.loss import chunked_loss_of
 from apt_jobs.training.model import build_model, checkpoint_activations, load_model
+from apt_jobs.training.objectives import make_objective
 from apt_jobs.training.optimization import OptimizerStep, adamw, learning_rate_at, precision_of
 from apt_jobs.training.parallel import Alone, Replicated, Sharded, spread
 from apt_jobs.training.prefetch import Prefetcher
 from apt_jobs.training.prepare import prepared_data
+from apt_jobs.training.prepared import read_pointer
 from apt_jobs.training.progress import Progress
 from apt_jobs.training.reporter import Reporter
 from apt_jobs.training.step_results import Signals, StepResults
@@ -68,6 +73,7 @@ class _Trainer:
         if options.activation_checkpointing:
             checkpoint_activations(self._model)
         self._batches = self._open_batches()
+        self._objective = make_objective(run_file, rank.device)
         self._prefetcher = Prefetcher(self._batches, rank)
         self._precision = precision_of(options.precision, rank.device)
         self._reporter = Reporter(spool, rank, self._batches)
@@ -116,8 +122,8 @@ class _Trainer:
     def _compile_and_spread(self) -> Alone | Replicated | Sharded:
         """Compile the model if it is to be, then spread it over the ranks. All ranks take part."""
         options, rank = self._options, self._rank
-        loss = chunked_loss_of(self._model)
-        waits_nowhere = use_causal_attention(self._model)
+        loss = chunked_loss_of(self._model) if options.objective == "next_token" else None  # the other needs logits
+        waits_nowhere = not self._batches.is_packed and use_causal_attention(self._model)
         if is_wanted(options.compile, rank.device):
             reason = compile_or_fall_back(self._model, loss, self._try_out, rank, deterministic=options.deterministic)
             if reason is not None:
@@ -129,13 +135,14 @@ class _Trainer:
     def _capture_pass(self) -> None:
         """Record the launches of a pass, where that is known to work: on one GPU, with a compiled model."""
         is_alone = isinstance(self._spread, Alone) and self._rank.device.type == "cuda"
-        if not (self._can_capture and is_alone) or self._scaler.is_enabled():
+        if not (self._can_capture and is_alone and self._batches.is_text) or self._scaler.is_enabled():
             return
         trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
         micro_batches = self._prefetcher.micro_batches(1)
+        one = micro_batches[0]
         try:
             self._captured = CapturedPass(
-                lambda ids: self._loss(ids, ids), trained, micro_batches[0], len(micro_batches)
+                lambda ids: self._loss(replace(one, ids_RT=ids, labels_RT=ids)), trained, one.ids_RT, len(micro_batches)
             )
         except torch.OutOfMemoryError:
             raise
@@ -144,16 +151,16 @@ class _Trainer:
 
     def _try_out(self) -> None:
         """Compute one micro batch on this rank alone, so that whatever has to be compiled is compiled."""
-        ids = self._prefetcher.micro_batches(1)[0]
+        batch = self._prefetcher.micro_batches(1)[0]
         with self._autocast():
-            loss: Tensor = self._model(input_ids=ids, labels=ids, use_cache=False).loss
+            loss = self._objective(self._model, batch)
         if self._options.sharding == "ddp":  # a model that is to be sharded has no room for whole gradients
             torch.autograd.backward(loss)
         self._model.zero_grad(set_to_none=True)
 
     def _warm_up_buckets(self) -> None:
         """Run one backward pass that counts for nothing. All ranks take part."""
-        ids = self._prefetcher.micro_batches(1)[0]
+        ids = self._prefetcher.micro_batches(1)[0].ids_RT
         with self._autocast():
             self._spread.warm_up_buckets(ids)
 
@@ -178,20 +185,19 @@ class _Trainer:
         """Accumulate this step's gradients; returns the mean loss of this rank's micro batches (scalar)."""
         micro_batches = self._prefetcher.micro_batches(step + self._adjustments.skipped_steps)
         if self._captured is not None:
-            return self._captured.run(micro_batches)
+            return self._captured.run([batch.ids_RT for batch in micro_batches])
         total = torch.zeros((), device=self._rank.device)
-        for number, ids in enumerate(micro_batches, start=1):
+        for number, batch in enumerate(micro_batches, start=1):
             # The gradients are reduced over the ranks in the last backward of a step only.
             with nullcontext() if number == len(micro_batches) else self._spread.accumulating():
-                loss = self._loss(ids, ids) / len(micro_batches)
+                loss = self._loss(batch) / batch.divisor
                 torch.autograd.backward(self._scaler.scale(loss))
             total += loss.detach()
         return total
 
-    def _loss(self, ids: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, batch: Batch) -> Tensor:
         with self._autocast():
-            loss: Tensor = self._spread.module(input_ids=ids, labels=labels, use_cache=False).loss
-        return loss
+            return self._objective(self._spread.module, batch)
 
     def _autocast(self) -> torch.autocast:
         # Each weight is cast once in a pass: there is nothing to cache, and a CUDA graph must not find a cast done.
@@ -240,18 +246,17 @@ class _Trainer:
     @torch.no_grad()
     def _validate(self) -> float | None:
         """Return the mean loss over the validation split, the same on every rank; None without a split."""
-        if not self._options.validation_fraction:
+        if not len(self._batches.validation):
             return None
         nn.Module.train(self._spread.module, False)
         totals = torch.zeros(2, dtype=torch.float64, device=self._rank.device)
         for batch in self._batches.validation_batches(self._rank.rank):
-            ids, labels = batch.ids_BT.to(self._rank.device), batch.labels_BT.to(self._rank.device)
-            loss, count = self._loss(ids, labels).double(), batch.num_sequences
+            loss, count = self._loss(batch.rows.to(self._rank.device)).double(), batch.num_targets
             totals += torch.stack([loss * count, torch.full_like(loss, count)]) if count else 0.0
         nn.Module.train(self._spread.module, True)
         # Collective, all ranks take part; and a sync point.
-        loss_sum, num_sequences = summed(totals).tolist()
-        val_loss: float = loss_sum / num_sequences
+        loss_sum, num_targets = summed(totals).tolist()
+        val_loss: float = loss_sum / num_targets
         self._reporter.validated(self._progress.step, val_loss, self._progress.best_val_loss)
         return val_loss
 
@@ -301,10 +306,11 @@ class _Trainer:
         )
 
     def _open_batches(self) -> Batches:
-        spec = self._run_file.spec
-        longest: int | None = getattr(self._model.config, "max_position_embeddings", None)  # Bloom and Mamba have none
-        seq_len = min(spec.model.max_seq_len, longest or spec.model.max_seq_len)
-        return open_batches(self._run_file.run_dir, spec.dataset, seq_len, self._options, self._rank.world_size)
+        run_file = self._run_file
+        wants_packing = run_file.spec.data.packing and read_pointer(run_file.run_dir).kind is not RowKind.TEXT
+        can_pack = wants_packing and keeps_examples_apart(self._model)
+        context = context_length(run_file)
+        return open_batches(run_file.run_dir, run_file.spec, context, self._rank.world_size, can_pack=can_pack)
 
     def _end(self, outcome: Outcome) -> None:
         """Leave word of how the attempt ended, as the last act."""

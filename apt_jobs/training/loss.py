@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from apt_jobs.training.data import IGNORED_LABEL
+from apt_jobs.training.sequences import IGNORED_LABEL
 
 # Models whose logits are those of the output embedding and whose loss is the cross entropy, nothing more: no soft cap,
 # no scale, no auxiliary loss. All others keep the loss of their own.

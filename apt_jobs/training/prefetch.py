@@ -4,9 +4,8 @@ from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
-from torch import Tensor
 
-from apt_jobs.training.data import Batches
+from apt_jobs.training.data import Batch, Batches
 from apt_jobs.training.ddp import Rank
 
 NUM_STEPS_AHEAD = 2
@@ -19,10 +18,10 @@ class Prefetcher:
         self._batches, self._rank = batches, rank
         self._is_cuda = rank.device.type == "cuda"
         self._thread = ThreadPoolExecutor(1, "prefetch", initializer=self._use_device)
-        self._ahead: OrderedDict[int, Future[list[Tensor]]] = OrderedDict()
+        self._ahead: OrderedDict[int, Future[list[Batch]]] = OrderedDict()
 
-    def micro_batches(self, step: int) -> list[Tensor]:
-        """Return the micro batches [B, T] of one optimizer step on the rank's device, and prepare the next steps'.
+    def micro_batches(self, step: int) -> list[Batch]:
+        """Return the micro batches of one optimizer step on the rank's device, and prepare the next steps'.
 
         On a GPU the copies are queued, not waited for: the allocator of pinned memory keeps it until they are done.
         """
@@ -33,15 +32,15 @@ class Prefetcher:
             if number not in self._ahead:
                 self._ahead[number] = self._thread.submit(self._gather, number)
         host = self._ahead.pop(step).result()
-        return [batch.to(self._rank.device, non_blocking=True) for batch in host]
+        return [batch.to(self._rank.device) for batch in host]
 
     def close(self) -> None:
         """Drop what nobody asks for."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _gather(self, step: int) -> list[Tensor]:
+    def _gather(self, step: int) -> list[Batch]:
         batches = self._batches.micro_batches(step, self._rank.rank)
-        return [batch.pin_memory() for batch in batches] if self._is_cuda else batches
+        return [batch.pinned() for batch in batches] if self._is_cuda else batches
 
     def _use_device(self) -> None:
         if self._is_cuda:

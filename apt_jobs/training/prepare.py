@@ -17,7 +17,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import tokenizers
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
@@ -29,18 +28,24 @@ from apt_jobs.folder_lock import FolderLock, lock_path
 from apt_jobs.jobs.outcome import Outcome, write_outcome
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import BUILTIN_DATASET
-from apt_jobs.training.documents import DocumentReader, Piece, Source
+from apt_jobs.training.context import context_length
+from apt_jobs.training.conversations import RowKind, find_row_kind
+from apt_jobs.training.documents import DocumentReader, Piece
 from apt_jobs.training.encoding import DocumentEncoder, Encoded, tokenizer_definition
 from apt_jobs.training.preparation_progress import PreparationProgress
+from apt_jobs.training.prepare_examples import ExampleFiles, check_lengths, texts_of
 from apt_jobs.training.prepared import (
     ABOUT,
     DOCUMENTS,
     TOKENS,
     Pointer,
     has_pointer,
+    is_complete,
     publish,
+    read_prepared,
     synced,
 )
+from apt_jobs.training.rows import RowReader, Source
 from apt_jobs.training.token_files import token_file_pointer
 from apt_jobs.training.tokenizer import TRAINING_CHARS, learn_vocabulary, load_tokenizer, wrap_tokenizer
 
@@ -120,6 +125,7 @@ class _Preparation:
         spec = run_file.spec
         self._source = Source(spec.dataset, run_file.dataset_file, run_file.dataset_format, run_file.dataset_column)
         self._words = "the built-in data set" if spec.dataset == BUILTIN_DATASET else f"data set {spec.dataset!r}"
+        self._kind = RowKind.TEXT
         self._root = run_file.prepared_dir or run_file.run_dir / "prepared"
         self._locks: list[FolderLock] = []
         self._began_s = time.monotonic()
@@ -128,6 +134,7 @@ class _Preparation:
         """Prepare, and write the pointer."""
         run_file, folder = self._run_file, _tokenizer_dir(self._run_file)
         is_learned = not (run_file.resume_dir or run_file.base_model_dir)
+        self._kind = find_row_kind(self._source, run_file.spec.training.objective)
         if self._source.format.is_tokens:
             tokenizer = None if is_learned else load_tokenizer(folder)
             pointer = token_file_pointer(self._source, tokenizer, folder, self._stop_if_asked)
@@ -136,7 +143,7 @@ class _Preparation:
             sha256 = run_file.dataset_sha256 or self._hash()
             if is_learned:
                 self._make_tokenizer(sha256, folder)
-            tokenizer = load_tokenizer(folder)
+            tokenizer = self._load_tokenizer(folder)
             pointer = self._tokens(sha256, tokenizer)
         pointer.write(run_file.run_dir)
         return tokenizer
@@ -145,6 +152,12 @@ class _Preparation:
         """Let what was prepared be removed."""
         for lock in self._locks:
             lock.close()
+
+    def _load_tokenizer(self, folder: Path) -> PreTrainedTokenizerFast:
+        """Return the tokenizer with the job's template, which is saved with every checkpoint."""
+        tokenizer = load_tokenizer(folder)
+        tokenizer.chat_template = self._run_file.spec.data.chat_template or tokenizer.chat_template
+        return tokenizer
 
     def _hash(self) -> str:
         digest = hashlib.sha256()
@@ -178,10 +191,12 @@ class _Preparation:
 
     def _sample(self) -> Iterator[str]:
         reader, num_chars = DocumentReader(self._source), 0
-        for piece in reader.pieces():
+        is_text = self._kind is RowKind.TEXT
+        texts = (piece.text for piece in reader.pieces()) if is_text else texts_of(self._source, self._kind)
+        for text in texts:
             self._stop_if_asked()
-            yield piece.text[: TRAINING_CHARS - num_chars]
-            num_chars += len(piece.text)
+            yield text[: TRAINING_CHARS - num_chars]
+            num_chars += len(text)
             if num_chars >= TRAINING_CHARS:
                 break
         if reader.wrong_rows:  # say so before time goes into the vocabulary
@@ -196,12 +211,32 @@ class _Preparation:
         reader.require_no_wrong_rows()
 
     def _tokens(self, sha256: str, tokenizer: PreTrainedTokenizerFast) -> Pointer:
+        spec, source = self._run_file.spec, self._source
         definition = tokenizer_definition(tokenizer)
         special = f"{tokenizer.bos_token_id} {tokenizer.eos_token_id}"
-        key = self._key("tokens", sha256, self._source.format, self._source.column, special, definition)
-        folder = self._shared(key, lambda temporary: self._write_tokens(temporary, tokenizer))
-        about = json.loads((folder / ABOUT).read_text())
-        return Pointer(str(folder / TOKENS), about["dtype"], about["num_tokens"])
+        parts = ["tokens", sha256, source.format, source.column, special, definition]
+        if self._kind is RowKind.TEXT:
+            folder = self._shared(self._key(*parts), lambda temporary: self._write_tokens(temporary, tokenizer))
+            return read_prepared(folder)
+        parts += [self._kind, json.dumps(tokenizer.chat_template)]
+        folder = self._shared(self._key(*parts), lambda temporary: self._write_examples(temporary, tokenizer))
+        pointer = read_prepared(folder)
+        words = check_lengths(pointer, source, spec.data, context_length(self._run_file))
+        if words is not None:
+            self._log(words)
+        return pointer
+
+    def _write_examples(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+        files = ExampleFiles(self._source, self._kind, tokenizer)
+        progress = PreparationProgress(self._words, RowReader(self._source).num_bytes, self._log)
+
+        def on_batch(num_read: int) -> None:
+            self._stop_if_asked()
+            self._require_room(folder)
+            progress.update(num_read)
+
+        num_examples, num_tokens = files.write(folder, on_batch)
+        progress.finish(num_tokens, num_examples, 0)
 
     def _write_tokens(self, folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
         """Tokenise all documents into a folder, a batch at a time, reading one while another is encoded."""
@@ -303,9 +338,7 @@ def _is_whole(folder: Path) -> bool:
     """Return whether a folder is there, and not cut by something else."""
     if not (folder / ABOUT).exists():
         return (folder / _VOCABULARY).exists()
-    about = json.loads((folder / ABOUT).read_text())
-    tokens = folder / TOKENS
-    return tokens.exists() and tokens.stat().st_size == about["num_tokens"] * np.dtype(about["dtype"]).itemsize
+    return is_complete(folder)
 
 
 def _batches(reader: DocumentReader) -> Iterator[list[Piece]]:

@@ -14,10 +14,28 @@ from typing import Any
 
 import numpy as np
 
+from apt_jobs.training.conversations import RowKind
+
 TOKENS, DOCUMENTS, ABOUT = "tokens.bin", "documents.bin", "about.json"
+ANSWERS, ROWS = "answers.bin", "rows.bin"  # of examples: 1 for each token of an answer; the row of each example
 _POINTER = "prepared.json"
 
 Tokens = np.ndarray[tuple[int], np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """Examples to fine-tune on, one after the other; of pairs the chosen one first. Only `bounds` is in memory."""
+
+    tokens: Tokens
+    answers: "np.ndarray[tuple[int], np.dtype[np.uint8]]"  # 1: a token of an answer
+    bounds: "np.ndarray[tuple[int], np.dtype[np.int64]]"  # example i is `tokens[bounds[i] : bounds[i + 1]]`
+    rows: "np.ndarray[tuple[int], np.dtype[np.uint64]]"  # of the data set, from 1
+
+    @property
+    def lengths(self) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+        """Tokens of each example."""
+        return np.diff(self.bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +45,7 @@ class Pointer:
     file: str
     dtype: str  # as NumPy writes it; "npy": the file says it itself
     num_tokens: int
+    kind: RowKind = RowKind.TEXT
 
     def open_tokens(self) -> Tokens:
         """Map the tokens. Nothing is read before it is used."""
@@ -36,6 +55,16 @@ class Pointer:
         if self.num_tokens == 0:
             return np.empty(0, dtype=self.dtype)
         return np.memmap(self.file, dtype=self.dtype, mode="r", shape=(self.num_tokens,))
+
+    def open_examples(self) -> "Examples":
+        """Map what there is of conversations, completions or pairs besides their tokens."""
+        folder = Path(self.file).parent
+        starts = np.memmap(folder / DOCUMENTS, dtype="<u8", mode="r")
+        rows = np.memmap(folder / ROWS, dtype="<u8", mode="r")
+        answers = np.memmap(folder / ANSWERS, dtype=np.uint8, mode="r")
+        return Examples(
+            self.open_tokens(), answers, np.append(starts, np.uint64(self.num_tokens)).astype(np.int64), rows
+        )
 
     def write(self, run_dir: Path) -> None:
         """Let the other ranks find it. It appears whole."""
@@ -51,7 +80,24 @@ def has_pointer(run_dir: Path) -> bool:
 
 def read_pointer(run_dir: Path) -> Pointer:
     """Read what rank 0 wrote."""
-    return Pointer(**json.loads((run_dir / _POINTER).read_text()))
+    stored = json.loads((run_dir / _POINTER).read_text())
+    return Pointer(**{**stored, "kind": RowKind(stored["kind"])})
+
+
+def read_prepared(folder: Path) -> Pointer:
+    """Return the pointer to what a prepared folder holds."""
+    about = json.loads((folder / ABOUT).read_text())
+    return Pointer(str(folder / TOKENS), about["dtype"], about["num_tokens"], RowKind(about.get("kind", RowKind.TEXT)))
+
+
+def is_complete(folder: Path) -> bool:
+    """Return whether nothing was cut off a prepared folder."""
+    about = json.loads((folder / ABOUT).read_text())
+    sizes = {TOKENS: about["num_tokens"] * np.dtype(about["dtype"]).itemsize}
+    if about.get("kind", RowKind.TEXT) != RowKind.TEXT:
+        per_example = about["num_documents"] * 8
+        sizes |= {ANSWERS: about["num_tokens"], DOCUMENTS: per_example, ROWS: per_example}
+    return all((folder / name).exists() and (folder / name).stat().st_size == size for name, size in sizes.items())
 
 
 @contextmanager

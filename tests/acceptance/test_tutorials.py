@@ -1,4 +1,4 @@
-"""Every command of the tutorials and of the README, run as it stands there, in order, in one folder.
+"""Every command of the tutorials, of one how-to page and of the README, run as it stands, in order, in one folder.
 
 A fenced block with the title `Terminal 1` starts the service, one with another title is a file of that name, `sh` and
 `python` blocks are run, and anything else (`text`: what a command prints) is only shown.
@@ -26,6 +26,7 @@ TUTORIALS = [
     ROOT / "docs" / "tutorials" / f"{name}.md"
     for name in ("first_training", "first_user_script", "first_nightly_run", "first_fine_tuning")
 ]
+HOW_TO = [ROOT / "docs" / "how-to" / "fine_tune.md"]
 RUN_ELSEWHERE = ("make ", "pip install ")  # test_demo.py, test_wheel.py; `make test` is what runs this
 SERVICE = "Terminal 1"
 BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -126,7 +127,7 @@ def test_all_commands_of_the_tutorials_and_the_readme_work(tmp_path: Path) -> No
     (tmp_path / "examples").symlink_to(EXAMPLES)
     (tmp_path / "my.txt").write_text("A text of somebody who read the README. " * 400)
     with reading(tmp_path) as reader:
-        for page in [*TUTORIALS, ROOT / "README.md"]:
+        for page in [*TUTORIALS, *HOW_TO, ROOT / "README.md"]:
             for block in blocks_of(page):
                 if not block.text.startswith(RUN_ELSEWHERE):
                     reader.do(block)

@@ -17,7 +17,8 @@ from apt_jobs.db.checkpoints import get_checkpoint, list_checkpoints
 from apt_jobs.db.models import Checkpoint
 from apt_jobs.db.service_values import DEFAULT_MODEL, set_value
 from apt_jobs.errors import InvalidCheckpoint
-from apt_jobs.jobs.spec import GenerateSpec, Strict
+from apt_jobs.jobs.spec import GenerateSpec
+from apt_jobs.jobs.strict_model import Strict
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.idempotency import replay_headers
 from apt_jobs.web.api.jobs import Query, submit

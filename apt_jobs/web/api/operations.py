@@ -13,7 +13,8 @@ from apt_jobs.db.queues import Queue, configure_queue, list_queues
 from apt_jobs.db.workers import list_workers, pause_of, paused_workers, set_drained
 from apt_jobs.errors import Denied, InvalidInput
 from apt_jobs.events.codec import timestamp
-from apt_jobs.jobs.spec import NAME_PATTERN, Strict
+from apt_jobs.jobs.spec import NAME_PATTERN
+from apt_jobs.jobs.strict_model import Strict
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.settings import Settings
 from apt_jobs.web.api.endpoint import endpoint

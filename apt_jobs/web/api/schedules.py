@@ -29,7 +29,8 @@ from apt_jobs.db.schedules import (
 from apt_jobs.errors import InvalidInput
 from apt_jobs.events.codec import timestamp
 from apt_jobs.jobs.cron import MAX_CHARS, due_after, require_due
-from apt_jobs.jobs.spec import AnyJobSpec, Strict, Title
+from apt_jobs.jobs.spec import AnyJobSpec, Title
+from apt_jobs.jobs.strict_model import Strict
 from apt_jobs.operations.submit import checker
 from apt_jobs.web.api.code import require_consent
 from apt_jobs.web.api.endpoint import endpoint

@@ -52,9 +52,15 @@ def run_ranks(folder: Path, text: str = TEXT, resume_dir: Path | None = None, **
     return run_file
 
 
-def launch(run_file: RunFile, **variables: str) -> int:
+def launch(run_file: RunFile, num_ranks: int = 2, **variables: str) -> int:
     command = [
-        *(sys.executable, "-m", "apt_jobs.training.launch_ranks", "--nproc-per-node=2", "--rdzv-backend=apt-jobs"),
+        *(
+            sys.executable,
+            "-m",
+            "apt_jobs.training.launch_ranks",
+            f"--nproc-per-node={num_ranks}",
+            "--rdzv-backend=apt-jobs",
+        ),
         *("--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", "-m", "apt_jobs.training.run"),
         *("--run-file", str(run_file.run_dir / "run.json")),
     ]

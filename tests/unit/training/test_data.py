@@ -11,19 +11,21 @@ from apt_jobs.training import data
 from apt_jobs.training.data import Batches
 from apt_jobs.training.ddp import Rank
 from apt_jobs.training.prefetch import Prefetcher
+from apt_jobs.training.sequences import TextSequences
 
 RANK = Rank(0, 1, torch.device("cpu"), "gloo")
 
 
 def _batches(num_train: int, num_validation: int = 0, world_size: int = 1, **options: Any) -> Batches:
     tokens = np.arange((num_train + num_validation) * 4, dtype=np.uint32).reshape(-1, 4)
-    return Batches(tokens, num_train, TrainingOptions(epochs=3, **options), world_size)
+    train, validation = TextSequences(tokens[:num_train]), TextSequences(tokens[num_train:])
+    return Batches(train, validation, TrainingOptions(epochs=3, **options), world_size)
 
 
 def test_each_epoch_sees_every_sequence_once_in_another_order() -> None:
     batches = _batches(12, batch_size=2)
     epochs = [
-        torch.cat([batch for step in range(first, first + 6) for batch in batches.micro_batches(step, 0)])
+        torch.cat([batch.ids_RT for step in range(first, first + 6) for batch in batches.micro_batches(step, 0)])
         for first in (1, 7, 13)
     ]
     assert all(sorted(epoch[:, 0].tolist()) == list(range(0, 48, 4)) for epoch in epochs)
@@ -51,7 +53,7 @@ def test_what_was_fetched_ahead_is_what_the_step_gets_in_any_order() -> None:
     prefetcher = Prefetcher(batches, RANK)
     for step in (1, 2, 3, 9, 10, 4, 1, 1, 2, 25, 26):  # skipped and rolled back
         found, expected = prefetcher.micro_batches(step), batches.micro_batches(step, 0)
-        assert [batch.tolist() for batch in found] == [batch.tolist() for batch in expected]
+        assert [batch.ids_RT.tolist() for batch in found] == [batch.ids_RT.tolist() for batch in expected]
     prefetcher.close()
 
 
@@ -71,12 +73,12 @@ def test_validation_counts_every_sequence_once_in_batches_of_one_shape(num_valid
     of_ranks = [list(batches.validation_batches(rank)) for rank in range(world_size)]
     assert len({len(of_rank) for of_rank in of_ranks}) == 1
     everything = [batch for of_rank in of_ranks for batch in of_rank]
-    assert {tuple(batch.ids_BT.shape) for batch in everything} == {(2, 4)}
-    counted = [row[0] for batch in everything for row in batch.labels_BT.tolist() if row[0] != -100]
+    assert {tuple(batch.rows.ids_RT.shape) for batch in everything} == {(2, 4)}
+    counted = [row[0] for batch in everything for row in batch.rows.labels_RT.tolist() if row[0] != -100]
     assert sorted(counted) == list(range(48, 48 + 4 * num_validation, 4))
-    assert sum(batch.num_sequences for batch in everything) == num_validation
+    assert sum(batch.num_targets for batch in everything) == 3 * num_validation
 
 
 def test_a_validation_can_be_limited() -> None:
     batches = _batches(12, 9, 2, batch_size=2, max_validation_batches=2)
-    assert [[batch.num_sequences for batch in batches.validation_batches(rank)] for rank in (0, 1)] == [[2, 2], [2, 2]]
+    assert [[batch.num_targets for batch in batches.validation_batches(rank)] for rank in (0, 1)] == [[6, 6], [6, 6]]

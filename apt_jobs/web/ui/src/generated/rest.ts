@@ -1737,6 +1737,31 @@ export interface components {
             /** @description The same. */
             max: number | null;
         };
+        /** @description How rows of conversations, completions and preferences become sequences. Plain text needs none of it. */
+        DataOptions: {
+            /**
+             * @description Jinja template that writes conversations; checkpoints keep it. null: the model's own.
+             * @default null
+             */
+            chat_template?: string | null;
+            /**
+             * @description answers: the loss is that of answers and completions; everything: of prompts, too.
+             * @default answers
+             * @enum {string}
+             */
+            train_on?: "answers" | "everything";
+            /**
+             * @description What to do with examples that are longer than the context: name them and fail, or go on.
+             * @default refuse
+             * @enum {string}
+             */
+            longer_than_context?: "refuse" | "skip" | "truncate";
+            /**
+             * @description Put several examples into a sequence; none attends to another. false: each has one of its own.
+             * @default true
+             */
+            packing?: boolean;
+        };
         DatasetAnswer: {
             name: string;
             /** @description null: built in. */
@@ -2997,6 +3022,7 @@ export interface components {
             /** @description null: the default, as answers show it for a script. */
             model?: components["schemas"]["APTConfig"] | null;
             training?: components["schemas"]["TrainingOptions"];
+            data?: components["schemas"]["DataOptions"];
             monitor?: components["schemas"]["MonitorOptions"];
         };
         /**
@@ -3025,6 +3051,17 @@ export interface components {
         };
         /** @description How to train. One optimizer step sees `batch_size * gradient_accumulation_steps * num_ranks` sequences. */
         TrainingOptions: {
+            /**
+             * @description next_token: the cross entropy of documents, or of the answers of conversations and completions; dpo: prefer the `chosen` answer to the `rejected` one (Direct Preference Optimization), against base_model.
+             * @default next_token
+             * @enum {string}
+             */
+            objective?: "next_token" | "dpo";
+            /**
+             * @description How close `dpo` keeps the model to base_model.
+             * @default 0.1
+             */
+            dpo_beta?: number;
             /**
              * @description Passes over the training split.
              * @default 1
@@ -3489,6 +3526,7 @@ export type CompletionChoice = components['schemas']['CompletionChoice'];
 export type CompletionRequest = components['schemas']['CompletionRequest'];
 export type CurveExtremes = components['schemas']['CurveExtremes'];
 export type CustomMetricAnswer = components['schemas']['CustomMetricAnswer'];
+export type DataOptions = components['schemas']['DataOptions'];
 export type DatasetAnswer = components['schemas']['DatasetAnswer'];
 export type DatasetFormat = components['schemas']['DatasetFormat'];
 export type DatasetList = components['schemas']['DatasetList'];
