@@ -6,6 +6,7 @@ AptJobsError
 │   ├── InvalidCheckpoint    a checkpoint that is damaged, foreign or not there
 │   └── InvalidReferences    a job that names what does not exist
 ├── NotFound                 no such job, checkpoint, model, data set or key
+│   └── LostBase             an adapter whose base model was moved or deleted
 ├── Conflict                 the thing exists, but its state forbids the request
 │   ├── TransitionRefused    the transition table does not allow this change of state
 │   ├── IdempotencyMismatch  an Idempotency-Key was used again with another body
@@ -47,6 +48,17 @@ class InvalidReferences(InvalidInput):
 
 class NotFound(AptJobsError):
     """The thing named in the request does not exist."""
+
+
+class LostBase(NotFound):
+    """The base model of an adapter was moved or deleted."""
+
+    def __init__(self, model_id: str, base_model: str) -> None:
+        super().__init__(
+            f"model {model_id} is an adapter of the base model {base_model!r}, which was moved or deleted; "
+            "bring it back under that name"
+        )
+        self.base_model = base_model
 
 
 class Conflict(AptJobsError):

@@ -319,6 +319,11 @@ class Settings(BaseSettings):
         return self.root / "prepared"
 
     @property
+    def merged_dir(self) -> Path:
+        """Whole models on their way to a download; see `training/merge.py`."""
+        return self.root / "merged"
+
+    @property
     def runs_dir(self) -> Path:
         """One folder per attempt: spools, rank logs, the run file."""
         return self.root / "runs"

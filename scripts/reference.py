@@ -15,6 +15,8 @@ from pydantic import BaseModel
 from apt_jobs import errors
 from apt_jobs.jobs import spec
 from apt_jobs.jobs.data_options import DataOptions
+from apt_jobs.jobs.lora_options import LoraOptions
+from apt_jobs.jobs.monitor_options import AnomalyPolicy, MonitorOptions
 from apt_jobs.settings import Settings
 from apt_jobs.web import problems
 from scripts.reference_commands import commands_page
@@ -28,9 +30,10 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("A training job", spec.TrainSpec),
     ("`model`", spec.APTConfig),
     ("`training`", spec.TrainingOptions),
+    ("`training.lora`", LoraOptions),
     ("`data`", DataOptions),
-    ("`monitor`", spec.MonitorOptions),
-    ("`monitor.on_anomaly`", spec.AnomalyPolicy),
+    ("`monitor`", MonitorOptions),
+    ("`monitor.on_anomaly`", AnomalyPolicy),
     ("A generation job", spec.GenerateSpec),
 )
 

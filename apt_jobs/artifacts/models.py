@@ -1,20 +1,31 @@
 """Models that can generate or be trained further: from an id to a folder.
 
-An id is a checkpoint's or the name of a local model, a folder with a `config.json` in the models directory.
+An id is a checkpoint's, that of a job (its newest checkpoint) or the name of a local model, a folder with a
+`config.json` in the models directory.
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy.orm import Session
 
+from apt_jobs.artifacts.adapters import MAX_ADAPTERS, base_model_of, is_adapter_dir
 from apt_jobs.artifacts.checkpoints import complete_checkpoint_dir
 from apt_jobs.artifacts.paths import inside
-from apt_jobs.db.checkpoints import get_checkpoint
-from apt_jobs.errors import InvalidCheckpoint, NotFound
-from apt_jobs.jobs.spec import CHECKPOINT_ID_PATTERN, NAME_PATTERN
+from apt_jobs.db.checkpoints import get_checkpoint, newest_of_job
+from apt_jobs.errors import InvalidCheckpoint, LostBase, NotFound
+from apt_jobs.jobs.spec import CHECKPOINT_ID_PATTERN, JOB_ID_PATTERN, NAME_PATTERN
 from apt_jobs.settings import Settings
 
 CONFIG = "config.json"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolders:
+    """Where a model is: the folder of whole weights, and those of adapters to add to it, in their order."""
+
+    folder: Path
+    adapters: tuple[Path, ...] = ()
 
 
 def is_model_dir(folder: Path) -> bool:
@@ -38,6 +49,8 @@ def list_local_models(settings: Settings) -> list[str]:
 
 def model_exists(session: Session, settings: Settings, model_id: str) -> bool:
     """Return whether `GET /api/models` would list it."""
+    if JOB_ID_PATTERN.match(model_id):
+        return newest_of_job(session, model_id) is not None
     if not CHECKPOINT_ID_PATTERN.match(model_id):
         return local_model_dir(settings, model_id) is not None
     try:
@@ -47,13 +60,50 @@ def model_exists(session: Session, settings: Settings, model_id: str) -> bool:
     return True
 
 
+def lost_base(session: Session, settings: Settings, model_id: str) -> str | None:
+    """Return the id of a base model that a model on this machine needs and that is gone; None: there is none."""
+    try:
+        model_folders(session, settings, model_id)
+    except LostBase as exc:
+        return exc.base_model
+    except (NotFound, InvalidCheckpoint):
+        pass
+    return None
+
+
+def model_folders(session: Session, settings: Settings, model_id: str) -> ModelFolders:
+    """Return where the model of an id is; of an adapter's checkpoint its base model, too.
+
+    Raises:
+        NotFound: there is no such model.
+        LostBase: it is an adapter, and there is no such base model.
+        InvalidCheckpoint: the checkpoint's folder is gone, incomplete or not where checkpoints are.
+    """
+    folder, adapters = model_dir(session, settings, model_id), list[Path]()
+    while is_adapter_dir(folder):
+        base = base_model_of(folder)
+        if len(adapters) == MAX_ADAPTERS:
+            raise InvalidCheckpoint(f"model {model_id} has more than {MAX_ADAPTERS} adapters, one upon the other")
+        adapters.insert(0, folder)
+        try:
+            folder = model_dir(session, settings, base)
+        except NotFound as exc:
+            raise LostBase(model_id, base) from exc
+    return ModelFolders(folder, tuple(adapters))
+
+
 def model_dir(session: Session, settings: Settings, model_id: str) -> Path:
-    """Return the folder of a checkpoint id or of a local model's name.
+    """Return the folder of a checkpoint id, of a job's newest checkpoint or of a local model's name.
 
     Raises:
         NotFound: there is no such model.
         InvalidCheckpoint: the checkpoint's folder is gone, incomplete or not where checkpoints are.
     """
+    if JOB_ID_PATTERN.match(model_id):
+        newest = newest_of_job(session, model_id)
+        if newest is None:
+            raise NotFound(f"job {model_id} has no checkpoint")
+        model_id = newest.id
     if CHECKPOINT_ID_PATTERN.match(model_id):
         folder = complete_checkpoint_dir(settings, get_checkpoint(session, model_id).filename)
         if folder is None:

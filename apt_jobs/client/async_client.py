@@ -228,12 +228,16 @@ class AsyncClient(AsyncTransport):
             has_more = has_more and bool(rows)
             after = rows[-1]["id"] if rows else None
 
-    async def download(self, checkpoint_id: str, target: str | os.PathLike[str]) -> int:
+    async def download(
+        self, checkpoint_id: str, target: str | os.PathLike[str], *, merged: bool = False, dtype: str | None = None
+    ) -> int:
         """Write a checkpoint's tar file.
 
         Args:
             checkpoint_id: Its id.
             target: A path, which is replaced when all has come, or `-` for standard output.
+            merged: The whole model alone, an adapter added to its base model, instead of the checkpoint's files.
+            dtype: Type of the merged weights: `float32` (default), `bfloat16` or `float16`.
 
         Returns:
             How many bytes were written.
@@ -242,7 +246,7 @@ class AsyncClient(AsyncTransport):
             InvalidInput: the target cannot be written.
             OutOfSpace: its disk is full.
         """
-        return await self._download(calls.download_checkpoint(checkpoint_id), target)
+        return await self._download(calls.download_checkpoint(checkpoint_id, merged, dtype), target)
 
     async def export(self, job_id: str, form: str, target: str | os.PathLike[str]) -> int:
         """Write a job's full histories: `csv`, `json`, `parquet`, `tensorboard` or `wandb`; else as `download`."""

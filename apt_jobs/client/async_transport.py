@@ -91,7 +91,9 @@ class AsyncTransport:
     async def _download(self, call: Call[None], target: str | os.PathLike[str]) -> int:
         num_bytes = 0
         try:
-            async with self._http.stream(call.method, call.path, params=dict(call.params)) as response:
+            async with self._http.stream(
+                call.method, call.path, params=dict(call.params), timeout=call.timeout_s
+            ) as response:
                 if response.is_error:
                     await response.aread()
                 require_file(response)

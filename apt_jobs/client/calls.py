@@ -18,6 +18,7 @@ from apt_jobs.errors import InvalidInput, NotFound
 TIMEOUT_S = 30.0
 GENERATE_TIMEOUT_S = 660.0
 UPLOAD_TIMEOUT_S = 300.0  # for the answer to an upload
+MERGE_TIMEOUT_S = 930.0  # a model is loaded, merged and saved before the first byte
 MAX_ID_CHARS = 300
 MAX_KEY_CHARS = 255  # of an Idempotency-Key
 STORED_PAGE = 1_000  # events of a page
@@ -112,8 +113,12 @@ def list_checkpoints(job_id: str | None, after: str | None = None) -> Call[tuple
     return Call("GET", "/api/checkpoints", _page, params=_given({"job_id": job_id, "after": after}))
 
 
-def download_checkpoint(checkpoint_id: str) -> Call[None]:
-    return Call("GET", f"/api/checkpoints/{segment(checkpoint_id, 'checkpoint')}/download", _nothing)
+def download_checkpoint(checkpoint_id: str, merged: bool, dtype: str | None) -> Call[None]:
+    params: dict[str, Any] = {"merged": "true"} if merged else {}
+    if dtype is not None:
+        params["dtype"] = dtype
+    path = f"/api/checkpoints/{segment(checkpoint_id, 'checkpoint')}/download"
+    return Call("GET", path, _nothing, params=params, timeout_s=MERGE_TIMEOUT_S if merged else TIMEOUT_S)
 
 
 def delete_checkpoint(checkpoint_id: str) -> Call[None]:

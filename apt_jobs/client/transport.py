@@ -98,7 +98,9 @@ class Transport:
     def _download(self, call: Call[None], target: str | os.PathLike[str]) -> int:
         num_bytes = 0
         try:
-            with self._http.stream(call.method, call.path, params=dict(call.params)) as response:
+            with self._http.stream(
+                call.method, call.path, params=dict(call.params), timeout=call.timeout_s
+            ) as response:
                 if response.is_error:
                     response.read()
                 require_file(response)

@@ -152,10 +152,16 @@ def checkpoints(job_id: Annotated[str | None, typer.Argument()] = None, as_json:
 def download(
     checkpoint_id: Annotated[str, typer.Argument(help="As `apt-jobs checkpoints` shows it.")],
     output: Annotated[str, typer.Option("--output", "-o", help="File to write; - is standard output.")],
+    merged: Annotated[
+        bool, typer.Option("--merged", help="The whole model alone, an adapter added to its base model.")
+    ] = False,
+    dtype: Annotated[
+        str | None, typer.Option(help="Of the merged weights: float32 (default), bfloat16 or float16.")
+    ] = None,
 ) -> None:
     """Write a checkpoint's tar file."""
     with open_client() as client:
-        _print_written(output, client.download(checkpoint_id, output))
+        _print_written(output, client.download(checkpoint_id, output, merged=merged, dtype=dtype))
 
 
 @app.command()

@@ -161,6 +161,7 @@ def _apply(session: Session, job: Job, events: Sequence[Event]) -> None:
                     "step": event.resumed_from_step,
                     "eta_s": None,
                     "num_parameters": event.num_parameters,
+                    "num_trainable_parameters": event.num_trainable_parameters,
                     "steps_per_epoch": event.steps_per_epoch,
                 }
             case StepTrained():

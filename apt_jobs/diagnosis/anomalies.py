@@ -14,7 +14,7 @@ from apt_jobs.diagnosis.incidents import Finding, numbered_block_of
 from apt_jobs.diagnosis.rank_anomalies import RankDetector
 from apt_jobs.diagnosis.step_join import JoinedStep
 from apt_jobs.events.kinds import UpdatesMeasured
-from apt_jobs.jobs.spec import IncidentKind, MonitorOptions
+from apt_jobs.jobs.monitor_options import IncidentKind, MonitorOptions
 
 MAX_OVERFLOWS = 5  # steps in a row that a loss scaler may skip before it is an incident
 UPDATE_RATIO = 8.0  # an update ratio is a spike at so many times the largest of the last few

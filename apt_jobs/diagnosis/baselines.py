@@ -18,7 +18,7 @@ import math
 from bisect import bisect_left, insort
 from collections import deque
 
-from apt_jobs.jobs.spec import MonitorOptions
+from apt_jobs.jobs.monitor_options import MonitorOptions
 
 FAR_RATIO = 1.6  # beyond the limit by so much it is an outlier at once; by less, when it is so again soon
 SOON_STEPS = 3

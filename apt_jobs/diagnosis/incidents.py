@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Literal
 
 from apt_jobs.events.kinds import IncidentChanged
-from apt_jobs.jobs.spec import IncidentKind
+from apt_jobs.jobs.monitor_options import IncidentKind
 
 GLOBAL_SHARE = 0.25  # of the layers: more at once are one global incident
 MAX_LAYERS_NAMED = 16

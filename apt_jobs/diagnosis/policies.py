@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 
 from apt_jobs.events.kinds import ActionTaken, IncidentChanged
 from apt_jobs.jobs.commands import RankCommand
-from apt_jobs.jobs.spec import AnomalyPolicy
+from apt_jobs.jobs.monitor_options import AnomalyPolicy
 
 OF_RANKS = frozenset({"checkpoint", "rollback", "skip_batches", "cut_lr"})  # the others concern the job
 

@@ -14,7 +14,7 @@ from apt_jobs.diagnosis.baselines import Window
 from apt_jobs.diagnosis.incidents import Finding
 from apt_jobs.diagnosis.step_join import JoinedStep
 from apt_jobs.events.kinds import RankGradientsRecorded, UpdatesMeasured
-from apt_jobs.jobs.spec import MonitorOptions
+from apt_jobs.jobs.monitor_options import MonitorOptions
 
 OUTLIER_STEPS = 3  # of the last OUTLIER_WINDOW
 OUTLIER_WINDOW = 10

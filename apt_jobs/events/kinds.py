@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import ClassVar, Literal, TypeVar, dataclass_transform, get_args
 
-from apt_jobs.jobs.spec import IncidentKind, PolicyAction
+from apt_jobs.jobs.monitor_options import IncidentKind, PolicyAction
 
 AnomalyKind = Literal["nan", "inf", "exploding", "vanishing"]
 ANOMALY_KINDS: tuple[AnomalyKind, ...] = get_args(AnomalyKind)
@@ -85,6 +85,7 @@ class TrainingStarted(Event):
     tokens_per_step: int  # over all ranks
     resumed_from_step: int  # 0: from the start
     model_config: dict[str, int | float | bool | str | None]
+    num_trainable_parameters: int | None = None  # fewer than all: an adapter is trained, or layers are frozen
 
 
 @event

@@ -30,10 +30,11 @@ MAX_WAITING_ROWS = 4_096
 
 @dataclass(frozen=True, slots=True)
 class ModelKey:
-    """One version of a folder: a model that was replaced on disk is another model."""
+    """One version of a model's folders: a model that was replaced on disk is another model."""
 
     folder: Path
     fingerprint: Fingerprint
+    adapters: tuple[Path, ...] = ()
 
 
 class Engine:
@@ -72,19 +73,28 @@ class Engine:
         """Submit and wait; raises what the request's future raises."""
         return self.submit(model_dir, spec).future.result()
 
-    def submit(self, model_dir: Path, spec: GenerateSpec, on_text: Callable[[int, str], None] | None = None) -> Request:
+    def submit(
+        self,
+        model_dir: Path,
+        spec: GenerateSpec,
+        on_text: Callable[[int, str], None] | None = None,
+        *,
+        adapters: tuple[Path, ...] = (),
+    ) -> Request:
         """Queue a request. Its future gives `Generated`, or raises an `AptJobsError`: what a model or a text lacks.
 
         Args:
             model_dir: the model's folder.
             spec: texts and how to continue them.
             on_text: receives what is added to a text, as (index, text), in the engine's thread: be quick.
+            adapters: folders of adapters to add to the model, in their order.
 
         Raises:
             NotFound: the folder is gone.
             Unavailable: too much waits already, or the engine is closed.
         """
-        key, request = ModelKey(model_dir, fingerprint(model_dir)), Request(spec, on_text=on_text)
+        found = tuple(entry for folder in (model_dir, *adapters) for entry in fingerprint(folder))
+        key, request = ModelKey(model_dir, found, adapters), Request(spec, on_text=on_text)
         with self._lock:
             if self._closing:
                 raise Unavailable("the generation engine is shutting down")
@@ -153,7 +163,7 @@ class Engine:
     def _load(self, key: ModelKey) -> tuple[LoadedModel, Runner]:
         while True:
             try:
-                model = load_model(key.folder, self._device)
+                model = load_model(key.folder, self._device, key.adapters)
                 runner = make_runner(model, max_rows=self._max_rows, compile_graphs=self._compile_graphs)
             except Unavailable:
                 with self._lock:

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from apt_jobs.artifacts.manifest import MANIFEST
 from apt_jobs.errors import AptJobsError, InvalidCheckpoint, NotFound, Unavailable
+from apt_jobs.training.adapters import load_adapter, merge_adapter
 from apt_jobs.training.weight_files import require_safetensors
 
 MAX_MANIFEST_BYTES = 16 << 20
@@ -114,8 +115,8 @@ def fingerprint(folder: Path) -> Fingerprint:
     return found
 
 
-def load_model(folder: Path, device: torch.device) -> LoadedModel:
-    """Read a model into memory: float32 on CPU, bfloat16 on a GPU.
+def load_model(folder: Path, device: torch.device, adapters: tuple[Path, ...] = ()) -> LoadedModel:
+    """Read a model into memory, and add adapters to its weights: float32 on CPU, bfloat16 on a GPU.
 
     Raises:
         NotFound: the folder is gone.
@@ -123,12 +124,13 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
         Unavailable: the GPU has no room for it.
     """
     _require_files(folder)
-    if (folder / MANIFEST).is_file():
-        _verify(folder)
+    for each in (folder, *adapters):
+        if (each / MANIFEST).is_file():
+            _verify(each)
     _quiet_transformers()
     try:
         with _LOADING:
-            return _load(folder, device)
+            return _load(folder, device, adapters)
     except AptJobsError:
         raise
     except torch.OutOfMemoryError as exc:
@@ -139,8 +141,10 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
         raise InvalidCheckpoint(f"model {folder.name!r} cannot be loaded: {type(exc).__name__}: {exc}") from exc
 
 
-def _load(folder: Path, device: torch.device) -> LoadedModel:
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+def _load(folder: Path, device: torch.device, adapters: tuple[Path, ...]) -> LoadedModel:
+    tokenizer = AutoTokenizer.from_pretrained(
+        adapters[-1] if adapters else folder, local_files_only=True, trust_remote_code=False
+    )
     loaded: Any = AutoModelForCausalLM.from_pretrained(  # Any: typed without `output_loading_info`
         folder,
         local_files_only=True,
@@ -155,6 +159,9 @@ def _load(folder: Path, device: torch.device) -> LoadedModel:
         raise InvalidCheckpoint(
             f"model {folder.name!r} lacks {len(absent)} weights that its config.json asks for, first {absent[0]}"
         )
+    for adapter in adapters:
+        load_adapter(model, adapter)
+        merge_adapter(model)
     num_embeddings = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > num_embeddings:
         raise InvalidCheckpoint(

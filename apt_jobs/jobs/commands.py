@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from apt_jobs.jobs.spec import PolicyAction
+from apt_jobs.jobs.monitor_options import PolicyAction
 
 
 @dataclass(frozen=True, slots=True)

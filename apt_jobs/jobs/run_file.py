@@ -31,6 +31,7 @@ class RunFile(BaseModel):
     dataset_sha256: str | None = None  # of the file; None: rank 0 computes it
     prepared_dir: Path | None = None  # tokens that jobs share; None: a folder of this attempt
     base_model_dir: Path | None  # weights to start from; None: random weights
+    base_adapter_dirs: list[Path] = []  # adapters to add to them first, in this order
     resume_dir: Path | None  # checkpoint of an earlier attempt to continue; None: start at step 0
     resume_step: int = 0  # of that checkpoint
     datasets_dir: Path | None = None  # where all data sets are, for user scripts

@@ -10,7 +10,7 @@ from apt_jobs.db.models import Job
 from apt_jobs.db.steering import request_cancel, request_pause, request_resume, request_retry
 from apt_jobs.errors import Conflict
 from apt_jobs.events.kinds import StoredEvent
-from apt_jobs.jobs.spec import PolicyAction
+from apt_jobs.jobs.monitor_options import PolicyAction
 from apt_jobs.operations.submit import require_retriable
 from apt_jobs.settings import Settings
 

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 
 from apt_jobs.artifacts.code import find_code, touch_code
 from apt_jobs.artifacts.datasets import find_dataset
-from apt_jobs.artifacts.models import model_exists
+from apt_jobs.artifacts.models import lost_base, model_exists
 from apt_jobs.db.job_groups import insert_jobs
 from apt_jobs.db.jobs import get_job, insert_job, new_job
 from apt_jobs.db.models import Job
@@ -134,9 +134,14 @@ def _invalid_references(faults: Sequence[ReferenceFault]) -> InvalidReferences:
 
 
 def _model_faults(session: Session, settings: Settings, field: str, model: str | None) -> list[ReferenceFault]:
-    if model is None or model_exists(session, settings, model):
+    if model is None:
         return []
-    return [ReferenceFault(field, repr(model), "an id that GET /api/models lists")]
+    if not model_exists(session, settings, model):
+        return [ReferenceFault(field, repr(model), "an id that GET /api/models lists")]
+    base = lost_base(session, settings, model)
+    if base is None:
+        return []
+    return [ReferenceFault(field, repr(model), f"its base model {base!r} at its place: it was moved or deleted")]
 
 
 def _dataset_faults(settings: Settings, spec: TrainSpec) -> list[ReferenceFault]:

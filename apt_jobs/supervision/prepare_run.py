@@ -7,10 +7,11 @@ from typing import Any
 
 import orjson
 
+from apt_jobs.artifacts.adapters import MAX_ADAPTERS, base_model_of, is_adapter_dir
 from apt_jobs.artifacts.checkpoints import checkpoint_dir, checkpoints_of_job, complete_checkpoint_dir
 from apt_jobs.artifacts.code import unpack_code
 from apt_jobs.artifacts.datasets import DatasetRecord, identify_dataset
-from apt_jobs.artifacts.models import local_model_dir
+from apt_jobs.artifacts.models import ModelFolders, local_model_dir
 from apt_jobs.artifacts.prepared_space import prune_prepared
 from apt_jobs.artifacts.runs import run_dir, runs_of_job
 from apt_jobs.db.checkpoints import get_checkpoint, newest_of_job
@@ -59,6 +60,7 @@ def plan_attempt(
     dataset = _dataset(settings, database, job.id, spec)
     prune_prepared(settings.prepared_dir, settings.max_prepared_bytes)
     output_dir = runs_of_job(settings, job.id) / OUTPUT_FOLDER
+    base = _base_model(settings, database, spec)
     run_file = RunFile(
         job_id=job.id,
         attempt=job.attempt,
@@ -66,7 +68,8 @@ def plan_attempt(
         **_what_to_run(settings, spec, output_dir),
         **_dataset_fields(settings, dataset),
         prepared_dir=settings.prepared_dir,
-        base_model_dir=_base_model_dir(settings, database, spec),
+        base_model_dir=base.folder if base is not None else None,
+        base_adapter_dirs=list(base.adapters) if base is not None else [],
         resume_dir=resume_dir,
         resume_step=resume_step,
         datasets_dir=settings.datasets_dir,
@@ -195,19 +198,33 @@ def _dataset_fields(settings: Settings, dataset: DatasetRecord | None) -> dict[s
     }
 
 
-def _base_model_dir(settings: Settings, database: Database, spec: TrainSpec) -> Path | None:
+def _base_model(settings: Settings, database: Database, spec: TrainSpec) -> ModelFolders | None:
+    """Return where the weights are to start from; of an adapter's checkpoint its own base model, too."""
     if spec.base_model is None:
         return None
-    if not CHECKPOINT_ID_PATTERN.match(spec.base_model):
-        local = local_model_dir(settings, spec.base_model)
+    folder, adapters = _base_model_dir(settings, database, spec.base_model), list[Path]()
+    while is_adapter_dir(folder) and len(adapters) < MAX_ADAPTERS:
+        adapters.insert(0, folder)
+        folder = _base_model_dir(settings, database, base_model_of(folder))
+    if adapters and spec.entry_point != BUILTIN_ENTRY_POINT:
+        raise InvalidCheckpoint(
+            f"base_model {spec.base_model!r} is an adapter, and entry point {spec.entry_point!r} is given one folder: "
+            "download it with ?merged=true and use that model"
+        )
+    return ModelFolders(folder, tuple(adapters))
+
+
+def _base_model_dir(settings: Settings, database: Database, base_model: str) -> Path:
+    if not CHECKPOINT_ID_PATTERN.match(base_model):
+        local = local_model_dir(settings, base_model)
         if local is None:
-            raise WorkerLacks(f"base_model {spec.base_model!r} is not on this worker; GET /api/models lists them")
+            raise WorkerLacks(f"base_model {base_model!r} is not on this worker; GET /api/models lists them")
         return local
     try:
         with database.read() as session:
-            return _checkpoint_dir(settings, get_checkpoint(session, spec.base_model))
+            return _checkpoint_dir(settings, get_checkpoint(session, base_model))
     except NotFound as exc:
-        raise InvalidCheckpoint(f"base_model {spec.base_model!r} does not exist any more") from exc
+        raise InvalidCheckpoint(f"base_model {base_model!r} does not exist any more") from exc
 
 
 def _resume_point(settings: Settings, database: Database, job_id: str) -> tuple[Path | None, int]:

@@ -3,7 +3,7 @@
 All ranks take a snapshot together; rank 0 writes it, in any thread, while training goes on: to a temporary folder,
 every file flushed to disk, then one rename to a name that was never used before. No pickle: tensors are safetensors,
 the rest is JSON. Tensors are whole and named by parameter: a checkpoint can be resumed with other ranks or another
-sharding.
+sharding. Of an adapter it has the adapter alone, as peft's `from_pretrained` loads it.
 """
 
 import os
@@ -30,6 +30,7 @@ from apt_jobs.artifacts.manifest import MANIFEST, manifest_of
 from apt_jobs.errors import OutOfSpace
 from apt_jobs.jobs.checkpoint_state import CheckpointState, read_checkpoint_state, write_checkpoint_state
 from apt_jobs.jobs.ids import new_checkpoint_id
+from apt_jobs.training.adapters import has_adapter, write_adapter
 from apt_jobs.training.byte_collectives import gather_bytes
 from apt_jobs.training.ddp import Rank
 
@@ -65,7 +66,8 @@ class Snapshot:
 def take_snapshot(model: nn.Module, optimizer: Optimizer, rank: Rank) -> Snapshot | None:
     """Copy what a checkpoint needs. Called by all ranks; rank 0 gets the result."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights: Any = get_model_state_dict(model, options=options)
+    of_model = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=has_adapter(model))
+    weights: Any = get_model_state_dict(model, options=of_model)
     whole = get_optimizer_state_dict(model, optimizer, options=options)
     generators = gather_bytes(save(_rng_state(rank)), rank.device)
     if generators is None:
@@ -105,7 +107,7 @@ def write_checkpoint(
     checkpoint_id = new_checkpoint_id()
     try:
         temporary.mkdir(parents=True)
-        model.save_pretrained(temporary, state_dict=snapshot.weights)  # type: ignore[operator]  # a PreTrainedModel
+        _write_weights(temporary, model, snapshot.weights)
         tokenizer.save_pretrained(temporary)
         save_file(snapshot.optimizer, temporary / OPTIMIZER)
         for number, generators in enumerate(snapshot.generators):
@@ -120,6 +122,14 @@ def write_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         raise OutOfSpace(f"the checkpoint {name!r} cannot be written: {exc}; the one before is kept") from exc
     return Saved(checkpoint_id, final, size_bytes)
+
+
+def _write_weights(folder: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Write the whole model, or the adapter that is trained."""
+    if has_adapter(model):
+        write_adapter(folder, model, weights)
+    else:
+        model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]  # a PreTrainedModel
 
 
 def load_training_state(folder: Path, model: nn.Module, optimizer: Optimizer, rank: Rank) -> CheckpointState:

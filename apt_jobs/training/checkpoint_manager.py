@@ -8,6 +8,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from apt_jobs.events.kinds import CheckpointSaved
 from apt_jobs.gradient_monitor.monitor import GradientMonitor
 from apt_jobs.jobs.checkpoint_state import Adjustments, CheckpointEntry, CheckpointState
 from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.training.adapters import has_adapter, read_adapter
 from apt_jobs.training.checkpoint import (
     Snapshot,
     load_training_state,
@@ -106,8 +108,11 @@ class CheckpointManager:
         Later checkpoints are removed: they hold what the roll-back is to get rid of.
         """
         folder, progress = self._run_file.checkpoint_path(name), self._progress
-        whole = StateDictOptions(full_state_dict=True)
-        set_model_state_dict(self._model, load_model(folder).state_dict(), options=whole)
+        is_adapter = has_adapter(self._model)
+        weights: Any = read_adapter(self._model, folder) if is_adapter else load_model(folder).state_dict()
+        set_model_state_dict(
+            self._model, weights, options=StateDictOptions(full_state_dict=True, strict=not is_adapter)
+        )
         came_from = progress.step
         self._load(folder)
         for entry in [entry for entry in progress.kept if entry.step > progress.step]:

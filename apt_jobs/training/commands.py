@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from apt_jobs.jobs.checkpoint_state import CheckpointEntry
 from apt_jobs.jobs.commands import RankCommand, read_commands
-from apt_jobs.jobs.spec import PolicyAction
+from apt_jobs.jobs.monitor_options import PolicyAction
 from apt_jobs.training.byte_collectives import broadcast_bytes
 from apt_jobs.training.ddp import Rank
 

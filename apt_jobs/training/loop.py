@@ -30,7 +30,7 @@ from apt_jobs.training.cuda_graph import CapturedPass
 from apt_jobs.training.data import Batch, Batches, open_batches
 from apt_jobs.training.ddp import Rank, barrier, process_group, repeatable, summed
 from apt_jobs.training.loss import chunked_loss_of
-from apt_jobs.training.model import build_model, checkpoint_activations, load_model
+from apt_jobs.training.model import checkpoint_activations, make_model
 from apt_jobs.training.objectives import make_objective
 from apt_jobs.training.optimization import OptimizerStep, adamw, learning_rate_at, precision_of
 from apt_jobs.training.parallel import Alone, Replicated, Sharded, spread
@@ -66,10 +66,10 @@ class _Trainer:
             repeatable(rank.device)
         prefer_flash_attention()
         torch.manual_seed(options.seed)
-        source = run_file.resume_dir or run_file.base_model_dir
-        if source is not None and has_manifest(source):
-            require_whole(source)
-        self._model = _make_model(run_file, tokenizer).to(rank.device)
+        for source in (run_file.resume_dir, run_file.base_model_dir, *run_file.base_adapter_dirs):
+            if source is not None and has_manifest(source):
+                require_whole(source)
+        self._model = make_model(run_file, tokenizer).to(rank.device)
         if options.activation_checkpointing:
             checkpoint_activations(self._model)
         self._batches = self._open_batches()
@@ -318,10 +318,3 @@ class _Trainer:
         self._monitor.flush()
         if self._rank.is_first:
             write_outcome(self._run_file.outcome_path, outcome)
-
-
-def _make_model(run_file: RunFile, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
-    source, config = run_file.resume_dir or run_file.base_model_dir, run_file.spec.model
-    if source is not None:
-        return load_model(source)
-    return build_model(config, max(config.vocab_size, len(tokenizer)), tokenizer.eos_token_id)

@@ -1,17 +1,47 @@
 """The model: an `APTConfig` built as Hugging Face's Llama, or any local causal language model to start from."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from apt_jobs.errors import InvalidCheckpoint, InvalidInput
+from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import APTConfig
+from apt_jobs.training.adapters import add_adapter, load_adapter, merge_adapter
 from apt_jobs.training.weight_files import require_safetensors
+
+
+def make_model(run_file: RunFile, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
+    """Return what an attempt trains, on the CPU: from a checkpoint of the job, a base model, or nothing.
+
+    Random weights come from the current seed: every rank calls it with one seed.
+
+    Raises:
+        InvalidCheckpoint: a folder cannot be loaded.
+        InvalidInput: the model cannot be trained as the job asks.
+    """
+    spec, base, resume_dir = run_file.spec, run_file.base_model_dir, run_file.resume_dir
+    if spec.training.lora is not None:
+        assert base is not None, "the specification asks for it"
+        assert spec.base_model is not None
+        model = load_model(base, run_file.base_adapter_dirs)
+        if resume_dir is None:
+            add_adapter(model, spec.training.lora, spec.base_model)
+        else:
+            load_adapter(model, resume_dir)
+        return model
+    if resume_dir is not None:
+        return load_model(resume_dir)
+    if base is not None:
+        return load_model(base, run_file.base_adapter_dirs)
+    return build_model(spec.model, max(spec.model.vocab_size, len(tokenizer)), tokenizer.eos_token_id)
 
 
 def build_model(config: APTConfig, vocab_size: int, eos_token_id: int) -> LlamaForCausalLM:
@@ -34,19 +64,33 @@ def build_model(config: APTConfig, vocab_size: int, eos_token_id: int) -> LlamaF
     )
 
 
-def load_model(folder: Path) -> nn.Module:
-    """Load a local Hugging Face model in float32, from safetensors only.
+def load_model(folder: Path, adapters: Sequence[Path] = ()) -> nn.Module:
+    """Load a local Hugging Face model in float32, from safetensors only, and add `adapters` to its weights.
 
     Raises:
-        InvalidCheckpoint: the folder cannot be loaded.
+        InvalidCheckpoint: the folder cannot be loaded, or its weights are not those that its configuration asks for.
     """
     require_safetensors(folder)
     try:
-        model: nn.Module = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+        loaded: Any = AutoModelForCausalLM.from_pretrained(  # Any: typed without `output_loading_info`
+            folder,
+            local_files_only=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as exc:
         raise InvalidCheckpoint(f"the model {folder.name!r} cannot be loaded: {exc}") from exc
+    model: nn.Module = loaded[0]
+    report: dict[str, Any] = loaded[1]
+    if absent := sorted(report["missing_keys"]) or sorted(map(str, report["mismatched_keys"])):
+        raise InvalidCheckpoint(
+            f"the model {folder.name!r} lacks {len(absent)} weights that its config.json asks for, first {absent[0]}"
+        )
+    for adapter in adapters:
+        load_adapter(model, adapter)
+        merge_adapter(model)
     return nn.Module.train(model)  # `from_pretrained` leaves it without dropout
 
 
@@ -78,5 +122,10 @@ def describe(model: nn.Module) -> dict[str, int | float | bool | str | None]:
         "vocab_size": config.vocab_size,
         "max_seq_len": getattr(config, "max_position_embeddings", None),
         "tie_embeddings": getattr(config, "tie_word_embeddings", None),
-        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "num_parameters": num_parameters(model),
     }
+
+
+def num_parameters(model: nn.Module, *, only_trainable: bool = False) -> int:
+    """Return how many numbers the model has, or how many of them are trained."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad or not only_trainable)

@@ -60,7 +60,7 @@ def make_objective(run_file: RunFile, device: torch.device) -> Objective:
     if options.objective == "next_token":
         return NextToken()
     assert run_file.base_model_dir is not None  # as the spec demands
-    reference = load_model(run_file.base_model_dir).to(device).requires_grad_(False)
+    reference = load_model(run_file.base_model_dir, run_file.base_adapter_dirs).to(device).requires_grad_(False)
     nn.Module.train(reference, False)
     return DirectPreference(reference, options.dpo_beta)
 

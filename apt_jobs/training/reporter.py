@@ -20,7 +20,7 @@ from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.training.commands import Command
 from apt_jobs.training.data import Batches
 from apt_jobs.training.ddp import Rank
-from apt_jobs.training.model import describe
+from apt_jobs.training.model import describe, num_parameters
 from apt_jobs.training.progress import Progress, is_better
 
 
@@ -45,7 +45,8 @@ class Reporter:
                 world_size=self._rank.world_size,
                 device=torch.cuda.get_device_name(self._rank.device) if is_gpu else "cpu",
                 backend=self._rank.backend,
-                num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+                num_parameters=num_parameters(model),
+                num_trainable_parameters=num_parameters(model, only_trainable=True),
                 num_steps=self._batches.num_steps,
                 steps_per_epoch=self._batches.steps_per_epoch,
                 tokens_per_step=self._batches.tokens_per_step,

@@ -49,6 +49,7 @@ class Progress(TypedDict, total=False):
     best_val_loss: Number
     eta_s: Number | None
     num_parameters: int
+    num_trainable_parameters: int | None
     steps_per_epoch: int
 
 

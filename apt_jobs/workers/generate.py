@@ -13,12 +13,12 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 import orjson
 from sqlalchemy.orm import Session
 
+from apt_jobs.artifacts.models import ModelFolders
 from apt_jobs.db.hand_backs import hand_back
 from apt_jobs.db.job_groups import finish_succeeded
 from apt_jobs.db.jobs import Claimed, finish, finish_faulted, get_job
@@ -106,7 +106,7 @@ class GenerateWorker:
             self._consumer.database, jobs, lease_s=self._settings.lease_s, heartbeat_s=self._settings.heartbeat_s
         ) as leases:
             changed = threading.Event()
-            found: dict[str | None, tuple[str, Path]] = {}
+            found: dict[str | None, tuple[str, ModelFolders]] = {}
             served = [self._start(job, changed, found) for job in jobs]
             # after the engine has begun
             self._consumer.publisher.publish_all({claimed.job.id: [claimed.event] for claimed in claims})
@@ -127,7 +127,9 @@ class GenerateWorker:
         if messages:
             self._tokens.publish(messages)
 
-    def _start(self, job: Job, changed: threading.Event, found: dict[str | None, tuple[str, Path]]) -> "_Served":
+    def _start(
+        self, job: Job, changed: threading.Event, found: dict[str | None, tuple[str, ModelFolders]]
+    ) -> "_Served":
         """Hand a job to the engine; one that cannot begin has ended. `found`: models that were looked up already."""
         served = _Served(job)
         try:
@@ -137,20 +139,21 @@ class GenerateWorker:
             if spec.model not in found:
                 model_id = choose_model(self._consumer.database, spec.model)
                 found[spec.model] = model_id, self._find(model_id)
-            served.model_id, folder = found[spec.model]
-            served.request = self._engine.submit(folder, spec, served.receive(changed) if spec.stream else None)
+            served.model_id, folders = found[spec.model]
+            on_text = served.receive(changed) if spec.stream else None
+            served.request = self._engine.submit(folders.folder, spec, on_text, adapters=folders.adapters)
             served.request.future.add_done_callback(lambda _: changed.set())
         except Exception as exc:  # `_outcome` tells one kind from another
             served.error = exc
             changed.set()
         return served
 
-    def _find(self, model_id: str) -> Path:
-        """Return the folder of a model.
+    def _find(self, model_id: str) -> ModelFolders:
+        """Return the folders of a model.
 
         Raises:
             WorkerLacks: it is not on this machine.
-            NotFound: it is a checkpoint that was deleted.
+            NotFound: it is a checkpoint that was deleted, or an adapter whose base model was.
         """
         try:
             return find_model(self._settings, self._consumer.database, model_id)

@@ -26,7 +26,7 @@ TUTORIALS = [
     ROOT / "docs" / "tutorials" / f"{name}.md"
     for name in ("first_training", "first_user_script", "first_nightly_run", "first_fine_tuning")
 ]
-HOW_TO = [ROOT / "docs" / "how-to" / "fine_tune.md"]
+HOW_TO = [ROOT / "docs" / "how-to" / f"{name}.md" for name in ("fine_tune", "fine_tune_with_lora")]
 RUN_ELSEWHERE = ("make ", "pip install ")  # test_demo.py, test_wheel.py; `make test` is what runs this
 SERVICE = "Terminal 1"
 BLOCK = re.compile(r"^```(\w+)(?: title=\"([^\"]+)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)

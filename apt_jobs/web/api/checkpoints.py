@@ -5,13 +5,14 @@ import os
 import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import BaseModel, Field, StringConstraints, model_validator
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from apt_jobs.artifacts.checkpoints import checkpoint_dir, delete_checkpoint, delete_checkpoint_files
+from apt_jobs.artifacts.models import model_folders
 from apt_jobs.db.access import Role
 from apt_jobs.db.checkpoints import get_checkpoint, list_checkpoints
 from apt_jobs.db.models import Checkpoint
@@ -22,6 +23,7 @@ from apt_jobs.jobs.strict_model import Strict
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.idempotency import replay_headers
 from apt_jobs.web.api.jobs import Query, submit
+from apt_jobs.web.api.merged_models import DType, merged_tar
 from apt_jobs.web.schemas import CheckpointAnswer, CheckpointList, checkpoint_answer
 from apt_jobs.web.service import Service, service_of
 
@@ -34,6 +36,21 @@ class CheckpointsQuery(Query):
     job_id: Annotated[str, StringConstraints(max_length=40)] | None = None
     after: Annotated[str, StringConstraints(max_length=40)] | None = Field(None, description="Last id seen.")
     limit: int = Field(100, ge=1, le=200)
+
+
+class DownloadQuery(Query):
+    merged: bool = Field(
+        False,
+        description="The whole model alone: an adapter added to its base model, without the optimizer; else all files "
+        "of the checkpoint.",
+    )
+    dtype: DType | None = Field(None, description="Type of the merged weights; default: float32.")
+
+    @model_validator(mode="after")
+    def _only_of_merged(self) -> Self:
+        if self.dtype is not None and not self.merged:
+            raise ValueError(f"dtype={self.dtype} is a type of merged weights: it needs merged=true")
+        return self
 
 
 class LoadRequest(Strict):
@@ -87,15 +104,20 @@ async def load_checkpoint(request: Request) -> Response:
     return JSONResponse(answer.model_dump(mode="json"), headers=replay_headers(is_replay))
 
 
-@endpoint(role=Role.VIEWER, tag="checkpoints", answers={200: None}, media=TAR)
+@endpoint(role=Role.VIEWER, tag="checkpoints", query=DownloadQuery, answers={200: None}, media=TAR, problems={503})
 async def download_checkpoint(request: Request) -> Response:
-    """Return the checkpoint's folder as a tar file, streamed."""
+    """Return the checkpoint's folder, or the whole model that it stands for, as a tar file, streamed."""
     service = service_of(request)
+    query: DownloadQuery = request.state.query
     row = await service.read(get_checkpoint, request.path_params["checkpoint_id"])
     folder = _folder(service, row)
+    content = _tar(folder, row.id)
+    if query.merged:
+        folders = await service.read(model_folders, service.settings, row.id)
+        content = await merged_tar(service.settings, row.id, folders, query.dtype or "float32")
     headers = {"content-disposition": f'attachment; filename="{row.id}.tar"'}
     media_type = BYTES_TYPE if request.headers.get("accept") == BYTES_TYPE else TAR_TYPE
-    return StreamingResponse(_tar(folder, row.id), media_type=media_type, headers=headers)
+    return StreamingResponse(content, media_type=media_type, headers=headers)
 
 
 @endpoint(role=Role.ADMIN, tag="checkpoints", answers={204: None}, operation="delete_checkpoint", problems={409})

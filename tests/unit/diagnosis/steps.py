@@ -8,7 +8,7 @@ from apt_jobs.diagnosis.anomalies import AnomalyDetector
 from apt_jobs.diagnosis.incidents import Finding
 from apt_jobs.diagnosis.step_join import JoinedStep
 from apt_jobs.events.kinds import GradientsRecorded, RankGradientsRecorded
-from apt_jobs.jobs.spec import MonitorOptions
+from apt_jobs.jobs.monitor_options import MonitorOptions
 
 LAYERS = (
     *("embed.weight", "layers.0.attention.weight", "layers.0.mlp.weight"),

@@ -11,7 +11,7 @@ from apt_jobs.diagnosis.baselines import FAR_RATIO, Baseline
 from apt_jobs.diagnosis.incidents import Finding
 from apt_jobs.diagnosis.step_join import JoinedStep
 from apt_jobs.events.kinds import GradientsRecorded, UpdatesMeasured
-from apt_jobs.jobs.spec import MonitorOptions
+from apt_jobs.jobs.monitor_options import MonitorOptions
 from tests.unit.diagnosis.steps import LAYERS, Training, record, scaled
 
 ALL = tuple(range(4))

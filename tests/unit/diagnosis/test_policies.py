@@ -7,7 +7,7 @@ import pytest
 
 from apt_jobs.diagnosis.policies import Policies
 from apt_jobs.events.kinds import IncidentChanged
-from apt_jobs.jobs.spec import AnomalyPolicy
+from apt_jobs.jobs.monitor_options import AnomalyPolicy
 
 SPIKE = IncidentChanged(
     incident=1,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from apt_jobs.artifacts.models import ModelFolders
 from apt_jobs.db.engine import Database
 from apt_jobs.db.events import append_events
 from apt_jobs.db.jobs import claim_next, insert_job
@@ -66,7 +67,7 @@ def test_a_checkpoint_is_found_by_its_id(settings: Settings, sqlite_database: Da
     folder = settings.checkpoints_dir / "job_x" / checkpoint_dir.name
     shutil.copytree(checkpoint_dir, folder)
     checkpoint_id = register(sqlite_database, f"job_x/{folder.name}")
-    assert find_model(settings, sqlite_database, checkpoint_id) == folder.resolve()
+    assert find_model(settings, sqlite_database, checkpoint_id) == ModelFolders(folder.resolve())
     shutil.rmtree(folder)
     with pytest.raises(InvalidCheckpoint, match="not complete on this host"):
         find_model(settings, sqlite_database, checkpoint_id)
@@ -94,7 +95,7 @@ def test_a_checkpoint_row_never_leads_out_of_its_folder(
 def test_a_local_model_is_found_by_its_name(settings: Settings, sqlite_database: Database, model_dir: Path) -> None:
     folder = settings.local_models_dir / "tiny-Llama_1.0"
     shutil.copytree(model_dir, folder)
-    assert find_model(settings, sqlite_database, folder.name) == folder.resolve()
+    assert find_model(settings, sqlite_database, folder.name) == ModelFolders(folder.resolve())
 
 
 @pytest.mark.parametrize(

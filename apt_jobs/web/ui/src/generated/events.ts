@@ -46,6 +46,7 @@ export interface TrainingStarted {
   tokens_per_step: number;
   resumed_from_step: number;
   model_config: Record<string, number | Float | boolean | string | null>;
+  num_trainable_parameters: number | null;
 }
 
 /** Names of the model's layers (parameters), in the order of every later `gradient` event of this attempt. */

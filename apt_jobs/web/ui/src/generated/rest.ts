@@ -427,8 +427,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Return the checkpoint's folder as a tar file, streamed
-         * @description Return the checkpoint's folder as a tar file, streamed.
+         * Return the checkpoint's folder, or the whole model that it stands for, as a tar file, streamed
+         * @description Return the checkpoint's folder, or the whole model that it stands for, as a tar file, streamed.
          */
         get: operations["download_checkpoint"];
         put?: never;
@@ -2542,6 +2542,39 @@ export interface components {
         LoadRequest: {
             checkpoint_id: string;
         };
+        /** @description LoRA (Hu et al. 2021): train two thin matrices beside each chosen layer, and leave the base model as it is. */
+        LoraOptions: {
+            /**
+             * @description Rank of the matrices.
+             * @default 16
+             */
+            r?: number;
+            /**
+             * @description Scale of what they add: alpha / r.
+             * @default 32
+             */
+            alpha?: number;
+            /**
+             * @description Dropout of their input.
+             * @default 0
+             */
+            dropout?: number;
+            /**
+             * @description Layers by the end of their names, as `q_proj`; all-linear: every linear one but the output's.
+             * @default all-linear
+             */
+            target_modules?: string[] | "all-linear";
+            /**
+             * @description DoRA (Liu et al. 2024): train the length of each row apart.
+             * @default false
+             */
+            use_dora?: boolean;
+            /**
+             * @description rsLoRA (Kalajdzievski 2023): scale by alpha / sqrt(r).
+             * @default false
+             */
+            use_rslora?: boolean;
+        };
         /** @description A message of a chat. Other fields that OpenAI has are for tools, which are not there. */
         Message: {
             role: string;
@@ -2728,6 +2761,7 @@ export interface components {
             best_val_loss?: number | ("NaN" | "Infinity" | "-Infinity");
             eta_s?: number | ("NaN" | "Infinity" | "-Infinity") | null;
             num_parameters?: number;
+            num_trainable_parameters?: number | null;
             steps_per_epoch?: number;
         } & {
             [key: string]: unknown;
@@ -3196,6 +3230,11 @@ export interface components {
              * @enum {string}
              */
             sharding?: "ddp" | "fsdp2";
+            /**
+             * @description Train an adapter of `base_model` instead of all its weights; null: all of them.
+             * @default null
+             */
+            lora?: components["schemas"]["LoraOptions"] | null;
         };
         TunedHyperparameters: {
             n_epochs: number;
@@ -3563,6 +3602,7 @@ export type KeyAnswer = components['schemas']['KeyAnswer'];
 export type KeyList = components['schemas']['KeyList'];
 export type LoadAnswer = components['schemas']['LoadAnswer'];
 export type LoadRequest = components['schemas']['LoadRequest'];
+export type LoraOptions = components['schemas']['LoraOptions'];
 export type Message = components['schemas']['Message'];
 export type MetricsAnswer = components['schemas']['MetricsAnswer'];
 export type ModelAnswer = components['schemas']['ModelAnswer'];
@@ -4383,7 +4423,12 @@ export interface operations {
     };
     download_checkpoint: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description The whole model alone: an adapter added to its base model, without the optimizer; else all files of the checkpoint. */
+                merged?: boolean;
+                /** @description Type of the merged weights; default: float32. */
+                dtype?: "float32" | "bfloat16" | "float16";
+            };
             header?: never;
             path: {
                 /** @description Id of the checkpoint. */
@@ -4407,6 +4452,7 @@ export interface operations {
             401: components["responses"]["Problem401"];
             403: components["responses"]["Problem403"];
             404: components["responses"]["Problem404"];
+            422: components["responses"]["Problem422"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };

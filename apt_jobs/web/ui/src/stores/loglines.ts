@@ -40,7 +40,9 @@ export function lineOf(event: StoredEvent): LogLine | null {
     case "started": {
       const from = event.resumed_from_step ? `, resumed from step ${formatCount(event.resumed_from_step)}` : "";
       const ranks = `${event.world_size} ${event.world_size === 1 ? "rank" : "ranks"}`;
-      const size = `${formatCount(event.num_parameters)} parameters, ${formatCount(event.num_steps)} steps`;
+      const isPart = event.num_trainable_parameters && event.num_trainable_parameters !== event.num_parameters;
+      const trained = isPart ? ` (${formatCount(event.num_trainable_parameters ?? 0)} trained)` : "";
+      const size = `${formatCount(event.num_parameters)} parameters${trained}, ${formatCount(event.num_steps)} steps`;
       return line(
         "info",
         "training",

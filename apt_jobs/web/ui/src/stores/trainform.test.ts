@@ -24,6 +24,23 @@ test("faults name the field and the bound", () => {
   });
 });
 
+test("a base model brings its shape, and an adapter is asked for by its switch", () => {
+  const values = {
+    ...defaultsWith(PRESETS[0]),
+    base_model: "tiny",
+    "model.max_seq_len": 64,
+    "training.lora.r": 8,
+    "training.lora.target_modules": "q_proj, v_proj",
+  };
+  const full = requestOf(values);
+  assert.deepEqual(full.model, { max_seq_len: 64 });
+  assert.notProperty(full.training as object, "lora");
+  const adapted = requestOf({ ...values, "training.lora": true });
+  assert.deepEqual((adapted.training as Record<string, unknown>).lora, { r: 8, target_modules: ["q_proj", "v_proj"] });
+  const plain = requestOf({ ...defaultsWith(PRESETS[0]), base_model: "tiny", "training.lora": true });
+  assert.deepEqual((plain.training as Record<string, unknown>).lora, {});
+});
+
 test("the number of parameters is the one of the specification", () => {
   // APTConfig().num_parameters, as Python computes it.
   assert.strictEqual(numParameters(defaultsWith({ id: "", label: "", note: "", values: {} })), 1_053_824);

@@ -80,6 +80,11 @@ export const FORM_GROUPS: { title: string; fields: string[] }[] = [
   },
 ];
 export const QUEUE_FIELDS = ["queue", "priority", "max_attempts", "time_limit_s"];
+/** The field that says whether the form asks for an adapter; the request has an object there. */
+export const LORA = "training.lora";
+export const LORA_FIELDS = Object.keys(TRAIN_FIELDS).filter((path) => path.startsWith(`${LORA}.`));
+/** The one field of the model's shape that a base model leaves open. */
+const OPEN_SHAPE = "model.max_seq_len";
 const ABOVE = new Set([
   "name",
   ...QUEUE_FIELDS,
@@ -88,6 +93,7 @@ const ABOVE = new Set([
   "entry_point",
   "launcher",
   ...FORM_GROUPS.flatMap((group) => group.fields),
+  ...LORA_FIELDS,
 ]);
 /** All others: under “More options”. */
 export const OTHER_FIELDS = Object.keys(TRAIN_FIELDS).filter((path) => !ABOVE.has(path));
@@ -104,16 +110,30 @@ export function defaultsWith(preset: Preset): Values {
   return { ...values, ...preset.values };
 }
 
+/** Whether a field means something in this form: a base model brings its own shape, and adapters need one. */
+export function isUsed(path: string, values: Values): boolean {
+  if (path.startsWith("model.") && path !== OPEN_SHAPE) return !values.base_model;
+  if (path.startsWith(`${LORA}.`)) return Boolean(values.base_model && values[LORA]);
+  return true;
+}
+
 /** The request: what differs from the server's defaults, nested as the API wants it. */
 export function requestOf(values: Values): Record<string, unknown> {
   const request: Record<string, unknown> = { kind: "train" };
+  if (values.base_model && values[LORA]) request.training = { lora: {} };
   for (const [path, value] of Object.entries(values)) {
     const rule = TRAIN_FIELDS[path];
     if (rule === undefined || value === (rule.default ?? null) || (value === "" && rule.nullable)) continue;
+    if (!isUsed(path, values)) continue;
     let node = request;
     const names = path.split(".");
     for (const name of names.slice(0, -1)) node = (node[name] ??= {}) as Record<string, unknown>;
-    node[names[names.length - 1]] = value;
+    node[names[names.length - 1]] =
+      rule.type === "array"
+        ? String(value)
+            .split(/[\s,]+/)
+            .filter(Boolean)
+        : value;
   }
   return request;
 }
@@ -122,18 +142,19 @@ export function requestOf(values: Values): Record<string, unknown> {
 export function faultsOf(values: Values): Record<string, string> {
   const faults: Record<string, string> = {};
   for (const [path, rule] of Object.entries(TRAIN_FIELDS)) {
-    const fault = faultOf(values[path] ?? null, rule);
+    const fault = isUsed(path, values) ? faultOf(values[path] ?? null, rule) : null;
     if (fault !== null) faults[path] = fault;
   }
+  if (Number(values["monitor.vanishing_below"]) >= Number(values["monitor.exploding_above"])) {
+    faults["monitor.vanishing_below"] = "must be less than the exploding threshold";
+  }
+  if (values.base_model) return faults;
   const [width, heads] = [Number(values["model.d_model"]), Number(values["model.num_attention_heads"])];
   if (!faults["model.d_model"] && !faults["model.num_attention_heads"] && (width % heads || (width / heads) % 2)) {
     faults["model.d_model"] = `must be an even multiple of the ${heads} attention heads`;
   }
   const groups = Number(values["model.num_key_value_heads"] ?? 0);
   if (groups && heads % groups) faults["model.num_key_value_heads"] = `must divide the ${heads} attention heads`;
-  if (Number(values["monitor.vanishing_below"]) >= Number(values["monitor.exploding_above"])) {
-    faults["monitor.vanishing_below"] = "must be less than the exploding threshold";
-  }
   return faults;
 }
 
