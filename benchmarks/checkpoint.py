@@ -50,7 +50,7 @@ def measure(folder: Path) -> None:
             optimizer.step()
             torch.distributed.barrier()
             began = time.perf_counter()
-            snapshot = take_snapshot(model, optimizer, rank)
+            snapshot = take_snapshot(model, [optimizer], rank)
             times["stall"].append(1000.0 * (time.perf_counter() - began))
             if snapshot is not None:
                 saved = write_checkpoint(

@@ -22,6 +22,7 @@ from apt_jobs.jobs.data_options import DataOptions
 from apt_jobs.jobs.environment import Argument, VariableName
 from apt_jobs.jobs.lora_options import LoraOptions
 from apt_jobs.jobs.monitor_options import MonitorOptions
+from apt_jobs.jobs.parameter_options import ParameterGroup, ParameterPattern
 from apt_jobs.jobs.printable import require_printable
 from apt_jobs.jobs.strict_model import Strict
 
@@ -112,6 +113,15 @@ def _default_model(value: object) -> object:
     return APTConfig() if value is None else value
 
 
+def _usual_learning_rate(options: "TrainingOptions", *, has_base_model: bool) -> float:
+    """Return the rate of who names none: that of others' defaults (Trainer 5e-5 and TRL 2e-5, of peft's adapters 2e-4).
+
+    Lion wants a third to a tenth of AdamW's (Chen et al. 2023, section 5).
+    """
+    rate = 2e-4 if options.lora is not None else 2e-5 if has_base_model else 1e-3
+    return rate / 10.0 if options.optimizer == "lion" else rate
+
+
 class TrainingOptions(Strict):
     """How to train. One optimizer step sees `batch_size * gradient_accumulation_steps * num_ranks` sequences."""
 
@@ -125,7 +135,17 @@ class TrainingOptions(Strict):
     max_steps: int | None = Field(None, ge=1, le=100_000_000, description="Stop after so many optimizer steps.")
     batch_size: int = Field(8, ge=1, le=4_096, description="Sequences per rank and micro step.")
     gradient_accumulation_steps: int = Field(1, ge=1, le=4_096, description="Micro steps per optimizer step.")
-    learning_rate: float = Field(1e-3, gt=0.0, le=10.0, description="Peak of the schedule.")
+    optimizer: Literal["adamw", "adafactor", "lion", "muon", "adamw_8bit"] = Field(
+        "adamw",
+        description="muon: the matrices of blocks by Muon, all else by AdamW; adamw_8bit needs a GPU and bitsandbytes.",
+    )
+    learning_rate: float | None = Field(
+        None,
+        gt=0.0,
+        le=10.0,
+        description="Peak of the schedule; null: 1e-3 from nothing, 2e-5 from a base model, 2e-4 of its adapter, a "
+        "tenth of these for lion. Of adafactor it is relative to the size of each weight.",
+    )
     min_learning_rate_ratio: float = Field(
         0.1, ge=0.0, le=1.0, description="End of the schedule, relative to the peak."
     )
@@ -133,14 +153,21 @@ class TrainingOptions(Strict):
     warmup_ratio: float | None = Field(
         None, ge=0.0, lt=1.0, description="Warm up for this share of all steps; null: for `warmup_steps`."
     )
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = Field(
+    schedule: Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"] = Field(
         "cosine",
-        description="Of the learning rate after the warm-up. wsd: constant, then linear over the last `decay_ratio`.",
+        description="Of the learning rate after the warm-up. wsd: constant, then linear over the last `decay_ratio`; "
+        "inverse_sqrt: with the root of warm-up steps over steps.",
     )
     decay_ratio: float = Field(0.2, gt=0.0, le=1.0, description="Share of all steps in which `wsd` decays.")
-    weight_decay: float = Field(0.1, ge=0.0, le=10.0, description="AdamW's decay, on matrices only.")
-    beta1: float = Field(0.9, ge=0.0, lt=1.0, description="AdamW's first momentum.")
-    beta2: float = Field(0.95, ge=0.0, lt=1.0, description="AdamW's second momentum.")
+    weight_decay: float = Field(0.1, ge=0.0, le=10.0, description="Decoupled decay, on matrices only.")
+    beta1: float = Field(0.9, ge=0.0, lt=1.0, description="First momentum of AdamW and Lion.")
+    beta2: float = Field(0.95, ge=0.0, lt=1.0, description="Second momentum of AdamW and Lion.")
+    freeze: list[ParameterPattern] = Field(
+        default_factory=list, max_length=100, description="Train no parameter whose name is like one of these patterns."
+    )
+    parameter_groups: list[ParameterGroup] = Field(
+        default_factory=list, max_length=100, description="Other rates for some parameters; the first that fits counts."
+    )
     grad_clip_norm: float | None = Field(1.0, gt=0.0, description="Clip the global norm to this; null: never.")
     validation_fraction: float = Field(0.05, ge=0.0, le=0.5, description="Share of the data held out.")
     validate_every_steps: int = Field(50, ge=1, description="Optimizer steps between two validations.")
@@ -171,6 +198,17 @@ class TrainingOptions(Strict):
     lora: LoraOptions | None = Field(
         None, description="Train an adapter of `base_model` instead of all its weights; null: all of them."
     )
+
+    @model_validator(mode="after")
+    def _sharded_optimizer(self) -> Self:
+        if self.sharding == "fsdp2" and self.optimizer in ("adafactor", "adamw_8bit"):
+            raise ValueError(f"optimizer={self.optimizer} keeps no state that fsdp2 can shard; use adamw, lion or muon")
+        return self
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """`learning_rate`, or what suits a training from nothing."""
+        return self.learning_rate or _usual_learning_rate(self, has_base_model=False)
 
 
 class JobSpec(Strict):
@@ -263,6 +301,14 @@ class TrainSpec(JobSpec):
             raise ValueError("training.objective 'dpo' needs base_model: the model that answers are compared with")
         if self.training.objective == "dpo" and self.data.train_on == "everything":
             raise ValueError("training.objective 'dpo' compares answers only: leave data.train_on out")
+        return self
+
+    @model_validator(mode="after")
+    def _rate_is_known(self) -> Self:
+        if self.training.learning_rate is None:
+            rate = _usual_learning_rate(self.training, has_base_model=self.base_model is not None)
+            # The job keeps what it trains with, whatever later versions take where nothing is said.
+            self.__dict__["training"] = self.training.model_copy(update={"learning_rate": rate})
         return self
 
     @model_validator(mode="after")

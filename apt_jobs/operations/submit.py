@@ -19,6 +19,7 @@ from apt_jobs.jobs.spec import (
     BUILTIN_DATASET,
     BUILTIN_ENTRY_POINT,
     CODE_ENTRY_POINT,
+    APTConfig,
     GenerateSpec,
     TrainSpec,
     parse_spec,
@@ -33,7 +34,7 @@ Spec = TrainSpec | GenerateSpec
 
 @dataclass(frozen=True, slots=True)
 class ReferenceFault:
-    """A field of a job that names what does not exist."""
+    """A field of a job that names what does not exist, or does nothing."""
 
     field: str
     seen: str
@@ -102,7 +103,10 @@ def require_retriable(session: Session, settings: Settings, job_id: str) -> None
     """
     spec = parse_spec(get_job(session, job_id).spec)
     require_room(settings)
-    require_references(session, settings, spec)
+    # It was accepted once: what does nothing in it is no reason to leave it where it is.
+    faults = [fault for fault in reference_faults(session, settings, spec) if not fault.field.startswith("model.")]
+    if faults:
+        raise _invalid_references(faults)
 
 
 def require_references(session: Session, settings: Settings, spec: Spec) -> None:
@@ -117,12 +121,13 @@ def require_references(session: Session, settings: Settings, spec: Spec) -> None
 
 
 def reference_faults(session: Session, settings: Settings, spec: Spec) -> list[ReferenceFault]:
-    """Return every field of the job that names what does not exist."""
+    """Return every field of the job that names what does not exist, or does nothing beside the others."""
     if isinstance(spec, GenerateSpec):
         return _model_faults(session, settings, "model", spec.model)
     return [
         *_dataset_faults(settings, spec),
         *_model_faults(session, settings, "base_model", spec.base_model),
+        *_shape_faults(spec),
         *_entry_point_faults(session, settings, spec),
         *_code_faults(settings, spec),
     ]
@@ -130,7 +135,7 @@ def reference_faults(session: Session, settings: Settings, spec: Spec) -> list[R
 
 def _invalid_references(faults: Sequence[ReferenceFault]) -> InvalidReferences:
     words = "; ".join(f"{fault.field} {fault.seen}: expected {fault.expected}" for fault in faults)
-    return InvalidReferences(f"the job names what does not exist: {words}", list(faults))
+    return InvalidReferences(f"the job names what does not exist, or does nothing: {words}", list(faults))
 
 
 def _model_faults(session: Session, settings: Settings, field: str, model: str | None) -> list[ReferenceFault]:
@@ -142,6 +147,18 @@ def _model_faults(session: Session, settings: Settings, field: str, model: str |
     if base is None:
         return []
     return [ReferenceFault(field, repr(model), f"its base model {base!r} at its place: it was moved or deleted")]
+
+
+def _shape_faults(spec: TrainSpec) -> list[ReferenceFault]:
+    """Return a fault for each size that a base model brings itself, and that the job asks for otherwise."""
+    if spec.base_model is None or spec.entry_point != BUILTIN_ENTRY_POINT:
+        return []
+    usual = APTConfig()
+    return [
+        ReferenceFault(f"model.{name}", repr(value), "nothing: the base model has a shape of its own; leave it out")
+        for name, value in spec.model
+        if name != "max_seq_len" and value != getattr(usual, name)
+    ]
 
 
 def _dataset_faults(settings: Settings, spec: TrainSpec) -> list[ReferenceFault]:

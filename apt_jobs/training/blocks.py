@@ -6,7 +6,8 @@ from torch import nn
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """Return the transformer blocks, by the names that Hugging Face models give; empty if they give none."""
     names = getattr(model, "_no_split_modules", None) or ()
-    return [module for module in model.modules() if type(module).__name__ in names]
+    # By all classes of a module: FSDP2 puts one of its own in front.
+    return [module for module in model.modules() if any(cls.__name__ in names for cls in type(module).__mro__)]
 
 
 def norms_outside_blocks(model: nn.Module) -> list[nn.Module]:

@@ -8,6 +8,7 @@ sharding. Of an adapter it has the adapter alone, as peft's `from_pretrained` lo
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,12 @@ class Snapshot:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def take_snapshot(model: nn.Module, optimizer: Optimizer, rank: Rank) -> Snapshot | None:
+def take_snapshot(model: nn.Module, optimizers: Sequence[Optimizer], rank: Rank) -> Snapshot | None:
     """Copy what a checkpoint needs. Called by all ranks; rank 0 gets the result."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     of_model = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=has_adapter(model))
     weights: Any = get_model_state_dict(model, options=of_model)
-    whole = get_optimizer_state_dict(model, optimizer, options=options)
+    whole = get_optimizer_state_dict(model, optimizers, options=options)
     generators = gather_bytes(save(_rng_state(rank)), rank.device)
     if generators is None:
         return None
@@ -132,7 +133,7 @@ def _write_weights(folder: Path, model: nn.Module, weights: dict[str, Tensor]) -
         model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]  # a PreTrainedModel
 
 
-def load_training_state(folder: Path, model: nn.Module, optimizer: Optimizer, rank: Rank) -> CheckpointState:
+def load_training_state(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer], rank: Rank) -> CheckpointState:
     """Restore optimizer and random generators; returns what `state` was when it was saved. Called by every rank."""
     state = read_checkpoint_state(folder)
     states: dict[str, dict[str, Tensor]] = {}
@@ -140,7 +141,7 @@ def load_training_state(folder: Path, model: nn.Module, optimizer: Optimizer, ra
         parameter, _, name = key.rpartition("/")
         states.setdefault(parameter, {})[name] = tensor
     whole: Any = {"state": states, "param_groups": state.optimizer_groups}
-    set_optimizer_state_dict(model, optimizer, whole, options=StateDictOptions(full_state_dict=True))
+    set_optimizer_state_dict(model, optimizers, whole, options=StateDictOptions(full_state_dict=True))
     rng_file = folder / _rng_file(rank.rank)
     if rng_file.exists():  # with another number of ranks the new ones begin with the seed's state
         _set_rng_state(load_file(rng_file), rank)

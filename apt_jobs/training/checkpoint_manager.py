@@ -5,6 +5,7 @@ All ranks take a snapshot together; rank 0 writes it in a thread while training 
 """
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields, replace
 from pathlib import Path
@@ -48,7 +49,7 @@ class CheckpointManager:
         reporter: Reporter,
         model: nn.Module,
         tokenizer: PreTrainedTokenizerFast,
-        optimizer: Optimizer,
+        optimizers: Sequence[Optimizer],
         scaler: torch.amp.GradScaler,
         monitor: GradientMonitor,
         progress: Progress,
@@ -57,7 +58,7 @@ class CheckpointManager:
         self._run_file, self._rank, self._reporter = run_file, rank, reporter
         self._options = run_file.spec.training
         self._model, self._tokenizer = model, tokenizer
-        self._optimizer, self._scaler, self._monitor = optimizer, scaler, monitor
+        self._optimizers, self._scaler, self._monitor = optimizers, scaler, monitor
         self._progress, self._adjustments = progress, adjustments
         self._saved_step = 0
         self._writing: Future[None] | None = None  # of the last checkpoint, on rank 0
@@ -75,7 +76,7 @@ class CheckpointManager:
         self.wait_for_checkpoint()
         self._saved_step = self._progress.step
         state = self._state(val_loss, epoch)
-        snapshot = take_snapshot(self._model, self._optimizer, self._rank)
+        snapshot = take_snapshot(self._model, self._optimizers, self._rank)
         if snapshot is not None and self._writer is not None:
             stall_ms = 1000.0 * (time.perf_counter() - began)
             self._writing = self._writer.submit(self._write, snapshot, state, stall_ms)
@@ -122,7 +123,7 @@ class CheckpointManager:
 
     def _load(self, folder: Path) -> CheckpointState:
         """Restore optimizer, random generators, loss scale and progress; returns the state that was saved."""
-        state = load_training_state(folder, self._model, self._optimizer, self._rank)
+        state = load_training_state(folder, self._model, self._optimizers, self._rank)
         progress = self._progress
         progress.step, progress.train_loss = state.global_step, state.train_loss
         progress.best_val_loss = state.best_val_loss

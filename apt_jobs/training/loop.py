@@ -32,7 +32,8 @@ from apt_jobs.training.ddp import Rank, barrier, process_group, repeatable, summ
 from apt_jobs.training.loss import chunked_loss_of
 from apt_jobs.training.model import checkpoint_activations, make_model
 from apt_jobs.training.objectives import make_objective
-from apt_jobs.training.optimization import OptimizerStep, adamw, learning_rate_at, precision_of
+from apt_jobs.training.optimization import OptimizerStep, learning_rate_at, precision_of
+from apt_jobs.training.optimizers import build_optimizers
 from apt_jobs.training.parallel import Alone, Replicated, Sharded, spread
 from apt_jobs.training.prefetch import Prefetcher
 from apt_jobs.training.prepare import prepared_data
@@ -80,9 +81,9 @@ class _Trainer:
         self._can_capture = False
         self._captured: CapturedPass | None = None
         self._spread = self._compile_and_spread()
-        optimizer = adamw(self._model, options)
+        optimizers = build_optimizers(self._model, options)
         self._scaler = torch.amp.GradScaler(rank.device.type, enabled=self._precision is torch.float16)
-        self._optimizer_step = OptimizerStep(self._model, optimizer, self._scaler, options.grad_clip_norm)
+        self._optimizer_step = OptimizerStep(self._model, optimizers, self._scaler, options.grad_clip_norm)
         self._progress, self._adjustments = Progress(), Adjustments()
         self._commands, self._num_commands, self._stop = Commands(run_file.commands_path, rank), 0, False
         self._signals = Signals(run_file.stop_path, self._commands, rank)
@@ -95,7 +96,7 @@ class _Trainer:
             every_steps=run_file.spec.monitor.every_steps,
         )
         self._checkpoints = CheckpointManager(
-            *(run_file, rank, self._reporter, self._model, tokenizer, optimizer),
+            *(run_file, rank, self._reporter, self._model, tokenizer, optimizers),
             *(self._scaler, self._monitor, self._progress, self._adjustments),
         )
 

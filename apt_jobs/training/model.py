@@ -15,6 +15,7 @@ from apt_jobs.errors import InvalidCheckpoint, InvalidInput
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import APTConfig
 from apt_jobs.training.adapters import add_adapter, load_adapter, merge_adapter
+from apt_jobs.training.optimizers import freeze
 from apt_jobs.training.weight_files import require_safetensors
 
 
@@ -27,6 +28,12 @@ def make_model(run_file: RunFile, tokenizer: PreTrainedTokenizerFast) -> nn.Modu
         InvalidCheckpoint: a folder cannot be loaded.
         InvalidInput: the model cannot be trained as the job asks.
     """
+    model = _make_model(run_file, tokenizer)
+    freeze(model, run_file.spec.training.freeze)
+    return model
+
+
+def _make_model(run_file: RunFile, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
     spec, base, resume_dir = run_file.spec, run_file.base_model_dir, run_file.resume_dir
     if spec.training.lora is not None:
         assert base is not None, "the specification asks for it"

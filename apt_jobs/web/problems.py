@@ -38,7 +38,7 @@ MEDIA_TYPE = "application/problem+json"
 MAX_SEEN_CHARS = 200  # of a wrong value that is shown back
 MAX_FAULTS = 100  # of a request that are named
 RETRY_AFTER_S = 5
-REFERENCES_DETAIL = "the job names what does not exist; see `errors`"
+REFERENCES_DETAIL = "the job names what does not exist, or does nothing; see `errors`"
 _STATUS_OF: tuple[tuple[type[AptJobsError], int], ...] = (
     (IdempotencyMismatch, 422),
     (NotFound, 404),
@@ -136,7 +136,7 @@ def faults_of(error: ValidationError, *, in_body: bool) -> list[Fault]:
 def reference_faults(error: InvalidReferences, under: str = "#") -> list[Fault]:
     """Return the fields of a job that name what does not exist. `under` is where the job is in the body."""
     return [
-        Fault(pointer=f"{under}/{fault.field}", seen=fault.seen, detail=fault.expected)
+        Fault(pointer=f"{under}/{fault.field.replace('.', '/')}", seen=fault.seen, detail=fault.expected)
         for fault in error.faults
         if isinstance(fault, ReferenceFault)
     ]

@@ -203,5 +203,5 @@ def test_an_optimizer_state_that_is_no_safetensors_is_not_opened(tmp_path: Path,
     model = torch.nn.Linear(1, 1)
     optimizer = torch.optim.SGD(model.parameters())
     with pytest.raises((SafetensorError, InvalidCheckpoint)):
-        load_training_state(tmp_path, model, optimizer, Rank(0, 1, CPU, "gloo"))
+        load_training_state(tmp_path, model, [optimizer], Rank(0, 1, CPU, "gloo"))
     assert not canary.exists()

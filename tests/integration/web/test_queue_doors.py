@@ -74,6 +74,20 @@ def test_every_door_refuses_what_does_not_exist_naming_the_field(served: Served,
         due_now(served, schedule, f"{field} 'absent'" if "ckpt" not in str(job) else "ckpt_")
 
 
+def test_a_shape_beside_a_base_model_is_refused_by_field(served: Served, http: httpx.Client) -> None:
+    (served.settings.local_models_dir / "tiny").mkdir(parents=True)
+    (served.settings.local_models_dir / "tiny" / "config.json").write_text("{}")
+    job = {"kind": "train", "base_model": "tiny", "model": {"d_model": 64, "num_layers": 2, "max_seq_len": 32}}
+    answer = http.post("/api/jobs", json=job)
+    assert answer.status_code == 422
+    assert [fault["pointer"] for fault in answer.json()["errors"]] == ["#/model/d_model", "#/model/num_layers"]
+    assert http.post("/api/jobs", json={**job, "model": {"max_seq_len": 32}}).status_code == 202
+    with served.database.write() as session:  # one of an earlier version
+        row = insert_job(session, TrainSpec(kind="train"))
+        session.execute(update(Job).where(Job.id == row.id).values(spec=stored(job), state="failed"))
+    assert http.post(f"/api/jobs/{row.id}/retry").status_code == 200
+
+
 def stored(job: dict[str, Any]) -> dict[str, Any]:
     return parse_spec(job).model_dump(mode="json")
 

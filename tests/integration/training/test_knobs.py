@@ -1,0 +1,77 @@
+"""What a job may choose of its optimizer and schedule: all of it resumes bit by bit, on one rank and with shards."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from apt_jobs.events.kinds import LayersNamed, StepTrained, TrainingStarted
+from tests.integration.training.one_rank import MODEL, require_same_checkpoints, run_file_of, train_here
+from tests.integration.training.test_training import events_of, launch
+
+SPEC: dict[str, Any] = {"model": {**MODEL, "dropout": 0.1}}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "adamw": {"optimizer": "adamw"},
+    "adafactor": {"optimizer": "adafactor"},
+    "lion": {"optimizer": "lion", "learning_rate": 1e-3},
+    "muon": {"optimizer": "muon"},
+    "groups": {
+        "parameter_groups": [
+            {"pattern": "model.embed_tokens.*", "learning_rate_factor": 0.1},
+            {"pattern": "*norm*", "weight_decay": 0.01},
+        ],
+        "freeze": ["*.mlp.*"],
+    },
+}
+SCHEDULES = ("cosine", "linear", "constant", "wsd", "inverse_sqrt")
+LAST = "step-00000004-a1"
+
+
+def require_bitwise_resume(folder: Path, options: dict[str, Any]) -> list[float]:
+    """Train four steps, and again from the checkpoint of the second; returns the learning rates."""
+    whole = run_file_of(folder / "whole", SPEC, options)
+    rates = [event.learning_rate for event in train_here(whole) if isinstance(event, StepTrained)]
+    resumed = run_file_of(folder / "resumed", SPEC, options, resume_dir=whole.checkpoints_dir / "step-00000002-a1")
+    again = [event.learning_rate for event in train_here(resumed) if isinstance(event, StepTrained)]
+    assert again == rates[2:]
+    require_same_checkpoints(whole.checkpoints_dir / LAST, resumed.checkpoints_dir / LAST)
+    return rates
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_resumes_bitwise(tmp_path: Path, name: str) -> None:
+    require_bitwise_resume(tmp_path, OPTIMIZERS[name])
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_every_schedule_resumes_bitwise(tmp_path: Path, schedule: str) -> None:
+    rates = require_bitwise_resume(tmp_path, {"schedule": schedule, "warmup_steps": 1})
+    assert rates[0] == 0.01
+
+
+def test_muon_trains_shards_as_it_trains_whole_weights(tmp_path: Path) -> None:
+    """It is no sum over elements, and knows blocks by their class, which is another one when they are sharded."""
+    options = {"optimizer": "muon", "learning_rate": 1e-3, "max_steps": 2}
+    runs = []
+    for sharding in ("ddp", "fsdp2"):
+        run_file = run_file_of(tmp_path / sharding, {**SPEC, "num_ranks": 2}, {**options, "sharding": sharding})
+        assert launch(run_file) == 0, events_of(run_file)
+        runs.append(load_file(run_file.checkpoints_dir / "step-00000002-a1" / "model.safetensors"))
+    for key, tensor in runs[0].items():
+        assert (tensor - runs[1][key]).norm() < 0.02 * tensor.norm(), key
+
+
+def test_frozen_parameters_stay_and_are_not_watched(tmp_path: Path) -> None:
+    run_file = run_file_of(tmp_path / "frozen", SPEC, {"freeze": ["model.layers.*"], "max_steps": 4})
+    events = train_here(run_file)
+    started = next(event for event in events if isinstance(event, TrainingStarted))
+    assert started.num_trainable_parameters is not None
+    assert 0 < started.num_trainable_parameters < started.num_parameters
+    named = next(event for event in events if isinstance(event, LayersNamed))
+    assert not any(name.startswith("model.layers.") for name in named.names)
+    first, last = (
+        load_file(run_file.checkpoints_dir / f"step-0000000{step}-a1" / "model.safetensors") for step in (2, 4)
+    )
+    moved = {name.startswith("model.layers.") for name in first if not first[name].equal(last[name])}
+    assert moved == {False}
