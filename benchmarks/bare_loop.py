@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from apt_jobs.jobs.spec import APTConfig
+from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.training.model import build_model
 
 NUM_BATCHES = 8

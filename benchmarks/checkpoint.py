@@ -13,7 +13,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from apt_jobs.jobs.checkpoint_state import CheckpointState
-from apt_jobs.jobs.spec import APTConfig
+from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.training.checkpoint import take_snapshot, write_checkpoint
 from apt_jobs.training.ddp import process_group
 from apt_jobs.training.model import build_model

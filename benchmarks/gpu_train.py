@@ -27,8 +27,9 @@ from safetensors.torch import load_file
 
 from apt_jobs.events.kinds import LineLogged, RankFailed, StepTrained
 from apt_jobs.events.spool import SpoolReader
+from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.run_file import RunFile
-from apt_jobs.jobs.spec import APTConfig, TrainSpec
+from apt_jobs.jobs.spec import TrainSpec
 from benchmarks.alternating_monitor import BLOCK_STEPS, is_monitored
 from benchmarks.intervals import bootstrap
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from apt_jobs.jobs.strict import Strict
+from apt_jobs.jobs.strict_model import Strict
 
 ParameterPattern = Annotated[str, StringConstraints(pattern=r"^[\x21-\x7e]{1,200}$")]
 

@@ -15,11 +15,11 @@ from apt_jobs.db.queues import require_place
 from apt_jobs.db.workers import list_workers
 from apt_jobs.errors import AptJobsError, InvalidInput, InvalidReferences, NotFound, Unavailable
 from apt_jobs.jobs.dataset_format import DatasetFormat
+from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.spec import (
     BUILTIN_DATASET,
     BUILTIN_ENTRY_POINT,
     CODE_ENTRY_POINT,
-    APTConfig,
     GenerateSpec,
     TrainSpec,
     parse_spec,

@@ -12,8 +12,8 @@ from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from apt_jobs.errors import InvalidCheckpoint, InvalidInput
+from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.run_file import RunFile
-from apt_jobs.jobs.spec import APTConfig
 from apt_jobs.training.adapters import add_adapter, load_adapter, merge_adapter
 from apt_jobs.training.optimizers import freeze
 from apt_jobs.training.weight_files import require_safetensors

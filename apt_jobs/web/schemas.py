@@ -16,7 +16,8 @@ from typing_extensions import TypedDict
 from apt_jobs.db.models import Attempt, Checkpoint, Job, WorkerRow
 from apt_jobs.events.codec import Number, timestamp
 from apt_jobs.jobs.dataset_format import DEFAULT_COLUMN, DatasetFormat
-from apt_jobs.jobs.spec import BUILTIN_ENTRY_POINT, APTConfig
+from apt_jobs.jobs.model_config import APTConfig
+from apt_jobs.jobs.spec import BUILTIN_ENTRY_POINT
 from apt_jobs.jobs.states import JobState
 
 DEFAULT_MODEL_CONFIG = APTConfig().model_dump(mode="json")

@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from apt_jobs.errors import OutOfSpace
 from apt_jobs.jobs.checkpoint_state import CheckpointState
-from apt_jobs.jobs.spec import APTConfig
+from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.training.checkpoint import Snapshot, write_checkpoint
 from apt_jobs.training.model import build_model
 from apt_jobs.training.tokenizer import train_tokenizer

@@ -4,8 +4,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.printable import require_printable
-from apt_jobs.jobs.spec import APTConfig, Name, TrainingOptions, TrainSpec
+from apt_jobs.jobs.spec import Name, TrainingOptions, TrainSpec
 from apt_jobs.web.openai.endpoint import Metadata
 
 AUTO_EPOCHS = 3
@@ -95,7 +96,7 @@ def hyperparameters_of(spec: TrainSpec) -> dict[str, Any]:
     return {
         "n_epochs": spec.training.epochs,
         "batch_size": spec.training.batch_size,
-        "learning_rate_multiplier": spec.training.learning_rate / LEARNING_RATE,
+        "learning_rate_multiplier": spec.training.peak_learning_rate / LEARNING_RATE,
     }
 
 

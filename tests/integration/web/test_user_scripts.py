@@ -11,7 +11,8 @@ from apt_jobs.db.events import append_events
 from apt_jobs.db.jobs import claim, finish, insert_job
 from apt_jobs.db.series.custom_metrics import custom_metrics
 from apt_jobs.events.kinds import MetricsLogged, ProgressReported, StepTrained
-from apt_jobs.jobs.spec import APTConfig, TrainSpec
+from apt_jobs.jobs.model_config import APTConfig
+from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.jobs.states import JobState
 from tests.integration.web.served import DEADLINE_S, LEASE_S, Served
 

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.monitor_options import MonitorOptions
-from apt_jobs.jobs.spec import AnyJobSpec, APTConfig, GenerateSpec, TrainSpec, queue_of
+from apt_jobs.jobs.spec import AnyJobSpec, GenerateSpec, TrainSpec, queue_of
 
 ADAPTER: TypeAdapter[TrainSpec | GenerateSpec] = TypeAdapter(AnyJobSpec)
 

@@ -2717,6 +2717,21 @@ export interface components {
             /** @default 0 */
             reasoning_tokens: number;
         };
+        /** @description Parameters that are trained otherwise than the rest. */
+        ParameterGroup: {
+            /** @description Of their names, as `model.embed_tokens.*` or `*.layers.[0-3].*`. */
+            pattern: string;
+            /**
+             * @description Their rate, relative to the schedule's.
+             * @default 1
+             */
+            learning_rate_factor?: number;
+            /**
+             * @description Their decay, norms and biases included; null: as the others'.
+             * @default null
+             */
+            weight_decay?: number | null;
+        };
         /**
          * @description An error (RFC 9457).
          * @example {
@@ -3117,10 +3132,16 @@ export interface components {
              */
             gradient_accumulation_steps?: number;
             /**
-             * @description Peak of the schedule.
-             * @default 0.001
+             * @description muon: the matrices of blocks by Muon, all else by AdamW; adamw_8bit needs a GPU and bitsandbytes.
+             * @default adamw
+             * @enum {string}
              */
-            learning_rate?: number;
+            optimizer?: "adamw" | "adafactor" | "lion" | "muon" | "adamw_8bit";
+            /**
+             * @description Peak of the schedule; null: 1e-3 from nothing, 2e-5 from a base model, 2e-4 of its adapter, a tenth of these for lion. Of adafactor it is relative to the size of each weight.
+             * @default null
+             */
+            learning_rate?: number | null;
             /**
              * @description End of the schedule, relative to the peak.
              * @default 0.1
@@ -3137,31 +3158,35 @@ export interface components {
              */
             warmup_ratio?: number | null;
             /**
-             * @description Of the learning rate after the warm-up. wsd: constant, then linear over the last `decay_ratio`.
+             * @description Of the learning rate after the warm-up. wsd: constant, then linear over the last `decay_ratio`; inverse_sqrt: with the root of warm-up steps over steps.
              * @default cosine
              * @enum {string}
              */
-            schedule?: "cosine" | "linear" | "constant" | "wsd";
+            schedule?: "cosine" | "linear" | "constant" | "wsd" | "inverse_sqrt";
             /**
              * @description Share of all steps in which `wsd` decays.
              * @default 0.2
              */
             decay_ratio?: number;
             /**
-             * @description AdamW's decay, on matrices only.
+             * @description Decoupled decay, on matrices only.
              * @default 0.1
              */
             weight_decay?: number;
             /**
-             * @description AdamW's first momentum.
+             * @description First momentum of AdamW and Lion.
              * @default 0.9
              */
             beta1?: number;
             /**
-             * @description AdamW's second momentum.
+             * @description Second momentum of AdamW and Lion.
              * @default 0.95
              */
             beta2?: number;
+            /** @description Train no parameter whose name is like one of these patterns. */
+            freeze?: string[];
+            /** @description Other rates for some parameters; the first that fits counts. */
+            parameter_groups?: components["schemas"]["ParameterGroup"][];
             /**
              * @description Clip the global norm to this; null: never.
              * @default 1
@@ -3611,6 +3636,7 @@ export type MonitorOptions = components['schemas']['MonitorOptions'];
 export type OpenAiModel = components['schemas']['OpenAIModel'];
 export type OpenAiModelList = components['schemas']['OpenAIModelList'];
 export type OutputTokenDetails = components['schemas']['OutputTokenDetails'];
+export type ParameterGroup = components['schemas']['ParameterGroup'];
 export type Problem = components['schemas']['Problem'];
 export type Progress = components['schemas']['Progress'];
 export type QueueAnswer = components['schemas']['QueueAnswer'];
