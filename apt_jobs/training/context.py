@@ -10,7 +10,8 @@ from apt_jobs.jobs.run_file import RunFile
 def context_length(run_file: RunFile) -> int:
     """Return the tokens of a sequence: `model.max_seq_len`, or fewer if the model that is started from has fewer."""
     wanted = run_file.spec.model.max_seq_len
-    source = run_file.resume_dir or run_file.base_model_dir
+    is_adapter = run_file.spec.training.lora is not None  # its checkpoints have no configuration of their own
+    source = run_file.base_model_dir if is_adapter else run_file.resume_dir or run_file.base_model_dir
     if source is None:
         return wanted
     fields: dict[str, Any]
