@@ -199,7 +199,7 @@ def test_other_architectures_take_an_adapter(kind: str) -> None:
     auto: Any = AutoModelForCausalLM
     dtype = (
         torch.float32 if kind == "mixtral" else torch.float64
-    )  # experts need 32 bits; Mamba amplifies what is rounded
+    )  # for experts
     model = auto.from_config(AutoConfig.for_model(kind, **small)).to(dtype)
     ids = torch.arange(1, 9)[None]
     before = model.eval()(ids).logits
