@@ -299,6 +299,12 @@ class SamplingOptions(Strict):
         return self.max_length if self.max_tokens is None else self.max_tokens
 
 
+EmbedInput = (
+    Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS)]
+    | Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=MAX_TEXT_CHARS)]
+)
+
+
 class ChatMessage(Strict):
     """One message of a chat."""
 
@@ -316,10 +322,20 @@ class GenerateSpec(JobSpec, SamplingOptions):
         None, min_length=1, max_length=1_000, description="A chat, written by the model's template in place of `texts`."
     )
 
+    embed: list[EmbedInput] | None = Field(
+        None,
+        min_length=1,
+        max_length=2_048,
+        description="Texts or token ids in place of `texts`, which are not continued: the result has the mean of the "
+        "last hidden states of each, as base64 of float32.",
+    )
+
     @model_validator(mode="after")
     def _one_chat(self) -> Self:
         if self.messages is not None and len(self.texts) != 1:
             raise ValueError(f"a job with messages has one text, which they replace; got {len(self.texts)}")
+        if self.embed is not None and (len(self.texts) != 1 or self.messages is not None or self.stream):
+            raise ValueError("a job with embed has one text, which it replaces, no messages and no stream")
         return self
 
 

@@ -29,6 +29,7 @@ from apt_jobs.web.loops import fire_loop, prune_loop, reap_loop, wake_up_loop
 from apt_jobs.web.metrics import Measured, Metrics
 from apt_jobs.web.openai import batches as openai_batches
 from apt_jobs.web.openai import completions as openai_completions
+from apt_jobs.web.openai import embeddings as openai_embeddings
 from apt_jobs.web.openai import files as openai_files
 from apt_jobs.web.openai import fine_tuning as openai_fine_tuning
 from apt_jobs.web.openai import models as openai_models
@@ -96,6 +97,7 @@ ROUTES: list[BaseRoute] = [
     Route("/v1/models/{model:path}", openai_models.get_model, methods=["GET"]),
     Route("/v1/completions", openai_completions.complete, methods=["POST"]),
     Route("/v1/chat/completions", openai_completions.chat, methods=["POST"]),
+    Route("/v1/embeddings", openai_embeddings.embed, methods=["POST"]),
     Route("/v1/files", openai_files.get_files, methods=["GET"]),
     Route("/v1/files", openai_files.upload_file, methods=["POST"]),
     Route("/v1/files/{file_id}", openai_files.get_one_file, methods=["GET"]),

@@ -922,6 +922,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/v1/embeddings": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Return the mean of the model's last hidden states over the tokens of each input
+         * @description Return the mean of the model's last hidden states over the tokens of each input.
+         */
+        post: operations["create_embeddings"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/files": {
         parameters: {
             query?: never;
@@ -1354,7 +1374,7 @@ export interface components {
         BatchCreateRequest: {
             input_file_id: string;
             /** @enum {string} */
-            endpoint: "/v1/completions" | "/v1/chat/completions";
+            endpoint: "/v1/completions" | "/v1/chat/completions" | "/v1/embeddings";
             /** @description `24h`, or other hours up to 336: what has not run then is given up. */
             completion_window: string;
             /** @default null */
@@ -1815,6 +1835,57 @@ export interface components {
         DueTimes: {
             next_runs: string[];
         };
+        Embedding: {
+            /**
+             * @default embedding
+             * @constant
+             */
+            object: "embedding";
+            index: number;
+            /** @description Numbers, or base64 of little-endian float32. */
+            embedding: number[] | string;
+        };
+        EmbeddingList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["Embedding"][];
+            model: string;
+            usage: components["schemas"]["EmbeddingUsage"];
+        };
+        /**
+         * @description `POST /v1/embeddings`.
+         * @example {
+         *       "model": "default",
+         *       "input": [
+         *         "What is a queue?",
+         *         "What is a worker?"
+         *       ]
+         *     }
+         */
+        EmbeddingRequest: {
+            model: string;
+            /** @description A text, token ids, or a list of either. */
+            input: string | string[] | number[] | number[][];
+            /** @default null */
+            encoding_format?: ("float" | "base64") | null;
+            /**
+             * @description Embeddings have the model's width.
+             * @default null
+             */
+            dimensions?: null;
+            /**
+             * @description Ignored.
+             * @default null
+             */
+            user?: string | null;
+        };
+        EmbeddingUsage: {
+            prompt_tokens: number;
+            total_tokens: number;
+        };
         /** @description An error of `/v1`. */
         ErrorAnswer: {
             error: components["schemas"]["ErrorDetail"];
@@ -2263,6 +2334,11 @@ export interface components {
              * @default null
              */
             messages?: components["schemas"]["ChatMessage"][] | null;
+            /**
+             * @description Texts or token ids in place of `texts`, which are not continued: the result has the mean of the last hidden states of each, as base64 of float32.
+             * @default null
+             */
+            embed?: (string | number[])[] | null;
         };
         /** @description Norms by point and layer, in the order of `names`. A value is null if no norm of the point was finite. */
         GradientOverviewAnswer: {
@@ -3596,6 +3672,10 @@ export type DatasetFormat = components['schemas']['DatasetFormat'];
 export type DatasetList = components['schemas']['DatasetList'];
 export type DueBody = components['schemas']['DueBody'];
 export type DueTimes = components['schemas']['DueTimes'];
+export type Embedding = components['schemas']['Embedding'];
+export type EmbeddingList = components['schemas']['EmbeddingList'];
+export type EmbeddingRequest = components['schemas']['EmbeddingRequest'];
+export type EmbeddingUsage = components['schemas']['EmbeddingUsage'];
 export type ErrorAnswer = components['schemas']['ErrorAnswer'];
 export type ErrorDetail = components['schemas']['ErrorDetail'];
 export type EventList = components['schemas']['EventList'];
@@ -5388,6 +5468,41 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["ChatAnswer"];
                     "text/event-stream": string;
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            408: components["responses"]["OpenAIError408"];
+            409: components["responses"]["OpenAIError409"];
+            413: components["responses"]["OpenAIError413"];
+            415: components["responses"]["OpenAIError415"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+            504: components["responses"]["OpenAIError504"];
+        };
+    };
+    create_embeddings: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["EmbeddingRequest"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EmbeddingList"];
                 };
             };
             400: components["responses"]["OpenAIError400"];
