@@ -33,6 +33,7 @@ MAX_TEXT_CHARS = 32_768
 MAX_NEW_TOKENS = 4_096
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@(best|latest|[0-9]{1,18}))?$")]
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS)]
 Title = Annotated[str, StringConstraints(max_length=200), AfterValidator(require_printable)]
 LabelValue = Title
@@ -317,7 +318,9 @@ class GenerateSpec(JobSpec, SamplingOptions):
 
     kind: Literal["generate"]
     texts: list[Text] = Field(min_length=1, max_length=64, description="Prompts, in any language.")
-    model: Name | None = Field(None, description="Id of `GET /api/models`; default: the newest checkpoint.")
+    model: ModelName | None = Field(
+        None, description="Id or alias of `GET /api/models`, or `job_...@best`; default: the newest checkpoint."
+    )
     messages: list[ChatMessage] | None = Field(
         None, min_length=1, max_length=1_000, description="A chat, written by the model's template in place of `texts`."
     )

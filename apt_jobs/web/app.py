@@ -17,7 +17,7 @@ from apt_jobs.job_queue import WakeUpPublisher, make_celery
 from apt_jobs.settings import Settings
 from apt_jobs.web import pages
 from apt_jobs.web.admissions import Admissions
-from apt_jobs.web.api import checkpoints, code, datasets, generation, histories, jobs, operations, schedules, training
+from apt_jobs.web.api import checkpoints, code, datasets, generation, histories, jobs, models, operations, schedules, training
 from apt_jobs.web.api.idempotency import sweep_loop
 from apt_jobs.web.api.openapi import openapi_document
 from apt_jobs.web.guard import Guard
@@ -71,7 +71,9 @@ ROUTES: list[BaseRoute] = [
     Route("/api/checkpoints/{checkpoint_id}/download", checkpoints.download_checkpoint, methods=["GET"]),
     Route("/api/generate", generation.generate, methods=["POST"]),
     Route("/api/batch_generate", generation.batch_generate, methods=["POST"]),
-    Route("/api/models", generation.get_models, methods=["GET"]),
+    Route("/api/models", models.get_models, methods=["GET"]),
+    Route("/api/models/aliases/{alias}", models.put_alias, methods=["PUT"]),
+    Route("/api/models/aliases/{alias}", models.delete_alias, methods=["DELETE"]),
     Route("/api/datasets", datasets.get_datasets, methods=["GET"]),
     Route("/api/datasets", datasets.upload_dataset, methods=["POST"]),
     Route("/api/datasets/{name}", datasets.remove_dataset, methods=["DELETE"]),

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from apt_jobs.db.access import Role
-from apt_jobs.jobs.spec import MAX_TEXT_CHARS, GenerateSpec, Name
+from apt_jobs.jobs.spec import MAX_TEXT_CHARS, GenerateSpec, ModelName
 from apt_jobs.web.api.generation_requests import ClientLeft, JobFailed, begin
 from apt_jobs.web.openai.completions import CLIENT_LEFT, job_of, refusal, refused_at_begin
 from apt_jobs.web.openai.endpoint import dialect
@@ -26,7 +26,7 @@ class EmbeddingRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: Name
+    model: ModelName
     input: (
         InputText
         | Annotated[list[InputText], Field(min_length=1, max_length=MAX_INPUTS)]
