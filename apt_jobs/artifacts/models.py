@@ -66,7 +66,9 @@ def resolve_model(session: Session, name: str) -> str:
     else:
         row = checkpoint_at_step(session, job_id, int(which))
     if row is None:
-        raise NotFound(f"job {job_id!r} has no checkpoint {which or 'yet'!r}; GET /api/checkpoints?job_id= lists what it has")
+        raise NotFound(
+            f"job {job_id!r} has no checkpoint {which or 'yet'!r}; GET /api/checkpoints?job_id= lists what it has"
+        )
     return row.id
 
 

@@ -17,7 +17,18 @@ from apt_jobs.job_queue import WakeUpPublisher, make_celery
 from apt_jobs.settings import Settings
 from apt_jobs.web import pages
 from apt_jobs.web.admissions import Admissions
-from apt_jobs.web.api import checkpoints, code, datasets, generation, histories, jobs, models, operations, schedules, training
+from apt_jobs.web.api import (
+    checkpoints,
+    code,
+    datasets,
+    generation,
+    histories,
+    jobs,
+    models,
+    operations,
+    schedules,
+    training,
+)
 from apt_jobs.web.api.idempotency import sweep_loop
 from apt_jobs.web.api.openapi import openapi_document
 from apt_jobs.web.guard import Guard

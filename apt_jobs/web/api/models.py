@@ -127,7 +127,6 @@ async def require_model(service: Service, name: str) -> ModelAnswer:
     Raises:
         ProblemError: 404.
     """
-
     settings = service.settings
 
     def read(session: Session) -> ModelAnswer | None:
