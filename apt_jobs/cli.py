@@ -11,7 +11,7 @@ import traceback
 
 import typer
 
-from apt_jobs.commands import admin, datasets, jobs, run, schedules, workers
+from apt_jobs.commands import admin, datasets, jobs, models, run, schedules, workers
 from apt_jobs.commands.progress import follow
 from apt_jobs.commands.terminal import complain, echo, load_settings, prepare_streams
 from apt_jobs.errors import AptJobsError
@@ -27,6 +27,8 @@ app = typer.Typer(
 app.add_typer(admin.app)
 app.add_typer(jobs.app)
 app.add_typer(run.app)
+app.add_typer(models.app)
+app.add_typer(models.models_app, name="models")
 app.add_typer(workers.start_app, name="worker")
 app.add_typer(workers.app, name="workers")
 app.add_typer(schedules.app, name="schedules")

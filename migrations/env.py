@@ -7,7 +7,7 @@ from sqlalchemy import DateTime, Index, String
 from sqlalchemy.sql.elements import UnaryExpression
 
 from apt_jobs.db.clock import UtcDateTime
-from apt_jobs.db.models import Base
+from apt_jobs.db.dialect_models import FileRow
 
 connection = context.config.attributes["connection"]
 ONLY_SQLITE, ONLY_POSTGRES = {"ix_jobs_search"}, {"ix_jobs_labels", "ix_jobs_text"}
@@ -31,7 +31,7 @@ def _type_differs(_context: Any, _column: Any, _model_column: Any, found: Any, w
 
 context.configure(
     connection=connection,
-    target_metadata=Base.metadata,
+    target_metadata=FileRow.metadata,  # that of all tables, these included
     render_as_batch=True,
     include_object=_include,
     compare_type=_type_differs,

@@ -1,7 +1,8 @@
-"""Models that can generate or be trained further: from an id to a folder.
+"""Models that can generate or be trained further: from a name to an id, from an id to a folder.
 
-An id is a checkpoint's, that of a job (its newest checkpoint) or the name of a local model, a folder with a
-`config.json` in the models directory.
+An id is a checkpoint's or the name of a local model, a folder with a `config.json` in the models directory. A name is
+also an alias, which somebody gave (`db/model_aliases.py`), a job's id, which is its newest checkpoint, or that with
+`@best`, `@latest` or a step, which is the checkpoint that it has at that moment.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from sqlalchemy.orm import Session
 from apt_jobs.artifacts.adapters import MAX_ADAPTERS, base_model_of, is_adapter_dir
 from apt_jobs.artifacts.checkpoints import complete_checkpoint_dir
 from apt_jobs.artifacts.paths import inside
-from apt_jobs.db.checkpoints import get_checkpoint, newest_of_job
+from apt_jobs.db.checkpoints import best_of_job, checkpoint_at_step, get_checkpoint, newest_of_job
+from apt_jobs.db.model_aliases import alias_target
 from apt_jobs.errors import InvalidCheckpoint, LostBase, NotFound
 from apt_jobs.jobs.spec import CHECKPOINT_ID_PATTERN, JOB_ID_PATTERN, NAME_PATTERN
 from apt_jobs.settings import Settings
@@ -47,17 +49,39 @@ def list_local_models(settings: Settings) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if local_model_dir(settings, path.name) is not None)
 
 
-def model_exists(session: Session, settings: Settings, model_id: str) -> bool:
-    """Return whether `GET /api/models` would list it."""
-    if JOB_ID_PATTERN.match(model_id):
-        return newest_of_job(session, model_id) is not None
-    if not CHECKPOINT_ID_PATTERN.match(model_id):
-        return local_model_dir(settings, model_id) is not None
+def resolve_model(session: Session, name: str) -> str:
+    """Return the id that a name stands for now; what is neither an alias nor of a job is returned as it is.
+
+    Raises:
+        NotFound: the job has no such checkpoint.
+    """
+    name = alias_target(session, name) or name
+    job_id, separator, which = name.partition("@")
+    if not separator and not JOB_ID_PATTERN.match(name):
+        return name
+    if which == "best":
+        row = best_of_job(session, job_id)
+    elif which in ("", "latest"):
+        row = newest_of_job(session, job_id)
+    else:
+        row = checkpoint_at_step(session, job_id, int(which))
+    if row is None:
+        raise NotFound(
+            f"job {job_id!r} has no checkpoint {which or 'yet'!r}; GET /api/checkpoints?job_id= lists what it has"
+        )
+    return row.id
+
+
+def model_exists(session: Session, settings: Settings, name: str) -> bool:
+    """Return whether a name, alias or id is one of a model."""
     try:
-        get_checkpoint(session, model_id)
+        model_id = resolve_model(session, name)
+        if CHECKPOINT_ID_PATTERN.match(model_id):
+            get_checkpoint(session, model_id)
+            return True
     except NotFound:
         return False
-    return True
+    return local_model_dir(settings, model_id) is not None
 
 
 def lost_base(session: Session, settings: Settings, model_id: str) -> str | None:

@@ -115,6 +115,8 @@ def error_of(response: httpx.Response) -> AptJobsError:
     text = f"{_address(response)} answered {status} {response.reason_phrase}"
     try:
         problem = response.json()
+        if isinstance(problem.get("error"), dict):  # below /v1
+            problem = {"detail": problem["error"]["message"]}
         faults = "".join(f"\n  {fault['pointer']}: {fault['detail']}" for fault in problem.get("errors") or [])
         text = f"{problem['detail']}{faults}"
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):

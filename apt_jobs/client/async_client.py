@@ -18,7 +18,7 @@ from apt_jobs.client.access import find_access
 from apt_jobs.client.answers import JobAnswer
 from apt_jobs.client.async_transport import AsyncTransport
 from apt_jobs.client.calls import Call
-from apt_jobs.client.following import Event, Follower
+from apt_jobs.client.following import ChatReader, Event, Follower
 from apt_jobs.client.packing import pack_folder
 from apt_jobs.client.retry import MAX_RETRIES
 from apt_jobs.errors import NotFound
@@ -276,6 +276,45 @@ class AsyncClient(AsyncTransport):
         if stream:
             return self._stream(calls.generate(text, {**options, "stream": True}))
         return await self._send(calls.generate(text, options))
+
+    @overload
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        model: str = "default",
+        stream: Literal[False] = False,
+        **options: Any,
+    ) -> dict[str, Any]: ...
+
+    @overload
+    async def chat(
+        self, messages: Sequence[Mapping[str, str]], *, model: str = "default", stream: Literal[True], **options: Any
+    ) -> AsyncGenerator[dict[str, Any]]: ...
+
+    async def chat(
+        self, messages: Sequence[Mapping[str, str]], *, model: str = "default", stream: bool = False, **options: Any
+    ) -> dict[str, Any] | AsyncGenerator[dict[str, Any]]:
+        """Get the assistant's next message; options and answer are those of `POST /v1/chat/completions`.
+
+        With `stream=True`, events as they come: `{"kind": "delta", "text": ...}`, and last `{"kind": "end"}` with
+        `finish_reason` and `usage`. Closing the generator cancels the job.
+
+        Example:
+            async for event in await client.chat([{"role": "user", "content": "Hello"}], stream=True): ...
+        """
+        if stream:
+            streamed = {**options, "stream": True, "stream_options": {"include_usage": True}}
+            return self._stream(calls.chat(messages, model, streamed), ChatReader().read)
+        return await self._send(calls.chat(messages, model, options))
+
+    async def promote_model(self, alias: str, model: str) -> dict[str, Any]:
+        """Let an alias stand for a model, or for a job's `job_...@latest`."""
+        return await self._send(calls.promote_model(alias, model))
+
+    async def delete_alias(self, alias: str) -> None:
+        """Remove an alias; the model stays."""
+        await self._send(calls.delete_alias(alias))
 
     async def models(self) -> list[dict[str, Any]]:
         """Get the models and checkpoints that can generate."""

@@ -19,7 +19,15 @@ from apt_jobs.client import calls
 from apt_jobs.client.access import Access
 from apt_jobs.client.answers import error_of, json_of, require_event_stream, require_file, unreachable
 from apt_jobs.client.calls import Call
-from apt_jobs.client.following import MAX_FRAME_BYTES, Event, Follower, SseDecoder, closed_error, generated_event
+from apt_jobs.client.following import (
+    MAX_FRAME_BYTES,
+    Event,
+    Follower,
+    ReadEvent,
+    SseDecoder,
+    closed_error,
+    generated_event,
+)
 from apt_jobs.client.output_file import open_output
 from apt_jobs.client.retry import BACKOFF, wait_before_retry_s
 from apt_jobs.client.trust import httpx_options, trust_for, websocket_options, why_not_trusted
@@ -105,7 +113,7 @@ class AsyncTransport:
             raise unreachable(self.url, exc) from exc
         return num_bytes
 
-    async def _stream(self, call: Call[Any]) -> AsyncGenerator[dict[str, Any]]:
+    async def _stream(self, call: Call[Any], read: ReadEvent = generated_event) -> AsyncGenerator[dict[str, Any]]:
         """Send a request once; the events of its stream, until the last."""
         headers = {**call.headers, "accept": "text/event-stream"}
         decoder = SseDecoder()
@@ -118,7 +126,8 @@ class AsyncTransport:
                 require_event_stream(response)
                 async for part in response.aiter_bytes():
                     for kind, data in decoder.feed(part):
-                        event = generated_event(kind, data)
+                        if (event := read(kind, data)) is None:
+                            continue
                         yield event
                         if event["kind"] == "end":
                             return

@@ -6,7 +6,7 @@ whatever is in it, leads to another address than the one that was meant.
 
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
@@ -132,6 +132,19 @@ def export_job(job_id: str, form: str) -> Call[None]:
 def generate(text: str, options: Mapping[str, Any]) -> Call[dict[str, Any]]:
     body = {"text": text, **_given(options)}
     return _with_json("POST", "/api/generate", body, dict, timeout_s=GENERATE_TIMEOUT_S, is_repeatable=False)
+
+
+def chat(messages: Sequence[Mapping[str, str]], model: str, options: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    body = {"model": model, "messages": [dict(message) for message in messages], **_given(options)}
+    return _with_json("POST", "/v1/chat/completions", body, dict, timeout_s=GENERATE_TIMEOUT_S, is_repeatable=False)
+
+
+def promote_model(alias: str, model: str) -> Call[dict[str, Any]]:
+    return _with_json("PUT", f"/api/models/aliases/{segment(alias, 'alias')}", {"model": model}, dict)
+
+
+def delete_alias(alias: str) -> Call[None]:
+    return Call("DELETE", f"/api/models/aliases/{segment(alias, 'alias')}", _nothing, is_repeatable=False)
 
 
 def list_of_all(what: Literal["workers", "queues", "schedules", "datasets", "models"]) -> Call[list[dict[str, Any]]]:

@@ -26,6 +26,7 @@ END_KIND = "end"
 _ERROR_OF_CODE: dict[int, type[AptJobsError]] = {4400: InvalidInput, 4401: Denied, 4403: Denied, 4404: NotFound}
 
 Event = dict[str, Any]
+ReadEvent = Callable[[str, str], Event | None]  # from kind and data of a server-sent event; None: it says nothing new
 
 
 class Follower:
@@ -219,6 +220,32 @@ def generated_event(kind: str, data: str) -> dict[str, Any]:
             raise Denied(detail)
         raise (InvalidInput if status == 422 else Unavailable)(detail)
     return {"kind": kind, **event}
+
+
+class ChatReader:
+    """The chunks of a chat as events: `delta` with text, then `end` with `finish_reason` and `usage`."""
+
+    def __init__(self) -> None:
+        self._end: dict[str, Any] = {"kind": "end", "finish_reason": None, "usage": None}
+
+    def read(self, _kind: str, data: str) -> dict[str, Any] | None:
+        """Return the event of a chunk; None: it says nothing new.
+
+        Raises:
+            Unavailable: it is an error.
+        """
+        if data == "[DONE]":
+            return self._end
+        chunk = _object(data)
+        if isinstance(error := chunk.get("error"), dict):
+            raise Unavailable(str(error.get("message", "the stream ended with an error")))
+        if isinstance(usage := chunk.get("usage"), dict):
+            self._end["usage"] = usage
+        for choice in chunk.get("choices") or ():
+            self._end["finish_reason"] = choice.get("finish_reason") or self._end["finish_reason"]
+            if text := (choice.get("delta") or {}).get("content"):
+                return {"kind": "delta", "text": str(text)}
+        return None
 
 
 def _object(text: str) -> dict[str, Any]:

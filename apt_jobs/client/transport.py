@@ -23,6 +23,7 @@ from apt_jobs.client.following import (
     MAX_FRAME_BYTES,
     Event,
     Follower,
+    ReadEvent,
     SseDecoder,
     closed_error,
     generated_event,
@@ -112,7 +113,7 @@ class Transport:
             raise unreachable(self.url, exc) from exc
         return num_bytes
 
-    def _stream(self, call: Call[Any]) -> Generator[dict[str, Any]]:
+    def _stream(self, call: Call[Any], read: ReadEvent = generated_event) -> Generator[dict[str, Any]]:
         """Send a request once; the events of its stream, until the last."""
         headers = {**call.headers, "accept": "text/event-stream"}
         decoder = SseDecoder()
@@ -125,7 +126,8 @@ class Transport:
                 require_event_stream(response)
                 for part in response.iter_bytes():
                     for kind, data in decoder.feed(part):
-                        event = generated_event(kind, data)
+                        if (event := read(kind, data)) is None:
+                            continue
                         yield event
                         if event["kind"] == "end":
                             return

@@ -1,7 +1,6 @@
 """`apt-jobs submit`, `ps`, `watch`, `logs` and all else that is about jobs and what comes of them."""
 
-from collections.abc import Iterable
-from contextlib import closing, suppress
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -9,10 +8,8 @@ import typer
 from apt_jobs.client.output_file import is_stream
 from apt_jobs.commands.progress import follow, place
 from apt_jobs.commands.terminal import (
-    BLOCK,
     AsJson,
     JobFile,
-    complain,
     echo,
     open_client,
     print_json,
@@ -162,37 +159,6 @@ def download(
     """Write a checkpoint's tar file."""
     with open_client() as client:
         _print_written(output, client.download(checkpoint_id, output, merged=merged, dtype=dtype))
-
-
-@app.command()
-def generate(
-    text: str,
-    max_length: int = 100,
-    temperature: float = 0.0,
-    model: str | None = None,
-    stream: Annotated[bool, typer.Option("--stream", help="Print the text as it comes; Ctrl-C stops it.")] = False,
-) -> None:
-    """Continue a text with the newest checkpoint, or with `--model`."""
-    with open_client() as client:
-        if stream:
-            events = client.generate(text, stream=True, max_length=max_length, temperature=temperature, model=model)
-            with closing(events):
-                _print_stream(text, events)
-            return
-        answer = client.generate(text, max_length=max_length, temperature=temperature, model=model)
-    echo(answer["input_text"] + answer["generated_text"], keep=BLOCK)
-
-
-def _print_stream(text: str, events: Iterable[dict[str, Any]]) -> None:
-    echo(text, keep=BLOCK, end="")
-    for event in events:
-        if event["kind"] == "delta":
-            echo(event["text"], keep=BLOCK, end="")
-        elif event["kind"] == "restarted":
-            echo("")
-            complain(event["detail"])
-            echo(text, keep=BLOCK, end="")
-    echo("")
 
 
 def _print_written(output: str, num_bytes: int) -> None:

@@ -49,6 +49,12 @@ def best_of_job(session: Session, job_id: str) -> Checkpoint | None:
     return session.scalar(select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(*order).limit(1))
 
 
+def checkpoint_at_step(session: Session, job_id: str, step: int) -> Checkpoint | None:
+    """Return the checkpoint that the last attempt saved at a step."""
+    query = select(Checkpoint).where(Checkpoint.job_id == job_id, Checkpoint.step == step)
+    return session.scalar(query.order_by(Checkpoint.attempt.desc()).limit(1))
+
+
 def delete_checkpoint_row(session: Session, checkpoint_id: str) -> Checkpoint:
     """Remove the row and return it: a part of `artifacts/checkpoints.py`'s deletion.
 

@@ -198,6 +198,7 @@ class WorkerRow(Base):
     current_job_id: Mapped[str | None] = mapped_column(String(40))
     drain_requested_at: Mapped[datetime | None]
     entry_points: Mapped[list[str] | None] = mapped_column(DOCUMENT)  # names; None: it does not say
+    warm_models: Mapped[list[str] | None] = mapped_column(DOCUMENT)  # ids of those in its memory; None: it does not say
     num_hand_backs: Mapped[int] = mapped_column(default=0, server_default="0")  # in a row
     paused_until_at: Mapped[datetime | None]  # it claims nothing before
     paused_reason: Mapped[str | None] = mapped_column(Words)

@@ -24,6 +24,7 @@ def record_worker(
     gpus: list[dict[str, Any]],
     current_job_id: str | None,
     entry_points: list[str] | None = None,
+    warm_models: list[str] | None = None,
 ) -> bool:
     """Insert or refresh a worker's row; its heartbeat is now. True: somebody asked to drain it.
 
@@ -40,6 +41,7 @@ def record_worker(
         "version": version,
         "gpus": gpus,
         "entry_points": entry_points,
+        "warm_models": warm_models,
         "current_job_id": current_job_id,
         "heartbeat_at": now_plus(0),
     }

@@ -3,32 +3,26 @@
 Ids come from requests and file names from training processes: neither is trusted with a path.
 """
 
-from apt_jobs.artifacts.models import ModelFolders, model_folders
-from apt_jobs.db.checkpoints import get_checkpoint, newest_checkpoint, newest_of_job
+from apt_jobs.artifacts.models import ModelFolders, model_folders, resolve_model
+from apt_jobs.db.checkpoints import get_checkpoint, newest_checkpoint
 from apt_jobs.db.engine import Database
 from apt_jobs.db.service_values import DEFAULT_MODEL, get_value
 from apt_jobs.errors import InvalidInput, NotFound
-from apt_jobs.jobs.spec import CHECKPOINT_ID_PATTERN, JOB_ID_PATTERN
+from apt_jobs.jobs.spec import CHECKPOINT_ID_PATTERN
 from apt_jobs.settings import Settings
 
 
 def choose_model(database: Database, asked: str | None) -> str:
     """Return the id of the model to use: the one asked for, else the service's default, else the newest checkpoint.
 
-    Of a job that is asked for it is the newest checkpoint.
-
     Raises:
         InvalidInput: there is none.
-        NotFound: the default, or all of the job, was deleted. Which model takes its place is for a person to say.
+        NotFound: the job that was asked for has no such checkpoint, or the default was deleted. Which model takes its
+            place is for a person to say.
     """
-    if asked is not None and not JOB_ID_PATTERN.match(asked):
-        return asked
     with database.read() as session:
         if asked is not None:
-            of_job = newest_of_job(session, asked)
-            if of_job is None:
-                raise NotFound(f"job {asked} has no checkpoint")
-            return of_job.id
+            return resolve_model(session, asked)
         default = get_value(session, DEFAULT_MODEL)
         if default is None:
             newest = newest_checkpoint(session)

@@ -119,6 +119,13 @@ class Engine:
             raise Unavailable("all places for models are taken by models at work: try again later")
         return engine
 
+    @property
+    def warm_folders(self) -> list[Path]:
+        """The folders of the models that are loaded; of one with adapters that of the last adapter."""
+        with self._lock:
+            keys = [key for key, engine in self._warm.items() if engine.model is not None]
+        return [[key.folder, *key.adapters][-1] for key in keys]
+
     def close(self) -> None:
         """Fail what is not done and free the models."""
         error = Unavailable("the generation engine was shut down")

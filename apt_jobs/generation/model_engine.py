@@ -12,6 +12,7 @@ from collections.abc import Sequence as Rows
 import torch
 
 from apt_jobs.errors import AptJobsError, InvalidCheckpoint, InvalidInput, Unavailable
+from apt_jobs.generation.embeddings import Embedder
 from apt_jobs.generation.models import LoadedModel
 from apt_jobs.generation.request import Request
 from apt_jobs.generation.runner import Runner
@@ -48,6 +49,7 @@ class ModelEngine:
         self._sequences: dict[int, Sequence] = {}
         self._aborted: list[Request | int] = []
         self._scheduler: Scheduler | None = None
+        self._embedder: Embedder | None = None
         self._closing = False
         self._ended: AptJobsError | None = None  # why nobody serves what is queued from now on
         self._thread = threading.Thread(target=self._run, name=f"generation {name}", daemon=True)
@@ -118,12 +120,12 @@ class ModelEngine:
             gpu = self.model.device.type == "cuda"
             beside = _GPU_PREFILL if gpu else _CPU_PREFILL
             scheduler = Scheduler(runner, self._name, prefill_tokens=beside[0], prefill_tokens_beside=beside[1])
-            self._scheduler = scheduler
-            self._serve(scheduler)
+            self._scheduler, self._embedder = scheduler, Embedder(self.model)
+            self._serve(scheduler, self._embedder)
             runner.close()
         self._end()
 
-    def _serve(self, scheduler: Scheduler) -> None:
+    def _serve(self, scheduler: Scheduler, embedder: Embedder) -> None:
         while True:
             with self._changed:
                 idle = self._is_idle()
@@ -137,18 +139,23 @@ class ModelEngine:
                 submitted, self._submitted = self._submitted, []
                 aborted, self._aborted = self._aborted, []
             for request in requests:
-                self._open(scheduler, request)
+                self._open(scheduler, embedder, request)
             for each in submitted:
                 self._accept(scheduler, *each)
             for one in aborted:
                 self._abort(scheduler, one)
+            if embedder.has_work:
+                embedder.step()
             scheduler.step()
 
-    def _open(self, scheduler: Scheduler, request: Request) -> None:
+    def _open(self, scheduler: Scheduler, embedder: Embedder, request: Request) -> None:
         assert self.model is not None
         if request.is_over:
             return
         try:
+            if request.spec.embed is not None:
+                embedder.add(request)
+                return
             sequences = request.open(self.model)
         except AptJobsError as exc:
             request.fail(exc)
@@ -193,7 +200,8 @@ class ModelEngine:
 
     def _is_idle(self) -> bool:
         work = self._scheduler is not None and self._scheduler.has_work
-        return not (self._requests or self._submitted or self._aborted or work)
+        embeds = self._embedder is not None and self._embedder.has_work
+        return not (self._requests or self._submitted or self._aborted or work or embeds)
 
     def _end(self) -> None:
         """Answer everybody."""
@@ -205,11 +213,13 @@ class ModelEngine:
             self._ended = error
         if self._scheduler is not None:
             self._scheduler.fail_all(error)
+        if self._embedder is not None:
+            self._embedder.fail_all(error)
         for request in requests:
             request.fail(error)
         for handle, *_ in submitted:
             handle.fail(error)
-        self.model, self._scheduler = None, None
+        self.model = self._scheduler = self._embedder = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self._on_idle(self)

@@ -17,13 +17,13 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.utils import logging as transformers_logging
 
 from apt_jobs.artifacts.manifest import MANIFEST
+from apt_jobs.artifacts.model_facts import why_not_whole
 from apt_jobs.errors import AptJobsError, InvalidCheckpoint, NotFound, Unavailable
 from apt_jobs.training.adapters import load_adapter, merge_adapter
 from apt_jobs.training.weight_files import require_safetensors
 
 MAX_MANIFEST_BYTES = 16 << 20
 DEFAULT_CONTEXT_TOKENS = 2_048  # of models that do not say
-_NEEDED_FILES = ("config.json", "tokenizer.json")
 _LOADED_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja")
 _NOT_LOADED = frozenset({MANIFEST, "optimizer.safetensors", "training_state.json"})
 
@@ -221,14 +221,8 @@ def _loaded(folder: Path) -> list[Path]:
 def _require_files(folder: Path) -> None:
     if not folder.is_dir():
         raise NotFound(f"model {folder.name!r} was deleted")
-    lacking = [name for name in _NEEDED_FILES if not (folder / name).is_file()]
-    if not any(folder.glob("model*.safetensors")):
-        lacking.append("model.safetensors")
-    if lacking:
-        raise InvalidCheckpoint(
-            f"model {folder.name!r} lacks {', '.join(lacking)}; a model folder holds config.json, tokenizer.json and "
-            "weights as safetensors (pickled weights are not read)"
-        )
+    if (lacks := why_not_whole(folder)) is not None:
+        raise InvalidCheckpoint(lacks)
     require_safetensors(folder)
 
 

@@ -93,6 +93,12 @@ class Request:
             self.texts.append(Text(sequence, stream, truncated))
         return [text.sequence for text in self.texts]
 
+    def succeed(self, generated: Generated) -> None:
+        """Answer it, unless it is answered already."""
+        with self._lock:
+            if not self.future.done():
+                self.future.set_result(generated)
+
     def fail(self, error: BaseException) -> None:
         """Answer with an error, unless it is answered already."""
         with self._lock:
@@ -149,9 +155,7 @@ class Request:
             finish_reasons=reasons,
             truncated=[text.truncated for text in self.texts],
         )
-        with self._lock:
-            if not self.future.done():
-                self.future.set_result(generated)
+        self.succeed(generated)
 
 
 def sampling_params(spec: GenerateSpec, model: LoadedModel) -> Callable[[], SamplingParams]:

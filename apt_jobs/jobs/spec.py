@@ -33,6 +33,7 @@ MAX_TEXT_CHARS = 32_768
 MAX_NEW_TOKENS = 4_096
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@(best|latest|[0-9]{1,18}))?$")]
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS)]
 Title = Annotated[str, StringConstraints(max_length=200), AfterValidator(require_printable)]
 LabelValue = Title
@@ -299,6 +300,12 @@ class SamplingOptions(Strict):
         return self.max_length if self.max_tokens is None else self.max_tokens
 
 
+EmbedInput = (
+    Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS)]
+    | Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=MAX_TEXT_CHARS)]
+)
+
+
 class ChatMessage(Strict):
     """One message of a chat."""
 
@@ -311,15 +318,27 @@ class GenerateSpec(JobSpec, SamplingOptions):
 
     kind: Literal["generate"]
     texts: list[Text] = Field(min_length=1, max_length=64, description="Prompts, in any language.")
-    model: Name | None = Field(None, description="Id of `GET /api/models`; default: the newest checkpoint.")
+    model: ModelName | None = Field(
+        None, description="Id or alias of `GET /api/models`, or `job_...@best`; default: the newest checkpoint."
+    )
     messages: list[ChatMessage] | None = Field(
         None, min_length=1, max_length=1_000, description="A chat, written by the model's template in place of `texts`."
+    )
+
+    embed: list[EmbedInput] | None = Field(
+        None,
+        min_length=1,
+        max_length=2_048,
+        description="Texts or token ids in place of `texts`, which are not continued: the result has the mean of the "
+        "last hidden states of each, as base64 of float32.",
     )
 
     @model_validator(mode="after")
     def _one_chat(self) -> Self:
         if self.messages is not None and len(self.texts) != 1:
             raise ValueError(f"a job with messages has one text, which they replace; got {len(self.texts)}")
+        if self.embed is not None and (len(self.texts) != 1 or self.messages is not None or self.stream):
+            raise ValueError("a job with embed has one text, which it replaces, no messages and no stream")
         return self
 
 

@@ -11,7 +11,7 @@ from apt_jobs.artifacts.adapters import MAX_ADAPTERS, base_model_of, is_adapter_
 from apt_jobs.artifacts.checkpoints import checkpoint_dir, checkpoints_of_job, complete_checkpoint_dir
 from apt_jobs.artifacts.code import unpack_code
 from apt_jobs.artifacts.datasets import DatasetRecord, identify_dataset
-from apt_jobs.artifacts.models import ModelFolders, local_model_dir
+from apt_jobs.artifacts.models import ModelFolders, local_model_dir, resolve_model
 from apt_jobs.artifacts.prepared_space import prune_prepared
 from apt_jobs.artifacts.runs import run_dir, runs_of_job
 from apt_jobs.db.checkpoints import get_checkpoint, newest_of_job
@@ -215,6 +215,11 @@ def _base_model(settings: Settings, database: Database, spec: TrainSpec) -> Mode
 
 
 def _base_model_dir(settings: Settings, database: Database, base_model: str) -> Path:
+    try:
+        with database.read() as session:
+            base_model = resolve_model(session, base_model)
+    except NotFound as exc:
+        raise InvalidCheckpoint(f"base_model {base_model!r}: {exc}") from exc
     if not CHECKPOINT_ID_PATTERN.match(base_model):
         local = local_model_dir(settings, base_model)
         if local is None:

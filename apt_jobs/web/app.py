@@ -17,7 +17,18 @@ from apt_jobs.job_queue import WakeUpPublisher, make_celery
 from apt_jobs.settings import Settings
 from apt_jobs.web import pages
 from apt_jobs.web.admissions import Admissions
-from apt_jobs.web.api import checkpoints, code, datasets, generation, histories, jobs, operations, schedules, training
+from apt_jobs.web.api import (
+    checkpoints,
+    code,
+    datasets,
+    generation,
+    histories,
+    jobs,
+    models,
+    operations,
+    schedules,
+    training,
+)
 from apt_jobs.web.api.idempotency import sweep_loop
 from apt_jobs.web.api.openapi import openapi_document
 from apt_jobs.web.guard import Guard
@@ -29,6 +40,7 @@ from apt_jobs.web.loops import fire_loop, prune_loop, reap_loop, wake_up_loop
 from apt_jobs.web.metrics import Measured, Metrics
 from apt_jobs.web.openai import batches as openai_batches
 from apt_jobs.web.openai import completions as openai_completions
+from apt_jobs.web.openai import embeddings as openai_embeddings
 from apt_jobs.web.openai import files as openai_files
 from apt_jobs.web.openai import fine_tuning as openai_fine_tuning
 from apt_jobs.web.openai import models as openai_models
@@ -70,7 +82,9 @@ ROUTES: list[BaseRoute] = [
     Route("/api/checkpoints/{checkpoint_id}/download", checkpoints.download_checkpoint, methods=["GET"]),
     Route("/api/generate", generation.generate, methods=["POST"]),
     Route("/api/batch_generate", generation.batch_generate, methods=["POST"]),
-    Route("/api/models", generation.get_models, methods=["GET"]),
+    Route("/api/models", models.get_models, methods=["GET"]),
+    Route("/api/models/aliases/{alias}", models.put_alias, methods=["PUT"]),
+    Route("/api/models/aliases/{alias}", models.delete_alias, methods=["DELETE"]),
     Route("/api/datasets", datasets.get_datasets, methods=["GET"]),
     Route("/api/datasets", datasets.upload_dataset, methods=["POST"]),
     Route("/api/datasets/{name}", datasets.remove_dataset, methods=["DELETE"]),
@@ -96,6 +110,7 @@ ROUTES: list[BaseRoute] = [
     Route("/v1/models/{model:path}", openai_models.get_model, methods=["GET"]),
     Route("/v1/completions", openai_completions.complete, methods=["POST"]),
     Route("/v1/chat/completions", openai_completions.chat, methods=["POST"]),
+    Route("/v1/embeddings", openai_embeddings.embed, methods=["POST"]),
     Route("/v1/files", openai_files.get_files, methods=["GET"]),
     Route("/v1/files", openai_files.upload_file, methods=["POST"]),
     Route("/v1/files/{file_id}", openai_files.get_one_file, methods=["GET"]),

@@ -58,12 +58,14 @@ class Consumer:
         on_drain: Callable[[], None],
         on_resume: Callable[[], None] = lambda: None,
         describe_gpus: Callable[[], list[dict[str, Any]]],
+        warm_models: Callable[[], list[str] | None] = lambda: None,
     ) -> None:
         self.settings, self.name, self.kind, self.queues = settings, name, kind, list(queues)
         self.database = Database(settings.database)
         self.publisher = LivePublisher(settings.redis)
         self.draining = threading.Event()
         self._concurrency, self._serve, self._describe_gpus = concurrency, serve, describe_gpus
+        self._warm_models = warm_models
         self._on_drain, self._on_resume, self._group_size = on_drain, on_resume, group_size
         self._stopping = False  # this process ends: no way back from this draining
         self._current: set[str] = set()  # job ids
@@ -307,6 +309,7 @@ class Consumer:
             entry_points=sorted(
                 [*self.settings.entry_points, *([CODE_ENTRY_POINT] if self.settings.code_role else [])]
             ),
+            warm_models=self._warm_models(),
         )
 
     def _forget(self) -> None:

@@ -70,6 +70,7 @@ class GenerateWorker:
             compile_graphs=settings.generate_compile,
             num_threads=settings.generate_threads or default_threads(),
         )
+        self._model_ids: dict[Path, str] = {}  # of folders that were asked for
         self._tokens = TokenPublisher(settings.redis)
         self._drain_by_s: float | None = None  # CLOCK_MONOTONIC seconds; None: not draining
         gpus = find_gpus(None)
@@ -84,6 +85,7 @@ class GenerateWorker:
             on_drain=self._drain,
             on_resume=self._resume,
             describe_gpus=lambda: describe_gpus(gpus),
+            warm_models=self._warm_models,
         )
 
     def run(self) -> None:
@@ -99,6 +101,10 @@ class GenerateWorker:
 
     def _resume(self) -> None:
         self._drain_by_s = None
+
+    def _warm_models(self) -> list[str]:
+        """Return the ids of the models that are in memory."""
+        return sorted(self._model_ids[folder] for folder in self._engine.warm_folders if folder in self._model_ids)
 
     def _serve(self, claims: Sequence[Claimed]) -> None:
         jobs = [claimed.job for claimed in claims]
@@ -140,6 +146,7 @@ class GenerateWorker:
                 model_id = choose_model(self._consumer.database, spec.model)
                 found[spec.model] = model_id, self._find(model_id)
             served.model_id, folders = found[spec.model]
+            self._model_ids[[folders.folder, *folders.adapters][-1]] = served.model_id
             on_text = served.receive(changed) if spec.stream else None
             served.request = self._engine.submit(folders.folder, spec, on_text, adapters=folders.adapters)
             served.request.future.add_done_callback(lambda _: changed.set())

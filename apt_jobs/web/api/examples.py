@@ -86,6 +86,8 @@ EXAMPLES: dict[str, Any] = {
         "completion_window": "24h",
         "metadata": {"night": "2026-11-25"},
     },
+    "AliasBody": {"model": f"{_JOB_ID}@latest"},
+    "EmbeddingRequest": {"model": "default", "input": ["What is a queue?", "What is a worker?"]},
     "FineTuningRequest": {
         "model": _CHECKPOINT_ID,
         "training_file": "file-01kb8r3mzt2x4v6w8y0a",

@@ -1,6 +1,5 @@
-"""`/api/generate`, `/api/batch_generate`, `/api/models`: text in, text out, through the queue like every other job."""
+"""`/api/generate`, `/api/batch_generate`: text in, text out, through the queue like every other job."""
 
-import asyncio
 import itertools
 import time
 from collections.abc import AsyncIterator
@@ -9,18 +8,12 @@ from typing import Any, Literal
 
 import orjson
 from pydantic import BaseModel, Field
-from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from apt_jobs.artifacts.models import list_local_models
 from apt_jobs.db.access import Role
-from apt_jobs.db.checkpoints import list_checkpoints, newest_checkpoint
-from apt_jobs.db.jobs import get_job
-from apt_jobs.db.service_values import DEFAULT_MODEL, get_value
 from apt_jobs.errors import AptJobsError
-from apt_jobs.events.codec import timestamp
-from apt_jobs.jobs.spec import GenerateSpec, Name, SamplingOptions, Text
+from apt_jobs.jobs.spec import GenerateSpec, ModelName, SamplingOptions, Text
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.generation_requests import ClientLeft, Generation, begin, streamed, succeeded
 from apt_jobs.web.api.idempotency import replay_headers
@@ -28,9 +21,7 @@ from apt_jobs.web.live.generation_streams import Added, Ended, Restarted, Silenc
 from apt_jobs.web.live.server_sent_events import wants_event_stream
 from apt_jobs.web.problems import ProblemError
 from apt_jobs.web.schemas import JobAnswer, job_answer
-from apt_jobs.web.service import Service, service_of
 
-MAX_MODELS = 200
 INTERACTIVE_PRIORITY = 10  # of a job that someone waits for
 CLIENT_LEFT = 499  # for the log: nobody reads it
 
@@ -40,7 +31,11 @@ FinishReason = Literal["stop", "length"]  # an end of its own or a stop string; 
 class Sampling(SamplingOptions):
     """How to continue a text, and with which model."""
 
-    model: Name | None = Field(None, description="Id of `GET /api/models`; default: the loaded or newest checkpoint.")
+    model: ModelName | None = Field(
+        None,
+        description="Id or alias of `GET /api/models`, or a job's `job_...@best`, `@latest` or `@step`; default: the "
+        "loaded or newest checkpoint.",
+    )
 
 
 class GenerateRequest(Sampling):
@@ -84,23 +79,6 @@ class BatchAnswer(BaseModel):
     usage: Usage
     model: str
     job_id: str
-
-
-class ModelAnswer(BaseModel):
-    id: str
-    source: Literal["checkpoint", "local"]
-    name: str
-    job_id: str | None
-    step: int | None
-    val_loss: float | None
-    created_at: str | None
-    is_default: bool
-
-
-class ModelList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[ModelAnswer]
-    has_more: bool
 
 
 @endpoint(
@@ -178,51 +156,6 @@ async def batch_generate(request: Request) -> Response:
         job_id=generation.job.id,
     )
     return JSONResponse(answer.model_dump(mode="json"), headers=replay_headers(generation.is_replay))
-
-
-@endpoint(role=Role.VIEWER, tag="generation", answers={200: ModelList}, operation="list_models")
-async def get_models(request: Request) -> Response:
-    """Return the checkpoints and local models that can generate, the newest first."""
-    return JSONResponse((await list_models(service_of(request))).model_dump(mode="json"))
-
-
-async def list_models(service: Service) -> ModelList:
-    """Return the checkpoints, the newest first, and the local models."""
-    local = await asyncio.to_thread(list_local_models, service.settings)
-
-    def read(session: Session) -> ModelList:
-        rows, has_more = list_checkpoints(session, limit=MAX_MODELS)
-        newest = newest_checkpoint(session)
-        default = get_value(session, DEFAULT_MODEL) or (newest.id if newest else None)
-        models = [
-            ModelAnswer(
-                id=row.id,
-                source="checkpoint",
-                name=f"{get_job(session, row.job_id).name or row.job_id} at step {row.step}",
-                job_id=row.job_id,
-                step=row.step,
-                val_loss=row.val_loss,
-                created_at=timestamp(row.created_at),
-                is_default=row.id == default,
-            )
-            for row in rows
-        ]
-        models += [
-            ModelAnswer(
-                id=name,
-                source="local",
-                name=name,
-                job_id=None,
-                step=None,
-                val_loss=None,
-                created_at=None,
-                is_default=name == default,
-            )
-            for name in local
-        ]
-        return ModelList(data=models, has_more=has_more)
-
-    return await service.read(read)
 
 
 def _spec(texts: list[str], sampling: Sampling, *, stream: bool) -> GenerateSpec:

@@ -14,6 +14,7 @@ from apt_jobs.jobs.states import JobState
 from apt_jobs.web.api.generation_requests import JobFailed
 from apt_jobs.web.live.generation_streams import Ended
 from apt_jobs.web.openai.completions import answer_of, job_of, no_such_model, refusal
+from apt_jobs.web.openai.embeddings import EmbeddingRequest, embeddings_of
 from apt_jobs.web.openai.json_lines import Line, json_lines
 from apt_jobs.web.openai.requests import ChatRequest, CompletionRequest
 from apt_jobs.web.openai_errors import error_body, openai_status
@@ -22,7 +23,7 @@ from apt_jobs.web.problems import ProblemError
 MAX_ERRORS = 100  # of a file that are named
 MAX_SHOWN_CHARS = 100
 
-Endpoint = Literal["/v1/completions", "/v1/chat/completions"]
+Endpoint = Literal["/v1/completions", "/v1/chat/completions", "/v1/embeddings"]
 Answer = dict[str, Any]
 
 
@@ -30,13 +31,14 @@ Answer = dict[str, Any]
 class Kind:
     """What one endpoint takes and gives."""
 
-    request: type[CompletionRequest] | type[ChatRequest]
+    request: type[CompletionRequest] | type[ChatRequest] | type[EmbeddingRequest]
     answer: Callable[[str, str, dict[str, Any]], dict[str, Any]]  # of job id, model and the job's result
 
 
 KINDS: Mapping[str, Kind] = {
     "/v1/completions": Kind(CompletionRequest, partial(answer_of, is_chat=False)),
     "/v1/chat/completions": Kind(ChatRequest, partial(answer_of, is_chat=True)),
+    "/v1/embeddings": Kind(EmbeddingRequest, embeddings_of),
 }
 
 
@@ -87,9 +89,12 @@ def ask(line: Line, endpoint: str, batch_id: str) -> Asked:
     body = line.value["body"]
     custom_id, model = line.value["custom_id"], str(body.get("model", ""))[:MAX_SHOWN_CHARS]
     try:
-        spec = job_of(KINDS[endpoint].request.model_validate(body))
+        request = KINDS[endpoint].request.model_validate(body)
+        spec = job_of(request)
         if spec.stream:
             raise ProblemError(400, "stream: a batch has no streams; leave it out", kind="invalid-request")
+        if isinstance(request, EmbeddingRequest) and request.encoding_format == "base64":
+            raise ProblemError(400, "encoding_format: a batch answers with numbers; leave it out")
     except ValidationError as exc:
         words = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in exc.errors()[:MAX_ERRORS])
         return Asked(line, custom_id, model, None, refused(ProblemError(400, words), f"{batch_id}-{line.number}"))

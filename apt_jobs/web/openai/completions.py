@@ -3,7 +3,7 @@
 import time
 from collections.abc import AsyncIterator
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 from pydantic import ValidationError
@@ -58,9 +58,7 @@ async def _completed(request: Request, body: CompletionRequest | ChatRequest, *,
     try:
         generation = await begin(request, spec)
     except ProblemError as exc:
-        if any(fault.pointer == "#/model" for fault in exc.errors):
-            raise no_such_model(body.model) from exc
-        raise
+        raise refused_at_begin(exc, body.model) from exc
     is_handed_over = False
     head = _Head(generation.job.id, body.model, is_chat=is_chat)
     try:
@@ -79,7 +77,19 @@ async def _completed(request: Request, body: CompletionRequest | ChatRequest, *,
     return JSONResponse(answer_of(generation.job.id, body.model, result, is_chat=is_chat))
 
 
-def job_of(body: CompletionRequest | ChatRequest) -> GenerateSpec:
+def refused_at_begin(exc: ProblemError, model: str) -> ProblemError:
+    """Return why a job was not submitted, in OpenAI's words where the model is why."""
+    return no_such_model(model) if any(fault.pointer == "#/model" for fault in exc.errors) else exc
+
+
+class AsksForJob(Protocol):
+    """A body of a request that becomes a job."""
+
+    def job(self) -> GenerateSpec:
+        """Return the job."""
+
+
+def job_of(body: AsksForJob) -> GenerateSpec:
     """Return the job that a request asks for.
 
     Raises:

@@ -29,6 +29,7 @@ from apt_jobs.jobs.states import JobState
 from apt_jobs.operations import steer
 from apt_jobs.operations.submit import submit_job
 from apt_jobs.web.api.idempotency import replay_headers
+from apt_jobs.web.api.models import require_model
 from apt_jobs.web.openai.completions import no_such_model
 from apt_jobs.web.openai.endpoint import Identified, PageQuery, dialect, owner_of, seconds, seen_by
 from apt_jobs.web.openai.files import FINE_TUNE, field_error
@@ -160,7 +161,8 @@ async def create_job(request: Request) -> Response:
     size_bytes = await _checked_file(service, body, seen)
     fine_tuning_id = new_fine_tuning_id()
     dataset = await asyncio.to_thread(publish_dataset, service.settings, body.training_file)
-    spec = body.job(fine_tuning_id, dataset, size_bytes)
+    base_model = (await require_model(service, body.model)).id
+    spec = body.job(fine_tuning_id, base_model, dataset, size_bytes)
 
     def create(session: Session) -> str:
         get_file(session, body.training_file, seen)  # it may have been deleted meanwhile

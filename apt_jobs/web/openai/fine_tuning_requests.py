@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 
 from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.printable import require_printable
-from apt_jobs.jobs.spec import Name, TrainingOptions, TrainSpec
+from apt_jobs.jobs.spec import ModelName, TrainingOptions, TrainSpec
 from apt_jobs.web.openai.endpoint import Metadata
 
 AUTO_EPOCHS = 3
@@ -47,7 +47,7 @@ class FineTuningRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: Name = Field(description="Id of `/v1/models`.")
+    model: ModelName = Field(description="Id of `/v1/models`.")
     training_file: Annotated[str, StringConstraints(min_length=1, max_length=100)]
     validation_file: None = Field(None, description="A share of `training_file` is held out.")
     hyperparameters: Hyperparameters | None = None
@@ -65,8 +65,8 @@ class FineTuningRequest(BaseModel):
             raise ValueError("hyperparameters are in `method`, too; send them in one of the two places")
         return self
 
-    def job(self, fine_tuning_id: str, dataset: str, size_bytes: int) -> TrainSpec:
-        """Return the job, from a file of this size."""
+    def job(self, fine_tuning_id: str, base_model: str, dataset: str, size_bytes: int) -> TrainSpec:
+        """Return the job, from a model's id and a file of this size."""
         asked = self.hyperparameters
         if asked is None and self.method is not None and self.method.supervised is not None:
             asked = self.method.supervised.hyperparameters
@@ -79,7 +79,7 @@ class FineTuningRequest(BaseModel):
             name=f"fine-tuning {self.suffix or fine_tuning_id}",
             labels={"fine_tuning": fine_tuning_id},
             dataset=dataset,
-            base_model=self.model,
+            base_model=base_model,
             model=APTConfig(max_seq_len=sequence),
             training=TrainingOptions(
                 epochs=AUTO_EPOCHS if asked.n_epochs == "auto" else asked.n_epochs,

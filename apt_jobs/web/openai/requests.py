@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from apt_jobs.jobs.spec import MAX_NEW_TOKENS, ChatMessage, GenerateSpec, Name, Text
+from apt_jobs.jobs.spec import MAX_NEW_TOKENS, ChatMessage, GenerateSpec, ModelName, Text
 
 COMPLETION_TOKENS = 16  # OpenAI's default
 _ABSENT: dict[str, tuple[object, ...]] = {  # parameter: the values that change nothing
@@ -43,7 +43,7 @@ class DialectRequest(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: Name
+    model: ModelName
     max_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
     temperature: float | None = Field(None, ge=0.0, le=2.0)
     top_p: float | None = Field(None, ge=0.0, le=1.0)

@@ -9,7 +9,7 @@ from tests.integration.generation.served import Generating
 
 
 def test_models_are_listed_and_found_by_their_id(client: openai.OpenAI) -> None:
-    assert {model.id for model in client.models.list()} == {"tiny", "chatty"}
+    assert {"tiny", "chatty"} <= {model.id for model in client.models.list()}
     assert client.models.retrieve("tiny").object == "model"
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("absent")

@@ -197,9 +197,7 @@ def test_other_architectures_take_an_adapter(kind: str) -> None:
     small = {"vocab_size": 64, "hidden_size": 32, "n_embd": 32, "num_hidden_layers": 1, "n_layer": 1, "n_head": 2}
     small |= {"intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2}
     auto: Any = AutoModelForCausalLM
-    dtype = (
-        torch.float32 if kind == "mixtral" else torch.float64
-    )  # for experts
+    dtype = torch.float32 if kind == "mixtral" else torch.float64  # for experts
     model = auto.from_config(AutoConfig.for_model(kind, **small)).to(dtype)
     ids = torch.arange(1, 9)[None]
     before = model.eval()(ids).logits

@@ -490,13 +490,39 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Return the checkpoints and local models that can generate, the newest first
-         * @description Return the checkpoints and local models that can generate, the newest first.
+         * Return the checkpoints, the newest first, and the local models
+         * @description Return the checkpoints, the newest first, and the local models; whether each can generate, and why not.
          */
         get: operations["list_models"];
         put?: never;
         post?: never;
         delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/models/aliases/{alias}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Let an alias stand for a model
+         * @description Let an alias stand for a model: requests that name it use that model from now on, those that run are not touched.
+         *
+         *     `job_...@latest` follows the checkpoints of a job while it trains.
+         */
+        put: operations["promote_model"];
+        post?: never;
+        /**
+         * Remove an alias
+         * @description Remove an alias; the model stays.
+         */
+        delete: operations["delete_alias"];
         options?: never;
         head?: never;
         patch?: never;
@@ -850,8 +876,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * List models
-         * @description List models.
+         * List the models that can generate, and the aliases of models
+         * @description List the models that can generate, and the aliases of models.
          */
         get: operations["list_openai_models"];
         put?: never;
@@ -870,8 +896,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * Return one model
-         * @description Return one model.
+         * Return one model, by its id, an alias, or a job's `@best`, `@latest` or `@step`
+         * @description Return one model, by its id, an alias, or a job's `@best`, `@latest` or `@step`.
          */
         get: operations["get_openai_model"];
         put?: never;
@@ -916,6 +942,26 @@ export interface paths {
          * @description Add the assistant's message to a chat. With `"stream": true` the answer is server-sent events.
          */
         post: operations["create_chat_completion"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/v1/embeddings": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Return the mean of the model's last hidden states over the tokens of each input
+         * @description Return the mean of the model's last hidden states over the tokens of each input.
+         */
+        post: operations["create_embeddings"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1250,6 +1296,22 @@ export interface components {
              */
             tie_embeddings?: boolean;
         };
+        AliasAnswer: {
+            alias: string;
+            /** @description What it stands for. */
+            model: string;
+            /** @description The model that this is now. */
+            id: string;
+        };
+        /**
+         * @example {
+         *       "model": "job_01kb8r3mzt2x4v6w8y0a@latest"
+         *     }
+         */
+        AliasBody: {
+            /** @description Id of `GET /api/models`, or a job's `job_...@latest`, which it follows. */
+            model: string;
+        };
         /** @description What to do by itself when an incident of one of these kinds is open. */
         AnomalyPolicy: {
             /** @description Kinds of incident that it answers. */
@@ -1354,7 +1416,7 @@ export interface components {
         BatchCreateRequest: {
             input_file_id: string;
             /** @enum {string} */
-            endpoint: "/v1/completions" | "/v1/chat/completions";
+            endpoint: "/v1/completions" | "/v1/chat/completions" | "/v1/embeddings";
             /** @description `24h`, or other hours up to 336: what has not run then is given up. */
             completion_window: string;
             /** @default null */
@@ -1451,7 +1513,7 @@ export interface components {
              */
             stream?: boolean;
             /**
-             * @description Id of `GET /api/models`; default: the loaded or newest checkpoint.
+             * @description Id or alias of `GET /api/models`, or a job's `job_...@best`, `@latest` or `@step`; default: the loaded or newest checkpoint.
              * @default null
              */
             model?: string | null;
@@ -1815,6 +1877,57 @@ export interface components {
         DueTimes: {
             next_runs: string[];
         };
+        Embedding: {
+            /**
+             * @default embedding
+             * @constant
+             */
+            object: "embedding";
+            index: number;
+            /** @description Numbers, or base64 of little-endian float32. */
+            embedding: number[] | string;
+        };
+        EmbeddingList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["Embedding"][];
+            model: string;
+            usage: components["schemas"]["EmbeddingUsage"];
+        };
+        /**
+         * @description `POST /v1/embeddings`.
+         * @example {
+         *       "model": "default",
+         *       "input": [
+         *         "What is a queue?",
+         *         "What is a worker?"
+         *       ]
+         *     }
+         */
+        EmbeddingRequest: {
+            model: string;
+            /** @description A text, token ids, or a list of either. */
+            input: string | string[] | number[] | number[][];
+            /** @default null */
+            encoding_format?: ("float" | "base64") | null;
+            /**
+             * @description Embeddings have the model's width.
+             * @default null
+             */
+            dimensions?: null;
+            /**
+             * @description Ignored.
+             * @default null
+             */
+            user?: string | null;
+        };
+        EmbeddingUsage: {
+            prompt_tokens: number;
+            total_tokens: number;
+        };
         /** @description An error of `/v1`. */
         ErrorAnswer: {
             error: components["schemas"]["ErrorDetail"];
@@ -2137,7 +2250,7 @@ export interface components {
              */
             stream?: boolean;
             /**
-             * @description Id of `GET /api/models`; default: the loaded or newest checkpoint.
+             * @description Id or alias of `GET /api/models`, or a job's `job_...@best`, `@latest` or `@step`; default: the loaded or newest checkpoint.
              * @default null
              */
             model?: string | null;
@@ -2254,7 +2367,7 @@ export interface components {
             /** @description Prompts, in any language. */
             texts: string[];
             /**
-             * @description Id of `GET /api/models`; default: the newest checkpoint.
+             * @description Id or alias of `GET /api/models`, or `job_...@best`; default: the newest checkpoint.
              * @default null
              */
             model?: string | null;
@@ -2263,6 +2376,11 @@ export interface components {
              * @default null
              */
             messages?: components["schemas"]["ChatMessage"][] | null;
+            /**
+             * @description Texts or token ids in place of `texts`, which are not continued: the result has the mean of the last hidden states of each, as base64 of float32.
+             * @default null
+             */
+            embed?: (string | number[])[] | null;
         };
         /** @description Norms by point and layer, in the order of `names`. A value is null if no norm of the point was finite. */
         GradientOverviewAnswer: {
@@ -2598,6 +2716,21 @@ export interface components {
             val_loss: number | null;
             created_at: string | null;
             is_default: boolean;
+            /** @description Names that stand for it now. */
+            aliases: string[];
+            can_generate: boolean;
+            /** @description Why it cannot generate. */
+            why_not: string | null;
+            /** @description A living worker has it in memory. */
+            is_warm: boolean;
+            /** @description It has a template for chats. */
+            is_chat: boolean;
+            context_tokens: number | null;
+            num_parameters: number | null;
+            /** @description Of the weights on disk. */
+            size_bytes: number | null;
+            /** @description Of the weights on disk, as F32 or BF16. */
+            dtype: string | null;
         };
         ModelList: {
             /**
@@ -3561,6 +3694,8 @@ export interface components {
     pathItems: never;
 }
 export type AptConfig = components['schemas']['APTConfig'];
+export type AliasAnswer = components['schemas']['AliasAnswer'];
+export type AliasBody = components['schemas']['AliasBody'];
 export type AnomalyPolicy = components['schemas']['AnomalyPolicy'];
 export type AnyJobSpec = components['schemas']['AnyJobSpec'];
 export type AssistantMessage = components['schemas']['AssistantMessage'];
@@ -3596,6 +3731,10 @@ export type DatasetFormat = components['schemas']['DatasetFormat'];
 export type DatasetList = components['schemas']['DatasetList'];
 export type DueBody = components['schemas']['DueBody'];
 export type DueTimes = components['schemas']['DueTimes'];
+export type Embedding = components['schemas']['Embedding'];
+export type EmbeddingList = components['schemas']['EmbeddingList'];
+export type EmbeddingRequest = components['schemas']['EmbeddingRequest'];
+export type EmbeddingUsage = components['schemas']['EmbeddingUsage'];
 export type ErrorAnswer = components['schemas']['ErrorAnswer'];
 export type ErrorDetail = components['schemas']['ErrorDetail'];
 export type EventList = components['schemas']['EventList'];
@@ -4614,6 +4753,70 @@ export interface operations {
             503: components["responses"]["Problem503"];
         };
     };
+    promote_model: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the alias. */
+                alias: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["AliasBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["AliasAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            408: components["responses"]["Problem408"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    delete_alias: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the alias. */
+                alias: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done; there is no body. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
     list_datasets: {
         parameters: {
             query?: never;
@@ -5388,6 +5591,41 @@ export interface operations {
                 content: {
                     "application/json": components["schemas"]["ChatAnswer"];
                     "text/event-stream": string;
+                };
+            };
+            400: components["responses"]["OpenAIError400"];
+            401: components["responses"]["OpenAIError401"];
+            403: components["responses"]["OpenAIError403"];
+            404: components["responses"]["OpenAIError404"];
+            408: components["responses"]["OpenAIError408"];
+            409: components["responses"]["OpenAIError409"];
+            413: components["responses"]["OpenAIError413"];
+            415: components["responses"]["OpenAIError415"];
+            429: components["responses"]["OpenAIError429"];
+            503: components["responses"]["OpenAIError503"];
+            504: components["responses"]["OpenAIError504"];
+        };
+    };
+    create_embeddings: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["EmbeddingRequest"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["EmbeddingList"];
                 };
             };
             400: components["responses"]["OpenAIError400"];
