@@ -10,6 +10,7 @@ from apt_jobs.client.packing import pack_folder
 from apt_jobs.commands.terminal import complain, echo, open_client
 from apt_jobs.errors import InvalidInput
 from apt_jobs.jobs.printable import escaped
+from apt_jobs.run.log_command import log_command
 
 app = typer.Typer()
 LAUNCHERS = ("auto", "none", "torchrun")
@@ -53,6 +54,14 @@ def run(
         complain(f"{submitted.id} is {submitted.state}; apt-jobs cancel {submitted.id} ends it")
         status = _exit_status(_follow_output(client, submitted))
     raise typer.Exit(status)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def log(
+    arguments: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE ... --step N; --help lists all.")] = None,
+) -> None:
+    """Log metrics, a line, an image or progress to the job that this process belongs to."""
+    raise typer.Exit(log_command(arguments or []))
 
 
 def _job(

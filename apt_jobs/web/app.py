@@ -17,7 +17,18 @@ from apt_jobs.job_queue import WakeUpPublisher, make_celery
 from apt_jobs.settings import Settings
 from apt_jobs.web import pages
 from apt_jobs.web.admissions import Admissions
-from apt_jobs.web.api import checkpoints, code, datasets, generation, histories, jobs, operations, schedules, training
+from apt_jobs.web.api import (
+    checkpoints,
+    code,
+    datasets,
+    generation,
+    histories,
+    jobs,
+    media,
+    operations,
+    schedules,
+    training,
+)
 from apt_jobs.web.api.idempotency import sweep_loop
 from apt_jobs.web.api.openapi import openapi_document
 from apt_jobs.web.guard import Guard
@@ -52,6 +63,8 @@ ROUTES: list[BaseRoute] = [
     Route("/api/jobs/{job_id}/retry", jobs.retry_job, methods=["POST"]),
     Route("/api/jobs/{job_id}/events", jobs.get_events, methods=["GET"]),
     Route("/api/jobs/{job_id}/logs", jobs.get_logs, methods=["GET"]),
+    Route("/api/jobs/{job_id}/media", media.get_media, methods=["GET"]),
+    Route("/api/jobs/{job_id}/media/{seq}", media.get_media_content, methods=["GET"]),
     Route("/api/jobs/{job_id}/metrics", histories.get_metrics, methods=["GET"]),
     Route("/api/jobs/{job_id}/gradients", histories.get_gradients, methods=["GET"]),
     Route("/api/jobs/{job_id}/gradients/overview", histories.get_gradient_overview, methods=["GET"]),

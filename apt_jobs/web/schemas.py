@@ -219,6 +219,26 @@ class CodeAnswer(BaseModel):
     diff: str = Field(description="How tracked files differed from the commit.")
 
 
+class MediaAnswer(BaseModel):
+    seq: int = Field(description="Its event.")
+    attempt: int
+    created_at: str
+    step: int
+    rank: int
+    name: str
+    form: Literal["image", "table"]
+    size_bytes: int
+    caption: str | None
+    num_rows: int | None = Field(description="Of a table.")
+    path: str = Field(description="Where its content is.")
+
+
+class MediaList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[MediaAnswer]
+    has_more: bool
+
+
 class KeyAnswer(BaseModel):
     id: str
     name: str

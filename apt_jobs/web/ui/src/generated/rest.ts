@@ -215,6 +215,46 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/jobs/{job_id}/media": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the images and tables that a job's script logged, oldest first
+         * @description List the images and tables that a job's script logged, oldest first.
+         */
+        get: operations["list_media"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/jobs/{job_id}/media/{seq}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return one image, or one table as JSON
+         * @description Return one image, or one table as JSON: `{"columns": [...], "rows": [[...]]}`.
+         */
+        get: operations["get_media_content"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/jobs/{job_id}/metrics": {
         parameters: {
             query?: never;
@@ -1734,6 +1774,32 @@ export interface components {
         LoadRequest: {
             checkpoint_id: string;
         };
+        MediaAnswer: {
+            /** @description Its event. */
+            seq: number;
+            attempt: number;
+            created_at: string;
+            step: number;
+            rank: number;
+            name: string;
+            /** @enum {string} */
+            form: "image" | "table";
+            size_bytes: number;
+            caption: string | null;
+            /** @description Of a table. */
+            num_rows: number | null;
+            /** @description Where its content is. */
+            path: string;
+        };
+        MediaList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["MediaAnswer"][];
+            has_more: boolean;
+        };
         MetricsAnswer: {
             job_id: string;
             training_history: components["schemas"]["TrainingCurves"];
@@ -2527,6 +2593,8 @@ export type KeyAnswer = components['schemas']['KeyAnswer'];
 export type KeyList = components['schemas']['KeyList'];
 export type LoadAnswer = components['schemas']['LoadAnswer'];
 export type LoadRequest = components['schemas']['LoadRequest'];
+export type MediaAnswer = components['schemas']['MediaAnswer'];
+export type MediaList = components['schemas']['MediaList'];
 export type MetricsAnswer = components['schemas']['MetricsAnswer'];
 export type ModelAnswer = components['schemas']['ModelAnswer'];
 export type ModelList = components['schemas']['ModelList'];
@@ -2944,6 +3012,72 @@ export interface operations {
             403: components["responses"]["Problem403"];
             404: components["responses"]["Problem404"];
             422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    list_media: {
+        parameters: {
+            query?: {
+                /** @description Last `seq` seen. */
+                after?: number;
+                /** @description At most so many. */
+                limit?: number;
+            };
+            header?: never;
+            path: {
+                /** @description Id of the job. */
+                job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["MediaList"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    get_media_content: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the job. */
+                job_id: string;
+                /** @description Id of the seq. */
+                seq: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/octet-stream": string;
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };
