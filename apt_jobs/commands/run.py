@@ -46,7 +46,7 @@ def run(
         return
     with open_client() as client:
         code = client.upload_code(workdir, max_mb * _MEGABYTE)
-        complain(f"{workdir} is {code['num_files']} files, {_origin(code)}")
+        complain(f"{workdir} is {_counted(code['num_files'])}, {_origin(code)}")
         submitted = client.submit({**job, "code": {"sha256": code["sha256"]}})
         if detach:
             echo(submitted.id)
@@ -93,7 +93,11 @@ def _show_packed(workdir: Path, max_mb: int) -> None:
     with pack_folder(workdir, max_mb * _MEGABYTE) as packed:
         for name in packed.names:
             echo(name)
-        complain(f"{packed.num_files} files, {packed.size_bytes:,} bytes, sha256 {packed.sha256}")
+        complain(f"{_counted(packed.num_files)}, {packed.size_bytes:,} bytes, sha256 {packed.sha256}")
+
+
+def _counted(num_files: int) -> str:
+    return f"{num_files:,} file" + ("s" if num_files != 1 else "")
 
 
 def _origin(code: dict[str, Any]) -> str:
