@@ -34,6 +34,17 @@ class AttemptAnswer(BaseModel):
     steps_lost: int | None = Field(None, description="Steps that the next attempt did again.")
 
 
+class MetricSummary(TypedDict):
+    """Of one metric that a user script logged."""
+
+    last: Number
+    step: int  # of `last`
+    best: Number | None  # of the finite values
+    best_step: int | None
+    goal: Literal["min", "max"]  # whether small or large values are better, guessed by the name
+    rank: int  # that logged it
+
+
 class Progress(TypedDict, total=False):
     """Where a training is. What is not known yet is missing; what is not finite is named."""
 
@@ -50,6 +61,7 @@ class Progress(TypedDict, total=False):
     eta_s: Number | None
     num_parameters: int
     steps_per_epoch: int
+    metrics: dict[str, MetricSummary]  # that a user script logged: its first 20 names
 
 
 class JobError(TypedDict):

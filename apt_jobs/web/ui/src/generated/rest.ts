@@ -1800,6 +1800,18 @@ export interface components {
             data: components["schemas"]["MediaAnswer"][];
             has_more: boolean;
         };
+        /** @description Of one metric that a user script logged. */
+        MetricSummary: {
+            last: number | ("NaN" | "Infinity" | "-Infinity");
+            step: number;
+            best: number | ("NaN" | "Infinity" | "-Infinity") | null;
+            best_step: number | null;
+            /** @enum {string} */
+            goal: "min" | "max";
+            rank: number;
+        } & {
+            [key: string]: unknown;
+        };
         MetricsAnswer: {
             job_id: string;
             training_history: components["schemas"]["TrainingCurves"];
@@ -1958,6 +1970,9 @@ export interface components {
             eta_s?: number | ("NaN" | "Infinity" | "-Infinity") | null;
             num_parameters?: number;
             steps_per_epoch?: number;
+            metrics?: {
+                [key: string]: components["schemas"]["MetricSummary"];
+            };
         } & {
             [key: string]: unknown;
         };
@@ -2595,6 +2610,7 @@ export type LoadAnswer = components['schemas']['LoadAnswer'];
 export type LoadRequest = components['schemas']['LoadRequest'];
 export type MediaAnswer = components['schemas']['MediaAnswer'];
 export type MediaList = components['schemas']['MediaList'];
+export type MetricSummary = components['schemas']['MetricSummary'];
 export type MetricsAnswer = components['schemas']['MetricsAnswer'];
 export type ModelAnswer = components['schemas']['ModelAnswer'];
 export type ModelList = components['schemas']['ModelList'];
