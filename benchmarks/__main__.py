@@ -8,7 +8,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import checkpoint, history, idle, insight, latency, monitor, queue, stream, stream_stall, submit
+from benchmarks import (
+    checkpoint,
+    custom_metrics,
+    history,
+    idle,
+    insight,
+    latency,
+    monitor,
+    queue,
+    stream,
+    stream_stall,
+    submit,
+)
 from benchmarks.rows import Row
 
 GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
@@ -20,6 +32,7 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "idle": idle.rows,
     "latency": latency.rows,
     "history": history.rows,
+    "metrics": custom_metrics.rows,
     **{f"stream/{name}": scenario for name, scenario in stream.SCENARIOS.items()},
     "stream/training-stall": stream_stall.rows,
 }

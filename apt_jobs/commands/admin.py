@@ -94,7 +94,7 @@ def import_folder(
         if settings.database_url is None:  # as `apt-jobs up` would, which may never have run here
             settings.root.mkdir(parents=True, exist_ok=True)
             upgrade_database(database)
-        job_id, is_new = import_run(database, folder, name)
+        job_id, is_new = import_run(database, folder, name, settings.runs_dir)
     echo(f"{job_id} {'is imported' if is_new else 'was imported before'}")
 
 

@@ -10,6 +10,7 @@ from apt_jobs.client.packing import pack_folder
 from apt_jobs.commands.terminal import complain, echo, open_client
 from apt_jobs.errors import InvalidInput
 from apt_jobs.jobs.printable import escaped
+from apt_jobs.run.log_command import log_command
 
 app = typer.Typer()
 LAUNCHERS = ("auto", "none", "torchrun")
@@ -45,7 +46,7 @@ def run(
         return
     with open_client() as client:
         code = client.upload_code(workdir, max_mb * _MEGABYTE)
-        complain(f"{workdir} is {code['num_files']} files, {_origin(code)}")
+        complain(f"{workdir} is {_counted(code['num_files'])}, {_origin(code)}")
         submitted = client.submit({**job, "code": {"sha256": code["sha256"]}})
         if detach:
             echo(submitted.id)
@@ -53,6 +54,14 @@ def run(
         complain(f"{submitted.id} is {submitted.state}; apt-jobs cancel {submitted.id} ends it")
         status = _exit_status(_follow_output(client, submitted))
     raise typer.Exit(status)
+
+
+@app.command(context_settings={"ignore_unknown_options": True})
+def log(
+    arguments: Annotated[list[str] | None, typer.Argument(help="NAME=VALUE ... --step N; --help lists all.")] = None,
+) -> None:
+    """Log metrics, a line, an image or progress to the job that this process belongs to."""
+    raise typer.Exit(log_command(arguments or []))
 
 
 def _job(
@@ -84,7 +93,11 @@ def _show_packed(workdir: Path, max_mb: int) -> None:
     with pack_folder(workdir, max_mb * _MEGABYTE) as packed:
         for name in packed.names:
             echo(name)
-        complain(f"{packed.num_files} files, {packed.size_bytes:,} bytes, sha256 {packed.sha256}")
+        complain(f"{_counted(packed.num_files)}, {packed.size_bytes:,} bytes, sha256 {packed.sha256}")
+
+
+def _counted(num_files: int) -> str:
+    return f"{num_files:,} file" + ("s" if num_files != 1 else "")
 
 
 def _origin(code: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from apt_jobs.db.jobs import StopRequests, fence, stop_requests_of
 from apt_jobs.db.models import Attempt, Checkpoint, EventRow, Job
+from apt_jobs.db.series.metric_summary import summarized
 from apt_jobs.db.series.store import chunked_events, store_series
 from apt_jobs.errors import NotFound
 from apt_jobs.events.codec import LoggedEvent, encode_payload, finite_or_name
@@ -23,6 +24,7 @@ from apt_jobs.events.kinds import (
     CheckpointRemoved,
     CheckpointSaved,
     Event,
+    MetricsLogged,
     ProgressReported,
     StepTrained,
     StoredEvent,
@@ -172,6 +174,8 @@ def _apply(session: Session, job: Job, events: Sequence[Event]) -> None:
                 values["num_steps"] = event.num_steps
                 eta_s = None if event.eta_s is None else finite_or_name(event.eta_s)
                 progress |= {"step": event.step, "eta_s": eta_s}
+            case MetricsLogged():
+                progress["metrics"] = summarized(progress.get("metrics"), event)
             case Validated():
                 progress["val_loss"] = finite_or_name(event.val_loss)
                 if event.is_best:

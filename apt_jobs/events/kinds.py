@@ -127,6 +127,22 @@ class MetricsLogged(Event):
 
 
 @event
+class MediaLogged(Event):
+    """An image or a table that a user's script logged: `GET /api/jobs/{id}/media/{seq}` has its content."""
+
+    kind: ClassVar[str] = "media"
+    is_monitored = True
+    step: int
+    rank: int
+    name: str
+    form: Literal["image", "table"]
+    filename: str  # in the job's folder of them
+    size_bytes: int
+    caption: str | None
+    num_rows: int | None  # of a table
+
+
+@event
 class ProgressReported(Event):
     """How far a user's script is: `current_run().set_progress`."""
 

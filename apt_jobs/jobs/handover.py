@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from apt_jobs.jobs.media import MEDIA_FOLDER
+
 RUN_FILE_VARIABLE = "APT_JOBS_RUN_FILE"
 
 
@@ -32,6 +34,11 @@ class Handover:
     resume_dir: Path | None = None
     resume_step: int = 0
     command: tuple[str, ...] = ()  # of a job that brings code
+
+    @property
+    def media_dir(self) -> Path:
+        """Where images and tables go, the same for all attempts."""
+        return self.output_dir.parent / MEDIA_FOLDER
 
     def spool_path(self, rank: int) -> Path:
         """Return the spool for a process of this rank; ranks that the script started itself use that of rank 0."""

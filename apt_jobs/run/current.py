@@ -14,21 +14,25 @@ import atexit
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from apt_jobs.errors import AptJobsError, NotFound
 from apt_jobs.jobs.handover import Handover, rank_of_process, read_handover
+from apt_jobs.jobs.media import IMAGE_SUFFIXES, TABLE_SUFFIX
 from apt_jobs.run.checkpoint_folder import ScriptCheckpoint, prune_script_checkpoints, write_script_checkpoint
 from apt_jobs.run.event_file import EventFile, printable_text
 from apt_jobs.run.local_run import MAX_SPOOL_BYTES, open_local_run
+from apt_jobs.run.media import MediaFolder, encoded_image, encoded_table
 from apt_jobs.run.metric_values import MetricValues
 from apt_jobs.run.stopping import StopAgreement
 
 PROGRESS_EVERY_S = 0.5
 MAX_LOG_CHARS = 64_000  # of one call; more is cut
 MAX_LINE_CHARS = 2_000
+MAX_CAPTION_CHARS = 2_000
 MAX_EVENTS_PER_S = 200.0  # later values wait for their turn and replace each other by name
 BURST_EVENTS = 20_000
 BUILTIN_DATASET = "pydoc-topics"  # as `jobs/spec.py`
@@ -54,6 +58,7 @@ class Run:
             max_bytes=None if is_job else MAX_SPOOL_BYTES,
         )
         self._values = MetricValues(self._events)
+        self._media = MediaFolder(handover.media_dir)
         self._stop = StopAgreement(handover.run_dir, self.rank)
         self._step = handover.resume_step  # last one that was logged
         self._has_logged = False
@@ -136,6 +141,43 @@ class Run:
                     shown = printable_text(line[start : start + MAX_LINE_CHARS])
                     self._events.log(level if level in _LEVELS else "info", shown)
 
+    def log_image(self, name: str, image: Any, step: int | None = None, caption: str | None = None) -> None:
+        """Keep an image of this step, which the job's page shows.
+
+        Args:
+            name: What it is, as `samples/first`; the steps of a name are shown together.
+            image: A path, bytes (PNG, JPEG, GIF, WebP), a figure of Matplotlib, an image of Pillow or an array.
+            step: Whose it is; None: the last one that was logged.
+            caption: A line below it.
+        """
+        with self._noted(f"the image {name!r}"):
+            content, kind = encoded_image(image)
+            self._log_media(name, "image", content, IMAGE_SUFFIXES[kind], step, caption, None)
+
+    def log_table(
+        self,
+        name: str,
+        table: Any,
+        step: int | None = None,
+        *,
+        columns: Sequence[str] | None = None,
+        caption: str | None = None,
+    ) -> None:
+        """Keep a table of this step, which the job's page shows.
+
+        Args:
+            name: What it is, as `eval/answers`; the steps of a name are shown together.
+            table: Rows (dictionaries, or sequences and `columns`), a dictionary of columns, or a data frame.
+            step: Whose it is; None: the last one that was logged.
+            columns: Names of the cells of rows that are sequences.
+            caption: A line below it.
+        """
+        with self._noted(f"the table {name!r}"):
+            content, num_rows, is_cut = encoded_table(table, columns)
+            if is_cut:
+                self._events.complain("rows", f"of the table {name!r} the first {num_rows:,} rows are kept")
+            self._log_media(name, "table", content, TABLE_SUFFIX, step, caption, num_rows)
+
     def set_progress(self, done: int, total: int | None = None) -> None:
         """Say how far the run is, in steps; with `total` the page shows a bar and the time that is left."""
         checked = self._values.step(done), None if total is None else self._values.step(total)
@@ -207,6 +249,43 @@ class Run:
                 self._waiting = {}
             if self._progress is not None:
                 self._write_progress(time.monotonic())
+
+    @contextmanager
+    def _noted(self, what: str) -> Iterator[None]:
+        """Let nothing that is wrong with an image or a table end a training; it is noted in the log, once."""
+        try:
+            yield
+        except Exception as exc:  # also what a library raises that encodes it
+            self._events.complain(f"{what} {type(exc).__name__}", f"{what} is left out: {exc}")
+
+    def _log_media(
+        self,
+        name: str,
+        form: str,
+        content: bytes,
+        suffix: str,
+        step: int | None,
+        caption: str | None,
+        num_rows: int | None,
+    ) -> None:
+        if not self._values.is_media_name(name):
+            return
+        with self._events.lock:
+            if not self._has_token():
+                self._events.complain("media", f"more than {MAX_EVENTS_PER_S:.0f} images a second are left out")
+                return
+            number = None if step is None else self._values.step(step)
+            payload = {
+                "step": self._step if number is None else number,
+                "rank": self.rank,
+                "name": name,
+                "form": form,
+                "filename": self._media.add(content, suffix),
+                "size_bytes": len(content),
+                "caption": None if caption is None else printable_text(str(caption))[:MAX_CAPTION_CHARS],
+                "num_rows": num_rows,
+            }
+            self._events.write("media", payload)
 
     def _report(self, saved: ScriptCheckpoint, write_ms: float) -> None:
         self._events.write(

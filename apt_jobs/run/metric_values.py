@@ -33,6 +33,15 @@ class MetricValues:
                     kept[name] = json_number(number)
         return kept
 
+    def is_media_name(self, name: object) -> bool:
+        """Return whether an image or a table may be called so."""
+        if isinstance(name, str) and 0 < len(name) <= MAX_NAME_CHARS and first_unprintable(name) is None:
+            return True
+        self._events.complain(
+            "media name", f"a name is 1 to {MAX_NAME_CHARS} printable characters, not {_shown(name)}; it is left out"
+        )
+        return False
+
     def step(self, step: object) -> int | None:
         """Return the step as an integer; None if it is none."""
         number = _plain_number(step)

@@ -6,6 +6,7 @@ worker ever sees it wait; an import that breaks off leaves a dead job, never one
 """
 
 import hashlib
+import shutil
 from collections.abc import Iterator
 from datetime import datetime
 from itertools import islice
@@ -23,6 +24,7 @@ from apt_jobs.events.kinds import (
     LayersNamed,
 )
 from apt_jobs.jobs.limits import MAX_ROLLBACKS, MAX_STEP
+from apt_jobs.jobs.media import MAX_JOB_FILES, MEDIA_FOLDER
 from apt_jobs.jobs.printable import escaped
 from apt_jobs.jobs.retry import IMPORT_WORKER
 from apt_jobs.jobs.run_file import spool_name
@@ -39,8 +41,12 @@ MONITORED = tuple(cls for cls in EVENT_TYPES if cls.is_monitored)
 Timed = tuple[datetime, Event]
 
 
-def import_run(database: Database, folder: Path, name: str | None = None) -> tuple[str, bool]:
-    """Store a run; returns its job's id, and whether it is new. The same spools always give the same job.
+def import_run(
+    database: Database, folder: Path, name: str | None = None, runs_dir: Path | None = None
+) -> tuple[str, bool]:
+    """Store a run, its images and tables below `runs_dir`; returns its job's id, and whether it is new.
+
+    The same spools always give the same job.
 
     Raises:
         InvalidInput: the folder is no run; the message names file and line.
@@ -62,10 +68,21 @@ def import_run(database: Database, folder: Path, name: str | None = None) -> tup
         job_id, state = job.id, job.state
         is_new = job.attempt == 0 and claim(session, job_id, IMPORT_WORKER, LEASE_S) is not None
     if is_new:
+        if runs_dir is not None:
+            _copy_media(folder / MEDIA_FOLDER, runs_dir / job_id / MEDIA_FOLDER)
         _store(database, job_id, spec, folder, spools)
     elif state != JobState.SUCCEEDED:
         raise Conflict(f"an earlier import of this run is {state}: job {job_id}; delete that job to import it again")
     return job_id, is_new
+
+
+def _copy_media(source: Path, target: Path) -> None:
+    """Copy images and tables, as many as a job may have; a link is none."""
+    files = sorted(file for file in source.glob("[!.]*") if file.is_file() and not file.is_symlink())
+    if files:
+        target.mkdir(parents=True, exist_ok=True)
+    for file in files[:MAX_JOB_FILES]:
+        shutil.copyfile(file, target / file.name)
 
 
 def _spools(folder: Path) -> list[Path]:

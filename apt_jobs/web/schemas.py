@@ -35,6 +35,17 @@ class AttemptAnswer(BaseModel):
     steps_lost: int | None = Field(None, description="Steps that the next attempt did again.")
 
 
+class MetricSummary(TypedDict):
+    """Of one metric that a user script logged."""
+
+    last: Number
+    step: int  # of `last`
+    best: Number | None  # of the finite values
+    best_step: int | None
+    goal: Literal["min", "max"]  # whether small or large values are better, guessed by the name
+    rank: int  # that logged it
+
+
 class Progress(TypedDict, total=False):
     """Where a training is. What is not known yet is missing; what is not finite is named."""
 
@@ -52,6 +63,7 @@ class Progress(TypedDict, total=False):
     num_parameters: int
     num_trainable_parameters: int | None
     steps_per_epoch: int
+    metrics: dict[str, MetricSummary]  # that a user script logged: its first 20 names
 
 
 class JobError(TypedDict):
@@ -219,6 +231,26 @@ class CodeAnswer(BaseModel):
     remote: str | None = Field(description="Where the repository comes from.")
     is_dirty: bool = Field(description="Files differed from the commit, or were not in it.")
     diff: str = Field(description="How tracked files differed from the commit.")
+
+
+class MediaAnswer(BaseModel):
+    seq: int = Field(description="Its event.")
+    attempt: int
+    created_at: str
+    step: int
+    rank: int
+    name: str
+    form: Literal["image", "table"]
+    size_bytes: int
+    caption: str | None
+    num_rows: int | None = Field(description="Of a table.")
+    path: str = Field(description="Where its content is.")
+
+
+class MediaList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[MediaAnswer]
+    has_more: bool
 
 
 class KeyAnswer(BaseModel):

@@ -104,7 +104,7 @@ def test_what_cannot_run_is_refused_by_name_before_anything_is_submitted(stack: 
     _, err = ran(stack, "--workdir", str(tmp_path), "--env", "LD_PRELOAD=x", "--", "python", "a.py", status=2)
     assert "a job may not set LD_PRELOAD" in err
     out, err = ran(stack, "--workdir", str(tmp_path), "--dry-run", "--", "python", "a.py")
-    assert (out, "1 files" in err) == ("a.py\n", True)
+    assert (out, "1 file," in err) == ("a.py\n", True)
 
 
 TREE = """

@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from apt_jobs.db.access import Role
 from apt_jobs.db.jobs import get_job
-from apt_jobs.db.series.custom_metrics import CustomMetric, custom_metrics
+from apt_jobs.db.series.custom_metrics import CustomMetric, MetricLogs
 from apt_jobs.db.series.histories import gradient_export, gradient_overview, layer_names, training_history
 from apt_jobs.db.series.table import HistoryTable
 from apt_jobs.events.codec import finite_or_name
@@ -37,6 +37,8 @@ from apt_jobs.web.service import Service, service_of
 BINARY = {MEDIA_TYPE: {"type": "string", "format": "binary", "description": "docs/histories.md has the form."}}
 FILES = {kind: {} if kind == "application/json" else {"type": "string"} for kind in MEDIA_TYPES.values()}
 MAX_EXPORTS = 4  # at once in one process: each keeps a thread busy
+MAX_METRIC_LOG_BYTES = 256 << 20  # of custom metrics that are kept for the next request
+_metric_logs = MetricLogs(MAX_METRIC_LOG_BYTES)
 _exports = asyncio.Semaphore(MAX_EXPORTS)
 
 
@@ -106,7 +108,7 @@ async def get_metrics(request: Request) -> Response:
     job_id, query = request.path_params["job_id"], request.state.query
     service = service_of(request)
     curves = await curves_of(service, job_id, query.points, query.from_step, query.to_step)
-    series = await service.read(custom_metrics, job_id, query.from_step, query.to_step)
+    series = await service.read(_metric_logs.series, job_id, query.from_step, query.to_step)
     custom = {name: _custom_answer(metric, query.points) for name, metric in series.items()}
     answer = MetricsAnswer(job_id=job_id, training_history=curves, custom=custom)
     return JSONResponse(answer.model_dump(mode="json"))

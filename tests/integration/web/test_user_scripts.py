@@ -96,6 +96,8 @@ def test_custom_metrics_are_shown_downsampled_and_exported(served: Served) -> No
         assert "train_loss" not in part
         job = client.get(f"/api/jobs/{job_id}").json()
         assert (job["step"], job["num_steps"], job["progress"]["eta_s"]) == (100, 400, 12.5)
+        summary = job["progress"]["metrics"]["eval/bleu"]
+        assert (summary["last"], summary["best"], summary["best_step"], summary["goal"]) == (100.0, 100.0, 100, "max")
         lines = client.get(f"/api/jobs/{job_id}/export", params={"format": "csv"}).text.splitlines()
         header, first, last = lines[0].split(","), lines[1].split(","), lines[-1].split(",")
         assert header[-5:] == ["eval/bleu", "count", "rank1/only", "custom/train_loss", "never"]

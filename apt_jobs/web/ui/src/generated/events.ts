@@ -75,6 +75,19 @@ export interface MetricsLogged {
   values: Record<string, number | Float>;
 }
 
+/** An image or a table that a user's script logged: `GET /api/jobs/{id}/media/{seq}` has its content. */
+export interface MediaLogged {
+  kind: "media";
+  step: number;
+  rank: number;
+  name: string;
+  form: "image" | "table";
+  filename: string;
+  size_bytes: number;
+  caption: string | null;
+  num_rows: number | null;
+}
+
 /** How far a user's script is: `current_run().set_progress`. */
 export interface ProgressReported {
   kind: "progress";
@@ -229,7 +242,7 @@ export interface TrainingFinished {
   best_val_loss: Float | null;
 }
 
-export type Event = StateChanged | TrainingStarted | LayersNamed | StepTrained | MetricsLogged | ProgressReported | Validated | GradientsRecorded | AnomaliesFound | RankGradientsRecorded | BackwardOrderSeen | UpdatesMeasured | RanksJoined | IncidentChanged | ActionTaken | CheckpointSaved | CheckpointRemoved | LineLogged | RankFailed | TrainingFinished;
+export type Event = StateChanged | TrainingStarted | LayersNamed | StepTrained | MetricsLogged | MediaLogged | ProgressReported | Validated | GradientsRecorded | AnomaliesFound | RankGradientsRecorded | BackwardOrderSeen | UpdatesMeasured | RanksJoined | IncidentChanged | ActionTaken | CheckpointSaved | CheckpointRemoved | LineLogged | RankFailed | TrainingFinished;
 
 /** An event as the log and the wire show it. */
 export type StoredEvent = { seq: number; attempt: number; at: string } & Event;

@@ -215,6 +215,46 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/jobs/{job_id}/media": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the images and tables that a job's script logged, oldest first
+         * @description List the images and tables that a job's script logged, oldest first.
+         */
+        get: operations["list_media"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/jobs/{job_id}/media/{seq}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return one image, or one table as JSON
+         * @description Return one image, or one table as JSON: `{"columns": [...], "rows": [[...]]}`.
+         */
+        get: operations["get_media_content"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/jobs/{job_id}/metrics": {
         parameters: {
             query?: never;
@@ -2693,10 +2733,48 @@ export interface components {
              */
             use_rslora?: boolean;
         };
+        MediaAnswer: {
+            /** @description Its event. */
+            seq: number;
+            attempt: number;
+            created_at: string;
+            step: number;
+            rank: number;
+            name: string;
+            /** @enum {string} */
+            form: "image" | "table";
+            size_bytes: number;
+            caption: string | null;
+            /** @description Of a table. */
+            num_rows: number | null;
+            /** @description Where its content is. */
+            path: string;
+        };
+        MediaList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["MediaAnswer"][];
+            has_more: boolean;
+        };
         /** @description A message of a chat. Other fields that OpenAI has are for tools, which are not there. */
         Message: {
             role: string;
             content: string | components["schemas"]["TextPart"][];
+        };
+        /** @description Of one metric that a user script logged. */
+        MetricSummary: {
+            last: number | ("NaN" | "Infinity" | "-Infinity");
+            step: number;
+            best: number | ("NaN" | "Infinity" | "-Infinity") | null;
+            best_step: number | null;
+            /** @enum {string} */
+            goal: "min" | "max";
+            rank: number;
+        } & {
+            [key: string]: unknown;
         };
         MetricsAnswer: {
             job_id: string;
@@ -2911,6 +2989,9 @@ export interface components {
             num_parameters?: number;
             num_trainable_parameters?: number | null;
             steps_per_epoch?: number;
+            metrics?: {
+                [key: string]: components["schemas"]["MetricSummary"];
+            };
         } & {
             [key: string]: unknown;
         };
@@ -3767,7 +3848,10 @@ export type KeyList = components['schemas']['KeyList'];
 export type LoadAnswer = components['schemas']['LoadAnswer'];
 export type LoadRequest = components['schemas']['LoadRequest'];
 export type LoraOptions = components['schemas']['LoraOptions'];
+export type MediaAnswer = components['schemas']['MediaAnswer'];
+export type MediaList = components['schemas']['MediaList'];
 export type Message = components['schemas']['Message'];
+export type MetricSummary = components['schemas']['MetricSummary'];
 export type MetricsAnswer = components['schemas']['MetricsAnswer'];
 export type ModelAnswer = components['schemas']['ModelAnswer'];
 export type ModelList = components['schemas']['ModelList'];
@@ -4209,6 +4293,72 @@ export interface operations {
             403: components["responses"]["Problem403"];
             404: components["responses"]["Problem404"];
             422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    list_media: {
+        parameters: {
+            query?: {
+                /** @description Last `seq` seen. */
+                after?: number;
+                /** @description At most so many. */
+                limit?: number;
+            };
+            header?: never;
+            path: {
+                /** @description Id of the job. */
+                job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["MediaList"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    get_media_content: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the job. */
+                job_id: string;
+                /** @description Id of the seq. */
+                seq: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/octet-stream": string;
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };

@@ -12,12 +12,14 @@ const GROUPS: [key: string, title: string][] = [
   ["monitor", "Gradient monitor"],
 ];
 const SHOWN_ELSEWHERE = ["code", "kind", "name", "queue", "priority", "labels", "time_limit_s", "max_attempts"];
+const HIDDEN_OF_CODE = ["training", "monitor"];
 
 /** `modelConfig`: the model as the ranks built it, which knows more than what was submitted. */
 export function configGroups(spec: ExactObject, modelConfig: ExactObject): ConfigGroup[] {
+  const hidden = spec.entry_point === "code" ? HIDDEN_OF_CODE : []; // what the built-in trainer would be given
   const known = new Set([...GROUPS.map(([key]) => key), ...SHOWN_ELSEWHERE]);
   const rest = Object.fromEntries(Object.entries(spec).filter(([key]) => !known.has(key)));
-  const groups = GROUPS.map(([key, title]) => {
+  const groups = GROUPS.filter(([key]) => !hidden.includes(key)).map(([key, title]) => {
     const object = key === "model" && Object.keys(modelConfig).length ? modelConfig : spec[key];
     return { title, object: given(object) };
   });
