@@ -24,6 +24,7 @@ def record_worker(
     gpus: list[dict[str, Any]],
     current_job_id: str | None,
     entry_points: list[str] | None = None,
+    room: dict[str, Any] | None = None,
 ) -> bool:
     """Insert or refresh a worker's row; its heartbeat is now. True: somebody asked to drain it.
 
@@ -41,6 +42,7 @@ def record_worker(
         "gpus": gpus,
         "entry_points": entry_points,
         "current_job_id": current_job_id,
+        "room": room,
         "heartbeat_at": now_plus(0),
     }
     known = _update(session, name, values)
@@ -73,7 +75,7 @@ def require_free_name(session: Session, name: str, hostname: str, alive_within_s
 
 
 def set_drained(session: Session, name: str, *, drained: bool) -> WorkerRow:
-    """Ask a worker to hand back its job and to claim no other, or to claim again. It hears of it with its heartbeat.
+    """Ask a worker to hand back its jobs and to claim no other, or to claim again. It hears of it with its heartbeat.
 
     Raises:
         NotFound: no worker has this name.

@@ -21,6 +21,7 @@ from apt_jobs.jobs.code import Sha256
 from apt_jobs.jobs.data_options import DataOptions
 from apt_jobs.jobs.environment import Argument, VariableName
 from apt_jobs.jobs.printable import require_printable
+from apt_jobs.jobs.resources import Resources
 from apt_jobs.jobs.strict_model import Strict
 
 BUILTIN_DATASET = "pydoc-topics"  # English text shipped with CPython (pydoc_data.topics), 0.7 MB
@@ -284,6 +285,7 @@ class TrainSpec(JobSpec):
     num_ranks: int = Field(1, ge=1, le=512, description="Processes, one per GPU where there are GPUs.")
     num_nodes: int = Field(1, ge=1, le=64, description="Machines to spread the ranks over, equally many on each.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs if the worker has them.")
+    resources: Resources = Field(default_factory=Resources)
     model: Annotated[APTConfig, BeforeValidator(_default_model, json_schema_input_type=APTConfig | None)] = Field(
         default_factory=APTConfig, description="null: the default, as answers show it for a script."
     )
@@ -324,6 +326,17 @@ class TrainSpec(JobSpec):
             raise ValueError("training.objective 'dpo' needs base_model: the model that answers are compared with")
         if self.training.objective == "dpo" and self.data.train_on == "everything":
             raise ValueError("training.objective 'dpo' compares answers only: leave data.train_on out")
+        return self
+
+    @model_validator(mode="after")
+    def _resources_suffice(self) -> Self:
+        asked, gpus = self.resources, self.resources.gpus
+        if gpus and gpus < self.ranks_per_node:
+            raise ValueError(f"resources.gpus={gpus} must be at least the {self.ranks_per_node} ranks of each machine")
+        if self.device == "cuda" and gpus == 0:
+            raise ValueError("resources.gpus=0 leaves no GPU for device='cuda'")
+        if asked.names_gpus and (self.device == "cpu" or gpus == 0):
+            raise ValueError("resources ask for GPUs, and device='cpu' or resources.gpus=0 for none")
         return self
 
     @property
