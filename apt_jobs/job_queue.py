@@ -197,7 +197,9 @@ class WakeUpGate:
 
 
 class _Token:
-    """Stands for a request; it can be held by a weak reference."""
+    """Stands for a request, also where Celery closes its connection; it can be held by a weak reference."""
+
+    id = "token"
 
 
 def _wake_up(queue: str) -> dict[str, Any]:

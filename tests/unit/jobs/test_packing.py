@@ -149,7 +149,7 @@ def test_room_opens_when_enough_time_limits_are_over() -> None:
 )
 def test_resources_that_nobody_can_mean_are_refused_by_name(resources: dict[str, Any]) -> None:
     with pytest.raises(ValidationError, match="resources"):
-        TrainSpec(kind="train", num_ranks=2, resources=resources)
+        needs(num_ranks=2, resources=resources)
 
 
 @pytest.mark.parametrize(
