@@ -38,3 +38,16 @@ class Resources(Strict):
     def names_gpus(self) -> bool:
         """Whether it cannot do without GPUs."""
         return bool(self.gpus) or self.gpu_type is not None or self.gpu_memory_gb is not None
+
+    def require_suited(self, device: str, ranks_per_node: int) -> None:
+        """Return if they go with the device and the ranks of a job.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if self.gpus and self.gpus < ranks_per_node:
+            raise ValueError(f"resources.gpus={self.gpus} must be at least the {ranks_per_node} ranks of each machine")
+        if device == "cuda" and self.gpus == 0:
+            raise ValueError("resources.gpus=0 leaves no GPU for device='cuda'")
+        if self.names_gpus and (device == "cpu" or self.gpus == 0):
+            raise ValueError("resources ask for GPUs, and device='cpu' or resources.gpus=0 for none")

@@ -330,13 +330,7 @@ class TrainSpec(JobSpec):
 
     @model_validator(mode="after")
     def _resources_suffice(self) -> Self:
-        asked, gpus = self.resources, self.resources.gpus
-        if gpus and gpus < self.ranks_per_node:
-            raise ValueError(f"resources.gpus={gpus} must be at least the {self.ranks_per_node} ranks of each machine")
-        if self.device == "cuda" and gpus == 0:
-            raise ValueError("resources.gpus=0 leaves no GPU for device='cuda'")
-        if asked.names_gpus and (self.device == "cpu" or gpus == 0):
-            raise ValueError("resources ask for GPUs, and device='cpu' or resources.gpus=0 for none")
+        self.resources.require_suited(self.device, self.ranks_per_node)
         return self
 
     @property
