@@ -183,8 +183,23 @@ def celery_slot() -> Iterator[None]:
         state.reserved_requests.discard(token)
 
 
+class WakeUpGate:
+    """Keeps a Celery worker from taking wake-ups while it can start nothing: another one may."""
+
+    def __init__(self, num_slots: int) -> None:
+        self._tokens = [_Token() for _ in range(num_slots)]
+
+    def set_closed(self, *, is_closed: bool) -> None:
+        """Occupy all slots, or free them."""
+        change = state.reserved_requests.add if is_closed else state.reserved_requests.discard
+        for token in self._tokens:
+            change(token)
+
+
 class _Token:
-    """Stands for a request; it can be held by a weak reference."""
+    """Stands for a request, also where Celery closes its connection; it can be held by a weak reference."""
+
+    id = "token"
 
 
 def _wake_up(queue: str) -> dict[str, Any]:

@@ -123,6 +123,16 @@ class Settings(BaseSettings):
         description="Bytes of prepared data sets that are kept; those not used for longest go first, none in use.",
     )
     max_cpu_ranks: int = Field(4, ge=1, le=64, description="Most ranks of a training job on a worker without GPUs.")
+    max_jobs_per_worker: int = Field(16, ge=1, le=256, description="Most training jobs that one worker runs at once.")
+    worker_cpus: int = Field(
+        0, ge=0, le=4_096, description="CPU cores of a training worker's jobs together; 0: all that it may use."
+    )
+    worker_memory_gb: float = Field(
+        0.0, ge=0, le=1_000_000, description="Memory of its jobs together, in GB (10**9 bytes); 0: all of the machine."
+    )
+    reserve_after_s: float = Field(
+        300.0, ge=0, description="A job that waited so long for room is kept free room on one worker, in seconds."
+    )
     rendezvous_host: str = Field(
         "127.0.0.1", description="Name of a head worker's machine under which its nodes reach it."
     )

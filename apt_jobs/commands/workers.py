@@ -27,7 +27,7 @@ def start_train(
         int, typer.Option(min=1, max=64, help="Machines that train together; the others run `worker node`.")
     ] = 1,
 ) -> None:
-    """Start a training worker: one job at a time."""
+    """Start a training worker: as many jobs at once as fit."""
     from apt_jobs.workers.gpus import parse_gpus
     from apt_jobs.workers.names import hold_default_name
     from apt_jobs.workers.train import run_train_worker
@@ -82,17 +82,21 @@ def list_all(as_json: AsJson = False) -> None:
     table = []
     for row in rows:
         state = "lost" if not row["alive"] else "drained" if row["drained"] else "working"
-        job, gpus = row["current_job_id"] or "", str(len(row["gpus"]))
-        table.append([row["name"], row["kind"], state, job, gpus, ", ".join(row["queues"])])
-    print_table(["name", "kind", "state", "job", "GPUs", "queues"], table)
+        jobs = ", ".join(job["id"] for job in row["jobs"]) or row["current_job_id"] or ""
+        gpus, cpus = str(len(row["gpus"])), ""
+        if (resources := row["resources"]) is not None:
+            gpus = f"{resources['gpus_free']} of {resources['gpus']}" if resources["gpus"] else "0"
+            cpus = f"{resources['cpus_free']} of {resources['cpus']}"
+        table.append([row["name"], row["kind"], state, jobs, gpus, cpus, ", ".join(row["queues"])])
+    print_table(["name", "kind", "state", "jobs", "free GPUs", "free cores", "queues"], table)
 
 
 @app.command()
 def drain(name: Name) -> None:
-    """Have a worker hand back its job, with a checkpoint, and claim no other. Its process stays."""
+    """Have a worker hand back its jobs, with a checkpoint, and claim no other. Its process stays."""
     with open_client() as client:
         client.steer_worker(name, "drain")
-    echo(f"{name} is told to hand back its job and to claim no other")
+    echo(f"{name} is told to hand back its jobs and to claim no other")
 
 
 @app.command()

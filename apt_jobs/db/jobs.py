@@ -25,6 +25,7 @@ from apt_jobs.db.workers import has_handed_back, is_held_back
 from apt_jobs.errors import NotFound
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.jobs.ids import new_job_id
+from apt_jobs.jobs.needs import needs_of
 from apt_jobs.jobs.retry import Fault, RetryRules, fault_of_lost_worker
 from apt_jobs.jobs.spec import GenerateSpec, TrainSpec, queue_of
 from apt_jobs.jobs.states import OWNED_STATES, JobState, sources_of
@@ -90,6 +91,7 @@ def new_job(
         idempotency_key=import_key,
         schedule_id=schedule_id,
         code_sha256=spec.code.sha256 if isinstance(spec, TrainSpec) and spec.code is not None else None,
+        needs=needs_of(spec),
     )
 
 
@@ -170,6 +172,8 @@ def claim_values(worker: str, lease_s: float) -> dict[str, Any]:
         "lease_until": now_plus(lease_s),
         "claimed_at": now_plus(0),
         "last_seq": Job.last_seq + 1,
+        "reserved_by": None,
+        "reserved_until": None,
     }
 
 
@@ -276,13 +280,12 @@ def has_expired(session: Session) -> bool:
     return session.scalar(query) is not None
 
 
-def attempt_of_owner(session: Session, owner: str) -> tuple[str, int] | None:
-    """`(job_id, attempt)` that the worker `owner` has now."""
+def attempts_of_owner(session: Session, owner: str) -> list[tuple[str, int]]:
+    """Return `(job_id, attempt)` of all that the worker `owner` has now, the newest first."""
     query = select(Job.id, Job.attempt).where(
         Job.lease_owner == owner, Job.state.in_(OWNED_STATES), Job.lease_until > now_plus(0)
     )
-    row = session.execute(query.order_by(Job.claimed_at.desc()).limit(1)).one_or_none()
-    return None if row is None else (row.id, row.attempt)
+    return [(row.id, row.attempt) for row in session.execute(query.order_by(Job.claimed_at.desc()))]
 
 
 def owns(session: Session, job_id: str, attempt: int) -> bool:

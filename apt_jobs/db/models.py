@@ -39,6 +39,7 @@ class Job(Base):
         CheckConstraint("(state IN ('running', 'pausing')) = (lease_until IS NOT NULL)", name="lease"),
         CheckConstraint("attempt >= 0 AND last_seq >= 0", name="counts"),
         Index("ix_jobs_waiting", "queue", "state", desc("priority"), "created_at", "id"),  # the order of claims
+        Index("ix_jobs_needs", "queue", "state", "needs", desc("priority"), "created_at", "id"),  # see db/placements.py
         # One range of an index for each filter of the list, in the list's order; see db/listing.py.
         Index("ix_jobs_by_kind", "state", "kind", "id"),
         Index("ix_jobs_by_queue", "state", "queue", "kind", "id"),
@@ -85,6 +86,9 @@ class Job(Base):
     schedule_id: Mapped[str | None] = mapped_column(String(40))  # who made it; that schedule may be gone
     dataset_sha256: Mapped[str | None] = mapped_column(String(64))  # that its first attempt found; see dataset_pins.py
     code_sha256: Mapped[str | None] = mapped_column(String(64))  # of the code that it brings
+    needs: Mapped[str] = mapped_column(String(300), default="", server_default="")  # jobs/needs.py
+    reserved_by: Mapped[str | None] = mapped_column(String(200))  # worker that keeps room for it
+    reserved_until: Mapped[datetime | None]
 
 
 class Attempt(Base):
@@ -195,7 +199,8 @@ class WorkerRow(Base):
     gpus: Mapped[list[dict[str, Any]]] = mapped_column(DOCUMENT)
     started_at: Mapped[datetime] = mapped_column(default=now_plus(0))
     heartbeat_at: Mapped[datetime] = mapped_column(default=now_plus(0))
-    current_job_id: Mapped[str | None] = mapped_column(String(40))
+    current_job_id: Mapped[str | None] = mapped_column(String(40))  # the first of several
+    room: Mapped[dict[str, Any] | None] = mapped_column(DOCUMENT)  # jobs/packing.py; None: it does not pack jobs
     drain_requested_at: Mapped[datetime | None]
     entry_points: Mapped[list[str] | None] = mapped_column(DOCUMENT)  # names; None: it does not say
     warm_models: Mapped[list[str] | None] = mapped_column(DOCUMENT)  # ids of those in its memory; None: it does not say

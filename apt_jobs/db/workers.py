@@ -25,6 +25,7 @@ def record_worker(
     current_job_id: str | None,
     entry_points: list[str] | None = None,
     warm_models: list[str] | None = None,
+    room: dict[str, Any] | None = None,
 ) -> bool:
     """Insert or refresh a worker's row; its heartbeat is now. True: somebody asked to drain it.
 
@@ -43,6 +44,7 @@ def record_worker(
         "entry_points": entry_points,
         "warm_models": warm_models,
         "current_job_id": current_job_id,
+        "room": room,
         "heartbeat_at": now_plus(0),
     }
     known = _update(session, name, values)
@@ -75,7 +77,7 @@ def require_free_name(session: Session, name: str, hostname: str, alive_within_s
 
 
 def set_drained(session: Session, name: str, *, drained: bool) -> WorkerRow:
-    """Ask a worker to hand back its job and to claim no other, or to claim again. It hears of it with its heartbeat.
+    """Ask a worker to hand back its jobs and to claim no other, or to claim again. It hears of it with its heartbeat.
 
     Raises:
         NotFound: no worker has this name.

@@ -37,6 +37,8 @@ class RunFile(BaseModel):
     datasets_dir: Path | None = None  # where all data sets are, for user scripts
     output_dir: Path | None = None  # a user script's own folder, the same for all attempts of the job
     rendezvous: str | None = None  # "host:port" where the nodes meet; None: there is one node
+    threads_per_rank: int | None = None  # of computations on the CPU, on node 0; None: all cores, shared by its ranks
+    num_cpus: int | None = None  # cores that the worker of node 0 offers
     run_dir: Path  # spools and logs of this attempt
     checkpoints_dir: Path  # folder of this job's checkpoints; new ones appear in it by rename
     checkpoint_prefix: (

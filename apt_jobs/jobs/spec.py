@@ -24,6 +24,7 @@ from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.monitor_options import MonitorOptions
 from apt_jobs.jobs.parameter_options import ParameterGroup, ParameterPattern
 from apt_jobs.jobs.printable import require_printable
+from apt_jobs.jobs.resources import Resources
 from apt_jobs.jobs.strict_model import Strict
 
 BUILTIN_DATASET = "pydoc-topics"  # English text shipped with CPython (pydoc_data.topics), 0.7 MB
@@ -204,6 +205,7 @@ class TrainSpec(JobSpec):
     num_ranks: int = Field(1, ge=1, le=512, description="Processes, one per GPU where there are GPUs.")
     num_nodes: int = Field(1, ge=1, le=64, description="Machines to spread the ranks over, equally many on each.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs if the worker has them.")
+    resources: Resources = Field(default_factory=Resources)
     model: Annotated[APTConfig, BeforeValidator(_default_model, json_schema_input_type=APTConfig | None)] = Field(
         default_factory=APTConfig, description="null: the default, as answers show it for a script."
     )
@@ -258,6 +260,11 @@ class TrainSpec(JobSpec):
     def _adapter_has_a_base(self) -> Self:
         if self.training.lora is not None and self.base_model is None:
             raise ValueError("training.lora trains an adapter of a base model: name one in base_model")
+        return self
+
+    @model_validator(mode="after")
+    def _resources_suffice(self) -> Self:
+        self.resources.require_suited(self.device, self.ranks_per_node)
         return self
 
     @property

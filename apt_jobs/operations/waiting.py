@@ -1,4 +1,4 @@
-"""Why a job waits, in words, for the view of one job and for lists. The same rules as `claim_next`, read-only."""
+"""Why a job waits, in words, for the view of one job and for lists. The same rules as a claim, read-only."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +13,8 @@ from apt_jobs.db.jobs import queue_position
 from apt_jobs.db.models import Job, QueueRow, WorkerRow
 from apt_jobs.db.queues import first_waiting, num_running
 from apt_jobs.db.workers import list_workers, paused_workers
+from apt_jobs.jobs.needs import decode_needs
+from apt_jobs.jobs.packing import RoomReport
 from apt_jobs.jobs.states import JobState
 
 MAX_NAMED_WORKERS = 3
@@ -56,11 +58,14 @@ class _Queues:
         names = {job.queue for job in jobs}
         self._rows = {row.name: row for row in session.scalars(select(QueueRow).where(QueueRow.name.in_(names)))}
         self._running: dict[str, int] = {}
+        reports = {row.name: RoomReport.of_document(row.room) for row in self._alive if row.room is not None}
+        self._kept_for = {name: report.kept_for for name, report in reports.items()}
+        self._rooms = {row.name: reports[row.name].room(row.gpus) for row in self._alive if row.name in reports}
 
     def waiting(self, job: Job, position: int | None) -> Waiting:
         workers = [row for row in self._alive if job.queue in row.queues and row.kind == job.kind]
         return Waiting(
-            position, self._of_queue(job) or self._of_workers(job, workers) or _of_order(job, position, workers)
+            position, self._of_queue(job) or self._of_workers(job, workers) or self._of_order(job, position, workers)
         )
 
     def _of_queue(self, job: Job) -> str | None:
@@ -87,7 +92,7 @@ class _Queues:
                 f"no {job.kind} worker serves the queue {job.queue!r}{only}; start one: "
                 f"apt-jobs worker {job.kind} --queue {job.queue}"
             )
-        lacking = self._hand_backs.get(job.id, {})
+        lacking = self._lacking(job, workers)
         if all(row.name in lacking for row in workers):
             return "no worker can serve it: " + _named({row.name: lacking[row.name] for row in workers})
         held = {row.name: why for row in workers if (why := self._why_held(row)) is not None}
@@ -101,15 +106,42 @@ class _Queues:
     def _why_held(self, row: WorkerRow) -> str | None:
         return "drained" if row.drain_requested_at is not None else self._pauses.get(row.name)
 
+    def _lacking(self, job: Job, workers: Sequence[WorkerRow]) -> dict[str, str]:
+        """Return what each worker lacks for the job, by what it offers or as it handed the job back."""
+        needs = decode_needs(job.needs)
+        never = {
+            row.name: why
+            for row in workers
+            if (room := self._rooms.get(row.name)) is not None and (why := room.lacks(needs)) is not None
+        }
+        return self._hand_backs.get(job.id, {}) | never
 
-def _of_order(job: Job, position: int | None, workers: Sequence[WorkerRow]) -> str:
-    busy = sum(row.current_job_id is not None for row in workers)
-    of_workers = f"{busy} of {len(workers)} workers of the queue {job.queue!r} are busy"
-    if position is None:
-        return f"behind at least {MAX_LISTED_POSITION} jobs; {of_workers}"
-    if position == 1:
-        return f"next in the queue; {of_workers}"
-    return f"behind {position - 1:,} {'job' if position == 2 else 'jobs'}; {of_workers}"
+    def _of_order(self, job: Job, position: int | None, workers: Sequence[WorkerRow]) -> str:
+        state = self._of_room(job, workers)
+        if position is None:
+            return f"behind at least {MAX_LISTED_POSITION} jobs; {state}"
+        if position == 1:
+            return f"next in the queue; {state}"
+        return f"behind {position - 1:,} {'job' if position == 2 else 'jobs'}; {state}"
+
+    def _of_room(self, job: Job, workers: Sequence[WorkerRow]) -> str:
+        """Return what the workers do: for which of them the job is too large now, or how many are busy."""
+        needs, full, num_busy = decode_needs(job.needs), {}, 0
+        for row in workers:
+            if (room := self._rooms.get(row.name)) is None:
+                num_busy += row.current_job_id is not None
+            elif (why := room.why_not_now(needs) or self._why_kept(row.name, job)) is not None:
+                full[row.name] = why
+        words = f"{num_busy + len(full)} of {len(workers)} workers of the queue {job.queue!r} are busy"
+        if full:
+            words += f" ({_named(full)})"
+        if job.reserved_by is not None and job.reserved_until is not None and job.reserved_until > self._now:
+            words += f"; {job.reserved_by} keeps room for it"
+        return words
+
+    def _why_kept(self, worker: str, job: Job) -> str | None:
+        kept_for = self._kept_for.get(worker)
+        return None if kept_for in (None, job.id) else f"room is kept for {kept_for}, which has waited long"
 
 
 def _named(reasons: dict[str, str]) -> str:

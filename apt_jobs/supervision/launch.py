@@ -13,6 +13,7 @@ from apt_jobs.jobs.handover import RUN_FILE_VARIABLE
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.compile_cache import compile_cache_dir
+from apt_jobs.supervision.machine import offered_cpus
 from apt_jobs.supervision.network import (
     LOOPBACK_ADDRESS,
     LOOPBACK_INTERFACE,
@@ -77,8 +78,10 @@ def _environment(settings: Settings, run_file: RunFile, node_rank: int, gpus: Se
     is_offline = environment.get("HF_HUB_OFFLINE", "1") if is_script else "1"
     if spec.code is not None:  # `python`, `torchrun`, `accelerate` are those of this installation
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
-        gpus = gpus[: spec.ranks_per_node]
-    threads = max(1, (os.cpu_count() or 1) // spec.ranks_per_node)
+        gpus = gpus[: spec.resources.gpus or spec.ranks_per_node]
+    threads = run_file.threads_per_rank if node_rank == 0 else None
+    if threads is None:
+        threads = max(1, offered_cpus(settings) // spec.ranks_per_node)
     environment |= {
         "OMP_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",

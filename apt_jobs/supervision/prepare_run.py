@@ -26,7 +26,9 @@ from apt_jobs.jobs.spec import BUILTIN_DATASET, BUILTIN_ENTRY_POINT, CHECKPOINT_
 from apt_jobs.operations.data_directory import require_room
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.settings import Settings
+from apt_jobs.supervision.machine import offered_cpus
 
+RUN_FILE = "run.json"  # in the folder of an attempt
 OUTPUT_FOLDER = "output"  # beside the attempts of a job
 
 
@@ -37,6 +39,7 @@ def plan_attempt(
     gpus: Sequence[int],
     num_nodes: int,
     rendezvous: Callable[[], str],
+    threads_per_rank: int | None = None,
 ) -> RunFile:
     """Write the run file of the job's current attempt and return it.
 
@@ -75,12 +78,29 @@ def plan_attempt(
         datasets_dir=settings.datasets_dir,
         output_dir=output_dir,
         rendezvous=rendezvous() if spec.num_nodes > 1 else None,
+        threads_per_rank=_threads_per_rank(settings, job, threads_per_rank),
+        num_cpus=offered_cpus(settings),
         run_dir=folder,
         checkpoints_dir=checkpoints_of_job(settings, job.id),
         checkpoint_prefix=job.id,
     )
     _write(run_file)
     return run_file
+
+
+def _threads_per_rank(settings: Settings, job: Job, proposed: int | None) -> int | None:
+    """Return the threads of an earlier attempt on as many cores, else `proposed`.
+
+    Sums come out differently with another number of threads: an attempt that resumes beside neighbours would not equal
+    a training without a break, were it not for this.
+    """
+    for number in range(job.attempt - 1, 0, -1):
+        try:
+            earlier = RunFile.model_validate_json((run_dir(settings, job.id, number) / RUN_FILE).read_bytes())
+        except (OSError, ValueError):
+            continue  # it ended before it was planned
+        return earlier.threads_per_rank if earlier.num_cpus == offered_cpus(settings) else proposed
+    return proposed
 
 
 def _write(run_file: RunFile) -> None:
@@ -95,7 +115,7 @@ def _write(run_file: RunFile) -> None:
 
 def run_file_path(run_file: RunFile) -> Path:
     """Return where `plan_attempt` writes it."""
-    return run_file.run_dir / "run.json"
+    return run_file.run_dir / RUN_FILE
 
 
 def _device(settings: Settings, spec: TrainSpec, gpus: Sequence[int]) -> str:

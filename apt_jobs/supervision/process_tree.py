@@ -100,20 +100,20 @@ class ProcessTree:
             pass
 
 
-def clear_leftovers(worker: str, timeout_s: float) -> int:
-    """Wait for the ranks of an earlier process of this worker to end, SIGKILL them after `timeout_s` seconds.
+def clear_leftovers(marker: str, timeout_s: float, variable: str = WORKER_MARKER) -> int:
+    """Wait for what is left of a worker or of an attempt to end, SIGKILL it after `timeout_s` seconds.
 
-    Their supervisor ends them when it notices that its worker is gone; until then they hold the GPUs. Returns how many
-    there were.
+    The supervisor ends ranks when it notices that its worker is gone; until then they hold the GPUs. Returns how many
+    processes there were.
 
     Raises:
         Unavailable: some cannot be ended.
     """
-    found = marked_processes(worker, WORKER_MARKER)
+    found = marked_processes(marker, variable)
     deadline = time.monotonic() + timeout_s
-    while marked_processes(worker, WORKER_MARKER) and time.monotonic() < deadline:
+    while marked_processes(marker, variable) and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-    if left := kill_marked(worker, WORKER_MARKER):
+    if left := kill_marked(marker, variable):
         pids = ", ".join(map(str, left))
         raise Unavailable(f"earlier ranks of this worker hang in the kernel and hold its GPUs: processes {pids}")
     return len(found)

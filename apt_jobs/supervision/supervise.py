@@ -78,6 +78,7 @@ class Supervisor:
         attempt: int,
         *,
         gpus: Sequence[int] = (),
+        threads_per_rank: int | None = None,
         num_nodes: int = 1,
         worker_name: str,
         beating_fd: int | None = None,
@@ -86,6 +87,7 @@ class Supervisor:
         self._settings, self._database = settings, database
         self._job_id, self._attempt = job_id, attempt
         self._gpus, self._num_nodes, self._worker_name = gpus, num_nodes, worker_name
+        self._threads_per_rank = threads_per_rank
         self._publisher = LivePublisher(settings.redis)
         self._drain = threading.Event()
         self._began_s = time.monotonic()
@@ -136,7 +138,13 @@ class Supervisor:
             job = fence(session, self._job_id, self._attempt, self._settings.lease_s)
         settings = self._settings
         return plan_attempt(
-            settings, self._database, job, self._gpus, self._num_nodes, lambda: rendezvous_address(settings)
+            settings,
+            self._database,
+            job,
+            self._gpus,
+            self._num_nodes,
+            lambda: rendezvous_address(settings),
+            threads_per_rank=self._threads_per_rank,
         )
 
     def _follow(self, tree: ProcessTree, lease: LeaseKeeper, relay: Relay, run_file: RunFile) -> Ending | None:
@@ -342,6 +350,7 @@ def main() -> None:
     parser.add_argument("--job-id", required=True)
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--gpus", default="", help="indexes of the GPUs to use, separated by commas")
+    parser.add_argument("--threads-per-rank", type=int, help="of computations on the CPU")
     parser.add_argument("--num-nodes", type=int, default=1, help="nodes of this worker, its own included")
     parser.add_argument("--worker-name", required=True)
     parser.add_argument("--beating-fd", type=int, help="to close when the lease was extended")
@@ -362,6 +371,7 @@ def main() -> None:
             arguments.job_id,
             arguments.attempt,
             gpus=gpus,
+            threads_per_rank=arguments.threads_per_rank,
             num_nodes=arguments.num_nodes,
             worker_name=arguments.worker_name,
             beating_fd=arguments.beating_fd,

@@ -17,6 +17,7 @@ from apt_jobs.db.models import Attempt, Checkpoint, Job, WorkerRow
 from apt_jobs.events.codec import Number, timestamp
 from apt_jobs.jobs.dataset_format import DEFAULT_COLUMN, DatasetFormat
 from apt_jobs.jobs.model_config import APTConfig
+from apt_jobs.jobs.packing import RoomReport
 from apt_jobs.jobs.spec import BUILTIN_ENTRY_POINT
 from apt_jobs.jobs.states import JobState
 
@@ -166,6 +167,28 @@ class ScheduleList(BaseModel):
     has_more: bool = False
 
 
+class WorkerJob(BaseModel):
+    """A job that a worker runs, and what it has to itself."""
+
+    id: str
+    gpus: list[int] = Field(description="Indexes of its GPUs.")
+    cpus: int = Field(description="CPU cores.")
+    memory_gb: float = Field(description="Main memory that it asked for, in GB (10**9 bytes).")
+
+
+class WorkerResources(BaseModel):
+    """What a training worker offers to its jobs, and what of it is free."""
+
+    gpus: int
+    gpus_free: int
+    cpus: int
+    cpus_free: int
+    memory_gb: float
+    memory_gb_free: float
+    max_jobs: int = Field(description="Most jobs at once.")
+    kept_for: str | None = Field(None, description="Job that waited long and that it keeps room for.")
+
+
 class WorkerAnswer(BaseModel):
     name: str
     kind: str
@@ -176,7 +199,9 @@ class WorkerAnswer(BaseModel):
     gpus: list[dict[str, Any]]
     started_at: str
     heartbeat_at: str
-    current_job_id: str | None
+    current_job_id: str | None = Field(description="The first of `jobs`, or of what a generation worker serves.")
+    jobs: list[WorkerJob] = Field(default_factory=list, description="What a training worker runs; empty of others.")
+    resources: WorkerResources | None = Field(None, description="null: not a training worker.")
     alive: bool
     drained: bool = Field(description="Somebody asked it to claim no jobs.")
     paused_reason: str | None = Field(
@@ -219,38 +244,6 @@ class DatasetList(BaseModel):
     object: Literal["list"] = "list"
     data: list[DatasetAnswer]
     has_more: bool = False
-
-
-class CodeAnswer(BaseModel):
-    sha256: str
-    size_bytes: int
-    num_files: int
-    created_at: str
-    commit: str | None = Field(description="null: the folder was in no repository of git.")
-    branch: str | None
-    remote: str | None = Field(description="Where the repository comes from.")
-    is_dirty: bool = Field(description="Files differed from the commit, or were not in it.")
-    diff: str = Field(description="How tracked files differed from the commit.")
-
-
-class MediaAnswer(BaseModel):
-    seq: int = Field(description="Its event.")
-    attempt: int
-    created_at: str
-    step: int
-    rank: int
-    name: str
-    form: Literal["image", "table"]
-    size_bytes: int
-    caption: str | None
-    num_rows: int | None = Field(description="Of a table.")
-    path: str = Field(description="Where its content is.")
-
-
-class MediaList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[MediaAnswer]
-    has_more: bool
 
 
 class KeyAnswer(BaseModel):
@@ -367,7 +360,24 @@ def checkpoint_answer(row: Checkpoint) -> CheckpointAnswer:
     )
 
 
+def _resources_answer(row: WorkerRow) -> WorkerResources | None:
+    if row.room is None:
+        return None
+    room = RoomReport.of_document(row.room).room(row.gpus)
+    return WorkerResources(
+        gpus=len(room.offer.gpus),
+        gpus_free=len(room.free_gpus),
+        cpus=room.offer.cpus,
+        cpus_free=room.free_cpus,
+        memory_gb=room.offer.memory_gb,
+        memory_gb_free=round(room.free_memory_gb, 3),
+        max_jobs=room.offer.max_jobs,
+        kept_for=row.room["kept_for"],
+    )
+
+
 def worker_answer(row: WorkerRow, *, alive: bool, paused_reason: str | None) -> WorkerAnswer:
+    jobs = [] if row.room is None else row.room["jobs"]
     return WorkerAnswer(
         name=row.name,
         kind=row.kind,
@@ -379,6 +389,8 @@ def worker_answer(row: WorkerRow, *, alive: bool, paused_reason: str | None) -> 
         started_at=timestamp(row.started_at),
         heartbeat_at=timestamp(row.heartbeat_at),
         current_job_id=row.current_job_id,
+        jobs=[WorkerJob(id=job["id"], gpus=job["gpus"], cpus=job["cpus"], memory_gb=job["memory_gb"]) for job in jobs],
+        resources=_resources_answer(row),
         alive=alive,
         drained=row.drain_requested_at is not None,
         paused_reason=paused_reason,

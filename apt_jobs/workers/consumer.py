@@ -26,11 +26,12 @@ from apt_jobs.db.upgrade import require_current_schema
 from apt_jobs.db.workers import pause_of, pause_worker, record_worker, remove_worker, require_free_name
 from apt_jobs.errors import AlreadyRunning, AptJobsError, OutOfSpace, Unavailable
 from apt_jobs.events.live import LivePublisher
-from apt_jobs.job_queue import WakeUpPublisher, broker_queue, celery_slot, make_celery, serve_wake_ups
+from apt_jobs.job_queue import WakeUpGate, WakeUpPublisher, broker_queue, celery_slot, make_celery, serve_wake_ups
 from apt_jobs.jobs.spec import CODE_ENTRY_POINT
 from apt_jobs.operations.data_directory import DATA_ID, why_not_usable
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.settings import Settings
+from apt_jobs.workers.packer import Packer
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Consumer:
     """One worker process. `serve` carries claimed jobs to their ends and must not raise for a job's own faults.
 
     `group_size`: at most so many jobs are claimed and served together. `serve` publishes the events of its claims.
+    `packer`: claims only what fits; `serve` releases what a job held, and calls `room_changed`.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class Consumer:
         on_resume: Callable[[], None] = lambda: None,
         describe_gpus: Callable[[], list[dict[str, Any]]],
         warm_models: Callable[[], list[str] | None] = lambda: None,
+        packer: Packer | None = None,
     ) -> None:
         self.settings, self.name, self.kind, self.queues = settings, name, kind, list(queues)
         self.database = Database(settings.database)
@@ -67,9 +70,10 @@ class Consumer:
         self._concurrency, self._serve, self._describe_gpus = concurrency, serve, describe_gpus
         self._warm_models = warm_models
         self._on_drain, self._on_resume, self._group_size = on_drain, on_resume, group_size
+        self._packer, self._gate = packer, WakeUpGate(concurrency)
         self._stopping = False  # this process ends: no way back from this draining
         self._current: set[str] = set()  # job ids
-        self._closed, self._look_now = threading.Event(), threading.Event()
+        self._closed, self._look_now, self._record_now = threading.Event(), threading.Event(), threading.Event()
         self._slots = threading.BoundedSemaphore(concurrency)
         self._servers: list[threading.Thread] = []
         self._to_forward: SimpleQueue[str | None] = SimpleQueue()  # queues to wake another worker of
@@ -117,6 +121,7 @@ class Consumer:
         finally:
             self._end_of_work()
             self._closed.set()
+            self._record_now.set()
             self._to_forward.put(None)
             for thread in threads:
                 thread.join()
@@ -194,7 +199,39 @@ class Consumer:
             finally:
                 self._current.difference_update(job_ids)
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether this process ends."""
+        return self._stopping
+
+    def room_changed(self) -> None:
+        """Note that a job began or has ended on a worker that packs: its row says so, and the next one may fit."""
+        assert self._packer is not None
+        self._gate.set_closed(is_closed=self._packer.is_full)
+        self._record_now.set()
+        self._look_now.set()
+
     def _claim(self) -> list[Claimed]:
+        return self._claim_group() if self._packer is None else self._claim_fitting(self._packer)
+
+    def _claim_fitting(self, packer: Packer) -> list[Claimed]:
+        try:
+            claimed = packer.claim(self.database, self.queues, self.settings.lease_s)
+        except (Unavailable, OutOfSpace) as exc:
+            logger.warning("cannot claim", extra={"queues": self.queues, "why": str(exc)})
+            return []
+        if claimed is None:
+            return []
+        self.room_changed()  # for another slot of this one
+        try:
+            with self.database.read() as session:
+                for queue in [queue for queue in self.queues if self._is_due(session, queue)]:
+                    self._to_forward.put(queue)  # for another worker
+        except Unavailable as exc:
+            logger.warning("no other worker is woken; they look by themselves", extra={"why": str(exc)})
+        return [claimed]
+
+    def _claim_group(self) -> list[Claimed]:
         group: list[Claimed] = []
         for queue in self.queues:
             try:
@@ -223,6 +260,8 @@ class Consumer:
         try:
             with self.database.read() as session:
                 self._log_pause(pause_of(session, self.name))
+                if self._packer is not None:
+                    return self._packer.has_startable(session, self.queues)
                 return any(self._is_due(session, queue) for queue in self.queues)
         except Unavailable as exc:
             logger.warning("cannot look for work", extra={"why": str(exc)})
@@ -278,8 +317,11 @@ class Consumer:
             self._recorded(session)
 
     def _record_loop(self) -> None:
-        while not self._closed.wait(self.settings.heartbeat_s):
-            self._record()
+        while not self._closed.is_set():
+            self._record_now.wait(self.settings.heartbeat_s)
+            self._record_now.clear()
+            if not self._closed.is_set():
+                self._record()
 
     def _record(self) -> None:
         try:
@@ -310,6 +352,7 @@ class Consumer:
                 [*self.settings.entry_points, *([CODE_ENTRY_POINT] if self.settings.code_role else [])]
             ),
             warm_models=self._warm_models(),
+            room=None if self._packer is None else self._packer.report(),
         )
 
     def _forget(self) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from apt_jobs import __version__
 from apt_jobs.artifacts.runs import run_dir
 from apt_jobs.db.engine import Database
-from apt_jobs.db.jobs import attempt_of_owner, owns
+from apt_jobs.db.jobs import attempts_of_owner, owns
 from apt_jobs.db.service_values import get_value
 from apt_jobs.db.upgrade import require_current_schema
 from apt_jobs.db.workers import node_name, pause_worker, record_worker, remove_worker, require_free_name
@@ -121,17 +121,18 @@ class Node:
         """Find an attempt of the head that waits for this node."""
         try:
             with self._database.read() as session:
-                found = attempt_of_owner(session, self._head)
+                found = attempts_of_owner(session, self._head)
         except Unavailable as exc:
             logger.warning("cannot look for work", extra={"why": str(exc)})
             return None
-        if found is None or found == self._served:
-            return None
-        file = run_dir(self._settings, *found) / "run.json"
-        if not file.is_file():
-            return None  # not planned yet
-        run_file = RunFile.model_validate_json(file.read_text())
-        return run_file if self._node_rank < run_file.spec.num_nodes else None
+        for attempt in found:  # the head may run jobs of one node beside the one that this node takes part in
+            file = run_dir(self._settings, *attempt) / "run.json"
+            if attempt == self._served or not file.is_file():  # the second: it is not planned yet
+                continue
+            run_file = RunFile.model_validate_json(file.read_text())
+            if self._node_rank < run_file.spec.num_nodes:
+                return run_file
+        return None
 
     def _serve(self, run_file: RunFile) -> None:
         self._clear_gpus()

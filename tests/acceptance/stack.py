@@ -63,6 +63,7 @@ class Stack:
             "APT_JOBS_LEASE_S": "6",
             "APT_JOBS_HEARTBEAT_S": "1",
             "APT_JOBS_STOP_TIMEOUT_S": "3",
+            "APT_JOBS_WORKER_CPUS": "2",  # two ranks fill the worker, whatever the machine has
             "MY_SECRET": "of the operator",
             "APT_JOBS_ENTRY_POINTS": json.dumps(ENTRY_POINTS),
             **environment,

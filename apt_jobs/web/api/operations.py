@@ -96,7 +96,7 @@ async def get_workers(request: Request) -> Response:
 
 @endpoint(role=Role.ADMIN, tag="service", answers={200: WorkerAnswer})
 async def drain_worker(request: Request) -> Response:
-    """Have a worker hand back its job, with a checkpoint, and claim no other. Repeating it changes nothing."""
+    """Have a worker hand back its jobs, with a checkpoint, and claim no other. Repeating it changes nothing."""
     return await _drained(request, drained=True)
 
 

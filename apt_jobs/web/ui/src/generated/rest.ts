@@ -858,8 +858,8 @@ export interface paths {
         get?: never;
         put?: never;
         /**
-         * Have a worker hand back its job, with a checkpoint, and claim no other
-         * @description Have a worker hand back its job, with a checkpoint, and claim no other. Repeating it changes nothing.
+         * Have a worker hand back its jobs, with a checkpoint, and claim no other
+         * @description Have a worker hand back its jobs, with a checkpoint, and claim no other. Repeating it changes nothing.
          */
         post: operations["drain_worker"];
         delete?: never;
@@ -3039,6 +3039,34 @@ export interface components {
             /** @default false */
             has_more: boolean;
         };
+        /** @description What a job takes of each machine that it runs on, for itself alone. A worker runs as many jobs as fit. */
+        Resources: {
+            /**
+             * @description GPUs on each machine; null: one for each rank there, where the worker has GPUs; 0: none.
+             * @default null
+             */
+            gpus?: number | null;
+            /**
+             * @description Words of the GPU's name, as `H100` or `RTX 4090`; null: whatever the worker has.
+             * @default null
+             */
+            gpu_type?: string | null;
+            /**
+             * @description Memory that each of its GPUs has at least, in GB (10**9 bytes).
+             * @default null
+             */
+            gpu_memory_gb?: number | null;
+            /**
+             * @description CPU cores on each machine; null: one for each rank that trains on the CPU, at most what there is.
+             * @default null
+             */
+            cpus?: number | null;
+            /**
+             * @description Main memory on each machine, in GB (10**9 bytes); null: not counted.
+             * @default null
+             */
+            memory_gb?: number | null;
+        };
         ScheduleAnswer: {
             /**
              * @default schedule
@@ -3282,6 +3310,7 @@ export interface components {
              * @enum {string}
              */
             device?: "auto" | "cpu" | "cuda";
+            resources?: components["schemas"]["Resources"];
             /** @description null: the default, as answers show it for a script. */
             model?: components["schemas"]["APTConfig"] | null;
             training?: components["schemas"]["TrainingOptions"];
@@ -3509,7 +3538,15 @@ export interface components {
             }[];
             started_at: string;
             heartbeat_at: string;
+            /** @description The first of `jobs`, or of what a generation worker serves. */
             current_job_id: string | null;
+            /** @description What a training worker runs; empty of others. */
+            jobs: components["schemas"]["WorkerJob"][];
+            /**
+             * @description null: not a training worker.
+             * @default null
+             */
+            resources: components["schemas"]["WorkerResources"] | null;
             alive: boolean;
             /** @description Somebody asked it to claim no jobs. */
             drained: boolean;
@@ -3518,6 +3555,16 @@ export interface components {
              * @default null
              */
             paused_reason: string | null;
+        };
+        /** @description A job that a worker runs, and what it has to itself. */
+        WorkerJob: {
+            id: string;
+            /** @description Indexes of its GPUs. */
+            gpus: number[];
+            /** @description CPU cores. */
+            cpus: number;
+            /** @description Main memory that it asked for, in GB (10**9 bytes). */
+            memory_gb: number;
         };
         WorkerList: {
             /**
@@ -3528,6 +3575,22 @@ export interface components {
             data: components["schemas"]["WorkerAnswer"][];
             /** @default false */
             has_more: boolean;
+        };
+        /** @description What a training worker offers to its jobs, and what of it is free. */
+        WorkerResources: {
+            gpus: number;
+            gpus_free: number;
+            cpus: number;
+            cpus_free: number;
+            memory_gb: number;
+            memory_gb_free: number;
+            /** @description Most jobs at once. */
+            max_jobs: number;
+            /**
+             * @description Job that waited long and that it keeps room for.
+             * @default null
+             */
+            kept_for: string | null;
         };
     };
     responses: {
@@ -3865,6 +3928,7 @@ export type Progress = components['schemas']['Progress'];
 export type QueueAnswer = components['schemas']['QueueAnswer'];
 export type QueueBody = components['schemas']['QueueBody'];
 export type QueueList = components['schemas']['QueueList'];
+export type Resources = components['schemas']['Resources'];
 export type ScheduleAnswer = components['schemas']['ScheduleAnswer'];
 export type ScheduleBody = components['schemas']['ScheduleBody'];
 export type ScheduleList = components['schemas']['ScheduleList'];
@@ -3883,7 +3947,9 @@ export type Usage = components['schemas']['Usage'];
 export type UsedMethod = components['schemas']['UsedMethod'];
 export type UsedSupervised = components['schemas']['UsedSupervised'];
 export type WorkerAnswer = components['schemas']['WorkerAnswer'];
+export type WorkerJob = components['schemas']['WorkerJob'];
 export type WorkerList = components['schemas']['WorkerList'];
+export type WorkerResources = components['schemas']['WorkerResources'];
 export type ResponseProblem400 = components['responses']['Problem400'];
 export type ResponseOpenAiError400 = components['responses']['OpenAIError400'];
 export type ResponseProblem401 = components['responses']['Problem401'];

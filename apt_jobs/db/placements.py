@@ -1,0 +1,199 @@
+"""Claim a job that fits beside those that a worker runs: the first of the queue that does, and none is starved.
+
+Jobs with the same `needs` fit the same workers, so that one look reads the first due job of each needs, whatever waits
+behind it. A job that fits nowhere for `reserve_after_s` reserves room on one worker: jobs behind it start there only if
+their time limit ends before enough of the running ones have ended. The claim itself is that of `db/jobs.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Select, exists, or_, select, text, update
+from sqlalchemy.orm import Session
+
+from apt_jobs.db.clock import now_plus
+from apt_jobs.db.jobs import Claimed, claim, due_jobs
+from apt_jobs.db.models import HandBack, Job
+from apt_jobs.db.queues import may_claim
+from apt_jobs.db.workers import has_handed_back, is_held_back
+from apt_jobs.jobs.needs import Needs, decode_needs
+from apt_jobs.jobs.packing import Room
+from apt_jobs.jobs.states import JobState
+
+MAX_DIFFERENT_NEEDS = 200  # of a queue, that one look reads
+RESERVATION_S = 30.0  # a worker that looks no more loses it
+RENEW_BELOW_S = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a worker chooses."""
+
+    worker: str
+    kind: str
+    room: Room
+    now_s: float  # on the worker's monotonic clock, as `Held.ends_by_s`
+    reserve_after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a worker would do now."""
+
+    startable: list[tuple[str, str]]  # (queue, needs) of jobs that fit, the first one first
+    kept_for: str | None = None  # job that room is kept for here
+    to_reserve: str | None = None  # the same, if it is not noted yet for long enough
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """The first due job of some needs."""
+
+    job_id: str
+    queue: str
+    text: str
+    needs: Needs
+    place: tuple[int, int, datetime, str]  # queues in the order of the worker, then as claims go
+    is_overdue: bool
+    reserved_by: str | None  # now
+    is_renewed: bool
+
+
+def choose(session: Session, queues: Sequence[str], packing: Packing, *, untried_only: bool = False) -> Choice:
+    """Choose what starts next on a worker. Reads only."""
+    room, startable, blocker = packing.room, [], None
+    opens_by_s: float | None = None
+    for head in sorted(_heads(session, queues, packing, untried_only), key=lambda head: head.place):
+        if room.place(head.needs) is not None:
+            if blocker is None or _ends_in_time(head.needs, packing.now_s, opens_by_s):
+                startable.append((head.queue, head.text))
+        elif blocker is None and head.is_overdue and head.reserved_by in (None, packing.worker):
+            blocker, opens_by_s = head, room.place_opens_by_s(head.needs)
+    to_renew = blocker is not None and not (blocker.reserved_by == packing.worker and blocker.is_renewed)
+    kept_for = None if blocker is None else blocker.job_id
+    return Choice(startable, kept_for, kept_for if to_renew else None)
+
+
+def claim_fitting(session: Session, queues: Sequence[str], packing: Packing, lease_s: float) -> Claimed | None:
+    """Claim the first job that fits, and keep room for one that waited too long.
+
+    None: nothing fits, or as `claim_next`.
+    """
+    if is_held_back(session, packing.worker):
+        return None
+    open_queues = [queue for queue in queues if may_claim(session, queue)]
+    choice = None
+    if has_handed_back(session, packing.worker):  # a job that it may be able to run comes first, whatever the priority
+        choice = choose(session, open_queues, packing, untried_only=True)
+    if choice is None or not choice.startable:
+        choice = choose(session, open_queues, packing)
+    claimed = _claim_first(session, choice, packing, lease_s)
+    if choice.to_reserve is not None:
+        _reserve(session, choice.to_reserve, packing.worker)
+    return claimed
+
+
+def _claim_first(session: Session, choice: Choice, packing: Packing, lease_s: float) -> Claimed | None:
+    for is_waiting in (False, True):  # who steers a job locks its row for a moment: wait, if there is no other
+        for queue, needs in choice.startable:
+            found = _first_of(queue, needs, packing)
+            if (job_id := session.scalar(found.with_for_update(skip_locked=not is_waiting))) is None:
+                continue
+            if (claimed := claim(session, job_id, packing.worker, lease_s)) is not None:
+                return claimed
+    return None
+
+
+def _reserve(session: Session, job_id: str, worker: str) -> None:
+    """Keep room for the job on this worker, unless another one does. Waits for no lock: there is another look soon."""
+    is_free = or_(Job.reserved_by.is_(None), Job.reserved_by == worker, Job.reserved_until <= now_plus(0))
+    query = select(Job.id).where(Job.id == job_id, Job.state == JobState.QUEUED, is_free)
+    if session.scalar(query.with_for_update(skip_locked=True)) is None:
+        return
+    session.execute(
+        update(Job)
+        .where(Job.id == job_id, Job.state == JobState.QUEUED, is_free)
+        .values(reserved_by=worker, reserved_until=now_plus(RESERVATION_S))
+        .execution_options(synchronize_session=False)
+    )
+
+
+def _ends_in_time(needs: Needs, now_s: float, opens_by_s: float | None) -> bool:
+    return needs.time_limit_s is not None and opens_by_s is not None and now_s + needs.time_limit_s <= opens_by_s
+
+
+def _heads(session: Session, queues: Sequence[str], packing: Packing, untried_only: bool) -> list[_Head]:
+    found = []
+    for number, queue in enumerate(queues):
+        for needs_text in _needs_to_try(session, queue, packing):
+            needs = decode_needs(needs_text)
+            if packing.room.lacks(needs) is not None:
+                continue
+            query = _first_of(queue, needs_text, packing).add_columns(
+                Job.priority,
+                Job.created_at,
+                (Job.not_before_at <= now_plus(-packing.reserve_after_s)).label("is_overdue"),
+                Job.reserved_by,
+                (Job.reserved_until > now_plus(0)).label("is_reserved"),
+                (Job.reserved_until > now_plus(RENEW_BELOW_S)).label("is_renewed"),
+            )
+            if untried_only:
+                query = query.where(~exists().where(HandBack.job_id == Job.id, HandBack.worker == packing.worker))
+            if (row := session.execute(query).one_or_none()) is not None:
+                found.append(_head_of(row, number, queue, needs_text, needs))
+    return found
+
+
+def _needs_to_try(session: Session, queue: str, packing: Packing) -> list[str]:
+    """Return the different needs of a queue; where there are too many, those of its first job in any case."""
+    found = different_needs(session, queue)
+    if len(found) == MAX_DIFFERENT_NEEDS:
+        due = due_jobs(queue, packing.worker, packing.kind).with_only_columns(Job.needs)
+        first = session.scalar(due.order_by(Job.priority.desc(), Job.created_at, Job.id).limit(1))
+        if first is not None and first not in found:
+            found.append(first)
+    return found
+
+
+def _head_of(row: Any, number: int, queue: str, needs_text: str, needs: Needs) -> _Head:
+    return _Head(
+        job_id=row.id,
+        queue=queue,
+        text=needs_text,
+        needs=needs,
+        place=(number, -row.priority, row.created_at, row.id),
+        is_overdue=bool(row.is_overdue),
+        reserved_by=row.reserved_by if row.is_reserved else None,
+        is_renewed=bool(row.is_renewed),
+    )
+
+
+def _first_of(queue: str, needs_text: str, packing: Packing) -> Select[Any]:
+    """Select the id of the first due job of the queue with these needs: highest priority, then oldest."""
+    due: Select[Any] = due_jobs(queue, packing.worker, packing.kind).where(Job.needs == needs_text)
+    return due.order_by(Job.priority.desc(), Job.created_at, Job.id).limit(1)
+
+
+def different_needs(session: Session, queue: str) -> list[str]:
+    """Return the different needs of the jobs that wait in a queue; at most `MAX_DIFFERENT_NEEDS`.
+
+    Steps from one to the next in `ix_jobs_needs`, whatever the number of jobs.
+    """
+    found = session.execute(
+        text(
+            """
+            WITH RECURSIVE waiting(needs) AS (
+              SELECT min(needs) FROM jobs WHERE queue = :queue AND state = 'queued'
+              UNION ALL
+              SELECT (SELECT min(jobs.needs) FROM jobs
+                      WHERE jobs.queue = :queue AND jobs.state = 'queued' AND jobs.needs > waiting.needs)
+              FROM waiting WHERE waiting.needs IS NOT NULL
+            )
+            SELECT needs FROM waiting WHERE needs IS NOT NULL LIMIT :limit
+            """
+        ),
+        {"queue": queue, "limit": MAX_DIFFERENT_NEEDS},
+    )
+    return list(found.scalars())
