@@ -52,3 +52,29 @@ def delete(name: Name) -> None:
     """Delete a data set."""
     with open_client() as client:
         client.delete_dataset(name)
+
+
+@app.command()
+def preview(
+    name: Name,
+    rows: Annotated[int, typer.Option(min=1, max=50, help="How many to show.")] = 5,
+    model: Annotated[str | None, typer.Option(help="Show its tokenizer's tokens: an id of `apt-jobs models`.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the first rows of a data set, and what of them is trained on."""
+    with open_client() as client:
+        answer = client.preview_dataset(name, rows=rows, model=model)
+    if as_json:
+        print_json(answer)
+        return
+    if answer["kind"] is None:
+        echo(" ".join(map(str, answer["token_ids"])))
+        if answer["text"] is not None:
+            echo(answer["text"])
+    for row in answer["rows"]:
+        echo(f"{row['where'] or name}{': ' + row['fault'] if row['fault'] else ''}")
+        for part in row["parts"]:
+            shown = part["text"] if part["tokens"] is None else "·".join(part["tokens"])
+            echo(f"  {'*' if part['is_trained_on'] else ' '} {part['name']}: {shown}{'...' if part['is_cut'] else ''}")
+    if answer["rows"]:
+        echo(f"{answer['kind']}; * is trained on")

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from apt_jobs.artifacts.conversations import RowKind
 from apt_jobs.errors import InvalidDataset
 from apt_jobs.jobs.spec import BUILTIN_DATASET, TrainingOptions, TrainSpec
-from apt_jobs.training.conversations import RowKind
 from apt_jobs.training.prepared import Examples, read_pointer
 from apt_jobs.training.sequences import (
     IGNORED_LABEL,

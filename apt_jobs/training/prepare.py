@@ -21,6 +21,8 @@ import tokenizers
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from apt_jobs.artifacts.conversations import RowKind, find_row_kind
+from apt_jobs.artifacts.dataset_rows import RowReader, Source
 from apt_jobs.errors import InvalidDataset, OutOfSpace
 from apt_jobs.events.kinds import LineLogged
 from apt_jobs.events.spool import SpoolWriter
@@ -29,7 +31,6 @@ from apt_jobs.jobs.outcome import Outcome, write_outcome
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.jobs.spec import BUILTIN_DATASET
 from apt_jobs.training.context import context_length
-from apt_jobs.training.conversations import RowKind, find_row_kind
 from apt_jobs.training.documents import DocumentReader, Piece
 from apt_jobs.training.encoding import DocumentEncoder, Encoded, tokenizer_definition
 from apt_jobs.training.preparation_progress import PreparationProgress
@@ -45,7 +46,6 @@ from apt_jobs.training.prepared import (
     read_prepared,
     synced,
 )
-from apt_jobs.training.rows import RowReader, Source
 from apt_jobs.training.token_files import token_file_pointer
 from apt_jobs.training.tokenizer import TRAINING_CHARS, learn_vocabulary, load_tokenizer, wrap_tokenizer
 

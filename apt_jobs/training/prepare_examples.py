@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from apt_jobs.artifacts.conversations import RowKind, columns_of, contents_of, examples_of
+from apt_jobs.artifacts.dataset_rows import MAX_WRONG_ROWS, Row, RowReader, Source, WrongRow, where
 from apt_jobs.errors import InvalidDataset
 from apt_jobs.jobs.data_options import DataOptions
-from apt_jobs.training.conversations import RowKind, columns_of, contents_of, examples_of
 from apt_jobs.training.example_encoding import EncodedExamples, ExampleEncoder
 from apt_jobs.training.prepared import ABOUT, ANSWERS, DOCUMENTS, ROWS, TOKENS, Examples, Pointer, synced
-from apt_jobs.training.rows import MAX_WRONG_ROWS, Row, RowReader, Source, WrongRow, where
 
 BATCH_CHARS = 1 << 20  # written and tokenised at once; offsets of tokens cost more than the tokens
 MAX_BATCH_ROWS = 4_096

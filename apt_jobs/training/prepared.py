@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from apt_jobs.training.conversations import RowKind
+from apt_jobs.artifacts.conversations import RowKind
 
 TOKENS, DOCUMENTS, ABOUT = "tokens.bin", "documents.bin", "about.json"
 ANSWERS, ROWS = "answers.bin", "rows.bin"  # of examples: 1 for each token of an answer; the row of each example

@@ -17,7 +17,18 @@ from apt_jobs.job_queue import WakeUpPublisher, make_celery
 from apt_jobs.settings import Settings
 from apt_jobs.web import pages
 from apt_jobs.web.admissions import Admissions
-from apt_jobs.web.api import checkpoints, code, datasets, generation, histories, jobs, operations, schedules, training
+from apt_jobs.web.api import (
+    checkpoints,
+    code,
+    dataset_previews,
+    datasets,
+    generation,
+    histories,
+    jobs,
+    operations,
+    schedules,
+    training,
+)
 from apt_jobs.web.api.idempotency import sweep_loop
 from apt_jobs.web.api.openapi import openapi_document
 from apt_jobs.web.guard import Guard
@@ -74,6 +85,7 @@ ROUTES: list[BaseRoute] = [
     Route("/api/datasets", datasets.get_datasets, methods=["GET"]),
     Route("/api/datasets", datasets.upload_dataset, methods=["POST"]),
     Route("/api/datasets/{name}", datasets.remove_dataset, methods=["DELETE"]),
+    Route("/api/datasets/{name}/preview", dataset_previews.preview_dataset, methods=["GET"]),
     Route("/api/code/{sha256}", code.get_code, methods=["GET"]),
     Route("/api/code/{sha256}", code.upload_code, methods=["PUT"]),
     Route("/api/code/{sha256}/download", code.download_code, methods=["GET"]),

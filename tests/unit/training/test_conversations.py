@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from apt_jobs.artifacts.dataset_rows import Source
 from apt_jobs.errors import InvalidDataset, InvalidInput
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.jobs.dataset_format import DatasetFormat
@@ -18,7 +19,6 @@ from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.training.data import open_batches
 from apt_jobs.training.prepare import prepared_data
 from apt_jobs.training.prepared import Examples, read_pointer
-from apt_jobs.training.rows import Source
 from tests.integration.run_files import run_file_in
 from tests.integration.training.tiny_chat_model import TEMPLATE, UNMARKED, conversations, save_chat_model
 
