@@ -16,7 +16,7 @@ from torch import Tensor
 from apt_jobs.artifacts.conversations import RowKind
 from apt_jobs.errors import InvalidDataset
 from apt_jobs.jobs.spec import BUILTIN_DATASET, TrainingOptions, TrainSpec
-from apt_jobs.training.prepared import Examples, read_pointer
+from apt_jobs.training.prepared import VALIDATION, Examples, Tokens, read_pointer
 from apt_jobs.training.sequences import (
     IGNORED_LABEL,
     ExampleSequences,
@@ -153,11 +153,12 @@ def open_batches(run_dir: Path, spec: TrainSpec, context: int, world_size: int, 
         InvalidDataset: it is too short for one step; the message says how long it has to be.
     """
     pointer, options = read_pointer(run_dir), spec.training
+    apart = None if spec.validation_dataset is None else _validation(run_dir, spec, context, can_pack)
     if pointer.kind is RowKind.TEXT:
-        return _text_batches(pointer.open_tokens(), spec, context, world_size)
+        return _text_batches(pointer.open_tokens(), spec, context, world_size, apart)
     examples = pointer.open_examples()
     usable = _usable(examples, spec, context, is_pairs=pointer.kind is RowKind.PREFERENCE)
-    held_out = _num_held_out(len(usable), options)
+    held_out = _num_held_out(len(usable), options, apart)
     shuffled = torch.randperm(len(usable), generator=torch.Generator().manual_seed(options.seed)).numpy()
     splits = np.sort(usable[shuffled[held_out:]]), np.sort(usable[shuffled[:held_out]])
     train, validation = (_sequences(examples, split, spec, context, can_pack) for split in splits)
@@ -169,12 +170,30 @@ def open_batches(run_dir: Path, spec: TrainSpec, context: int, world_size: int, 
             f"validation and the others make {len(train):,} {what}; one step needs {needed:,}: use more rows, "
             "data.packing false, or a smaller batch (batch_size, gradient_accumulation_steps, num_ranks)"
         )
-    return Batches(train, validation, options, world_size)
+    return Batches(train, apart or validation, options, world_size)
 
 
-def _text_batches(tokens: np.ndarray, spec: TrainSpec, seq_len: int, world_size: int) -> Batches:
+def _validation(run_dir: Path, spec: TrainSpec, context: int, can_pack: bool) -> Sequences:
+    """Return the rows of a validation set of its own."""
+    pointer = read_pointer(run_dir, VALIDATION)
+    if pointer.kind is RowKind.TEXT:
+        tokens = pointer.open_tokens()
+        num_sequences = len(tokens) // context
+        found: Sequences = TextSequences(tokens[: num_sequences * context].reshape(num_sequences, context))
+    else:
+        examples = pointer.open_examples()
+        usable = _usable(examples, spec, context, is_pairs=pointer.kind is RowKind.PREFERENCE)
+        found = _sequences(examples, usable, spec, context, can_pack)
+    if not len(found):
+        raise InvalidDataset(
+            f"validation_dataset: data set {spec.validation_dataset!r} has no sequence of {context:,} tokens"
+        )
+    return found
+
+
+def _text_batches(tokens: Tokens, spec: TrainSpec, seq_len: int, world_size: int, apart: Sequences | None) -> Batches:
     options, num_sequences = spec.training, len(tokens) // seq_len
-    num_validation = _num_held_out(num_sequences, options)
+    num_validation = _num_held_out(num_sequences, options, apart)
     per_step = options.batch_size * options.gradient_accumulation_steps * world_size
     num_train = num_sequences - num_validation
     if num_train < per_step:
@@ -185,7 +204,8 @@ def _text_batches(tokens: np.ndarray, spec: TrainSpec, seq_len: int, world_size:
             "(max_seq_len), or a smaller batch (batch_size, gradient_accumulation_steps, num_ranks)"
         )
     tokens_NT = tokens[: num_sequences * seq_len].reshape(num_sequences, seq_len)
-    return Batches(TextSequences(tokens_NT[:num_train]), TextSequences(tokens_NT[num_train:]), options, world_size)
+    validation = apart or TextSequences(tokens_NT[num_train:])
+    return Batches(TextSequences(tokens_NT[:num_train]), validation, options, world_size)
 
 
 def _sequences(examples: Examples, chosen: Indices, spec: TrainSpec, context: int, can_pack: bool) -> Sequences:
@@ -207,8 +227,8 @@ def _usable(examples: Examples, spec: TrainSpec, context: int, *, is_pairs: bool
     return np.flatnonzero(is_usable)
 
 
-def _num_held_out(number: int, options: TrainingOptions) -> int:
-    wants_validation = options.validation_fraction > 0
+def _num_held_out(number: int, options: TrainingOptions, apart: Sequences | None) -> int:
+    wants_validation = options.validation_fraction > 0 and apart is None
     return min(max(round(number * options.validation_fraction), 1), number) if wants_validation else 0
 
 

@@ -117,6 +117,17 @@ def check_lengths(pointer: Pointer, source: Source, options: DataOptions, contex
     return f"{len(rows):,} rows of data set {source.name!r} are cut after {context:,} tokens"
 
 
+def require_alike(kind: RowKind, of_validation: RowKind, words: str) -> None:
+    """Return if a validation on rows of one kind says something of a training on rows of another.
+
+    Raises:
+        InvalidDataset: it does not.
+    """
+    comparable = {RowKind.CONVERSATION, RowKind.COMPLETION}
+    if kind is not of_validation and not {kind, of_validation} <= comparable:
+        raise InvalidDataset(f"validation_dataset: {words} holds {of_validation} rows, the training has {kind} rows")
+
+
 def _too_long(examples: Examples, longer: np.ndarray, source: Source, context: int, num_rows: int) -> str:
     lines = [
         f"{where(source, int(examples.rows[one]))}: {int(examples.lengths[one]):,} tokens"

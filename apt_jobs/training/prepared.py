@@ -19,6 +19,7 @@ from apt_jobs.artifacts.conversations import RowKind
 TOKENS, DOCUMENTS, ABOUT = "tokens.bin", "documents.bin", "about.json"
 ANSWERS, ROWS = "answers.bin", "rows.bin"  # of examples: 1 for each token of an answer; the row of each example
 _POINTER = "prepared.json"
+VALIDATION = "prepared-validation.json"  # the pointer to a data set of its own
 
 Tokens = np.ndarray[tuple[int], np.dtype[Any]]
 
@@ -66,11 +67,11 @@ class Pointer:
             self.open_tokens(), answers, np.append(starts, np.uint64(self.num_tokens)).astype(np.int64), rows
         )
 
-    def write(self, run_dir: Path) -> None:
+    def write(self, run_dir: Path, name: str = _POINTER) -> None:
         """Let the other ranks find it. It appears whole."""
-        temporary = run_dir / f".{_POINTER}"
+        temporary = run_dir / f".{name}"
         temporary.write_text(json.dumps(asdict(self)))
-        temporary.rename(run_dir / _POINTER)
+        temporary.rename(run_dir / name)
 
 
 def has_pointer(run_dir: Path) -> bool:
@@ -78,9 +79,9 @@ def has_pointer(run_dir: Path) -> bool:
     return (run_dir / _POINTER).exists()
 
 
-def read_pointer(run_dir: Path) -> Pointer:
+def read_pointer(run_dir: Path, name: str = _POINTER) -> Pointer:
     """Read what rank 0 wrote."""
-    stored = json.loads((run_dir / _POINTER).read_text())
+    stored = json.loads((run_dir / name).read_text())
     return Pointer(**{**stored, "kind": RowKind(stored["kind"])})
 
 

@@ -3049,6 +3049,11 @@ export interface components {
              */
             dataset?: string;
             /**
+             * @description Validate on this data set; null: on `validation_fraction` of `dataset`, held out.
+             * @default null
+             */
+            validation_dataset?: string | null;
+            /**
              * @description Start from a local model or a checkpoint id (`GET /api/models`).
              * @default null
              */
