@@ -307,7 +307,8 @@ class _Trainer:
 
     def _open_batches(self) -> Batches:
         run_file = self._run_file
-        wants_packing = run_file.spec.data.packing and read_pointer(run_file.run_dir).kind is not RowKind.TEXT
+        is_text = read_pointer(run_file.run_dir).kind is RowKind.TEXT
+        wants_packing = run_file.spec.data.separate_documents if is_text else run_file.spec.data.packing
         can_pack = wants_packing and keeps_examples_apart(self._model)
         context = context_length(run_file)
         return open_batches(run_file.run_dir, run_file.spec, context, self._rank.world_size, can_pack=can_pack)

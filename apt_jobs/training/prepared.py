@@ -57,6 +57,13 @@ class Pointer:
             return np.empty(0, dtype=self.dtype)
         return np.memmap(self.file, dtype=self.dtype, mode="r", shape=(self.num_tokens,))
 
+    def open_starts(self) -> "np.ndarray[tuple[int], np.dtype[np.uint64]] | None":
+        """Map where documents start; None: the tokens were uploaded, and nobody knows."""
+        file = Path(self.file).parent / DOCUMENTS
+        if Path(self.file).name != TOKENS or file.stat().st_size == 0:
+            return None
+        return np.memmap(file, dtype="<u8", mode="r")
+
     def open_examples(self) -> "Examples":
         """Map what there is of conversations, completions or pairs besides their tokens."""
         folder = Path(self.file).parent

@@ -10,10 +10,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from apt_jobs.errors import InvalidDataset, OutOfSpace
+from apt_jobs.errors import InvalidDataset, InvalidInput, OutOfSpace
 from apt_jobs.events.kinds import LineLogged
 from apt_jobs.events.spool import SpoolReader, SpoolWriter
 from apt_jobs.folder_lock import FolderLock, lock_path
+from apt_jobs.jobs.data_options import DataOptions
 from apt_jobs.jobs.dataset_format import DatasetFormat
 from apt_jobs.jobs.run_file import NamedSource, RunFile
 from apt_jobs.jobs.spec import TrainSpec
@@ -111,6 +112,18 @@ def test_a_second_attempt_and_another_job_find_it_prepared(tmp_path: Path) -> No
     assert read_pointer(first.run_dir) == read_pointer(second.run_dir)
     third = _run_file(tmp_path / "c", b"other words\n" * 100)
     assert _prepare(third)[0] != tokens
+
+
+def test_documents_may_be_kept_apart(tmp_path: Path) -> None:
+    run_file = _run_file(tmp_path / "a", _jsonl(*["one two three and more"] * 200), dataset_format=DatasetFormat.JSONL)
+    _, tokenizer = _prepare(run_file)
+    spec = run_file.spec.model_copy(update={"data": DataOptions(separate_documents=True)})
+    batches = open_batches(run_file.run_dir, spec, 32, 1, can_pack=True)
+    (batch,) = batches.micro_batches(1, 0)
+    assert batch.positions_RT is not None
+    assert ((batch.ids_RT == tokenizer.eos_token_id)[:, :-1] == (batch.positions_RT == 0)[:, 1:]).all()
+    with pytest.raises(InvalidInput, match=r"data\.separate_documents: the model"):
+        open_batches(run_file.run_dir, spec, 32, 1, can_pack=False)
 
 
 def test_a_text_may_be_validated_on_another(tmp_path: Path) -> None:

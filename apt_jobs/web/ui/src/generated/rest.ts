@@ -1781,6 +1781,11 @@ export interface components {
              * @default true
              */
             packing?: boolean;
+            /**
+             * @description Of text: no token attends to another document, as if each had a sequence of its own. false: a sequence is read as one text, which is faster on GPUs.
+             * @default false
+             */
+            separate_documents?: boolean;
         };
         DatasetAnswer: {
             name: string;
