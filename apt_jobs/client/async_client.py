@@ -334,6 +334,10 @@ class AsyncClient(AsyncTransport):
         )
         return dict(answer)
 
+    async def preview_dataset(self, name: str, *, rows: int = 5, model: str | None = None) -> dict[str, Any]:
+        """Get the first rows of a data set, and their tokens by the tokenizer of `model`."""
+        return await self._send(calls.preview_dataset(name, rows, model))
+
     async def delete_dataset(self, name: str) -> None:
         """Delete a data set."""
         await self._send(calls.delete_dataset(name))

@@ -184,6 +184,11 @@ def upload_parameters(name: str, dataset_format: str, column: str) -> dict[str, 
     return {key: value for key, value in given.items() if usual.get(key) != value}
 
 
+def preview_dataset(name: str, rows: int, model: str | None) -> Call[dict[str, Any]]:
+    path = f"/api/datasets/{segment(name, 'data set')}/preview"
+    return Call("GET", path, dict, params=_given({"rows": rows, "model": model}))
+
+
 def delete_dataset(name: str) -> Call[None]:
     return Call("DELETE", f"/api/datasets/{segment(name, 'data set')}", _nothing, is_repeatable=False)
 

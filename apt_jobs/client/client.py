@@ -326,6 +326,10 @@ class Client(Transport):
         )
         return dict(answer)
 
+    def preview_dataset(self, name: str, *, rows: int = 5, model: str | None = None) -> dict[str, Any]:
+        """Get the first rows of a data set, and their tokens by the tokenizer of `model`."""
+        return self._send(calls.preview_dataset(name, rows, model))
+
     def delete_dataset(self, name: str) -> None:
         """Delete a data set."""
         self._send(calls.delete_dataset(name))

@@ -1,10 +1,11 @@
 """`apt-jobs datasets`: what jobs train on."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated
 
 import typer
 
+from apt_jobs.commands.dataset_folder import rows_of_folder
 from apt_jobs.commands.terminal import AsJson, echo, open_client, print_json, print_table
 from apt_jobs.errors import InvalidInput
 from apt_jobs.jobs.dataset_format import DatasetFormat, format_of_name
@@ -29,16 +30,16 @@ def list_all(as_json: AsJson = False) -> None:
 @app.command()
 def add(
     name: Name,
-    file: Annotated[Path, typer.Argument(help="Text, JSONL, Parquet or token ids.")],
+    file: Annotated[Path, typer.Argument(help="Text, JSONL, Parquet or token ids; or a folder of texts or JSONL.")],
     dataset_format: Annotated[
         DatasetFormat | None, typer.Option("--format", help="Default: what the file's name suggests, else text.")
     ] = None,
     column: Annotated[str, typer.Option(help="Field of JSONL or column of Parquet with the documents.")] = "text",
 ) -> None:
     """Upload a data set."""
-    chosen = dataset_format or format_of_name(file.name)
+    chosen = dataset_format or (DatasetFormat.JSONL if file.is_dir() else format_of_name(file.name))
     try:
-        opened = file.open("rb")
+        opened: IO[bytes] = rows_of_folder(file) if file.is_dir() else file.open("rb")
     except (OSError, ValueError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else exc
         raise InvalidInput(f"{file} cannot be read: {why}") from exc
@@ -52,3 +53,29 @@ def delete(name: Name) -> None:
     """Delete a data set."""
     with open_client() as client:
         client.delete_dataset(name)
+
+
+@app.command()
+def preview(
+    name: Name,
+    rows: Annotated[int, typer.Option(min=1, max=50, help="How many to show.")] = 5,
+    model: Annotated[str | None, typer.Option(help="Show its tokenizer's tokens: an id of `apt-jobs models`.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the first rows of a data set, and what of them is trained on."""
+    with open_client() as client:
+        answer = client.preview_dataset(name, rows=rows, model=model)
+    if as_json:
+        print_json(answer)
+        return
+    if answer["kind"] is None:
+        echo(" ".join(map(str, answer["token_ids"])))
+        if answer["text"] is not None:
+            echo(answer["text"])
+    for row in answer["rows"]:
+        echo(f"{row['where'] or name}{': ' + row['fault'] if row['fault'] else ''}")
+        for part in row["parts"]:
+            shown = part["text"] if part["tokens"] is None else "·".join(part["tokens"])
+            echo(f"  {'*' if part['is_trained_on'] else ' '} {part['name']}: {shown}{'...' if part['is_cut'] else ''}")
+    if answer["rows"]:
+        echo(f"{answer['kind']}; * is trained on")

@@ -1,6 +1,6 @@
 """Which content of a data set a job trains on, and which jobs still need a data set."""
 
-from sqlalchemy import select, update
+from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.models import Job
@@ -21,10 +21,10 @@ def pin_dataset(session: Session, job_id: str, sha256: str) -> str:
 
 def unfinished_job_with(session: Session, dataset: str) -> str | None:
     """Return the oldest job that waits, runs or is paused and trains on this data set."""
-    name = Job.spec["dataset"].as_string()
+    names = [Job.spec[field].as_string() for field in ("dataset", "validation_dataset")]
     return session.scalar(
         select(Job.id)
-        .where(Job.state.in_(_UNFINISHED), Job.kind == "train", name == dataset)
+        .where(Job.state.in_(_UNFINISHED), Job.kind == "train", or_(*(name == dataset for name in names)))
         .order_by(Job.created_at, Job.id)
         .limit(1)
     )

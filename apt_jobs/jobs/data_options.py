@@ -25,3 +25,8 @@ class DataOptions(Strict):
         True,
         description="Put several examples into a sequence; none attends to another. false: each has one of its own.",
     )
+    separate_documents: bool = Field(
+        False,
+        description="Of text: no token attends to another document, as if each had a sequence of its own. false: a "
+        "sequence is read as one text, which is faster on GPUs.",
+    )

@@ -15,6 +15,18 @@ from apt_jobs.jobs.spec import TrainSpec
 SCRIPT_SUFFIX = ".py"  # an entry point that ends so is a file to run, not a function to import
 
 
+class NamedSource(BaseModel):
+    """A data set of an attempt."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    file: Path | None  # None: the built-in data set
+    format: DatasetFormat = DatasetFormat.TEXT
+    column: str = DEFAULT_COLUMN  # of JSONL and Parquet
+    sha256: str | None = None  # of the file; None: rank 0 computes it
+
+
 class RunFile(BaseModel):
     """Everything that a rank needs. Paths are absolute."""
 
@@ -29,6 +41,7 @@ class RunFile(BaseModel):
     dataset_format: DatasetFormat = DatasetFormat.TEXT
     dataset_column: str = DEFAULT_COLUMN  # of JSONL and Parquet
     dataset_sha256: str | None = None  # of the file; None: rank 0 computes it
+    validation_source: NamedSource | None = None  # None: a share of the data set is held out
     prepared_dir: Path | None = None  # tokens that jobs share; None: a folder of this attempt
     base_model_dir: Path | None  # weights to start from; None: random weights
     base_adapter_dirs: list[Path] = []  # adapters to add to them first, in this order
@@ -49,6 +62,17 @@ class RunFile(BaseModel):
     def is_user_script(self) -> bool:
         """Whether the ranks run code that is not ours."""
         return self.entry_point is not None or self.command is not None
+
+    @property
+    def dataset_source(self) -> NamedSource:
+        """The data set that is trained on."""
+        return NamedSource(
+            name=self.spec.dataset,
+            file=self.dataset_file,
+            format=self.dataset_format,
+            column=self.dataset_column,
+            sha256=self.dataset_sha256,
+        )
 
     def spool_path(self, rank: int) -> Path:
         """Return the path of one rank's spool."""

@@ -199,6 +199,9 @@ class TrainSpec(JobSpec):
         description="Environment variables of the ranks. All who may read the job see them: no secrets.",
     )
     dataset: Name = Field(BUILTIN_DATASET, description="A data set of `GET /api/datasets`.")
+    validation_dataset: Name | None = Field(
+        None, description="Validate on this data set; null: on `validation_fraction` of `dataset`, held out."
+    )
     base_model: Name | None = Field(
         None, description="Start from a local model or a checkpoint id (`GET /api/models`)."
     )

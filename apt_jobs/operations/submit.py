@@ -162,22 +162,26 @@ def _shape_faults(spec: TrainSpec) -> list[ReferenceFault]:
 
 
 def _dataset_faults(settings: Settings, spec: TrainSpec) -> list[ReferenceFault]:
-    if spec.dataset == BUILTIN_DATASET:
-        return []
+    names = {"dataset": spec.dataset, "validation_dataset": spec.validation_dataset}
+    given = {field: name for field, name in names.items() if name not in (None, BUILTIN_DATASET)}
+    return [fault for field, name in given.items() for fault in _faults_of_dataset(settings, spec, field, name or "")]
+
+
+def _faults_of_dataset(settings: Settings, spec: TrainSpec, field: str, name: str) -> list[ReferenceFault]:
     try:
-        record = find_dataset(settings.datasets_dir, spec.dataset)
+        record = find_dataset(settings.datasets_dir, name)
     except NotFound:
-        return [ReferenceFault("dataset", repr(spec.dataset), "a name that GET /api/datasets lists")]
+        return [ReferenceFault(field, repr(name), "a name that GET /api/datasets lists")]
     except OSError as exc:
-        raise InvalidInput(f"the data set {spec.dataset!r} cannot be read: {exc.strerror}") from exc
+        raise InvalidInput(f"the data set {name!r} cannot be read: {exc.strerror}") from exc
     if record.format.is_tokens and spec.base_model is None and spec.entry_point == BUILTIN_ENTRY_POINT:
-        return [ReferenceFault("base_model", "null", f"the model whose tokenizer made the tokens of {spec.dataset!r}")]
+        return [ReferenceFault("base_model", "null", f"the model whose tokenizer made the tokens of {name!r}")]
     # A token is at least one byte, a document one more; of a compressed file nothing is known.
     min_bytes = spec.model.max_seq_len + 1 if record.format is DatasetFormat.TEXT else 1
     if record.size_bytes >= min_bytes or record.filename.endswith((".gz", ".zst")):
         return []
     expected = f"a data set of at least one sequence: {min_bytes:,} bytes; this one has {record.size_bytes:,}"
-    return [ReferenceFault("dataset", repr(spec.dataset), expected)]
+    return [ReferenceFault(field, repr(name), expected)]
 
 
 def _code_faults(settings: Settings, spec: TrainSpec) -> list[ReferenceFault]:

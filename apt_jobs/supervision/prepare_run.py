@@ -1,5 +1,6 @@
 """From a job's row to the run file of one attempt: every reference resolved, every refusal in words."""
 
+import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ import orjson
 from apt_jobs.artifacts.adapters import MAX_ADAPTERS, base_model_of, is_adapter_dir
 from apt_jobs.artifacts.checkpoints import checkpoint_dir, checkpoints_of_job, complete_checkpoint_dir
 from apt_jobs.artifacts.code import unpack_code
-from apt_jobs.artifacts.datasets import DatasetRecord, identify_dataset
+from apt_jobs.artifacts.datasets import identify_dataset
 from apt_jobs.artifacts.models import ModelFolders, local_model_dir, resolve_model
 from apt_jobs.artifacts.prepared_space import prune_prepared
 from apt_jobs.artifacts.runs import run_dir, runs_of_job
@@ -21,7 +22,7 @@ from apt_jobs.db.models import Checkpoint, Job
 from apt_jobs.db.workers import list_workers, node_name
 from apt_jobs.errors import InvalidCheckpoint, InvalidDataset, InvalidInput, NotFound, WorkerLacks
 from apt_jobs.jobs.environment import as_flag
-from apt_jobs.jobs.run_file import SCRIPT_SUFFIX, RunFile
+from apt_jobs.jobs.run_file import SCRIPT_SUFFIX, NamedSource, RunFile
 from apt_jobs.jobs.spec import BUILTIN_DATASET, BUILTIN_ENTRY_POINT, CHECKPOINT_ID_PATTERN, TrainSpec
 from apt_jobs.operations.data_directory import require_room
 from apt_jobs.operations.liveness import alive_within_s
@@ -60,7 +61,7 @@ def plan_attempt(
     folder.mkdir(parents=True, exist_ok=True)
     require_room(settings)
     resume_dir, resume_step = _resume_point(settings, database, job.id)
-    dataset = _dataset(settings, database, job.id, spec)
+    sources = _pinned_sources(settings, database, job.id, spec)
     prune_prepared(settings.prepared_dir, settings.max_prepared_bytes)
     output_dir = runs_of_job(settings, job.id) / OUTPUT_FOLDER
     base = _base_model(settings, database, spec)
@@ -69,7 +70,8 @@ def plan_attempt(
         attempt=job.attempt,
         spec=spec,
         **_what_to_run(settings, spec, output_dir),
-        **_dataset_fields(settings, dataset),
+        **_dataset_fields(sources[0]),
+        validation_source=sources[1] if len(sources) > 1 else None,
         prepared_dir=settings.prepared_dir,
         base_model_dir=base.folder if base is not None else None,
         base_adapter_dirs=list(base.adapters) if base is not None else [],
@@ -185,37 +187,46 @@ def _command(settings: Settings, spec: TrainSpec, entry_point: str | None, outpu
     return [sys.executable, entry_point, *spec.argv, *flags]
 
 
-def _dataset(settings: Settings, database: Database, job_id: str, spec: TrainSpec) -> DatasetRecord | None:
-    """Return the job's data set; None: the built-in one. The first attempt pins its content, the others check it."""
-    if spec.dataset == BUILTIN_DATASET:
-        return None
-    try:
-        record = identify_dataset(settings.datasets_dir, spec.dataset)
-    except NotFound as exc:
-        raise WorkerLacks(
-            f"there is no data set {spec.dataset!r} on this worker; GET /api/datasets lists them"
-        ) from exc
-    assert record.sha256 is not None  # `identify_dataset` computes it
+def _pinned_sources(settings: Settings, database: Database, job_id: str, spec: TrainSpec) -> list[NamedSource]:
+    """Return what the job trains on, and validates on if that is apart.
+
+    The first attempt pins the content, the others check it.
+    """
+    names = [spec.dataset, *([] if spec.validation_dataset is None else [spec.validation_dataset])]
+    sources = [_source(settings, name) for name in names]
+    hashes = [source.sha256 for source in sources if source.sha256 is not None]
+    if not hashes:
+        return sources
+    content = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
     with database.write() as session:
-        pinned = pin_dataset(session, job_id, record.sha256)
-    if pinned != record.sha256:
+        pinned = pin_dataset(session, job_id, content)
+    if pinned != content:
         raise InvalidDataset(
-            f"data set {spec.dataset!r} was replaced since this job began: its content has the SHA-256 "
-            f"{record.sha256}, the job trains on {pinned}; bring that content back and retry, or submit a new job"
+            f"data set {' or '.join(map(repr, names))} was replaced since this job began: its content has the SHA-256 "
+            f"{content}, the job trains on {pinned}; bring that content back and retry, or submit a new job"
         )
-    return record
+    return sources
 
 
-def _dataset_fields(settings: Settings, dataset: DatasetRecord | None) -> dict[str, Any]:
-    """Return what the run file says of the data set; nothing of the built-in one."""
-    if dataset is None:
-        return {"dataset_file": None}
-    return {
-        "dataset_file": dataset.file(settings.datasets_dir),
-        "dataset_format": dataset.format,
-        "dataset_column": dataset.column,
-        "dataset_sha256": dataset.sha256,
-    }
+def _source(settings: Settings, name: str) -> NamedSource:
+    if name == BUILTIN_DATASET:
+        return NamedSource(name=name, file=None)
+    try:
+        record = identify_dataset(settings.datasets_dir, name)
+    except NotFound as exc:
+        raise WorkerLacks(f"there is no data set {name!r} on this worker; GET /api/datasets lists them") from exc
+    return NamedSource(
+        name=name,
+        file=record.file(settings.datasets_dir),
+        format=record.format,
+        column=record.column,
+        sha256=record.sha256,
+    )
+
+
+def _dataset_fields(source: NamedSource) -> dict[str, Any]:
+    """Return what the run file says of the data set to train on."""
+    return {f"dataset_{field}": value for field, value in source if field != "name"}
 
 
 def _base_model(settings: Settings, database: Database, spec: TrainSpec) -> ModelFolders | None:

@@ -13,9 +13,9 @@ from jinja2.exceptions import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from apt_jobs.artifacts.conversations import Conversation
+from apt_jobs.artifacts.dataset_rows import WrongRow, shown
 from apt_jobs.errors import InvalidInput
-from apt_jobs.training.conversations import Conversation
-from apt_jobs.training.rows import WrongRow, shown
 
 _FAILURES = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
 _MARKS_ANSWERS = re.compile(r"\{%-?\s*generation\s*-?%\}")

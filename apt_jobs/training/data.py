@@ -13,15 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from apt_jobs.errors import InvalidDataset
+from apt_jobs.artifacts.conversations import RowKind
+from apt_jobs.errors import InvalidDataset, InvalidInput
 from apt_jobs.jobs.spec import BUILTIN_DATASET, TrainingOptions, TrainSpec
-from apt_jobs.training.conversations import RowKind
-from apt_jobs.training.prepared import Examples, read_pointer
+from apt_jobs.training.prepared import VALIDATION, Examples, Pointer, read_pointer
 from apt_jobs.training.sequences import (
     IGNORED_LABEL,
     ExampleSequences,
     Indices,
     PairSequences,
+    SeparateDocuments,
     Sequences,
     TextSequences,
     num_targets_of,
@@ -90,13 +91,13 @@ class Batches:
 
     @property
     def is_text(self) -> bool:
-        """Whether every token is a label."""
-        return isinstance(self.train, TextSequences)
+        """Whether every token is a label, and every row one sequence."""
+        return isinstance(self.train, TextSequences) and not self.train.is_packed
 
     @property
     def is_packed(self) -> bool:
         """Whether a row may hold several examples, which must not attend to each other."""
-        return isinstance(self.train, ExampleSequences) and self.train.is_packed
+        return self.train.is_packed
 
     def epoch_of(self, step: int) -> int:
         """Return epoch (from 0) of an optimizer step (from 1)."""
@@ -153,11 +154,12 @@ def open_batches(run_dir: Path, spec: TrainSpec, context: int, world_size: int, 
         InvalidDataset: it is too short for one step; the message says how long it has to be.
     """
     pointer, options = read_pointer(run_dir), spec.training
+    apart = None if spec.validation_dataset is None else _validation(run_dir, spec, context, can_pack)
     if pointer.kind is RowKind.TEXT:
-        return _text_batches(pointer.open_tokens(), spec, context, world_size)
+        return _text_batches(pointer, spec, context, world_size, apart, can_pack=can_pack)
     examples = pointer.open_examples()
     usable = _usable(examples, spec, context, is_pairs=pointer.kind is RowKind.PREFERENCE)
-    held_out = _num_held_out(len(usable), options)
+    held_out = _num_held_out(len(usable), options, apart)
     shuffled = torch.randperm(len(usable), generator=torch.Generator().manual_seed(options.seed)).numpy()
     splits = np.sort(usable[shuffled[held_out:]]), np.sort(usable[shuffled[:held_out]])
     train, validation = (_sequences(examples, split, spec, context, can_pack) for split in splits)
@@ -169,23 +171,57 @@ def open_batches(run_dir: Path, spec: TrainSpec, context: int, world_size: int, 
             f"validation and the others make {len(train):,} {what}; one step needs {needed:,}: use more rows, "
             "data.packing false, or a smaller batch (batch_size, gradient_accumulation_steps, num_ranks)"
         )
-    return Batches(train, validation, options, world_size)
+    return Batches(train, apart or validation, options, world_size)
 
 
-def _text_batches(tokens: np.ndarray, spec: TrainSpec, seq_len: int, world_size: int) -> Batches:
-    options, num_sequences = spec.training, len(tokens) // seq_len
-    num_validation = _num_held_out(num_sequences, options)
+def _validation(run_dir: Path, spec: TrainSpec, context: int, can_pack: bool) -> Sequences:
+    """Return the rows of a validation set of its own."""
+    pointer = read_pointer(run_dir, VALIDATION)
+    if pointer.kind is RowKind.TEXT:
+        num_sequences = pointer.num_tokens // context
+        found: Sequences = _text(pointer, spec, context, slice(0, num_sequences), can_pack)
+    else:
+        examples = pointer.open_examples()
+        usable = _usable(examples, spec, context, is_pairs=pointer.kind is RowKind.PREFERENCE)
+        found = _sequences(examples, usable, spec, context, can_pack)
+    if not len(found):
+        raise InvalidDataset(
+            f"validation_dataset: data set {spec.validation_dataset!r} has no sequence of {context:,} tokens"
+        )
+    return found
+
+
+def _text_batches(
+    pointer: Pointer, spec: TrainSpec, seq_len: int, world_size: int, apart: Sequences | None, *, can_pack: bool
+) -> Batches:
+    options, num_sequences = spec.training, pointer.num_tokens // seq_len
+    num_validation = _num_held_out(num_sequences, options, apart)
     per_step = options.batch_size * options.gradient_accumulation_steps * world_size
     num_train = num_sequences - num_validation
     if num_train < per_step:
         name = "the built-in data set" if spec.dataset == BUILTIN_DATASET else f"data set {spec.dataset!r}"
         raise InvalidDataset(
-            f"{name} has {len(tokens):,} tokens, which make {num_sequences:,} sequences of {seq_len}; one step needs "
-            f"{per_step:,} for training and {num_validation} for validation: use more text, shorter sequences "
+            f"{name} has {pointer.num_tokens:,} tokens, which make {num_sequences:,} sequences of {seq_len}; one step "
+            f"needs {per_step:,} for training and {num_validation} for validation: use more text, shorter sequences "
             "(max_seq_len), or a smaller batch (batch_size, gradient_accumulation_steps, num_ranks)"
         )
-    tokens_NT = tokens[: num_sequences * seq_len].reshape(num_sequences, seq_len)
-    return Batches(TextSequences(tokens_NT[:num_train]), TextSequences(tokens_NT[num_train:]), options, world_size)
+    train, validation = (
+        _text(pointer, spec, seq_len, part, can_pack) for part in (slice(0, num_train), slice(num_train, num_sequences))
+    )
+    return Batches(train, apart or validation, options, world_size)
+
+
+def _text(pointer: Pointer, spec: TrainSpec, seq_len: int, rows: slice, can_pack: bool) -> TextSequences:
+    """Return some of the rows that the documents of a text are cut into."""
+    tokens_NT = pointer.open_tokens()[rows.start * seq_len : rows.stop * seq_len].reshape(-1, seq_len)
+    if not spec.data.separate_documents:
+        return TextSequences(tokens_NT)
+    if not can_pack:
+        raise InvalidInput("data.separate_documents: the model does not keep documents of a row apart; leave it out")
+    starts = pointer.open_starts()
+    if starts is None:
+        raise InvalidDataset("data.separate_documents: of uploaded token ids it is not known where documents start")
+    return SeparateDocuments(tokens_NT, starts, rows.start)
 
 
 def _sequences(examples: Examples, chosen: Indices, spec: TrainSpec, context: int, can_pack: bool) -> Sequences:
@@ -207,8 +243,8 @@ def _usable(examples: Examples, spec: TrainSpec, context: int, *, is_pairs: bool
     return np.flatnonzero(is_usable)
 
 
-def _num_held_out(number: int, options: TrainingOptions) -> int:
-    wants_validation = options.validation_fraction > 0
+def _num_held_out(number: int, options: TrainingOptions, apart: Sequences | None) -> int:
+    wants_validation = options.validation_fraction > 0 and apart is None
     return min(max(round(number * options.validation_fraction), 1), number) if wants_validation else 0
 
 

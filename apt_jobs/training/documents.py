@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import IO, Any
 
+from apt_jobs.artifacts.dataset_rows import READ_BYTES, RowReader, Source, WrongRow, kind_of, shown
 from apt_jobs.errors import InvalidDataset
 from apt_jobs.jobs.dataset_format import DEFAULT_COLUMN, DatasetFormat
-from apt_jobs.training.rows import READ_BYTES, RowReader, Source, WrongRow, kind_of, shown
 
 PIECE_CHARS = 16_384  # about as long as a piece is
 MAX_PIECE_CHARS = 1 << 20  # of a word that has no end

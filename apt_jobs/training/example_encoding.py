@@ -7,10 +7,10 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from apt_jobs.artifacts.conversations import Completion, Example, RowKind, examples_of
+from apt_jobs.artifacts.dataset_rows import Row, WrongRow
 from apt_jobs.training.chat_template import ChatTemplate, RenderedText
-from apt_jobs.training.conversations import Completion, Example, RowKind, examples_of
 from apt_jobs.training.encoding import DocumentEncoder, Ids, tokenizer_definition
-from apt_jobs.training.rows import Row, WrongRow
 
 Mask = np.ndarray[tuple[int], np.dtype[np.uint8]]
 Positions = np.ndarray[tuple[int], np.dtype[np.uint64]]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from apt_jobs.artifacts.conversations import RowKind
 from apt_jobs.artifacts.manifest import has_manifest, require_whole
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.gradient_monitor.monitor import GradientMonitor
@@ -25,7 +26,6 @@ from apt_jobs.training.checkpoint_manager import CheckpointManager
 from apt_jobs.training.commands import Command, Commands
 from apt_jobs.training.compilation import compile_or_fall_back, is_wanted
 from apt_jobs.training.context import context_length
-from apt_jobs.training.conversations import RowKind
 from apt_jobs.training.cuda_graph import CapturedPass
 from apt_jobs.training.data import Batch, Batches, open_batches
 from apt_jobs.training.ddp import Rank, barrier, process_group, repeatable, summed
@@ -308,7 +308,8 @@ class _Trainer:
 
     def _open_batches(self) -> Batches:
         run_file = self._run_file
-        wants_packing = run_file.spec.data.packing and read_pointer(run_file.run_dir).kind is not RowKind.TEXT
+        is_text = read_pointer(run_file.run_dir).kind is RowKind.TEXT
+        wants_packing = run_file.spec.data.separate_documents if is_text else run_file.spec.data.packing
         can_pack = wants_packing and keeps_examples_apart(self._model)
         context = context_length(run_file)
         return open_batches(run_file.run_dir, run_file.spec, context, self._rank.world_size, can_pack=can_pack)

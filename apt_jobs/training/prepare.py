@@ -21,23 +21,25 @@ import tokenizers
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from apt_jobs.artifacts.conversations import RowKind, find_row_kind
+from apt_jobs.artifacts.dataset_rows import RowReader, Source
 from apt_jobs.errors import InvalidDataset, OutOfSpace
 from apt_jobs.events.kinds import LineLogged
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.folder_lock import FolderLock, lock_path
 from apt_jobs.jobs.outcome import Outcome, write_outcome
-from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.jobs.run_file import NamedSource, RunFile
 from apt_jobs.jobs.spec import BUILTIN_DATASET
 from apt_jobs.training.context import context_length
-from apt_jobs.training.conversations import RowKind, find_row_kind
 from apt_jobs.training.documents import DocumentReader, Piece
 from apt_jobs.training.encoding import DocumentEncoder, Encoded, tokenizer_definition
 from apt_jobs.training.preparation_progress import PreparationProgress
-from apt_jobs.training.prepare_examples import ExampleFiles, check_lengths, texts_of
+from apt_jobs.training.prepare_examples import ExampleFiles, check_lengths, require_alike, texts_of
 from apt_jobs.training.prepared import (
     ABOUT,
     DOCUMENTS,
     TOKENS,
+    VALIDATION,
     Pointer,
     has_pointer,
     is_complete,
@@ -45,7 +47,6 @@ from apt_jobs.training.prepared import (
     read_prepared,
     synced,
 )
-from apt_jobs.training.rows import RowReader, Source
 from apt_jobs.training.token_files import token_file_pointer
 from apt_jobs.training.tokenizer import TRAINING_CHARS, learn_vocabulary, load_tokenizer, wrap_tokenizer
 
@@ -122,10 +123,7 @@ class _Preparation:
 
     def __init__(self, run_file: RunFile, spool: SpoolWriter) -> None:
         self._run_file, self._spool = run_file, spool
-        spec = run_file.spec
-        self._source = Source(spec.dataset, run_file.dataset_file, run_file.dataset_format, run_file.dataset_column)
-        self._words = "the built-in data set" if spec.dataset == BUILTIN_DATASET else f"data set {spec.dataset!r}"
-        self._kind = RowKind.TEXT
+        self._use(run_file.dataset_source)
         self._root = run_file.prepared_dir or run_file.run_dir / "prepared"
         self._locks: list[FolderLock] = []
         self._began_s = time.monotonic()
@@ -134,19 +132,32 @@ class _Preparation:
         """Prepare, and write the pointer."""
         run_file, folder = self._run_file, _tokenizer_dir(self._run_file)
         is_learned = not (run_file.resume_dir or run_file.base_model_dir)
-        self._kind = find_row_kind(self._source, run_file.spec.training.objective)
-        if self._source.format.is_tokens:
-            tokenizer = None if is_learned else load_tokenizer(folder)
-            pointer = token_file_pointer(self._source, tokenizer, folder, self._stop_if_asked)
-            assert tokenizer is not None  # else it was refused
-        else:
-            sha256 = run_file.dataset_sha256 or self._hash()
-            if is_learned:
-                self._make_tokenizer(sha256, folder)
-            tokenizer = self._load_tokenizer(folder)
-            pointer = self._tokens(sha256, tokenizer)
-        pointer.write(run_file.run_dir)
+        if is_learned and not self._source.format.is_tokens:
+            self._make_tokenizer(self._sha256(), folder)
+        tokenizer = None if is_learned and self._source.format.is_tokens else self._load_tokenizer(folder)
+        pointer = self._pointer(tokenizer, folder)
+        assert tokenizer is not None  # else the data set was refused
+        if run_file.validation_source is not None:
+            kind = self._kind
+            self._use(run_file.validation_source)
+            require_alike(kind, self._kind, self._words)
+            self._pointer(tokenizer, folder).write(run_file.run_dir, VALIDATION)
+        pointer.write(run_file.run_dir)  # last: it is what other ranks wait for
         return tokenizer
+
+    def _use(self, source: NamedSource) -> None:
+        """Prepare this data set from now on."""
+        self._given, self._source = source, Source(source.name, source.file, source.format, source.column)
+        self._words = "the built-in data set" if source.name == BUILTIN_DATASET else f"data set {source.name!r}"
+        self._kind = find_row_kind(self._source, self._run_file.spec.training.objective)
+
+    def _pointer(self, tokenizer: PreTrainedTokenizerFast | None, folder: Path) -> Pointer:
+        if self._source.format.is_tokens or tokenizer is None:
+            return token_file_pointer(self._source, tokenizer, folder, self._stop_if_asked)
+        return self._tokens(self._sha256(), tokenizer)
+
+    def _sha256(self) -> str:
+        return self._given.sha256 or self._hash()
 
     def close(self) -> None:
         """Let what was prepared be removed."""

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from apt_jobs.artifacts.conversations import RowKind, columns_of, contents_of, examples_of
+from apt_jobs.artifacts.dataset_rows import MAX_WRONG_ROWS, Row, RowReader, Source, WrongRow, where
 from apt_jobs.errors import InvalidDataset
 from apt_jobs.jobs.data_options import DataOptions
-from apt_jobs.training.conversations import RowKind, columns_of, contents_of, examples_of
 from apt_jobs.training.example_encoding import EncodedExamples, ExampleEncoder
 from apt_jobs.training.prepared import ABOUT, ANSWERS, DOCUMENTS, ROWS, TOKENS, Examples, Pointer, synced
-from apt_jobs.training.rows import MAX_WRONG_ROWS, Row, RowReader, Source, WrongRow, where
 
 BATCH_CHARS = 1 << 20  # written and tokenised at once; offsets of tokens cost more than the tokens
 MAX_BATCH_ROWS = 4_096
@@ -115,6 +115,17 @@ def check_lengths(pointer: Pointer, source: Source, options: DataOptions, contex
     if options.longer_than_context == "skip":
         return f"{len(rows):,} rows of data set {source.name!r} are longer than {context:,} tokens and are skipped"
     return f"{len(rows):,} rows of data set {source.name!r} are cut after {context:,} tokens"
+
+
+def require_alike(kind: RowKind, of_validation: RowKind, words: str) -> None:
+    """Return if a validation on rows of one kind says something of a training on rows of another.
+
+    Raises:
+        InvalidDataset: it does not.
+    """
+    comparable = {RowKind.CONVERSATION, RowKind.COMPLETION}
+    if kind is not of_validation and not {kind, of_validation} <= comparable:
+        raise InvalidDataset(f"validation_dataset: {words} holds {of_validation} rows, the training has {kind} rows")
 
 
 def _too_long(examples: Examples, longer: np.ndarray, source: Source, context: int, num_rows: int) -> str:

@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from apt_jobs.training.conversations import RowKind
+from apt_jobs.artifacts.conversations import RowKind
 
 TOKENS, DOCUMENTS, ABOUT = "tokens.bin", "documents.bin", "about.json"
 ANSWERS, ROWS = "answers.bin", "rows.bin"  # of examples: 1 for each token of an answer; the row of each example
 _POINTER = "prepared.json"
+VALIDATION = "prepared-validation.json"  # the pointer to a data set of its own
 
 Tokens = np.ndarray[tuple[int], np.dtype[Any]]
 
@@ -56,6 +57,13 @@ class Pointer:
             return np.empty(0, dtype=self.dtype)
         return np.memmap(self.file, dtype=self.dtype, mode="r", shape=(self.num_tokens,))
 
+    def open_starts(self) -> "np.ndarray[tuple[int], np.dtype[np.uint64]] | None":
+        """Map where documents start; None: the tokens were uploaded, and nobody knows."""
+        file = Path(self.file).parent / DOCUMENTS
+        if Path(self.file).name != TOKENS or file.stat().st_size == 0:
+            return None
+        return np.memmap(file, dtype="<u8", mode="r")
+
     def open_examples(self) -> "Examples":
         """Map what there is of conversations, completions or pairs besides their tokens."""
         folder = Path(self.file).parent
@@ -66,11 +74,11 @@ class Pointer:
             self.open_tokens(), answers, np.append(starts, np.uint64(self.num_tokens)).astype(np.int64), rows
         )
 
-    def write(self, run_dir: Path) -> None:
+    def write(self, run_dir: Path, name: str = _POINTER) -> None:
         """Let the other ranks find it. It appears whole."""
-        temporary = run_dir / f".{_POINTER}"
+        temporary = run_dir / f".{name}"
         temporary.write_text(json.dumps(asdict(self)))
-        temporary.rename(run_dir / _POINTER)
+        temporary.rename(run_dir / name)
 
 
 def has_pointer(run_dir: Path) -> bool:
@@ -78,9 +86,9 @@ def has_pointer(run_dir: Path) -> bool:
     return (run_dir / _POINTER).exists()
 
 
-def read_pointer(run_dir: Path) -> Pointer:
+def read_pointer(run_dir: Path, name: str = _POINTER) -> Pointer:
     """Read what rank 0 wrote."""
-    stored = json.loads((run_dir / _POINTER).read_text())
+    stored = json.loads((run_dir / name).read_text())
     return Pointer(**{**stored, "kind": RowKind(stored["kind"])})
 
 

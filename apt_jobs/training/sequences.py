@@ -32,6 +32,10 @@ class Sequences(Protocol):
     """The rows of a data set, in the order of the files."""
 
     @property
+    def is_packed(self) -> bool:
+        """Whether a row may hold several examples or documents, which must not attend to each other."""
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of all rows, without padding."""
 
@@ -51,6 +55,10 @@ class TextSequences:
         self._tokens_NT = tokens_NT
 
     @property
+    def is_packed(self) -> bool:
+        return False
+
+    @property
     def num_tokens(self) -> int:
         return self._tokens_NT.size
 
@@ -65,6 +73,44 @@ class TextSequences:
         return len(rows) * (self._tokens_NT.shape[1] - 1)
 
 
+class SeparateDocuments(TextSequences):
+    """The same rows, in which each document, or what a row has of it, is on its own."""
+
+    def __init__(
+        self,
+        tokens_NT: "np.ndarray[tuple[int, int], np.dtype[np.uint16 | np.uint32]]",
+        starts: "np.ndarray[tuple[int], np.dtype[np.uint64]]",
+        first_row: int,
+    ) -> None:
+        """Take rows of which the first is row `first_row` of all tokens, and where in these documents start, sorted."""
+        super().__init__(tokens_NT)
+        self._starts, self._first_row = starts, first_row
+
+    @property
+    def is_packed(self) -> bool:
+        return True
+
+    def gather(self, rows: Indices) -> Rows:
+        ids = super().gather(rows).ids_RT
+        positions = np.tile(np.arange(ids.shape[1]), (len(rows), 1))
+        labels = ids.clone()
+        for row, number in enumerate(rows):
+            for start in self._starts_in(int(number)):
+                positions[row, start:] = np.arange(ids.shape[1] - start)
+                labels[row, start] = IGNORED_LABEL  # nothing of its document comes before it
+        return Rows(ids, labels, torch.from_numpy(positions))
+
+    def num_targets(self, rows: Indices) -> int:
+        num_starts = sum(int((self._starts_in(int(row)) > 0).sum()) for row in rows)
+        return super().num_targets(rows) - num_starts
+
+    def _starts_in(self, row: int) -> Indices:
+        """Return where in a row documents start."""
+        begin = (self._first_row + row) * self._tokens_NT.shape[1]
+        first, last = np.searchsorted(self._starts, np.array([begin, begin + self._tokens_NT.shape[1]], np.uint64))
+        return self._starts[first:last].astype(np.int64) - begin
+
+
 class ExampleSequences:
     """Conversations and completions, one or several in a row, of which the answers are labels."""
 
@@ -76,7 +122,11 @@ class ExampleSequences:
         self._packing: Packing = pack(chosen, self._lengths, context) if pack_rows else alone(chosen)
         longest = int(self._lengths[chosen].max(initial=1))
         self._row_tokens = context if pack_rows else min(-(-longest // ROW_MULTIPLE) * ROW_MULTIPLE, context)
-        self.is_packed = pack_rows
+        self._packs = pack_rows
+
+    @property
+    def is_packed(self) -> bool:
+        return self._packs
 
     @property
     def num_tokens(self) -> int:
@@ -107,7 +157,7 @@ class ExampleSequences:
         return Rows(
             torch.from_numpy(ids),
             torch.from_numpy(labels),
-            torch.from_numpy(positions) if self.is_packed else None,
+            torch.from_numpy(positions) if self._packs else None,
         )
 
     def num_targets(self, rows: Indices) -> int:
@@ -121,6 +171,10 @@ class PairSequences:
         """Lay out the pairs of which the chosen answers are the examples `chosen`."""
         both = np.stack([chosen, chosen + 1], axis=1).ravel()
         self._of_examples = ExampleSequences(examples, both, context, options, pack_rows=False)
+
+    @property
+    def is_packed(self) -> bool:
+        return False
 
     @property
     def num_tokens(self) -> int:

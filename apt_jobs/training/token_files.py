@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from transformers import PretrainedConfig, PreTrainedTokenizerFast
 
+from apt_jobs.artifacts.dataset_rows import Source
 from apt_jobs.errors import InvalidDataset
 from apt_jobs.jobs.dataset_format import DatasetFormat
 from apt_jobs.training.prepared import Pointer, Tokens
-from apt_jobs.training.rows import Source
 
 CHECKED_TOKENS = 8 << 20  # at once
 _DTYPES = {DatasetFormat.UINT16: "<u2", DatasetFormat.UINT32: "<u4"}

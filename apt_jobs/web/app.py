@@ -20,6 +20,7 @@ from apt_jobs.web.admissions import Admissions
 from apt_jobs.web.api import (
     checkpoints,
     code,
+    dataset_previews,
     datasets,
     generation,
     histories,
@@ -91,6 +92,7 @@ ROUTES: list[BaseRoute] = [
     Route("/api/datasets", datasets.get_datasets, methods=["GET"]),
     Route("/api/datasets", datasets.upload_dataset, methods=["POST"]),
     Route("/api/datasets/{name}", datasets.remove_dataset, methods=["DELETE"]),
+    Route("/api/datasets/{name}/preview", dataset_previews.preview_dataset, methods=["GET"]),
     Route("/api/code/{sha256}", code.get_code, methods=["GET"]),
     Route("/api/code/{sha256}", code.upload_code, methods=["PUT"]),
     Route("/api/code/{sha256}/download", code.download_code, methods=["GET"]),

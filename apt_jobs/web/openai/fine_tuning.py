@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from apt_jobs.artifacts.conversations import RowKind
 from apt_jobs.artifacts.files import file_path
 from apt_jobs.db.access import Role
 from apt_jobs.db.checkpoints import best_of_job, list_checkpoints
@@ -155,14 +156,14 @@ class EventPageQuery(PageQuery):
     problems={404, 507},
 )
 async def create_job(request: Request) -> Response:
-    """Train a model further on an uploaded file: JSON lines with `text`, or with `prompt` and `completion`."""
+    """Train a model further on an uploaded file: JSON lines with `messages`, `text`, or `prompt` and `completion`."""
     service, body = service_of(request), request.state.body
     owner, seen, key = owner_of(request), seen_by(request), request.state.idempotency_key
-    size_bytes = await _checked_file(service, body, seen)
+    size_bytes, kind = await _checked_file(service, body, seen)
     fine_tuning_id = new_fine_tuning_id()
     dataset = await asyncio.to_thread(publish_dataset, service.settings, body.training_file)
     base_model = (await require_model(service, body.model)).id
-    spec = body.job(fine_tuning_id, base_model, dataset, size_bytes)
+    spec = body.job(fine_tuning_id, base_model, dataset, size_bytes, kind)
 
     def create(session: Session) -> str:
         get_file(session, body.training_file, seen)  # it may have been deleted meanwhile
@@ -272,8 +273,8 @@ async def get_checkpoints(request: Request) -> Response:
     return JSONResponse((await service_of(request).read(read)).model_dump())
 
 
-async def _checked_file(service: Service, body: FineTuningRequest, seen: str | None) -> int:
-    """Return the size of the training file, whose lines can all train.
+async def _checked_file(service: Service, body: FineTuningRequest, seen: str | None) -> tuple[int, RowKind]:
+    """Return the size of the training file, whose lines can all train, and what they hold.
 
     Raises:
         ProblemError: 400, they cannot, or there is no such file.
@@ -285,12 +286,12 @@ async def _checked_file(service: Service, body: FineTuningRequest, seen: str | N
     if file.purpose != FINE_TUNE:
         raise field_error("training_file", f"the file's purpose is {file.purpose!r}; upload it for {FINE_TUNE!r}")
     try:
-        await asyncio.to_thread(check_training_lines, file_path(service.settings, file.id))
+        kind = await asyncio.to_thread(check_training_lines, file_path(service.settings, file.id))
     except InvalidInput as exc:
         raise field_error("training_file", str(exc)) from exc
     except OSError as exc:
         raise field_error("training_file", f"its content cannot be read: {exc.strerror}") from exc
-    return file.size_bytes
+    return file.size_bytes, kind
 
 
 async def _steered(request: Request, change: Callable[[Session, str], steer.Steered]) -> Response:

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from apt_jobs.artifacts.conversations import RowKind
+from apt_jobs.jobs.data_options import DataOptions
 from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.printable import require_printable
 from apt_jobs.jobs.spec import ModelName, TrainingOptions, TrainSpec
@@ -65,13 +67,15 @@ class FineTuningRequest(BaseModel):
             raise ValueError("hyperparameters are in `method`, too; send them in one of the two places")
         return self
 
-    def job(self, fine_tuning_id: str, base_model: str, dataset: str, size_bytes: int) -> TrainSpec:
-        """Return the job, from a model's id and a file of this size."""
+    def job(self, fine_tuning_id: str, base_model: str, dataset: str, size_bytes: int, kind: RowKind) -> TrainSpec:
+        """Return the job, from a model's id and a file of this size that holds rows of this kind."""
         asked = self.hyperparameters
         if asked is None and self.method is not None and self.method.supervised is not None:
             asked = self.method.supervised.hyperparameters
         asked = asked or Hyperparameters()
         batch_size, sequence = _shape(size_bytes, asked.batch_size)
+        if kind is not RowKind.TEXT:  # a sequence is as long as the longest example
+            sequence = MAX_SEQUENCE
         multiplier = 1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier
         options: dict[str, Any] = {} if self.seed is None else {"seed": self.seed}
         return TrainSpec(
@@ -81,6 +85,7 @@ class FineTuningRequest(BaseModel):
             dataset=dataset,
             base_model=base_model,
             model=APTConfig(max_seq_len=sequence),
+            data=DataOptions(packing=False, longer_than_context="truncate"),  # a batch counts examples
             training=TrainingOptions(
                 epochs=AUTO_EPOCHS if asked.n_epochs == "auto" else asked.n_epochs,
                 batch_size=batch_size,

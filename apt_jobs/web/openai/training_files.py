@@ -1,6 +1,6 @@
 """From an uploaded file to a data set that a training job reads: which lines train, and the name that it gets.
 
-What trains is said here alone: `text`, or `prompt` and `completion`. Everything else is refused by its line.
+What trains is what `artifacts/conversations.py` reads, by the first line. Everything else is refused by its line.
 """
 
 import os
@@ -10,26 +10,32 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from apt_jobs.artifacts.conversations import RowKind, examples_of, row_kind_of
+from apt_jobs.artifacts.dataset_rows import WrongRow, kind_of
 from apt_jobs.artifacts.datasets import DatasetRecord, add_dataset, delete_dataset
 from apt_jobs.artifacts.files import file_path
-from apt_jobs.errors import InvalidInput, NotFound
-from apt_jobs.jobs.dataset_format import DatasetFormat, stored_suffix
+from apt_jobs.errors import InvalidDataset, InvalidInput, NotFound
+from apt_jobs.jobs.dataset_format import DEFAULT_COLUMN, DatasetFormat, stored_suffix
 from apt_jobs.settings import Settings
 from apt_jobs.web.openai.json_lines import json_lines
 
-_FORMS = (("text",), ("prompt", "completion"))
 
-
-def check_training_lines(file: Path) -> None:
-    """Return if every line can train.
+def check_training_lines(file: Path) -> RowKind:
+    """Return what the lines hold, if every one can train.
 
     Raises:
         InvalidInput: one cannot; the message names it.
     """
+    kind: RowKind | None = None
     for line in json_lines(file):
-        fault = line.fault if line.value is None else _fault_of(line.value)
-        if fault:
-            raise InvalidInput(f"line {line.number:,}: {fault}")
+        if line.value is None:
+            raise InvalidInput(f"line {line.number:,}: {line.fault}")
+        try:
+            kind = kind or row_kind_of(line.value, DEFAULT_COLUMN, file.name, "next_token")
+            _require_trainable(line.value, kind)
+        except (WrongRow, InvalidDataset) as exc:
+            raise InvalidInput(f"line {line.number:,}: {exc}") from exc
+    return kind or RowKind.TEXT
 
 
 def publish_dataset(settings: Settings, file_id: str) -> str:
@@ -70,12 +76,12 @@ def _link_or_copy(content: Path, target: Path) -> None:
         shutil.copyfile(content, target)
 
 
-def _fault_of(row: dict[str, Any]) -> str | None:
-    if "messages" in row:
-        return "chats (`messages`) do not train yet; send `text`, or `prompt` and `completion`"
-    fields = next((form for form in _FORMS if all(field in row for field in form)), None)
-    if fields is None:
+def _require_trainable(row: dict[str, Any], kind: RowKind) -> None:
+    if kind is not RowKind.TEXT:
+        examples_of(row, kind, DEFAULT_COLUMN)
+        return
+    if DEFAULT_COLUMN not in row:
         has = ", ".join(map(repr, list(row)[:10])) or "none"
-        return f"expected `text`, or `prompt` and `completion`; it has: {has[:200]}"
-    wrong = next((field for field in fields if not isinstance(row[field], str)), None)
-    return None if wrong is None else f"{wrong} is a JSON {type(row[wrong]).__name__}; expected a string"
+        raise WrongRow(f"expected `messages`, `text`, or `prompt` and `completion`; it has: {has[:200]}")
+    if not isinstance(row[DEFAULT_COLUMN], str):
+        raise WrongRow(f"text is a JSON {kind_of(row[DEFAULT_COLUMN])}; expected a string")

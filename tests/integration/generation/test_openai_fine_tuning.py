@@ -57,9 +57,9 @@ def test_lists_are_paged_by_their_owner_and_jobs_are_cancelled(stack: Generating
     ("fields", "rows", "error", "words"),
     [
         ({"model": "absent"}, ROWS, openai.NotFoundError, "absent"),
-        ({}, [*ROWS, {"prompt": "x"}], openai.BadRequestError, "line 61: expected `text`"),
-        ({}, [{"text": 5}], openai.BadRequestError, "line 1: text is a JSON int"),
-        ({}, [{"messages": []}], openai.BadRequestError, "do not train yet"),
+        ({}, [*ROWS, {"prompt": "x"}], openai.BadRequestError, "line 61: no field 'completion'"),
+        ({}, [{"text": 5}], openai.BadRequestError, "line 1: text is a JSON number"),
+        ({}, [{"messages": []}], openai.BadRequestError, "line 1: field 'messages' has no message"),
         ({"validation_file": "file-x"}, ROWS, openai.BadRequestError, "validation_file"),
         ({"hyperparameters": {"n_epochs": 0}}, ROWS, openai.BadRequestError, "n_epochs"),
         ({"hyperparameters": {"n_epochs": 1}, "method": QUICK}, ROWS, openai.BadRequestError, "two places"),
@@ -98,7 +98,7 @@ def test_what_the_how_to_shows_runs(
         exec(block.replace("my-model", "chatty"), names)
     assert names["batch"].request_counts.completed == 3
     assert names["job"].status == "succeeded"
-    assert names["answer"].choices[0].text
+    assert names["answer"].choices[0].message.content
 
 
 def test_a_model_is_tuned_on_a_file_and_its_checkpoint_answers(

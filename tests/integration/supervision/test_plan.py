@@ -89,6 +89,27 @@ def test_the_first_attempt_pins_the_content_and_another_content_is_refused_with_
     assert _plan(settings, database, other).dataset_sha256 == hashlib.sha256(b"some other words").hexdigest()
 
 
+def test_a_validation_set_of_its_own_is_pinned_and_needed_as_well(
+    database: Database, sqlite_url: str, tmp_path: Path
+) -> None:
+    settings = Settings(data_dir=tmp_path / "data", database_url=SecretStr(sqlite_url))
+    settings.datasets_dir.mkdir(parents=True)
+    (settings.datasets_dir / "mine.txt").write_text("some words")
+    (settings.datasets_dir / "held.txt").write_text("held out")
+    with database.write() as session:
+        job_id = insert_job(session, TrainSpec(kind="train", dataset="mine", validation_dataset="held")).id
+        claim(session, job_id, "test", 60.0)
+    run_file = _plan(settings, database, job_id)
+    assert run_file.dataset_sha256 == hashlib.sha256(b"some words").hexdigest()
+    assert run_file.validation_source is not None
+    assert run_file.validation_source.sha256 == hashlib.sha256(b"held out").hexdigest()
+    with database.read() as session:
+        assert unfinished_job_with(session, "held") == job_id
+    (settings.datasets_dir / "held.txt").write_text("other words")
+    with pytest.raises(InvalidDataset, match="'mine' or 'held' was replaced"):
+        _plan(settings, database, job_id)
+
+
 @pytest.mark.parametrize("state", ["queued", "running", "pausing", "paused"])
 def test_an_unfinished_job_needs_its_data_set(database: Database, state: str) -> None:
     job_id = _claimed(database, "mine")

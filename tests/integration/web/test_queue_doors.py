@@ -22,6 +22,7 @@ pytestmark = pytest.mark.parametrize("served", ["direct"], indirect=True)
 CRON = {"name": "nightly", "cron": "0 3 * * *"}
 ABSENT: tuple[tuple[str, dict[str, Any]], ...] = (
     ("dataset", {"kind": "train", "dataset": "absent"}),
+    ("validation_dataset", {"kind": "train", "validation_dataset": "absent"}),
     ("base_model", {"kind": "train", "base_model": "absent"}),
     ("base_model", {"kind": "train", "base_model": f"ckpt_{0:020d}"}),
     ("entry_point", {"kind": "train", "entry_point": "absent"}),

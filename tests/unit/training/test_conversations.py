@@ -10,15 +10,15 @@ import pyarrow.parquet
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from apt_jobs.artifacts.dataset_rows import Source
 from apt_jobs.errors import InvalidDataset, InvalidInput
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.jobs.dataset_format import DatasetFormat
-from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.jobs.run_file import NamedSource, RunFile
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.training.data import open_batches
 from apt_jobs.training.prepare import prepared_data
 from apt_jobs.training.prepared import Examples, read_pointer
-from apt_jobs.training.rows import Source
 from tests.integration.run_files import run_file_in
 from tests.integration.training.tiny_chat_model import TEMPLATE, UNMARKED, conversations, save_chat_model
 
@@ -249,6 +249,29 @@ def test_rows_longer_than_the_context_are_named_skipped_or_cut(models: dict[str,
         spec = run_file.spec.model_copy(update={"training": options})
         batches = open_batches(run_file.run_dir, spec, 64, 1, can_pack=False)
         assert len(batches.train) == count
+
+
+def _with_validation(run_file: RunFile, rows: list[Any]) -> RunFile:
+    file = run_file.run_dir / "held"
+    file.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    source = NamedSource(name="held", file=file, format=DatasetFormat.JSONL)
+    spec = run_file.spec.model_copy(update={"validation_dataset": "held"})
+    return run_file.model_copy(update={"validation_source": source, "spec": spec})
+
+
+def test_a_validation_set_of_its_own_leaves_all_rows_to_the_training(models: dict[str, Path], tmp_path: Path) -> None:
+    run_file = _with_validation(
+        _run_file(tmp_path / "a", conversations(9), models["marked"]), [{"prompt": "one", "completion": " two"}] * 3
+    )
+    _prepare(run_file)
+    batches = open_batches(run_file.run_dir, run_file.spec, 128, 1, can_pack=False)
+    assert (len(batches.train), len(batches.validation)) == (9, 3)
+
+
+def test_a_validation_set_that_holds_something_else_is_refused(models: dict[str, Path], tmp_path: Path) -> None:
+    run_file = _run_file(tmp_path / "a", conversations(9), models["marked"])
+    with pytest.raises(InvalidDataset, match="validation_dataset: data set 'held' holds text rows"):
+        _prepare(_with_validation(run_file, [{"text": "one two"}] * 3))
 
 
 @pytest.mark.parametrize(

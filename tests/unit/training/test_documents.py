@@ -8,11 +8,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from apt_jobs.artifacts import dataset_rows
+from apt_jobs.artifacts.dataset_rows import Source
 from apt_jobs.errors import InvalidDataset
 from apt_jobs.jobs.dataset_format import DatasetFormat, compression_of, format_of_name, stored_suffix
-from apt_jobs.training import rows
 from apt_jobs.training.documents import PIECE_CHARS, DocumentReader
-from apt_jobs.training.rows import Source
 
 
 def _documents(reader: DocumentReader) -> list[str]:
@@ -110,7 +110,7 @@ def test_all_wrong_rows_are_named_up_to_a_hundred(tmp_path: Path) -> None:
 def test_a_row_that_is_too_long_is_wrong_and_the_next_one_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rows, "MAX_ROW_BYTES", 1_000)
+    monkeypatch.setattr(dataset_rows, "MAX_ROW_BYTES", 1_000)
     (tmp_path / "file").write_text(json.dumps({"text": "x" * 5_000}) + '\n{"text": "next"}\n')
     reader = _reader(tmp_path / "file", DatasetFormat.JSONL)
     assert _documents(reader) == ["next"]

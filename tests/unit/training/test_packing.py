@@ -16,7 +16,7 @@ from apt_jobs.training.attention import keeps_examples_apart
 from apt_jobs.training.data import Batches
 from apt_jobs.training.packing import pack
 from apt_jobs.training.prepared import Examples
-from apt_jobs.training.sequences import ExampleSequences, PairSequences
+from apt_jobs.training.sequences import ExampleSequences, PairSequences, SeparateDocuments
 
 TINY: dict[str, Any] = {"vocab_size": 64, "num_hidden_layers": 2, "hidden_size": 16}
 LLAMA = LlamaConfig(**TINY, intermediate_size=32, num_attention_heads=2, max_position_embeddings=32)
@@ -80,6 +80,20 @@ def test_pairs_give_their_chosen_rows_first() -> None:
     pairs = PairSequences(examples, np.array([0, 2]), 16, DataOptions())
     assert len(pairs) == 2
     assert pairs.gather(np.array([1, 0])).ids_RT[:, 0].tolist() == [3, 1, 4, 2]
+
+
+def test_documents_of_a_text_are_kept_apart_within_a_row_and_from_the_row_before() -> None:
+    tokens = np.arange(24, dtype=np.uint16).reshape(3, 8)
+    starts = np.array([0, 5, 16, 18], np.uint64)
+    sequences = SeparateDocuments(tokens[1:], starts, 1)
+    rows = sequences.gather(np.array([1, 0]))
+    assert rows.positions_RT is not None
+    assert rows.positions_RT.tolist() == [[0, 1, 0, 1, 2, 3, 4, 5], list(range(8))]
+    assert rows.labels_RT.tolist() == [[-100, 17, -100, *range(19, 24)], list(range(8, 16))]
+    for one in (0, 1):
+        row = np.array([one])
+        labels = sequences.gather(row).labels_RT[:, 1:]
+        assert sequences.num_targets(row) == (labels != -100).sum()
 
 
 @pytest.mark.parametrize("world_size", [1, 2])

@@ -10,14 +10,16 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from apt_jobs.errors import InvalidDataset, OutOfSpace
+from apt_jobs.errors import InvalidDataset, InvalidInput, OutOfSpace
 from apt_jobs.events.kinds import LineLogged
 from apt_jobs.events.spool import SpoolReader, SpoolWriter
 from apt_jobs.folder_lock import FolderLock, lock_path
+from apt_jobs.jobs.data_options import DataOptions
 from apt_jobs.jobs.dataset_format import DatasetFormat
-from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.jobs.run_file import NamedSource, RunFile
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.training import prepare
+from apt_jobs.training.data import open_batches
 from apt_jobs.training.preparation_progress import PreparationProgress
 from apt_jobs.training.prepare import prepared_data
 from apt_jobs.training.prepared import read_pointer
@@ -110,6 +112,32 @@ def test_a_second_attempt_and_another_job_find_it_prepared(tmp_path: Path) -> No
     assert read_pointer(first.run_dir) == read_pointer(second.run_dir)
     third = _run_file(tmp_path / "c", b"other words\n" * 100)
     assert _prepare(third)[0] != tokens
+
+
+def test_documents_may_be_kept_apart(tmp_path: Path) -> None:
+    run_file = _run_file(tmp_path / "a", _jsonl(*["one two three and more"] * 200), dataset_format=DatasetFormat.JSONL)
+    _, tokenizer = _prepare(run_file)
+    spec = run_file.spec.model_copy(update={"data": DataOptions(separate_documents=True)})
+    batches = open_batches(run_file.run_dir, spec, 32, 1, can_pack=True)
+    (batch,) = batches.micro_batches(1, 0)
+    assert batch.positions_RT is not None
+    assert ((batch.ids_RT == tokenizer.eos_token_id)[:, :-1] == (batch.positions_RT == 0)[:, 1:]).all()
+    with pytest.raises(InvalidInput, match=r"data\.separate_documents: the model"):
+        open_batches(run_file.run_dir, spec, 32, 1, can_pack=False)
+
+
+def test_a_text_may_be_validated_on_another(tmp_path: Path) -> None:
+    run_file = _run_file(tmp_path / "a", b"words and words\n" * 100)
+    (tmp_path / "held").write_bytes(b"more words and other words\n" * 50)
+    source = NamedSource(name="held", file=tmp_path / "held")
+    spec = run_file.spec.model_copy(update={"validation_dataset": "held"})
+    run_file = run_file.model_copy(update={"validation_source": source, "spec": spec})
+    tokens, tokenizer = _prepare(run_file)
+    batches = open_batches(run_file.run_dir, spec, 32, 1, can_pack=False)
+    assert len(batches.train) == len(tokens) // 32
+    held = tokenizer.backend_tokenizer.encode("more words and other words\n" * 50).ids
+    (first, *_) = batches.validation_batches(0)
+    assert first.rows.ids_RT[0].tolist() == held[:32]
 
 
 def test_two_jobs_at_once_prepare_once(tmp_path: Path) -> None:

@@ -612,6 +612,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/datasets/{name}/preview": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return the first rows of a data set
+         * @description Return the first rows of a data set: what a job would train on, and what is wrong with them.
+         */
+        get: operations["preview_dataset"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/code/{sha256}": {
         parameters: {
             query?: never;
@@ -1155,7 +1175,7 @@ export interface paths {
         put?: never;
         /**
          * Train a model further on an uploaded file
-         * @description Train a model further on an uploaded file: JSON lines with `text`, or with `prompt` and `completion`.
+         * @description Train a model further on an uploaded file: JSON lines with `messages`, `text`, or `prompt` and `completion`.
          */
         post: operations["create_fine_tuning_job"];
         delete?: never;
@@ -1863,6 +1883,11 @@ export interface components {
              * @default true
              */
             packing?: boolean;
+            /**
+             * @description Of text: no token attends to another document, as if each had a sequence of its own. false: a sequence is read as one text, which is faster on GPUs.
+             * @default false
+             */
+            separate_documents?: boolean;
         };
         DatasetAnswer: {
             name: string;
@@ -1898,6 +1923,16 @@ export interface components {
             data: components["schemas"]["DatasetAnswer"][];
             /** @default false */
             has_more: boolean;
+        };
+        DatasetPreview: {
+            name: string;
+            /** @description text, conversation, completion or preference; null: token ids. */
+            kind: string | null;
+            rows: components["schemas"]["PreviewRow"][];
+            /** @description The first ones of a file of tokens; else empty. */
+            token_ids: number[];
+            /** @description What `token_ids` say by the tokenizer of `model`. */
+            text: string | null;
         };
         /**
          * @example {
@@ -2943,6 +2978,26 @@ export interface components {
              */
             weight_decay?: number | null;
         };
+        /** @description A text of a row. */
+        PreviewPart: {
+            /** @description Its field, or the role of its message. */
+            name: string;
+            /** @description Its beginning. */
+            text: string;
+            is_cut: boolean;
+            /** @description false: the model reads it only, as a prompt. */
+            is_trained_on: boolean;
+            /** @description Of what is shown, by the tokenizer of `model`; null: none is named. */
+            tokens: string[] | null;
+        };
+        /** @description A row of a data set, or what is wrong with it. */
+        PreviewRow: {
+            /** @description As errors name it: "line 3". Empty for a text that is one document. */
+            where: string;
+            parts: components["schemas"]["PreviewPart"][];
+            /** @description Why jobs would refuse it. */
+            fault: string | null;
+        };
         /**
          * @description An error (RFC 9457).
          * @example {
@@ -3289,6 +3344,11 @@ export interface components {
              * @default pydoc-topics
              */
             dataset?: string;
+            /**
+             * @description Validate on this data set; null: on `validation_fraction` of `dataset`, held out.
+             * @default null
+             */
+            validation_dataset?: string | null;
             /**
              * @description Start from a local model or a checkpoint id (`GET /api/models`).
              * @default null
@@ -3873,6 +3933,7 @@ export type DataOptions = components['schemas']['DataOptions'];
 export type DatasetAnswer = components['schemas']['DatasetAnswer'];
 export type DatasetFormat = components['schemas']['DatasetFormat'];
 export type DatasetList = components['schemas']['DatasetList'];
+export type DatasetPreview = components['schemas']['DatasetPreview'];
 export type DueBody = components['schemas']['DueBody'];
 export type DueTimes = components['schemas']['DueTimes'];
 export type Embedding = components['schemas']['Embedding'];
@@ -3923,6 +3984,8 @@ export type OpenAiModel = components['schemas']['OpenAIModel'];
 export type OpenAiModelList = components['schemas']['OpenAIModelList'];
 export type OutputTokenDetails = components['schemas']['OutputTokenDetails'];
 export type ParameterGroup = components['schemas']['ParameterGroup'];
+export type PreviewPart = components['schemas']['PreviewPart'];
+export type PreviewRow = components['schemas']['PreviewRow'];
 export type Problem = components['schemas']['Problem'];
 export type Progress = components['schemas']['Progress'];
 export type QueueAnswer = components['schemas']['QueueAnswer'];
@@ -5135,6 +5198,41 @@ export interface operations {
             403: components["responses"]["Problem403"];
             404: components["responses"]["Problem404"];
             409: components["responses"]["Problem409"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    preview_dataset: {
+        parameters: {
+            query?: {
+                /** @description How many rows to return. */
+                rows?: number;
+                /** @description Id of `GET /api/models`: return its tokenizer's tokens, too. */
+                model?: string;
+            };
+            header?: never;
+            path: {
+                /** @description Its name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DatasetPreview"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            422: components["responses"]["Problem422"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };

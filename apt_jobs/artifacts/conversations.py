@@ -11,9 +11,9 @@ from typing import Any
 
 import orjson
 
+from apt_jobs.artifacts.dataset_rows import Source, WrongRow, first_fields, kind_of, shown
 from apt_jobs.errors import InvalidDataset
 from apt_jobs.jobs.dataset_format import DEFAULT_COLUMN
-from apt_jobs.training.rows import Source, WrongRow, first_fields, kind_of, shown
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 ANSWERING_ROLE = "assistant"
@@ -59,7 +59,15 @@ def find_row_kind(source: Source, objective: str) -> RowKind:
         InvalidDataset: that is nothing to train on with this objective, or cannot be read.
     """
     fields = first_fields(source) if source.has_rows else {}
-    column, name = source.column, source.name
+    return row_kind_of(fields, source.column, source.name, objective)
+
+
+def row_kind_of(fields: Mapping[str, Any], column: str, name: str, objective: str) -> RowKind:
+    """Return what a row with these fields, and so every row of its data set, holds.
+
+    Raises:
+        InvalidDataset: that is nothing to train on with this objective.
+    """
     has_pair = CHOSEN in fields and REJECTED in fields
     if objective == "dpo":
         if not has_pair:
