@@ -32,6 +32,7 @@ METHODS: dict[str, Callable[[Any, str], Any]] = {
     "delete_schedule": lambda client, name: client.delete_schedule(name),
     "steer_worker": lambda client, name: client.steer_worker(name, "drain"),
     "configure_queue": lambda client, name: client.configure_queue(name),
+    "preview_dataset": lambda client, name: client.preview_dataset(name),
     "delete_dataset": lambda client, name: client.delete_dataset(name),
 }
 NO_IDS = [
