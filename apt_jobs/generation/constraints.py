@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from apt_jobs.errors import InvalidInput
 
 MAX_ERROR_CHARS = 500
+_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"  # bounded: a model that likes blanks would not come to an end
 _LIMITS = LLParserLimits(max_grammar_size=100_000, verbose_errors=False)
 
 
@@ -42,7 +43,8 @@ class Vocabulary:
             InvalidInput: it is wrong, too large, or nothing matches it; the message says what.
         """
         if json_schema is not None:
-            field, grammar = "json_schema", LLMatcher.grammar_from_json_schema(orjson.dumps(json_schema).decode())
+            field, schema = "json_schema", orjson.dumps(json_schema).decode()
+            grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": _WHITESPACE})
         else:
             assert regex is not None
             field, grammar = "regex", LLMatcher.grammar_from_regex(regex)

@@ -358,10 +358,10 @@ def test_a_model_without_room_gets_that_of_an_idle_one(
     wait_until(lambda: idle.is_idle)
     other = save_model(tmp_path / "other", llama_config(), seed=2)
 
-    def load_beside_nothing(folder: Path, device: torch.device) -> LoadedModel:
+    def load_beside_nothing(folder: Path, device: torch.device, adapters: tuple[Path, ...]) -> LoadedModel:
         if idle.model is not None:
             raise Unavailable("the GPU has no room")
-        return load_model(folder, device)
+        return load_model(folder, device, adapters)
 
     monkeypatch.setattr(engine_module, "load_model", load_beside_nothing)
     assert finish_after(engine.submit(other, spec("x"))).num_tokens == [20]
