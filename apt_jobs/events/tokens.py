@@ -15,6 +15,7 @@ import redis
 import redis.asyncio
 from pydantic import BaseModel, ConfigDict, ValidationError
 from redis.exceptions import RedisError
+from typing_extensions import TypedDict
 
 from apt_jobs.backoff import Backoff
 from apt_jobs.events.live import HEALTH_CHECK_S, PUBLISH_PAUSE_S, PUBLISH_TIMEOUT_S
@@ -26,18 +27,33 @@ MAX_MESSAGE_BYTES = 1 << 20  # a longer result is read from the row
 _RECONNECT = Backoff(0.1, 2.0)
 
 
+class LikelyToken(TypedDict):
+    """A token that might have been chosen."""
+
+    token: str
+    logprob: float  # natural logarithm
+    bytes: list[int]
+
+
+class TokenLogprob(LikelyToken):
+    """A token of a text, and the likeliest ones in its place, in falling order."""
+
+    top_logprobs: list[LikelyToken]
+
+
 class GenerationResult(BaseModel):
     """The result of a generation job, as its row has it."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
-    outputs: list[str]
+    outputs: list[str]  # the draws of the first text, then those of the next
     model: str
     generation_time_ms: float
-    num_tokens: list[int]
+    num_tokens: list[int]  # of each output
     finish_reasons: list[Literal["stop", "length"]]
-    truncated: list[bool]
+    truncated: list[bool]  # of each text
     usage: dict[str, int]
+    logprobs: list[list[TokenLogprob]] | None = None  # of each output
 
 
 class End(BaseModel):
@@ -56,7 +72,8 @@ class TokenMessage(BaseModel):
 
     attempt: int
     number: int
-    deltas: list[tuple[int, str]] = []  # (index of the text, what was added to it)
+    deltas: list[tuple[int, str]] = []  # (index of the output, what was added to it)
+    logprobs: list[list[TokenLogprob]] = []  # of each delta; empty where nobody asked
     end: End | None = None
 
 

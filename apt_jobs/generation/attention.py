@@ -6,7 +6,9 @@ right for slots, too. Shapes: B rows, Q queries of a row, T columns, H heads, G 
 """
 
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +18,44 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 SLOT_ATTENTION = "apt_jobs_slots"  # the name that a model's config selects it by
+MAX_WASTED_COLUMNS = 512  # of a run of rows: reading them costs as much as one more call
 _NOT_IN_SDPA = ("softcap", "s_aux", "position_bias")  # what only a model's own eager attention computes
+
+
+Run = tuple[int, int, int]  # first row, row behind the last, columns that the longest of them has
+
+
+class _Step(threading.local):
+    """What the attention of all layers of a step shares. A thread runs one step at a time."""
+
+    runs: Sequence[Run] = ()
+    mask: Tensor | None = None
+    additive: Tensor | None = None
+
+
+_step = _Step()
+
+
+@contextmanager
+def decoding(num_columns_of_rows: Sequence[int]) -> Iterator[None]:
+    """Let a decode step on CPU read of each row the columns that it has, not those of the longest one."""
+    _step.runs = runs_of(num_columns_of_rows)
+    try:
+        yield
+    finally:
+        _step.runs, _step.mask, _step.additive = (), None, None
+
+
+def runs_of(num_columns_of_rows: Sequence[int]) -> list[Run]:
+    """Split neighbouring rows where reading them together reads too much that is not theirs."""
+    runs: list[Run] = []
+    first, widest, used = 0, 0, 0
+    for row, columns in enumerate(num_columns_of_rows):
+        if max(widest, columns) * (row + 1 - first) - (used + columns) > MAX_WASTED_COLUMNS:
+            runs.append((first, row, widest))
+            first, widest, used = row, 0, 0
+        widest, used = max(widest, columns), used + columns
+    return [*runs, (first, len(num_columns_of_rows), widest)]
 
 
 def slot_mask(
@@ -72,8 +111,13 @@ def slot_attention(
     elif groups > 1:
         key = _repeated(key, groups)
         value = _repeated(value, groups)
-    causal = attention_mask is None and q_length > 1
-    mixed = scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling, is_causal=causal)
+    if _step.runs and attention_mask is not None and q_length == 1:
+        mixed = _by_runs(query, key, value, attention_mask, scaling)
+    else:
+        causal = attention_mask is None and q_length > 1
+        mixed = scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scaling, is_causal=causal
+        )
     mixed = mixed.reshape(batch_size, num_heads, q_length, value.shape[-1])
     return mixed.transpose(1, 2).contiguous(), None
 
@@ -82,6 +126,30 @@ def register_slot_attention() -> None:
     """Make both known to transformers; a model that selects them is otherwise untouched."""
     AttentionInterface.register(SLOT_ATTENTION, slot_attention)
     AttentionMaskInterface.register(SLOT_ATTENTION, slot_mask)
+
+
+def _by_runs(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None) -> Tensor:
+    if _step.mask is not mask:  # the first layer, or one of another kind: sliding and full ones may take turns
+        additive = (
+            torch.zeros(mask.shape, dtype=query.dtype).masked_fill_(~mask, -torch.inf) if _is_bool(mask) else mask
+        )
+        _step.mask, _step.additive = mask, additive
+    assert _step.additive is not None
+    parts = [
+        scaled_dot_product_attention(
+            query[first:end],
+            key[first:end, :, :columns],
+            value[first:end, :, :columns],
+            attn_mask=_step.additive[first:end, :, :, :columns],
+            scale=scaling,
+        )
+        for first, end, columns in _step.runs
+    ]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _is_bool(mask: Tensor) -> bool:
+    return mask.dtype == torch.bool
 
 
 def _eager(

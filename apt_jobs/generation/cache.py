@@ -125,17 +125,19 @@ class SlotCache:
 
     def move(self, source: int, target: int, num_columns: int) -> None:
         """Copy a slot's first columns to another slot."""
-        torch._foreach_copy_(
-            [tensor[target, :, :num_columns] for tensor in (*self._keys, *self._values)],
-            [tensor[source, :, :num_columns] for tensor in (*self._keys, *self._values)],
-        )
+        torch._foreach_copy_(self.columns(target, num_columns), self.columns(source, num_columns))
 
     def copy_from(self, other: "SlotCache", slot: int, num_columns: int) -> None:
         """Copy the first slot of another cache into a slot."""
-        torch._foreach_copy_(
-            [tensor[slot, :, :num_columns] for tensor in (*self._keys, *self._values)],
-            [tensor[0, :, :num_columns] for tensor in (*other._keys, *other._values)],
-        )
+        torch._foreach_copy_(self.columns(slot, num_columns), other.columns(0, num_columns))
+
+    def columns(self, slot: int, num_columns: int) -> list[Tensor]:
+        """Return views of a slot's first columns, (heads, columns, size): the keys of all layers, then the values."""
+        return [tensor[slot, :, :num_columns] for tensor in (*self._keys, *self._values)]
+
+    def write(self, slot: int, columns: Sequence[Tensor], num_columns: int) -> None:
+        """Write what `columns` returned, or the beginning of it, into a slot."""
+        torch._foreach_copy_(self.columns(slot, num_columns), [tensor[:, :num_columns] for tensor in columns])
 
     def wipe(self, slot: int) -> None:
         """Zero a slot that holds NaN: hidden by a mask it would still make NaN of whoever comes next."""

@@ -7,7 +7,6 @@ for it. Requests whose model finds no place wait, and hold up nobody else.
 import logging
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from apt_jobs.errors import Unavailable
 from apt_jobs.generation.model_engine import ModelEngine
 from apt_jobs.generation.models import Fingerprint, LoadedModel, fingerprint, load_model
 from apt_jobs.generation.probe import make_runner
-from apt_jobs.generation.request import Generated, Request
+from apt_jobs.generation.request import Generated, OnText, Request
 from apt_jobs.generation.runner import Runner
 from apt_jobs.jobs.spec import GenerateSpec
 
@@ -77,7 +76,7 @@ class Engine:
         self,
         model_dir: Path,
         spec: GenerateSpec,
-        on_text: Callable[[int, str], None] | None = None,
+        on_text: OnText | None = None,
         *,
         adapters: tuple[Path, ...] = (),
     ) -> Request:
@@ -86,7 +85,7 @@ class Engine:
         Args:
             model_dir: the model's folder.
             spec: texts and how to continue them.
-            on_text: receives what is added to a text, as (index, text), in the engine's thread: be quick.
+            on_text: receives what is added to an output, in the engine's thread: be quick.
             adapters: folders of adapters to add to the model, in their order.
 
         Raises:
@@ -98,9 +97,9 @@ class Engine:
         with self._lock:
             if self._closing:
                 raise Unavailable("the generation engine is shutting down")
-            waiting = sum(len(other.spec.texts) for _, other in self._waiting)
+            waiting = sum(other.spec.num_sequences for _, other in self._waiting)
             waiting += sum(engine.num_waiting for engine in self._warm.values())
-            if waiting + len(spec.texts) > MAX_WAITING_ROWS:
+            if waiting + spec.num_sequences > MAX_WAITING_ROWS:
                 raise Unavailable(f"{waiting} texts wait for generation; at most {MAX_WAITING_ROWS}: try again later")
             self._waiting.append((key, request))
             self._place_waiting()

@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -48,6 +49,8 @@ class ModelEngine:
         self._submitted: list[tuple[Handle, list[int], SamplingParams, Priority]] = []
         self._sequences: dict[int, Sequence] = {}
         self._aborted: list[Request | int] = []
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix=f"grammars {name}")  # its thread starts when needed
+        self._num_compiling = 0  # requests whose grammar is not compiled yet
         self._scheduler: Scheduler | None = None
         self._embedder: Embedder | None = None
         self._closing = False
@@ -94,7 +97,7 @@ class ModelEngine:
     def num_waiting(self) -> int:
         """Return the texts that have no slot yet."""
         with self._changed:
-            unopened = sum(len(request.spec.texts) for request in self._requests) + len(self._submitted)
+            unopened = sum(request.spec.num_sequences for request in self._requests) + len(self._submitted)
             return unopened + (0 if self._scheduler is None else self._scheduler.num_waiting)
 
     def close(self, error: AptJobsError | None = None) -> None:
@@ -132,7 +135,7 @@ class ModelEngine:
             if idle:
                 self._on_idle(self)
             with self._changed:
-                self._changed.wait_for(lambda: self._closing or not self._is_idle())
+                self._changed.wait_for(lambda: self._closing or self._has_work())
                 if self._closing:
                     return
                 requests, self._requests = self._requests, []
@@ -152,19 +155,41 @@ class ModelEngine:
         assert self.model is not None
         if request.is_over:
             return
+        if request.spec.embed is not None:
+            self._prepares(request, lambda _: embedder.add(request), self.model)
+            return
+        if request.needs_grammar:
+            with self._changed:
+                self._num_compiling += 1
+            self._compiler.submit(self._compile, request, self.model)
+            return
+        if self._prepares(request, lambda model: request.open(model), self.model):
+            for text in request.texts:
+                scheduler.submit(text.sequence)
+
+    def _compile(self, request: Request, model: LoadedModel) -> None:
+        """Compile a request's grammar beside the running texts, then queue it again."""
+        again = [request] if not request.is_over and self._prepares(request, request.compile, model) else []
+        with self._changed:
+            self._num_compiling -= 1
+            ended = self._ended
+            if ended is None:
+                self._requests += again
+            self._changed.notify()
+        if ended is not None:
+            request.fail(ended)
+
+    def _prepares(self, request: Request, prepare: Callable[[LoadedModel], object], model: LoadedModel) -> bool:
         try:
-            if request.spec.embed is not None:
-                embedder.add(request)
-                return
-            sequences = request.open(self.model)
+            prepare(model)
         except AptJobsError as exc:
             request.fail(exc)
         except Exception as exc:
             logger.exception("a request could not be prepared", extra={"model": self._name})
             request.fail(InvalidCheckpoint(f"model {self._name!r} cannot be used: {exc!r}"))
         else:
-            for sequence in sequences:
-                scheduler.submit(sequence)
+            return True
+        return False
 
     def _accept(
         self, scheduler: Scheduler, handle: Handle, prompt_ids: list[int], params: SamplingParams, priority: Priority
@@ -199,9 +224,12 @@ class ModelEngine:
             scheduler.abort(sequence)
 
     def _is_idle(self) -> bool:
-        work = self._scheduler is not None and self._scheduler.has_work
+        return not (self._has_work() or self._num_compiling)
+
+    def _has_work(self) -> bool:
+        running = self._scheduler is not None and self._scheduler.has_work
         embeds = self._embedder is not None and self._embedder.has_work
-        return not (self._requests or self._submitted or self._aborted or work or embeds)
+        return bool(self._requests or self._submitted or self._aborted or running or embeds)
 
     def _end(self) -> None:
         """Answer everybody."""
@@ -211,6 +239,7 @@ class ModelEngine:
             error = self.error
             assert error is not None
             self._ended = error
+        self._compiler.shutdown(wait=False, cancel_futures=False)
         if self._scheduler is not None:
             self._scheduler.fail_all(error)
         if self._embedder is not None:

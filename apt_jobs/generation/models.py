@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from apt_jobs.artifacts.manifest import MANIFEST
 from apt_jobs.artifacts.model_facts import why_not_whole
 from apt_jobs.errors import AptJobsError, InvalidCheckpoint, NotFound, Unavailable
+from apt_jobs.generation.constraints import Vocabulary
 from apt_jobs.training.adapters import load_adapter, merge_adapter
 from apt_jobs.training.weight_files import require_safetensors
 
@@ -26,6 +27,8 @@ MAX_MANIFEST_BYTES = 16 << 20
 DEFAULT_CONTEXT_TOKENS = 2_048  # of models that do not say
 _LOADED_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja")
 _NOT_LOADED = frozenset({MANIFEST, "optimizer.safetensors", "training_state.json"})
+
+_CACHE_ARGUMENTS = ("past_key_values", "cache_params")
 
 _LOADING = threading.Lock()  # transformers changes global state while it loads: two at once lack weights
 
@@ -54,8 +57,9 @@ class LoadedModel:
     end_tokens: frozenset[int]
     first_tokens: tuple[int, ...]  # what an empty prompt starts from
     forward_arguments: frozenset[str]
+    cache_argument: str | None  # the forward's name of its cache; none: it has one of its own kind
     joinable: bool  # rows of different age can share its cache
-
+    vocabulary: Vocabulary
     defaults: SamplingDefaults = field(default_factory=SamplingDefaults)
 
     @classmethod
@@ -63,14 +67,18 @@ class LoadedModel:
         """Describe a model that is where it should run.
 
         Raises:
-            InvalidCheckpoint: it keeps no cache.
+            InvalidCheckpoint: it is not one that continues texts.
         """
         arguments = frozenset(inspect.signature(model.forward).parameters)
-        if not {"past_key_values", "attention_mask"} <= arguments:
-            raise InvalidCheckpoint(f"models of type {model.config.model_type!r} cannot be served: they keep no cache")
+        cache_argument = next((name for name in _CACHE_ARGUMENTS if name in arguments), None)
+        if cache_argument is None and "use_cache" not in arguments:
+            raise InvalidCheckpoint(
+                f"models of type {model.config.model_type!r} cannot be served: they do not continue a text"
+            )
         embeddings: Any = model.get_input_embeddings()
         num_embeddings = embeddings.weight.shape[0]
         end_tokens = frozenset(token for token in _end_tokens(model, tokenizer) if token < num_embeddings)
+        num_logits: int = model.config.get_text_config(decoder=True).vocab_size
         kinds = (DynamicLayer, DynamicSlidingWindowLayer)
         return cls(
             folder=folder,
@@ -80,7 +88,10 @@ class LoadedModel:
             end_tokens=end_tokens,
             first_tokens=_first_tokens(tokenizer, end_tokens),
             forward_arguments=arguments,
-            joinable=all(type(layer) in kinds for layer in DynamicCache(config=model.config).layers),
+            cache_argument=cache_argument,
+            joinable=cache_argument == "past_key_values"
+            and all(type(layer) in kinds for layer in DynamicCache(config=model.config).layers),
+            vocabulary=Vocabulary(tokenizer, num_logits, end_tokens),
             defaults=_defaults(model),
         )
 
@@ -91,8 +102,7 @@ class LoadedModel:
     @property
     def vocabulary_size(self) -> int:
         """Return the number of logits."""
-        size: int = self.model.config.get_text_config(decoder=True).vocab_size
-        return size
+        return self.vocabulary.size
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of a prompt; at least one. The name of a special token in it is text like any other."""

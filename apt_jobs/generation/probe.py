@@ -11,6 +11,7 @@ from torch import Tensor
 from apt_jobs.generation.cache import SlotCache
 from apt_jobs.generation.models import LoadedModel
 from apt_jobs.generation.reference import ReferenceRunner
+from apt_jobs.generation.reference_batch import Batch
 from apt_jobs.generation.runner import Runner, SlotRunner, forward, layer_shapes, select_slot_attention
 
 logger = logging.getLogger(__name__)
@@ -26,16 +27,18 @@ def make_runner(model: LoadedModel, *, max_rows: int, compile_graphs: bool) -> R
     if model.joinable and not _depends_on_batch(model):
         try:
             difference = slot_difference(model)
-            if difference <= _MAX_DIFFERENCE.get(model.model.dtype, _MAX_DIFFERENCE_16_BITS):
+            if difference <= _tolerance(model):
                 return SlotRunner(model, max_rows=max_rows, compile_graphs=compile_graphs)
             why = f"its logits differ by {difference:.3g}"
         except torch.OutOfMemoryError:
             raise
         except Exception as exc:  # a model's forward raises whatever comes to it
             why = repr(exc)
-        logger.info("a model is served by the reference runner: %s", why[:500], extra={"model": model.folder.name})
+    else:
+        why = f"its cache is none that rows of different age can share ({model.model.config.model_type})"
+    logger.info("a model is served by the reference runner: %s", why[:500], extra={"model": model.folder.name})
     model.model.config._attn_implementation = attention
-    return ReferenceRunner(model, max_rows=max_rows)
+    return ReferenceRunner(model, max_rows=max_rows, keeps_cache=_keeps_cache(model))
 
 
 @torch.inference_mode()
@@ -62,6 +65,43 @@ def slot_difference(model: LoadedModel) -> float:
     rows = cache.rows(0, len(prompts), size + 8, position_B)
     found_BV = forward(model, token_B1, position_B[:, None], rows, 1)[:, -1].float()
     return max(_difference(found, right) for found, right in zip(found_BV, expected, strict=True))
+
+
+def _keeps_cache(model: LoadedModel) -> bool:
+    """Say whether the model continues a text from a cache of transformers' as it does without one."""
+    if model.cache_argument is None:
+        return False
+    try:
+        difference = _cached_difference(model)
+        if difference <= _tolerance(model):
+            return True
+        why = f"its logits differ by {difference:.3g}"
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as exc:  # as above
+        why = repr(exc)
+    logger.info("a model reads its text anew for each token: %s", why[:500], extra={"model": model.folder.name})
+    return False
+
+
+@torch.inference_mode()
+def _cached_difference(model: LoadedModel) -> float:
+    """Read a prompt whole but for two tokens, and but for its first, add the rest, and compare with no cache."""
+    size = max(3, min(model.context_tokens, max(_LENGTHS)))
+    prompt = torch.randint(model.vocabulary_size, (size,), generator=torch.Generator().manual_seed(0)).tolist()
+    expected_V = model.model(input_ids=torch.tensor([prompt], device=model.device), use_cache=False).logits[0, -1]
+    differences = []
+    for read in (size - 2, 1):
+        batch = Batch(model)
+        found_1V = batch.join([prompt[:read]])
+        for token in prompt[read:]:
+            found_1V = batch.advance([token])
+        differences.append(_difference(found_1V[0].float(), expected_V.float()))
+    return max(differences)
+
+
+def _tolerance(model: LoadedModel) -> float:
+    return _MAX_DIFFERENCE.get(model.model.dtype, _MAX_DIFFERENCE_16_BITS)
 
 
 def _read(model: LoadedModel, cache: SlotCache, slot: int, prompt: Tensor, start: int, end: int) -> None:

@@ -6,26 +6,25 @@ It is slower (the cache is copied for each token) and has no chunks, but knows e
 from collections.abc import Sequence as Rows
 
 import torch
-from torch import Tensor
 
+from apt_jobs.generation.launches import Launched, sample
 from apt_jobs.generation.memory import free_bytes
 from apt_jobs.generation.models import LoadedModel
 from apt_jobs.generation.reference_batch import Batch
-from apt_jobs.generation.row_state import RowState, Sampling, TokenReader
-from apt_jobs.generation.runner import CACHE_MEMORY_FRACTION, Launched
-from apt_jobs.generation.sampler import choose
+from apt_jobs.generation.row_state import RowState
+from apt_jobs.generation.runner import CACHE_MEMORY_FRACTION
 from apt_jobs.generation.sequences import Sequence
 
 
 class ReferenceRunner:
-    """Rows share a cache where the model allows it; otherwise there is one row at a time."""
+    """Rows share a cache where the model allows it; else there is one row at a time, if need be without a cache."""
 
     is_async = False
 
-    def __init__(self, model: LoadedModel, *, max_rows: int) -> None:
-        self._model = model
-        self.max_rows = max_rows if model.joinable else 1
-        self._batch = Batch(model)
+    def __init__(self, model: LoadedModel, *, max_rows: int, keeps_cache: bool = True) -> None:
+        self._model, self._keeps_cache = model, keeps_cache
+        self.max_rows = max_rows if model.joinable and keeps_cache else 1
+        self._batch = Batch(model, keeps_cache=keeps_cache)
         self._rows: list[Sequence] = []  # as in the batch
         self._free_slots = list(range(self.max_rows))
         self._max_cached_tokens = _tokens_that_fit(model)
@@ -55,8 +54,7 @@ class ReferenceRunner:
         for each in rows:
             each.num_cached = each.num_tokens
         self._state.set_positions(rows)
-        self._state.admit(rows, self._model.vocabulary_size)
-        return [self._sampled(rows, logits_NV)]
+        return [sample(rows, logits_NV, self._state, is_first=True)]
 
     @torch.inference_mode()
     def decode(self, sequences: Rows[Sequence]) -> Launched:
@@ -66,7 +64,7 @@ class ReferenceRunner:
         for each in self._rows:
             each.num_cached += 1
         self._state.set_positions(self._rows)
-        return self._sampled(list(self._rows), logits_BV)
+        return sample(list(self._rows), logits_BV, self._state, is_first=False)
 
     @torch.inference_mode()
     def release(self, sequence: Sequence, *, wipe: bool = False) -> None:
@@ -83,7 +81,7 @@ class ReferenceRunner:
         """Forget all rows."""
         for each in self._rows:
             each.slot = -1
-        self._rows, self._batch = [], Batch(self._model)
+        self._rows, self._batch = [], Batch(self._model, keeps_cache=self._keeps_cache)
         self._free_slots = list(range(self.max_rows))
         if self._model.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -92,20 +90,12 @@ class ReferenceRunner:
         """Free the memory."""
         self.reset()
 
-    def _sampled(self, rows: list[Sequence], logits_NV: Tensor) -> Launched:
-        sampling = Sampling.needed_by([each.params for each in rows])
-        state = self._state.of(torch.tensor([each.slot for each in rows], device=self._model.device))
-        chosen_N = choose(logits_NV, state.position_B, *state.sampling_rows(sampling))
-        self._state.write(rows, chosen_N, sampling)
-        for each in rows:
-            each.num_launched += 1
-        return Launched(rows, TokenReader(chosen_N).read)
-
 
 def _tokens_that_fit(model: LoadedModel) -> int:
     """Return the tokens of key/value cache that there is memory for, as the config tells it."""
     config = model.model.config.get_text_config(decoder=True)
-    heads = getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", 1)
+    heads = int(getattr(config, "num_key_value_heads", None) or getattr(config, "num_attention_heads", None) or 1)
     head_size = getattr(config, "head_dim", None) or config.hidden_size // getattr(config, "num_attention_heads", 1)
-    bytes_per_token: int = 2 * config.num_hidden_layers * heads * head_size * model.model.dtype.itemsize
+    num_layers: int = getattr(config, "num_hidden_layers", 1)
+    bytes_per_token: int = 2 * num_layers * heads * head_size * model.model.dtype.itemsize
     return max(1, int(free_bytes(model.device) * CACHE_MEMORY_FRACTION / bytes_per_token))

@@ -16,11 +16,17 @@ from apt_jobs.generation.models import LoadedModel
 
 
 class Batch:
-    """Rows in the order in which they joined. Only the tokens and the cache; who they belong to is the engine's."""
+    """Rows in the order in which they joined. Only the tokens and the cache; who they belong to is the engine's.
 
-    def __init__(self, model: LoadedModel) -> None:
-        self._model = model
+    Args:
+        model: of the rows.
+        keeps_cache: false: all of the only row's text is read for each of its tokens.
+    """
+
+    def __init__(self, model: LoadedModel, *, keeps_cache: bool = True) -> None:
+        self._model, self._keeps_cache = model, keeps_cache
         self._cache: DynamicCache | None = None
+        self._tokens: list[int] = []  # of the only row of a model without a cache
         self.lengths: list[int] = []  # tokens of each row in the cache
 
     @property
@@ -32,6 +38,9 @@ class Batch:
         """Add a row for each prompt and return the logits behind it, (N, V)."""
         assert self._model.joinable or (self.num_rows == 0 and len(prompts) == 1)
         lengths = [len(prompt) for prompt in prompts]
+        if not self._keeps_cache:
+            self._tokens, self.lengths = list(prompts[0]), lengths
+            return self._read_all()
         width = max(lengths)
         tokens_NT = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts])
         cache = self._new_cache()
@@ -43,8 +52,11 @@ class Batch:
     @torch.inference_mode()
     def advance(self, tokens: Sequence[int]) -> Tensor:
         """Add one token to every row and return the logits behind it, (B, V)."""
-        assert self._cache is not None
         self.lengths = [length + 1 for length in self.lengths]
+        if not self._keeps_cache:
+            self._tokens += tokens
+            return self._read_all()
+        assert self._cache is not None
         return self._forward(torch.tensor(tokens)[:, None], self._cache, self.lengths)
 
     @torch.inference_mode()
@@ -54,7 +66,7 @@ class Batch:
             return
         self.lengths = [self.lengths[place] for place in places]
         if not places:
-            self._cache = None
+            self._cache, self._tokens = None, []
             return
         assert self._cache is not None
         width = max(self.lengths)
@@ -76,16 +88,21 @@ class Batch:
         arguments: dict[str, Any] = {
             "position_ids": positions_BT[:, -tokens_BT.shape[1] :].clamp(min=0),
             "logits_to_keep": 1,
+            "attention_mask": (positions_BT >= 0).long(),
+            self._model.cache_argument or "": cache,
         }
         output = self._model.model(
             input_ids=tokens_BT.to(device),
-            attention_mask=(positions_BT >= 0).long(),
-            past_key_values=cache,
             use_cache=True,
             **{name: value for name, value in arguments.items() if name in self._model.forward_arguments},
         )
         logits_BV: Tensor = output.logits[:, -1]
         return logits_BV
+
+    def _read_all(self) -> Tensor:
+        tokens_1T = torch.tensor([self._tokens], device=self._model.device)
+        logits_1V: Tensor = self._model.model(input_ids=tokens_1T, use_cache=False).logits[:, -1]
+        return logits_1V
 
 
 def _joined(old: DynamicCache, new: DynamicCache) -> DynamicCache:

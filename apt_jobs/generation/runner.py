@@ -7,9 +7,7 @@ Shapes: B rows (slots 0 to B - 1), N rows of a prefill, Q tokens of a chunk, T c
 
 import functools
 import logging
-from collections.abc import Callable
 from collections.abc import Sequence as Rows
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -17,12 +15,14 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from apt_jobs.generation.attention import SLOT_ATTENTION, register_slot_attention
+from apt_jobs.generation.attention import SLOT_ATTENTION, decoding, register_slot_attention
 from apt_jobs.generation.cache import LayerShape, SlotCache
 from apt_jobs.generation.graphs import GraphKey, GraphPool, PrefillGraphs
+from apt_jobs.generation.launches import Launched, TokenReader, sample
 from apt_jobs.generation.memory import free_bytes
 from apt_jobs.generation.models import LoadedModel
-from apt_jobs.generation.row_state import RowState, Sampling, TokenReader
+from apt_jobs.generation.prefixes import Prefixes
+from apt_jobs.generation.row_state import RowState, Sampling
 from apt_jobs.generation.sampler import choose
 from apt_jobs.generation.sequences import Sequence
 
@@ -32,15 +32,9 @@ CACHE_MEMORY_FRACTION = 0.5  # of what is free when a model's first sequence com
 COLUMNS = 64  # the cache's width is a multiple of this on CPU
 GRAPH_COLUMNS = 256  # the smallest width of a graph; the others double
 MAX_PREFILL_LOGITS = 1 << 24  # entries of the logits of one prefill
+PREFIX_FRACTION = 8  # of the cache's memory, besides it, for what ended sequences leave behind
+MIN_PREFIX_CPU, MIN_PREFIX_GPU = 32, 512  # tokens; a GPU reads shorter prompts whole, in a graph, as fast
 MAX_PREFILL_SLACK = 64  # columns behind the context for the padding of a chunk
-
-
-@dataclass(slots=True)
-class Launched:
-    """The tokens of one launch: who gets them, and how to wait for them."""
-
-    sequences: list[Sequence]
-    read: Callable[[], list[int]]
 
 
 class Runner(Protocol):
@@ -95,7 +89,7 @@ def decode_step(model: LoadedModel, cache: Cache, state: RowState, sampling: Sam
     """Add a token to each active row: everything is on the device, nothing waits, all results are written in place."""
     logits_BV = forward(model, state.token_B[:, None], state.position_B[:, None], cache, 1)[:, -1]
     chosen_B = choose(logits_BV, state.position_B + 1, *state.sampling_rows(sampling))
-    state.accept(chosen_B, sampling)
+    state.accept(logits_BV, chosen_B, sampling)
 
 
 class SlotRunner:
@@ -109,6 +103,11 @@ class SlotRunner:
         self._cache = SlotCache(self._shapes, model.model.dtype, self._device)
         budget_bytes = int(free_bytes(self._device) * CACHE_MEMORY_FRACTION)
         self._max_cached_tokens = max(1, budget_bytes // self._cache.bytes_per_token)
+        self._prefixes = Prefixes(
+            self._cache,
+            max_tokens=self._max_cached_tokens // PREFIX_FRACTION,
+            min_tokens=MIN_PREFIX_GPU if self.is_async else MIN_PREFIX_CPU,
+        )
         self._slack = min(MAX_PREFILL_SLACK, model.context_tokens)
         self.max_rows = max_rows
         self._slots: list[Sequence | None] = []
@@ -133,12 +132,14 @@ class SlotRunner:
         else:
             slot = len(self._slots)
             self._slots.append(sequence)
-        sequence.slot, sequence.num_cached = slot, 0
+        sequence.slot, sequence.num_cached, sequence.num_reused = slot, 0, 0
         self._reserve(sequence)
 
     @torch.inference_mode()
     def prefill(self, sequences: Rows[Sequence], max_tokens: int) -> list[Launched]:
         """Read chunks of sequences in neighbouring slots together, as many as may be read in one go."""
+        if sequences[0].num_cached == 0:
+            self._reuse_prefix(sequences[0])
         rows = self._neighbours(sequences, max_tokens)
         chunks = [each.token_ids()[each.num_cached :][:max_tokens] for each in rows]
         width = max(map(len, chunks))
@@ -174,7 +175,9 @@ class SlotRunner:
         num_rows = self._num_rows()
         width = 1 + max(each.num_cached for each in self._slots if each is not None)
         self._set_active(sequences, num_rows)
-        sampling = Sampling.needed_by([each.params for each in sequences])
+        sampling = Sampling.needed_by(sequences)
+        if sampling.masked:
+            self._state.set_allowed(sequences)
         rows = self._state.first(num_rows)
         if self._graphs is not None:
             width = _doubled(width, GRAPH_COLUMNS, self._cache.num_columns)
@@ -182,18 +185,12 @@ class SlotRunner:
         else:
             self._cache.reserve(num_rows, _doubled(width, COLUMNS, self._model.context_tokens + self._slack))
             width = min(_padded(width), self._cache.num_columns)
-            decode_step(self._model, self._cache.rows(0, num_rows, width, rows.position_B), rows, sampling)
+            with decoding([1 if each is None else each.num_cached + 1 for each in self._slots]):
+                decode_step(self._model, self._cache.rows(0, num_rows, width, rows.position_B), rows, sampling)
         for each in sequences:
             each.num_cached += 1
             each.num_launched += 1
-        slots = [each.slot for each in sequences]
-        reader = TokenReader(rows.chosen_B)
-
-        def read() -> list[int]:
-            tokens = reader.read()
-            return [tokens[slot] for slot in slots]
-
-        return Launched(list(sequences), read)
+        return TokenReader(rows, [each.slot for each in sequences], sampling).launched(sequences)
 
     def release(self, sequence: Sequence, *, wipe: bool = False) -> None:
         """Take the slot back."""
@@ -204,6 +201,8 @@ class SlotRunner:
         while self._slots and self._slots[-1] is None:
             self._slots.pop()
         with torch.inference_mode():
+            if not wipe:
+                self._prefixes.keep(sequence, slot)
             self._state.clear(slot)
             if wipe:
                 self._cache.wipe(slot)
@@ -219,6 +218,7 @@ class SlotRunner:
         if self._prefill_graphs is not None:
             self._prefill_graphs.clear()
         self._cache.free()
+        self._prefixes.clear()
         with torch.inference_mode():
             self._state = RowState.zeros(self.max_rows, self._device)
         if self._device.type == "cuda":
@@ -240,6 +240,13 @@ class SlotRunner:
         if self._prefill_graphs is not None:
             self._prefill_graphs.clear()
         self._cache.free()
+        self._prefixes.clear()
+
+    def _reuse_prefix(self, sequence: Sequence) -> None:
+        """Begin behind what is known of a sequence's text."""
+        sequence.num_cached = sequence.num_reused = self._prefixes.reuse(sequence, self._slots)
+        if sequence.num_reused:
+            self._state.set_positions([sequence])
 
     def _neighbours(self, sequences: Rows[Sequence], max_tokens: int) -> list[Sequence]:
         """Return the first sequence and those in the slots behind it that may be read with it."""
@@ -247,6 +254,10 @@ class SlotRunner:
         rows = [sequences[0]]
         last = {_remaining(sequences[0], max_tokens)}
         while (following := by_slot.get(rows[-1].slot + 1)) is not None:
+            if following.num_cached == 0:
+                if any(self._prefixes.waits_for(following, each) for each in rows):
+                    break
+                self._reuse_prefix(following)
             more = [*rows, following]
             width = max(_remaining(each, max_tokens) for each in more)
             last.add(_remaining(following, max_tokens))
@@ -277,15 +288,8 @@ class SlotRunner:
         if not places:
             return []
         ready = [rows[place] for place in places]
-        self._state.admit(ready, self._model.vocabulary_size)
-        sampling = Sampling.needed_by([each.params for each in ready])
-        state = self._state.of(torch.tensor([each.slot for each in ready], device=self._device))
         ready_NV = logits_NV[torch.tensor(places, device=self._device)]
-        chosen_N = choose(ready_NV, state.position_B, *state.sampling_rows(sampling))
-        self._state.write(ready, chosen_N, sampling)
-        for each in ready:
-            each.num_launched += 1
-        return [Launched(ready, TokenReader(chosen_N).read)]
+        return [sample(ready, ready_NV, self._state, is_first=True)]
 
     def _set_active(self, sequences: Rows[Sequence], num_rows: int) -> None:
         moving = {each.slot for each in sequences}

@@ -1,4 +1,4 @@
-"""From a model's logits to the next token of each row, on the device: penalties, temperature, top-k, top-p, min-p.
+"""From a model's logits to the next token of each row, on the device: penalties, masks, temperature, top-k, ...
 
 Draws are a function of a row's seed and of the position alone (a counter, no generator's state), so a request with a
 seed has the same text in any company, and a row that was preempted goes on as it would have.
@@ -42,6 +42,7 @@ class PenaltyRows:
     frequency_B: Tensor  # of tokens in the output, each time
     in_prompt_BV: Tensor  # bool
     num_in_output_BV: Tensor  # int32
+    bias_BV: Tensor  # added in the end
 
 
 def row_seed(seed: int, sequence: int) -> int:
@@ -66,11 +67,33 @@ def penalized(logits_BV: Tensor, rows: PenaltyRows) -> Tensor:
     lowered_BV = torch.where(logits_BV > 0, logits_BV / factor_B1, logits_BV * factor_B1)
     logits_BV = torch.where(seen_BV, lowered_BV, logits_BV)
     logits_BV = logits_BV - rows.frequency_B[:, None] * rows.num_in_output_BV
-    return logits_BV - rows.presence_B[:, None] * (rows.num_in_output_BV > 0)
+    return logits_BV - rows.presence_B[:, None] * (rows.num_in_output_BV > 0) + rows.bias_BV
+
+
+def masked(logits_BV: Tensor, allowed_BW: Tensor) -> Tensor:
+    """Ban the tokens whose bit is not set; the lowest bit of a row's first word is token 0's."""
+    bits = torch.arange(32, dtype=torch.int32, device=allowed_BW.device)
+    allowed_BV = ((allowed_BW[:, :, None] >> bits) & 1).bool().flatten(1)[:, : logits_BV.shape[1]]
+    return torch.where(allowed_BV, logits_BV, -torch.inf)
+
+
+def log_probabilities(logits_BV: Tensor, chosen_B: Tensor, num_likeliest: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return of each row the chosen token's log-probability (B,), and the likeliest tokens and theirs (B, K).
+
+    They are the model's own: before penalties, bans and the temperature.
+    """
+    size = min(num_likeliest, logits_BV.shape[1])
+    logprobs_BV = logits_BV.float().log_softmax(dim=-1)
+    likeliest = torch.topk(logprobs_BV, size, dim=-1)
+    return logprobs_BV.gather(1, chosen_B.clamp(min=0)[:, None])[:, 0], likeliest.indices, likeliest.values
 
 
 def choose(
-    logits_BV: Tensor, position_B: Tensor, rows: SamplingRows | None = None, penalties: PenaltyRows | None = None
+    logits_BV: Tensor,
+    position_B: Tensor,
+    rows: SamplingRows | None = None,
+    penalties: PenaltyRows | None = None,
+    allowed_BW: Tensor | None = None,
 ) -> Tensor:
     """Return the next token of each row, (B,) int64; `NOT_FINITE` where the logits are NaN or infinite.
 
@@ -79,6 +102,7 @@ def choose(
         position_B: of the token that is chosen, in its sequence.
         rows: how to sample; none: greedy.
         penalties: what was seen before, and how much it counts; none: nothing.
+        allowed_BW: the tokens that may be chosen, a bit each, as int32; none: all.
     """
     best_B = logits_BV.max(dim=-1)
     # -inf is a ban, not a fault; NaN is the maximum of all
@@ -86,7 +110,12 @@ def choose(
     chosen_B = best_B.indices
     if penalties is not None:
         logits_BV = penalized(logits_BV.float(), penalties)
-        chosen_B = logits_BV.argmax(dim=-1)
+    if allowed_BW is not None:
+        logits_BV = masked(logits_BV.float(), allowed_BW)
+    if penalties is not None or allowed_BW is not None:
+        best_B = logits_BV.max(dim=-1)
+        finite_B = finite_B & best_B.values.isfinite()  # or all are banned
+        chosen_B = best_B.indices
     if rows is not None:
         logits_BV = torch.where(finite_B[:, None], logits_BV.float(), 0.0)
         if logits_BV.device.type == "cpu" and not torch.compiler.is_compiling():

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 import torch
 
 from apt_jobs.errors import AptJobsError, InvalidCheckpoint, Unavailable
-from apt_jobs.generation.runner import Launched, Runner
+from apt_jobs.generation.launches import Launched
+from apt_jobs.generation.runner import Runner
 from apt_jobs.generation.sequences import Aborted, Priority, Sequence, SequenceState
 
 logger = logging.getLogger(__name__)
@@ -69,10 +70,16 @@ class Scheduler:
         try:
             self._drop_finished()
             self._admit()
+            self._constrain()
             self._prefill(launched)
             if not self._runner.is_async:
                 self._receive(launched)
                 launched = []
+            elif any(each.is_constrained for each in self._running):  # what comes next depends on what is on its way
+                self._receive([*self._in_flight, *launched])
+                self._in_flight, launched = [], []
+            self._constrain()
+            self._drop_finished()
             decoding = [each for each in self._running if _needs_token(each)]
             if decoding:
                 launched.append(self._runner.decode(decoding))
@@ -179,24 +186,35 @@ class Scheduler:
             if not reading:
                 return
             reading.sort(key=lambda each: each.priority)
-            before = {each.id: each.num_cached for each in reading}
+            before = {each.id: each.num_cached - each.num_reused for each in reading}
             launched += self._runner.prefill(reading, left)
             for each in reading:
-                left -= each.num_cached - before[each.id]
+                left -= each.num_cached - each.num_reused - before[each.id]
                 if each.num_cached >= each.num_tokens:
                     each.state = SequenceState.DECODE
+
+    def _constrain(self) -> None:
+        """Compute what the next tokens may be; a grammar that breaks ends its own sequence."""
+        for each in self._running:
+            if each.constraint is not None and each.is_constrained and not each.is_finished:
+                try:
+                    each.constraint.allowed()
+                except AptJobsError as exc:
+                    each.fail(exc)
 
     def _receive(self, arrived: Iterable[Launched]) -> None:
         """Hand the tokens of earlier launches to their sequences."""
         for launched in arrived:
-            for sequence, token in zip(launched.sequences, launched.read(), strict=True):
+            for place, (sequence, token) in enumerate(zip(launched.sequences, launched.read(), strict=True)):
                 if sequence.is_finished:
                     continue
                 if token < 0:
                     sequence.fail(self._not_finite())
                     self._runner.release(sequence, wipe=True)
-                else:
+                elif sequence.params.num_logprobs is None or launched.chances is None:
                     sequence.append(token)
+                else:
+                    sequence.append(token, launched.chances(place))
 
     def _drop_finished(self) -> None:
         if any(each.is_finished for each in self._running):

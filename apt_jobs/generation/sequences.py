@@ -3,12 +3,13 @@
 import itertools
 import queue
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from typing import Literal
 
 from apt_jobs.errors import AptJobsError
+from apt_jobs.generation.constraints import Constraint
 
 SEED_BITS = 63
 FinishReason = Literal["stop", "length"]
@@ -42,6 +43,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    num_logprobs: int | None = None  # likeliest tokens beside the chosen one; none: not even that one's
     seed: int = field(default_factory=lambda: secrets.randbits(SEED_BITS))
     sequence: int = 0  # number among the sequences of one prompt, which share a seed
     end_tokens: frozenset[int] = frozenset()
@@ -52,7 +55,21 @@ class SamplingParams:
 
     @property
     def has_penalties(self) -> bool:
-        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+        """Say whether logits are changed before a token is chosen."""
+        return bool(self.logit_bias) or (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (
+            1.0,
+            0.0,
+            0.0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenChances:
+    """The log-probability of a chosen token, and those of the likeliest ones in its place."""
+
+    token: int
+    logprob: float
+    likeliest: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +77,7 @@ class Delta:
     """What a step added to a sequence. The last one has a reason or an error."""
 
     token_ids: tuple[int, ...] = ()
+    chances: tuple[TokenChances, ...] = ()  # of each token, where they were asked for
     finish_reason: FinishReason | None = None
     error: AptJobsError | None = None
 
@@ -89,12 +107,14 @@ class Sequence:
     max_total_tokens: int  # prompt and output; the context, or less
     on_delta: Callable[[Delta], None]
     priority: Priority = Priority.INTERACTIVE
+    constraint: Constraint | None = None  # what its tokens may be
     group: object = None  # sequences of one request share a group: fairness is between groups
     id: int = field(default_factory=next_id)
     output_ids: list[int] = field(default_factory=list)
     state: SequenceState = SequenceState.WAITING
     slot: int = -1
     num_cached: int = 0  # tokens whose keys and values are in the slot, launched steps included
+    num_reused: int = 0  # of these, tokens that were copied instead of read
     num_launched: int = 0  # output tokens, those of launched steps included
 
     @property
@@ -115,21 +135,35 @@ class Sequence:
         """Tokens of its slot when it is done."""
         return len(self.prompt_ids) + self.max_new_tokens
 
+    @property
+    def is_constrained(self) -> bool:
+        """Say whether the tokens before have to be known before the next is chosen."""
+        return self.constraint is not None and self.constraint.is_active
+
     def token_ids(self) -> list[int]:
         """Return prompt and output."""
         return self.prompt_ids + self.output_ids
 
-    def append(self, token: int) -> None:
+    def append(self, token: int, chances: TokenChances | None = None) -> None:
         """Add a sampled token and emit it; end the sequence where it ends."""
         if token in self.params.end_tokens:
             self.finish("stop")
             return
+        if self.constraint is not None:
+            try:
+                self.constraint.accept(token)
+            except AptJobsError as exc:
+                self.fail(exc)
+                return
         self.output_ids.append(token)
-        if len(self.output_ids) >= self.max_new_tokens:
+        reason: FinishReason | None = None
+        if self.constraint is not None and self.constraint.is_complete:
+            reason = "stop"
+        elif len(self.output_ids) >= self.max_new_tokens:
+            reason = "length"
+        if reason is not None:
             self.state = SequenceState.FINISHED
-            self.on_delta(Delta((token,), "length"))
-        else:
-            self.on_delta(Delta((token,)))
+        self.on_delta(Delta((token,), () if chances is None else (chances,), reason))
 
     def finish(self, reason: FinishReason) -> None:
         """End it."""

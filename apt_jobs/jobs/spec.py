@@ -25,13 +25,13 @@ from apt_jobs.jobs.monitor_options import MonitorOptions
 from apt_jobs.jobs.parameter_options import ParameterGroup, ParameterPattern
 from apt_jobs.jobs.printable import require_printable
 from apt_jobs.jobs.resources import Resources
+from apt_jobs.jobs.sampling_options import MAX_SEQUENCES, SamplingOptions
 from apt_jobs.jobs.strict_model import Strict
 
 BUILTIN_DATASET = "pydoc-topics"  # English text shipped with CPython (pydoc_data.topics), 0.7 MB
 BUILTIN_ENTRY_POINT = "language-model"
 CODE_ENTRY_POINT = "code"  # of a job that brings its own; no operator registers it
 MAX_TEXT_CHARS = 32_768
-MAX_NEW_TOKENS = 4_096
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@(best|latest|[0-9]{1,18}))?$")]
@@ -275,41 +275,6 @@ class TrainSpec(JobSpec):
         return self.num_ranks // self.num_nodes
 
 
-class SamplingOptions(Strict):
-    """How to continue a text. What is left out is as the model's generation_config.json says, else greedy."""
-
-    max_length: int = Field(100, ge=1, le=MAX_NEW_TOKENS, description="Most tokens to add to each text.")
-    max_tokens: int | None = Field(
-        None, ge=1, le=MAX_NEW_TOKENS, description="The same by its usual name; goes before `max_length`."
-    )
-    temperature: float | None = Field(None, ge=0.0, le=10.0, description="0: greedy, the likeliest token each time.")
-    top_k: int | None = Field(None, ge=0, le=1_000_000, description="Sample from so many likeliest tokens; 0: all.")
-    top_p: float | None = Field(
-        None, gt=0.0, le=1.0, description="Nucleus sampling: the smallest set of tokens with this mass."
-    )
-    min_p: float | None = Field(
-        None, ge=0.0, le=1.0, description="Drop tokens less likely than this share of the likeliest one's probability."
-    )
-    repetition_penalty: float | None = Field(
-        None, ge=0.01, le=10.0, description="Above 1: tokens of the text and of what was added are less likely."
-    )
-    presence_penalty: float = Field(0.0, ge=-2.0, le=2.0, description="Off the logits of tokens that were added.")
-    frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0, description="The same for each time they were added.")
-    seed: int | None = Field(None, ge=0, le=2**63 - 1, description="Same request, same seed, same text.")
-    stop: list[Annotated[str, StringConstraints(min_length=1, max_length=100)]] = Field(
-        default_factory=list, max_length=8, description="Generation ends before the first of these."
-    )
-    truncate: bool = Field(
-        False, description="Cut the beginning off a text that is longer than the model's context; else it is refused."
-    )
-
-    stream: bool = Field(False, description="Send what is added as it comes; it is stored in the end in any case.")
-
-    @property
-    def max_new_tokens(self) -> int:
-        return self.max_length if self.max_tokens is None else self.max_tokens
-
-
 EmbedInput = (
     Annotated[str, StringConstraints(min_length=1, max_length=MAX_TEXT_CHARS)]
     | Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1, max_length=MAX_TEXT_CHARS)]
@@ -327,7 +292,7 @@ class GenerateSpec(JobSpec, SamplingOptions):
     """A generation job: one or many texts continued by one model."""
 
     kind: Literal["generate"]
-    texts: list[Text] = Field(min_length=1, max_length=64, description="Prompts, in any language.")
+    texts: list[Text] = Field(min_length=1, max_length=MAX_SEQUENCES, description="Prompts, in any language.")
     model: ModelName | None = Field(
         None, description="Id or alias of `GET /api/models`, or `job_...@best`; default: the newest checkpoint."
     )

@@ -26,10 +26,10 @@ from apt_jobs.db.jobs import Claimed, finish, finish_faulted, get_job
 from apt_jobs.db.models import Job
 from apt_jobs.errors import AptJobsError, Fenced, InvalidCheckpoint, NotFound, OutOfSpace, Unavailable, WorkerLacks
 from apt_jobs.events.kinds import StateChanged, StoredEvent
-from apt_jobs.events.tokens import End, GenerationResult, TokenMessage, TokenPublisher
+from apt_jobs.events.tokens import End, GenerationResult, TokenLogprob, TokenMessage, TokenPublisher
 from apt_jobs.generation.catalog import choose_model, find_model
 from apt_jobs.generation.engine import Engine
-from apt_jobs.generation.request import Request, Stopped
+from apt_jobs.generation.request import OnText, Request, Stopped
 from apt_jobs.jobs.retry import Fault, retry_rules
 from apt_jobs.jobs.spec import CHECKPOINT_ID_PATTERN, GenerateSpec
 from apt_jobs.jobs.states import JobState
@@ -48,6 +48,7 @@ _POLL_S = 0.05  # how soon a cancel, a lost lease or the end of the grace is see
 _RETRY_PAUSE_S = 1.0
 
 
+_Added = tuple[int, str, list[TokenLogprob]]  # index of an output, what was added to it, its tokens
 _Outcome = dict[str, Any] | Callable[[Session], list[StoredEvent]]  # a result, or the transition of another end
 
 
@@ -130,7 +131,7 @@ class GenerateWorker:
 
     def _publish_text(self, served: Sequence["_Served"]) -> None:
         """Send what was added to texts that somebody watches."""
-        messages = [(each.job.id, each.next_message(deltas)) for each in served if (deltas := each.pop_deltas())]
+        messages = [(each.job.id, each.next_message(added)) for each in served if (added := each.pop_added())]
         if messages:
             self._tokens.publish(messages)
 
@@ -256,7 +257,7 @@ class GenerateWorker:
             if events:
                 result = GenerationResult.model_construct(**outcome) if isinstance(outcome, dict) else None
                 end = End.model_construct(state=str(events[-1].state), result=result)
-                messages.append((each.job.id, each.next_message(each.pop_deltas(), end)))
+                messages.append((each.job.id, each.next_message(each.pop_added(), end)))
         self._tokens.publish(messages)
         self._consumer.publisher.publish_all(stored)
 
@@ -289,29 +290,33 @@ class _Served:
     end_by_s: float | None = None
     why: _Why | None = None  # it was told to stop
     num_messages: int = 0
-    _deltas: deque[tuple[int, str]] = field(default_factory=deque)  # not sent yet
+    _added: deque[_Added] = field(default_factory=deque)  # not sent yet
 
     @property
     def is_done(self) -> bool:
         return self.request is None or self.request.is_over
 
-    def receive(self, changed: threading.Event) -> Callable[[int, str], None]:
-        """Return what the engine calls with what it added to a text."""
+    def receive(self, changed: threading.Event) -> OnText:
+        """Return what the engine calls with what it added to an output."""
 
-        def add(index: int, text: str) -> None:
-            self._deltas.append((index, text))
+        def add(index: int, text: str, logprobs: list[TokenLogprob]) -> None:
+            self._added.append((index, text, logprobs))
             changed.set()
 
         return add
 
-    def pop_deltas(self) -> list[tuple[int, str]]:
+    def pop_added(self) -> list[_Added]:
         """Return what was added since the last time, what is added meanwhile left for the next."""
-        return [self._deltas.popleft() for _ in range(len(self._deltas))]
+        return [self._added.popleft() for _ in range(len(self._added))]
 
-    def next_message(self, deltas: list[tuple[int, str]], end: End | None = None) -> TokenMessage:
+    def next_message(self, added: list[_Added], end: End | None = None) -> TokenMessage:
         """Make the next message of this attempt."""
         message = TokenMessage.model_construct(
-            attempt=self.job.attempt, number=self.num_messages, deltas=deltas, end=end
+            attempt=self.job.attempt,
+            number=self.num_messages,
+            deltas=[(index, text) for index, text, _ in added],
+            logprobs=[logprobs for *_, logprobs in added],
+            end=end,
         )
         self.num_messages += 1
         return message
@@ -332,6 +337,7 @@ class _Served:
         except Stopped:
             return None, self.why
         num_read, num_added = sum(generated.num_prompt_tokens), sum(generated.num_tokens)
+        logprobs = {} if generated.logprobs is None else {"logprobs": generated.logprobs}
         return {
             "outputs": generated.outputs,
             "model": self.model_id,
@@ -343,7 +349,9 @@ class _Served:
                 "prompt_tokens": num_read,
                 "completion_tokens": num_added,
                 "total_tokens": num_read + num_added,
+                "cached_tokens": generated.num_reused,
             },
+            **logprobs,
         }, None
 
 

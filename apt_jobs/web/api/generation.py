@@ -13,7 +13,9 @@ from starlette.responses import JSONResponse, Response
 
 from apt_jobs.db.access import Role
 from apt_jobs.errors import AptJobsError
-from apt_jobs.jobs.spec import GenerateSpec, ModelName, SamplingOptions, Text
+from apt_jobs.events.tokens import TokenLogprob
+from apt_jobs.jobs.sampling_options import MAX_SEQUENCES, SamplingOptions
+from apt_jobs.jobs.spec import GenerateSpec, ModelName, Text
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.generation_requests import ClientLeft, Generation, begin, streamed, succeeded
 from apt_jobs.web.api.idempotency import replay_headers
@@ -43,7 +45,7 @@ class GenerateRequest(Sampling):
 
 
 class BatchGenerateRequest(Sampling):
-    texts: list[Text] = Field(min_length=1, max_length=64)
+    texts: list[Text] = Field(min_length=1, max_length=MAX_SEQUENCES)
 
 
 class Usage(BaseModel):
@@ -52,14 +54,24 @@ class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    cached_tokens: int = Field(0, description="Of the prompts: known from another text that began with them.")
+
+
+class Choice(BaseModel):
+    """One draw of a text."""
+
+    text: str
+    finish_reason: FinishReason
+    logprobs: list[TokenLogprob] | None = Field(None, description="Of each token, if they were asked for.")
 
 
 class GenerateAnswer(BaseModel):
-    generated_text: str
+    generated_text: str = Field(description="That of the first choice, as `finish_reason`.")
     input_text: str
     generation_time_ms: float
     finish_reason: FinishReason
     truncated: bool
+    choices: list[Choice] = Field(description="`n` of them.")
     usage: Usage
     model: str
     job_id: str
@@ -67,9 +79,10 @@ class GenerateAnswer(BaseModel):
 
 class BatchItem(BaseModel):
     input: str
-    output: str
+    output: str = Field(description="That of the first choice, as `finish_reason`.")
     finish_reason: FinishReason
     truncated: bool
+    choices: list[Choice] = Field(description="`n` of them.")
 
 
 class BatchAnswer(BaseModel):
@@ -92,8 +105,9 @@ class BatchAnswer(BaseModel):
 async def generate(request: Request) -> Response:
     """Continue one text. `Prefer: respond-async` answers 202 with the job at once.
 
-    With `"stream": true` or `Accept: text/event-stream` the answer is server-sent events: `delta` with the added
-    `text`, `restarted` when the text begins again, then one `end` (or `error`). Their `number` is contiguous.
+    `choices` has `n` draws, the first is `generated_text`. With `"stream": true` or `Accept: text/event-stream` the
+    answer is server-sent events: `delta` with the added `text` of the choice at `index`, `restarted` when all begin
+    again, then one `end` (or `error`). Their `number` is contiguous.
     """
     body: GenerateRequest = request.state.body
     is_stream = not _wants_no_wait(request) and (body.stream or wants_event_stream(request))
@@ -144,9 +158,15 @@ async def batch_generate(request: Request) -> Response:
         generation.close()
     answer = BatchAnswer(
         results=[
-            BatchItem(input=text, output=output, finish_reason=reason, truncated=truncated)
-            for text, output, reason, truncated in zip(
-                body.texts, result["outputs"], result["finish_reasons"], result["truncated"], strict=True
+            BatchItem(
+                input=text,
+                output=choices[0].text,
+                finish_reason=choices[0].finish_reason,
+                truncated=truncated,
+                choices=choices,
+            )
+            for text, choices, truncated in zip(
+                body.texts, _choices(result, len(body.texts)), result["truncated"], strict=True
             )
         ],
         total_time_ms=(time.monotonic() - started) * 1000.0,
@@ -164,16 +184,30 @@ def _spec(texts: list[str], sampling: Sampling, *, stream: bool) -> GenerateSpec
 
 
 def _answer(result: dict[str, Any], text: str, job_id: str) -> GenerateAnswer:
+    choices = _choices(result, 1)[0]
     return GenerateAnswer(
-        generated_text=result["outputs"][0],
+        generated_text=choices[0].text,
         input_text=text,
         generation_time_ms=result["generation_time_ms"],
-        finish_reason=result["finish_reasons"][0],
+        finish_reason=choices[0].finish_reason,
         truncated=result["truncated"][0],
+        choices=choices,
         usage=Usage(**result["usage"]),
         model=result["model"],
         job_id=job_id,
     )
+
+
+def _choices(result: dict[str, Any], num_texts: int) -> list[list[Choice]]:
+    """Return the choices of each text."""
+    outputs = result["outputs"]
+    logprobs = result.get("logprobs") or [None] * len(outputs)
+    choices = [
+        Choice(text=text, finish_reason=reason, logprobs=tokens)
+        for text, reason, tokens in zip(outputs, result["finish_reasons"], logprobs, strict=True)
+    ]
+    size = len(choices) // num_texts
+    return [choices[start : start + size] for start in range(0, len(choices), size)]
 
 
 async def _events(job_id: str, text: str, updates: AsyncIterator[Update]) -> AsyncIterator[bytes]:
@@ -188,8 +222,9 @@ async def _events(job_id: str, text: str, updates: AsyncIterator[Update]) -> Asy
     try:
         async for update in updates:
             match update:
-                case Added():
-                    yield event("delta", {"text": update.text})
+                case Added(index, added, logprobs):
+                    more = {"logprobs": logprobs} if logprobs else {}
+                    yield event("delta", {"index": index, "text": added, **more})
                 case Restarted():
                     yield event("restarted", {"detail": "the worker was lost; the text begins again"})
                 case Ended():

@@ -6,7 +6,7 @@ the rest of the text in the end; a new attempt begins again.
 
 import asyncio
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from starlette.requests import HTTPConnection
 from apt_jobs.db.jobs import get_job
 from apt_jobs.db.models import Job
 from apt_jobs.errors import Unavailable
-from apt_jobs.events.tokens import TokenMessage, decode_message, token_messages
+from apt_jobs.events.tokens import TokenLogprob, TokenMessage, decode_message, token_messages
 from apt_jobs.jobs.states import TERMINAL_STATES, JobState
 from apt_jobs.web.service import Service
 
@@ -26,10 +26,11 @@ MAX_PENDING = 10_000  # messages for a client that does not read; then it gets t
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """What was added to a text."""
+    """What was added to an output, and its tokens where they were asked for."""
 
     index: int
     text: str
+    logprobs: Sequence[TokenLogprob] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,8 @@ class _Texts:
         self.attempt = 0  # 0: not known yet
         self._next_number = 0
         self._is_lost = False  # a message is missing: the rest comes in the end
-        self._num_sent: defaultdict[int, int] = defaultdict(int)  # characters, by text
+        self._num_sent: defaultdict[int, int] = defaultdict(int)  # characters, by output
+        self._num_logprobs_sent: defaultdict[int, int] = defaultdict(int)
 
     def receive(self, message: TokenMessage) -> Iterator[Update]:
         if message.attempt < self.attempt:
@@ -163,9 +165,11 @@ class _Texts:
         self._is_lost |= message.number > self._next_number
         self._next_number = message.number + 1
         if not self._is_lost:
-            for index, text in message.deltas:
+            for place, (index, text) in enumerate(message.deltas):
+                logprobs = message.logprobs[place] if message.logprobs else []
                 self._num_sent[index] += len(text)
-                yield Added(index, text)
+                self._num_logprobs_sent[index] += len(logprobs)
+                yield Added(index, text, logprobs)
 
     def look(self, job: Job) -> Iterator[Update]:
         """Compare with the row as it is now."""
@@ -185,9 +189,11 @@ class _Texts:
 
     def end(self, result: dict[str, Any]) -> Iterator[Update]:
         """Yield what the client has not got, then the end."""
+        logprobs = result.get("logprobs") or [[]] * len(result["outputs"])
         for index, output in enumerate(result["outputs"]):
-            if rest := output[self._num_sent[index] :]:
-                yield Added(index, rest)
+            rest, tokens = output[self._num_sent[index] :], logprobs[index][self._num_logprobs_sent[index] :]
+            if rest or tokens:
+                yield Added(index, rest, tokens)
         yield Ended(JobState.SUCCEEDED, result)
 
     def _enter(self, attempt: int) -> Iterator[Update]:
@@ -196,6 +202,7 @@ class _Texts:
         is_new = self.attempt > 0
         self.attempt, self._next_number, self._is_lost = attempt, 0, False
         self._num_sent.clear()
+        self._num_logprobs_sent.clear()
         if is_new:
             yield Restarted()
 

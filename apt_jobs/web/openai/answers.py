@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from apt_jobs.web.api.generation import FinishReason, Usage
+from apt_jobs.web.api.generation import FinishReason
 
 
 class OpenAIModel(BaseModel):
@@ -17,6 +17,17 @@ class OpenAIModel(BaseModel):
 class OpenAIModelList(BaseModel):
     object: Literal["list"] = "list"
     data: list[OpenAIModel]
+
+
+class PromptTokensDetails(BaseModel):
+    cached_tokens: int = Field(description="Known from another text that began with them.")
+
+
+class CompletionUsage(BaseModel):
+    prompt_tokens: int = Field(description="Each prompt once, however many choices it has.")
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class CompletionChoice(BaseModel):
@@ -32,7 +43,7 @@ class CompletionAnswer(BaseModel):
     created: int
     model: str
     choices: list[CompletionChoice]
-    usage: Usage
+    usage: CompletionUsage
 
 
 class AssistantMessage(BaseModel):
@@ -54,4 +65,4 @@ class ChatAnswer(BaseModel):
     created: int
     model: str
     choices: list[ChatChoice]
-    usage: Usage
+    usage: CompletionUsage

@@ -2,20 +2,16 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from apt_jobs.jobs.spec import MAX_NEW_TOKENS, ChatMessage, GenerateSpec, ModelName, Text
+from apt_jobs.jobs.sampling_options import MAX_NEW_TOKENS, MAX_SEQUENCES, MAX_TOP_LOGPROBS, Bias, Regex, TokenId
+from apt_jobs.jobs.spec import ChatMessage, GenerateSpec, ModelName, Text
 
 COMPLETION_TOKENS = 16  # OpenAI's default
 _ABSENT: dict[str, tuple[object, ...]] = {  # parameter: the values that change nothing
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "n": (1,),
-    "response_format": ({"type": "text"},),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -38,6 +34,36 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class NamedSchema(BaseModel):
+    """A JSON schema and what it is called, which changes nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """`response_format`."""
+
+    model_config = ConfigDict(extra="forbid")
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError(f"type {self.type!r} and json_schema do not go together")
+        return self
+
+    def schema_of_text(self) -> dict[str, Any] | None:
+        """Return the schema that the text has to match."""
+        if self.json_schema is not None:
+            return self.json_schema.schema_ or {}
+        return {"type": "object"} if self.type == "json_object" else None
+
+
 class DialectRequest(BaseModel):
     """What both kinds of completion take."""
 
@@ -52,6 +78,12 @@ class DialectRequest(BaseModel):
     presence_penalty: float | None = Field(None, ge=-2.0, le=2.0)
     frequency_penalty: float | None = Field(None, ge=-2.0, le=2.0)
     repetition_penalty: float | None = Field(None, ge=0.01, le=10.0)
+    logit_bias: dict[TokenId, Bias] | None = Field(None, max_length=300)
+    n: int | None = Field(None, ge=1, le=MAX_SEQUENCES)
+    response_format: ResponseFormat | None = None
+    regex: Regex | None = None
+    min_tokens: int | None = Field(None, ge=0, le=MAX_NEW_TOKENS)
+    stop_token_ids: list[TokenId] | None = Field(None, max_length=64)
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     stop: str | list[str] | None = None
     stream: bool | None = None
@@ -76,7 +108,7 @@ class DialectRequest(BaseModel):
         """Return whether a stream ends with its usage."""
         return self.stream_options is not None and self.stream_options.include_usage
 
-    def spec(self, texts: list[str], max_tokens: int, **more: Any) -> GenerateSpec:
+    def spec(self, texts: list[str], max_tokens: int, logprobs: int | None, **more: Any) -> GenerateSpec:
         """Return the job."""
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return GenerateSpec(
@@ -91,6 +123,13 @@ class DialectRequest(BaseModel):
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
             repetition_penalty=self.repetition_penalty,
+            logit_bias=self.logit_bias or {},
+            n=self.n or 1,
+            logprobs=logprobs,
+            json_schema=None if self.response_format is None else self.response_format.schema_of_text(),
+            regex=self.regex,
+            min_tokens=self.min_tokens or 0,
+            stop_token_ids=self.stop_token_ids or [],
             seed=None if self.seed is None else self.seed % 2**63,
             stop=[text for text in stop if text],
             stream=bool(self.stream),
@@ -102,12 +141,18 @@ class DialectRequest(BaseModel):
 class CompletionRequest(DialectRequest):
     """`POST /v1/completions`."""
 
-    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=64)]
+    prompt: Text | Annotated[list[Text], Field(min_length=1, max_length=MAX_SEQUENCES)]
+    logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+
+    @field_validator("logprobs", mode="before")
+    @classmethod
+    def _no_logprobs(cls, value: object) -> object:
+        return None if value is False else value
 
     def job(self) -> GenerateSpec:
         """Return the job."""
         texts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
-        return self.spec(texts, self.max_tokens or COMPLETION_TOKENS)
+        return self.spec(texts, self.max_tokens or COMPLETION_TOKENS, self.logprobs)
 
 
 class TextPart(BaseModel):
@@ -135,6 +180,14 @@ class ChatRequest(DialectRequest):
 
     messages: list[Message] = Field(min_length=1, max_length=1_000)
     max_completion_tokens: int | None = Field(None, ge=1, le=MAX_NEW_TOKENS)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=MAX_TOP_LOGPROBS)
+
+    @model_validator(mode="after")
+    def _logprobs_first(self) -> Self:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs=true")
+        return self
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
@@ -146,4 +199,5 @@ class ChatRequest(DialectRequest):
         """Return the job: without a limit it ends where the model ends it, or its context."""
         messages = [message.plain() for message in self.messages]
         limit = self.max_completion_tokens or self.max_tokens or MAX_NEW_TOKENS
-        return self.spec([messages[-1].content], limit, messages=messages)
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return self.spec([messages[-1].content], limit, logprobs, messages=messages)

@@ -20,7 +20,8 @@ from apt_jobs.db.models import Job
 from apt_jobs.db.steering import request_cancel
 from apt_jobs.db.workers import list_workers
 from apt_jobs.job_queue import WakeUpPublisher, make_celery
-from apt_jobs.jobs.spec import MAX_NEW_TOKENS, GenerateSpec
+from apt_jobs.jobs.sampling_options import MAX_NEW_TOKENS
+from apt_jobs.jobs.spec import GenerateSpec
 from apt_jobs.jobs.states import TERMINAL_STATES, JobState
 from apt_jobs.settings import Settings
 from tests.unit.generation.tiny_model import llama_config, save_model

@@ -1,5 +1,6 @@
 """The official `openai` package against the dialect, on a web process and a worker with a tiny model."""
 
+import json
 from typing import Any
 
 import openai
@@ -72,8 +73,17 @@ WRONG: list[tuple[dict[str, Any], type[openai.APIStatusError], str]] = [
     ({"model": "absent", "prompt": "x"}, openai.NotFoundError, "absent"),
     ({"model": "tiny", "prompt": "一" * 3_000}, openai.BadRequestError, "tokens"),
     ({"model": "tiny", "prompt": "x", "max_tokens": 0}, openai.BadRequestError, "max_tokens"),
-    ({"model": "tiny", "prompt": "x", "n": 2}, openai.BadRequestError, "'n'"),
-    ({"model": "tiny", "prompt": "x", "logit_bias": {"1": 5}}, openai.BadRequestError, "logit_bias"),
+    ({"model": "tiny", "prompt": "x", "n": 65}, openai.BadRequestError, "n: "),
+    ({"model": "tiny", "prompt": ["x"] * 9, "n": 8}, openai.BadRequestError, "9 texts with n=8"),
+    ({"model": "tiny", "prompt": "x", "best_of": 2}, openai.BadRequestError, "best_of"),
+    ({"model": "tiny", "prompt": "x", "logit_bias": {"1": 500}}, openai.BadRequestError, "logit_bias"),
+    ({"model": "tiny", "prompt": "x", "logit_bias": {"9999": 5}}, openai.BadRequestError, "has tokens 0 to 339"),
+    ({"model": "tiny", "prompt": "x", "extra_body": {"regex": "("}}, openai.BadRequestError, "unclosed group"),
+    (
+        {"model": "tiny", "prompt": "x", "extra_body": {"regex": "a", "response_format": {"type": "json_object"}}},
+        openai.BadRequestError,
+        "exclude each other",
+    ),
     ({"model": "tiny", "prompt": "x", "temperature": 9}, openai.BadRequestError, "temperature"),
     ({"model": "tiny", "prompt": [1, 2]}, openai.BadRequestError, "prompt"),
     ({"model": "tiny", "prompt": "x", "extra_body": {"unheard": 1}}, openai.BadRequestError, "unheard"),
@@ -90,6 +100,143 @@ def test_wrong_requests_are_refused_as_openai_does(
     assert word in caught.value.message
     assert isinstance(caught.value.body, dict)
     assert {"message", "type", "param", "code"} == caught.value.body.keys()
+
+
+def test_draws_of_a_prompt_differ_and_are_the_same_again_whole_and_streamed(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {
+        "model": "tiny",
+        "prompt": ["The queue", "A"],
+        "max_tokens": 8,
+        "temperature": 1,
+        "seed": 3,
+        "n": 3,
+    }
+    whole = client.completions.create(**options)
+    texts = [choice.text for choice in whole.choices]
+    assert [choice.index for choice in whole.choices] == list(range(6))
+    assert len(set(texts)) == 6
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == 48
+    alone = client.completions.create(**{**options, "prompt": "A", "n": 1})
+    assert alone.choices[0].text == texts[3]
+    assert alone.usage is not None
+    both = whole.usage.prompt_tokens - alone.usage.prompt_tokens
+    assert 0 < both < whole.usage.prompt_tokens, "a prompt counts once"
+    streamed = [""] * 6
+    for chunk in client.completions.create(**options, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.text
+    assert streamed == texts
+
+
+def test_logprobs_of_chats_and_completions_whole_and_streamed(client: openai.OpenAI) -> None:
+    chat: dict[str, Any] = {
+        "model": "chatty",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 9,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 3,
+    }
+    choice = client.chat.completions.create(**chat).choices[0]
+    assert choice.logprobs is not None
+    assert choice.logprobs.content is not None
+    tokens = choice.logprobs.content
+    assert len(tokens) == 9
+    assert (
+        bytes(byte for token in tokens for byte in token.bytes or [])
+        .decode(errors="ignore")
+        .startswith((choice.message.content or "?").split("\N{REPLACEMENT CHARACTER}")[0])
+    )
+    for token in tokens:
+        assert token.top_logprobs[0].token == token.token, "greedy"
+        assert token.top_logprobs[0].logprob == token.logprob < 0
+        assert [like.logprob for like in token.top_logprobs] == sorted(
+            (like.logprob for like in token.top_logprobs), reverse=True
+        )
+    streamed = [
+        token
+        for chunk in client.chat.completions.create(**chat, stream=True)
+        for one in chunk.choices
+        if one.logprobs is not None
+        for token in one.logprobs.content or []
+    ]
+    assert streamed == tokens
+    answer = client.completions.create(model="tiny", prompt="The", max_tokens=5, temperature=0, logprobs=2).choices[0]
+    assert answer.logprobs is not None
+    assert answer.logprobs.top_logprobs is not None
+    assert answer.logprobs.text_offset is not None
+    assert answer.logprobs.tokens is not None
+    assert [len(likely) for likely in answer.logprobs.top_logprobs] == [2] * 5
+    assert answer.logprobs.text_offset[2] == len(answer.logprobs.tokens[0]) + len(answer.logprobs.tokens[1])
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}, "kind": {"enum": ["late", "forged"]}},
+    "required": ["ok", "kind"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_response_format_makes_json_of_its_schema(client: openai.OpenAI, stream: bool) -> None:
+    options: dict[str, Any] = {
+        "model": "chatty",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "max_tokens": 200,
+        "temperature": 0.5,
+        "seed": 1,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "it", "schema": SCHEMA, "strict": True}},
+    }
+    if stream:
+        chunks = list(client.chat.completions.create(**options, stream=True))
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        reason = chunks[-1].choices[0].finish_reason
+    else:
+        choice = client.chat.completions.create(**options).choices[0]
+        text, reason = choice.message.content or "", choice.finish_reason
+    found = json.loads(text)
+    assert (set(found), type(found["ok"]), reason) == ({"ok", "kind"}, bool, "stop")
+    assert found["kind"] in ("late", "forged")
+
+
+@pytest.mark.parametrize(
+    ("response_format", "word"),
+    [
+        ({"type": "json_schema", "json_schema": {"name": "it", "schema": {"type": "strin"}}}, "Invalid type: strin"),
+        ({"type": "json_schema", "json_schema": {"name": "it", "schema": {"enum": []}}}, "nsatisfiable"),
+        ({"type": "json_schema"}, "do not go together"),
+        ({"type": "xml"}, "response_format"),
+    ],
+)
+def test_a_response_format_that_cannot_be_is_refused(client: openai.OpenAI, response_format: Any, word: str) -> None:
+    messages: Any = [{"role": "user", "content": "Hi"}]
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(model="chatty", messages=messages, response_format=response_format)
+    assert word in caught.value.message
+
+
+def test_our_own_dialect_has_the_same_options(stack: Generating) -> None:
+    body: dict[str, Any] = {"text": "The", "model": "tiny", "max_tokens": 6, "seed": 1, "temperature": 1.0}
+    answer = stack.client.post("/api/generate", json={**body, "n": 2, "logprobs": 1}).json()
+    assert answer["generated_text"] == answer["choices"][0]["text"] != answer["choices"][1]["text"]
+    assert [len(choice["logprobs"]) for choice in answer["choices"]] == [6, 6]
+    batch = {"texts": ["The", "A"], "model": "tiny", "max_tokens": 6, "n": 2, "regex": "[0-9]{4}"}
+    results = stack.client.post("/api/batch_generate", json=batch).json()["results"]
+    texts = [choice["text"] for result in results for choice in result["choices"]]
+    assert all(len(text) == 4 and text.isdecimal() for text in texts)
+    assert len(texts) == 4
+    wrong = stack.client.post("/api/generate", json={**body, "json_schema": {"type": "strin"}})
+    assert (wrong.status_code, "Invalid type: strin" in wrong.json()["detail"]) == (422, True)
+    biased = stack.client.post("/api/generate", json={**body, "temperature": 0, "logit_bias": {"40": 100}}).json()
+    assert biased["generated_text"] == "H" * 6
+    with stack.client.stream("POST", "/api/generate", json={**body, "n": 2, "stream": True}) as stream:
+        lines = [line.removeprefix("data: ") for line in stream.iter_lines() if line.startswith("data: ")]
+    streamed = ["", ""]
+    for event in map(json.loads, lines[:-1]):
+        streamed[event["index"]] += event["text"]
+    assert streamed == [choice["text"] for choice in answer["choices"]]
 
 
 def test_every_error_of_the_dialect_has_its_form(stack: Generating, client: openai.OpenAI) -> None:

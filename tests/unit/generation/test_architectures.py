@@ -43,6 +43,8 @@ GPT: dict[str, Any] = {
     "eos_token_id": None,
 }
 EXPERTS = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+MAMBA = {key: SMALL[key] for key in ("vocab_size", "hidden_size", "num_hidden_layers", "initializer_range")}
+MAMBA |= {"state_size": 8, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 BY_SLOTS = {
     "llama": SMALL,
     "mistral": {**SMALL, "sliding_window": 8},
@@ -68,6 +70,15 @@ BY_REFERENCE = {
     "bloom": {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3},
     "gptj": {**GPT, "rotary_dim": 8},
     "lfm2": {**SMALL, "layer_types": ["conv", "full_attention"]},
+    "jamba": {**SMALL, **EXPERTS, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False},
+    "mamba": MAMBA,
+    "mamba2": {**MAMBA, "head_dim": 16, "num_heads": 4, "n_groups": 1, "chunk_size": 8},
+    "rwkv": {**{key: value for key, value in SMALL.items() if key != "head_dim"}, "attention_hidden_size": 32},
+    "recurrent_gemma": {
+        **SMALL,
+        "lru_width": 32,
+        "attention_window_size": 8,
+    },
     "dynamic-rope": {**SMALL, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}},
 }
 

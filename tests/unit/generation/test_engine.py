@@ -18,6 +18,8 @@ from transformers import (
     GPT2LMHeadModel,
     Lfm2Config,
     Lfm2ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
 )
@@ -25,10 +27,11 @@ from transformers import (
 from apt_jobs.errors import InvalidCheckpoint, InvalidInput, NotFound, Unavailable
 from apt_jobs.generation import engine as engine_module
 from apt_jobs.generation.engine import Engine
+from apt_jobs.generation.launches import Launched
 from apt_jobs.generation.model_engine import ModelEngine
 from apt_jobs.generation.models import LoadedModel, load_model
 from apt_jobs.generation.request import Request, Stopped
-from apt_jobs.generation.runner import Launched, Runner, SlotRunner
+from apt_jobs.generation.runner import Runner, SlotRunner
 from apt_jobs.generation.sequences import SamplingParams, Sequence
 from apt_jobs.jobs.spec import GenerateSpec
 from tests.unit.generation.tiny_model import CONTEXT_TOKENS, NEVER, SENTENCES, llama_config, save_model
@@ -218,8 +221,20 @@ def test_a_full_context_ends_the_text(engine: Engine, model_dir: Path) -> None:
             ),
             Lfm2ForCausalLM,
         ),
+        (
+            MambaConfig(
+                vocab_size=340,
+                hidden_size=32,
+                state_size=8,
+                num_hidden_layers=2,
+                initializer_range=0.4,
+                bos_token_id=None,
+                eos_token_id=NEVER,
+            ),
+            MambaForCausalLM,
+        ),
     ],
-    ids=["gpt2", "sliding-window", "convolutions"],
+    ids=["gpt2", "sliding-window", "convolutions", "mamba"],
 )
 def test_other_kinds_of_model_generate_the_same_together_and_by_hand(
     tmp_path: Path, config: Any, model_class: Any
@@ -343,10 +358,10 @@ def test_a_model_without_room_gets_that_of_an_idle_one(
     wait_until(lambda: idle.is_idle)
     other = save_model(tmp_path / "other", llama_config(), seed=2)
 
-    def load_beside_nothing(folder: Path, device: torch.device) -> LoadedModel:
+    def load_beside_nothing(folder: Path, device: torch.device, adapters: tuple[Path, ...]) -> LoadedModel:
         if idle.model is not None:
             raise Unavailable("the GPU has no room")
-        return load_model(folder, device)
+        return load_model(folder, device, adapters)
 
     monkeypatch.setattr(engine_module, "load_model", load_beside_nothing)
     assert finish_after(engine.submit(other, spec("x"))).num_tokens == [20]

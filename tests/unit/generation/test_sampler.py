@@ -110,6 +110,7 @@ def test_penalties_are_those_computed_by_hand() -> None:
         frequency_B=torch.tensor([0.25]),
         in_prompt_BV=torch.tensor([[True, False, False, False]]),
         num_in_output_BV=torch.tensor([[0, 3, 0, 1]], dtype=torch.int32),
+        bias_BV=torch.tensor([[0.0, 0.0, -4.0, 0.0]]),
     )
     lowered = penalized(torch.tensor([[4.0, -1.0, 3.0, 2.0]]), penalties).tolist()[0]
-    assert lowered == pytest.approx([2.0, -2.0 - 0.75 - 0.5, 3.0, 1.0 - 0.25 - 0.5])
+    assert lowered == pytest.approx([2.0, -2.0 - 0.75 - 0.5, -1.0, 1.0 - 0.25 - 0.5])

@@ -9,11 +9,14 @@ import torch
 from transformers import AutoTokenizer
 
 from apt_jobs.errors import AptJobsError, InvalidCheckpoint, Unavailable
+from apt_jobs.generation.attention import runs_of
+from apt_jobs.generation.constraints import Constraint
+from apt_jobs.generation.launches import Launched
 from apt_jobs.generation.models import LoadedModel, load_model
 from apt_jobs.generation.probe import make_runner
 from apt_jobs.generation.reference import ReferenceRunner
 from apt_jobs.generation.row_state import Sampling
-from apt_jobs.generation.runner import Launched, SlotRunner, decode_step
+from apt_jobs.generation.runner import SlotRunner, decode_step
 from apt_jobs.generation.scheduler import Scheduler
 from apt_jobs.generation.sequences import Delta, Priority, SamplingParams, Sequence, SequenceState
 
@@ -215,20 +218,27 @@ def test_a_step_is_one_graph_without_breaks_for_each_way_of_sampling(model: Load
     runner = slot_runner(model)
     scheduler = Scheduler(runner, "m")
     for number, prompt in enumerate(PROMPTS[:4]):
-        scheduler.submit(Heard(prompt, **params_of(number)).sequence)
+        heard = Heard(prompt, **params_of(number), num_logprobs=2)
+        heard.sequence.constraint = Constraint(340, min_tokens=9, never=frozenset({3}))
+        scheduler.submit(heard.sequence)
     scheduler.step()
     with torch.inference_mode():
         traced = torch.compile(functools.partial(decode_step, model), dynamic=False, fullgraph=True, backend="eager")
-        for sampling in Sampling:
+        for sampling in (
+            Sampling(),
+            Sampling(sampled=True),
+            Sampling(penalized=True),
+            Sampling(True, True, True, True),
+        ):
             one, two = runner._state.first(4).clone(), runner._state.first(4).clone()
             traced(runner._cache.rows(0, 4, 64, one.position_B), one, sampling)
             decode_step(model, runner._cache.rows(0, 4, 64, two.position_B), two, sampling)
             assert one.position_B.tolist() == two.position_B.tolist()
-            if sampling is Sampling.GREEDY:
+            if not sampling.sampled:
                 assert one.chosen_B.tolist() == two.chosen_B.tolist()
         with torch.compiler.set_stance("fail_on_recompile"):
             view = runner._state.first(4)
-            traced(runner._cache.scratch(4, 64, view.position_B), view, Sampling.GREEDY)
+            traced(runner._cache.scratch(4, 64, view.position_B), view, Sampling())
 
 
 def test_special_tokens_in_a_text_are_text(model: LoadedModel, long_model_dir: Path) -> None:
@@ -259,3 +269,30 @@ def test_a_prompt_that_is_read_in_a_slot_of_its_own_and_copied_is_the_same(model
         runner._cache.copy_from(staging, 0, len(PROMPTS[2]))
     for found, right in zip(runner._cache._keys, expected, strict=True):
         torch.testing.assert_close(found[0, :, : len(PROMPTS[2])], right)
+
+
+@pytest.mark.parametrize(
+    ("columns", "runs"),
+    [
+        ([64], [(0, 1, 64)]),
+        ([100] * 3, [(0, 3, 100)]),
+        ([2_000, 100, 90, 2_000], [(0, 1, 2_000), (1, 3, 100), (3, 4, 2_000)]),
+        ([100, 300, 400], [(0, 3, 400)]),
+    ],
+)
+def test_rows_are_read_together_where_that_reads_little_that_is_not_theirs(
+    columns: list[int], runs: list[tuple[int, int, int]]
+) -> None:
+    assert runs_of(columns) == runs
+
+
+def test_a_long_text_among_short_ones_changes_none(model: LoadedModel) -> None:
+    prompts = [[9] * 40, list(range(300)) * 3, [7, 8], [5] * 60]
+    expected = []
+    for prompt in prompts:
+        heard = Heard(prompt)
+        run(Scheduler(slot_runner(model), "m"), [heard])
+        expected.append(heard.tokens)
+    together = [Heard(prompt) for prompt in prompts]
+    run(Scheduler(slot_runner(model), "m"), together)
+    assert [heard.tokens for heard in together] == expected

@@ -492,8 +492,9 @@ export interface paths {
          * Continue one text
          * @description Continue one text. `Prefer: respond-async` answers 202 with the job at once.
          *
-         *     With `"stream": true` or `Accept: text/event-stream` the answer is server-sent events: `delta` with the added
-         *     `text`, `restarted` when the text begins again, then one `end` (or `error`). Their `number` is contiguous.
+         *     `choices` has `n` draws, the first is `generated_text`. With `"stream": true` or `Accept: text/event-stream` the
+         *     answer is server-sent events: `delta` with the added `text` of the choice at `index`, `restarted` when all begin
+         *     again, then one `end` (or `error`). Their `number` is contiguous.
          */
         post: operations["generate"];
         delete?: never;
@@ -1545,6 +1546,10 @@ export interface components {
              * @default null
              */
             repetition_penalty?: number | null;
+            /** @description Added to the logits of these tokens, given by their numbers. */
+            logit_bias?: {
+                [key: string]: number;
+            };
             /**
              * @description Off the logits of tokens that were added.
              * @default 0
@@ -1562,6 +1567,35 @@ export interface components {
             seed?: number | null;
             /** @description Generation ends before the first of these. */
             stop?: string[];
+            /** @description Tokens that end the text, besides the model's own. */
+            stop_token_ids?: number[];
+            /**
+             * @description No end of any kind before so many tokens.
+             * @default 0
+             */
+            min_tokens?: number;
+            /**
+             * @description Draws of each text, each with numbers of its own.
+             * @default 1
+             */
+            n?: number;
+            /**
+             * @description Log-probabilities of the tokens, and of so many likeliest ones in place of each.
+             * @default null
+             */
+            logprobs?: number | null;
+            /**
+             * @description The text is JSON of this schema; `{}` is any JSON. Bounded to 32 KiB.
+             * @default null
+             */
+            json_schema?: {
+                [key: string]: unknown;
+            } | null;
+            /**
+             * @description All of the text matches this regular expression, without look-around.
+             * @default null
+             */
+            regex?: string | null;
             /**
              * @description Cut the beginning off a text that is longer than the model's context; else it is refused.
              * @default false
@@ -1581,10 +1615,13 @@ export interface components {
         };
         BatchItem: {
             input: string;
+            /** @description That of the first choice, as `finish_reason`. */
             output: string;
             /** @enum {string} */
             finish_reason: "stop" | "length";
             truncated: boolean;
+            /** @description `n` of them. */
+            choices: components["schemas"]["Choice"][];
         };
         BatchObject: {
             id: string;
@@ -1641,7 +1678,7 @@ export interface components {
             created: number;
             model: string;
             choices: components["schemas"]["ChatChoice"][];
-            usage: components["schemas"]["Usage"];
+            usage: components["schemas"]["CompletionUsage"];
         };
         ChatChoice: {
             index: number;
@@ -1688,6 +1725,20 @@ export interface components {
             /** @default null */
             repetition_penalty?: number | null;
             /** @default null */
+            logit_bias?: {
+                [key: string]: number;
+            } | null;
+            /** @default null */
+            n?: number | null;
+            /** @default null */
+            response_format?: components["schemas"]["ResponseFormat"] | null;
+            /** @default null */
+            regex?: string | null;
+            /** @default null */
+            min_tokens?: number | null;
+            /** @default null */
+            stop_token_ids?: number[] | null;
+            /** @default null */
             seed?: number | null;
             /** @default null */
             stop?: string | string[] | null;
@@ -1698,6 +1749,10 @@ export interface components {
             messages: components["schemas"]["Message"][];
             /** @default null */
             max_completion_tokens?: number | null;
+            /** @default null */
+            logprobs?: boolean | null;
+            /** @default null */
+            top_logprobs?: number | null;
         };
         /**
          * @example {
@@ -1768,6 +1823,17 @@ export interface components {
             train_loss: number | null;
             valid_loss: number | null;
         };
+        /** @description One draw of a text. */
+        Choice: {
+            text: string;
+            /** @enum {string} */
+            finish_reason: "stop" | "length";
+            /**
+             * @description Of each token, if they were asked for.
+             * @default null
+             */
+            logprobs: components["schemas"]["TokenLogprob"][] | null;
+        };
         /** @description The code that a job brings: a packed folder, whose command `argv` is. */
         Code: {
             /** @description Of the packed folder, uploaded by `PUT /api/code/{sha256}` (`apt-jobs run`). */
@@ -1795,7 +1861,7 @@ export interface components {
             created: number;
             model: string;
             choices: components["schemas"]["CompletionChoice"][];
-            usage: components["schemas"]["Usage"];
+            usage: components["schemas"]["CompletionUsage"];
         };
         CompletionChoice: {
             index: number;
@@ -1833,6 +1899,20 @@ export interface components {
             /** @default null */
             repetition_penalty?: number | null;
             /** @default null */
+            logit_bias?: {
+                [key: string]: number;
+            } | null;
+            /** @default null */
+            n?: number | null;
+            /** @default null */
+            response_format?: components["schemas"]["ResponseFormat"] | null;
+            /** @default null */
+            regex?: string | null;
+            /** @default null */
+            min_tokens?: number | null;
+            /** @default null */
+            stop_token_ids?: number[] | null;
+            /** @default null */
             seed?: number | null;
             /** @default null */
             stop?: string | string[] | null;
@@ -1841,6 +1921,15 @@ export interface components {
             /** @default null */
             stream_options?: components["schemas"]["StreamOptions"] | null;
             prompt: string | string[];
+            /** @default null */
+            logprobs?: number | null;
+        };
+        CompletionUsage: {
+            /** @description Each prompt once, however many choices it has. */
+            prompt_tokens: number;
+            completion_tokens: number;
+            total_tokens: number;
+            prompt_tokens_details: components["schemas"]["PromptTokensDetails"];
         };
         /** @description Min and max of each point of a curve, and how many of its values were not finite. */
         CurveExtremes: {
@@ -2243,12 +2332,15 @@ export interface components {
          *     }
          */
         GenerateAnswer: {
+            /** @description That of the first choice, as `finish_reason`. */
             generated_text: string;
             input_text: string;
             generation_time_ms: number;
             /** @enum {string} */
             finish_reason: "stop" | "length";
             truncated: boolean;
+            /** @description `n` of them. */
+            choices: components["schemas"]["Choice"][];
             usage: components["schemas"]["Usage"];
             model: string;
             job_id: string;
@@ -2297,6 +2389,10 @@ export interface components {
              * @default null
              */
             repetition_penalty?: number | null;
+            /** @description Added to the logits of these tokens, given by their numbers. */
+            logit_bias?: {
+                [key: string]: number;
+            };
             /**
              * @description Off the logits of tokens that were added.
              * @default 0
@@ -2314,6 +2410,35 @@ export interface components {
             seed?: number | null;
             /** @description Generation ends before the first of these. */
             stop?: string[];
+            /** @description Tokens that end the text, besides the model's own. */
+            stop_token_ids?: number[];
+            /**
+             * @description No end of any kind before so many tokens.
+             * @default 0
+             */
+            min_tokens?: number;
+            /**
+             * @description Draws of each text, each with numbers of its own.
+             * @default 1
+             */
+            n?: number;
+            /**
+             * @description Log-probabilities of the tokens, and of so many likeliest ones in place of each.
+             * @default null
+             */
+            logprobs?: number | null;
+            /**
+             * @description The text is JSON of this schema; `{}` is any JSON. Bounded to 32 KiB.
+             * @default null
+             */
+            json_schema?: {
+                [key: string]: unknown;
+            } | null;
+            /**
+             * @description All of the text matches this regular expression, without look-around.
+             * @default null
+             */
+            regex?: string | null;
             /**
              * @description Cut the beginning off a text that is longer than the model's context; else it is refused.
              * @default false
@@ -2378,6 +2503,10 @@ export interface components {
              * @default null
              */
             repetition_penalty?: number | null;
+            /** @description Added to the logits of these tokens, given by their numbers. */
+            logit_bias?: {
+                [key: string]: number;
+            };
             /**
              * @description Off the logits of tokens that were added.
              * @default 0
@@ -2395,6 +2524,35 @@ export interface components {
             seed?: number | null;
             /** @description Generation ends before the first of these. */
             stop?: string[];
+            /** @description Tokens that end the text, besides the model's own. */
+            stop_token_ids?: number[];
+            /**
+             * @description No end of any kind before so many tokens.
+             * @default 0
+             */
+            min_tokens?: number;
+            /**
+             * @description Draws of each text, each with numbers of its own.
+             * @default 1
+             */
+            n?: number;
+            /**
+             * @description Log-probabilities of the tokens, and of so many likeliest ones in place of each.
+             * @default null
+             */
+            logprobs?: number | null;
+            /**
+             * @description The text is JSON of this schema; `{}` is any JSON. Bounded to 32 KiB.
+             * @default null
+             */
+            json_schema?: {
+                [key: string]: unknown;
+            } | null;
+            /**
+             * @description All of the text matches this regular expression, without look-around.
+             * @default null
+             */
+            regex?: string | null;
             /**
              * @description Cut the beginning off a text that is longer than the model's context; else it is refused.
              * @default false
@@ -2720,6 +2878,12 @@ export interface components {
             /** @default false */
             has_more: boolean;
         };
+        /** @description A token that might have been chosen. */
+        LikelyToken: {
+            token: string;
+            logprob: number;
+            bytes: number[];
+        };
         LoadAnswer: {
             loaded: boolean;
             model: string;
@@ -2939,6 +3103,18 @@ export interface components {
             /** @description What the job does by itself about incidents. */
             on_anomaly?: components["schemas"]["AnomalyPolicy"][];
         };
+        /** @description A JSON schema and what it is called, which changes nothing. */
+        NamedSchema: {
+            name: string;
+            /** @default null */
+            description?: string | null;
+            /** @default null */
+            schema?: {
+                [key: string]: unknown;
+            } | null;
+            /** @default null */
+            strict?: boolean | null;
+        };
         OpenAIModel: {
             id: string;
             /**
@@ -3050,6 +3226,10 @@ export interface components {
         } & {
             [key: string]: unknown;
         };
+        PromptTokensDetails: {
+            /** @description Known from another text that began with them. */
+            cached_tokens: number;
+        };
         /**
          * @example {
          *       "name": "train",
@@ -3121,6 +3301,13 @@ export interface components {
              * @default null
              */
             memory_gb?: number | null;
+        };
+        /** @description `response_format`. */
+        ResponseFormat: {
+            /** @enum {string} */
+            type: "text" | "json_object" | "json_schema";
+            /** @default null */
+            json_schema?: components["schemas"]["NamedSchema"] | null;
         };
         ScheduleAnswer: {
             /**
@@ -3257,6 +3444,13 @@ export interface components {
         TokenDetails: {
             /** @default 0 */
             cached_tokens: number;
+        };
+        /** @description A token of a text, and the likeliest ones in its place, in falling order. */
+        TokenLogprob: {
+            token: string;
+            logprob: number;
+            bytes: number[];
+            top_logprobs: components["schemas"]["LikelyToken"][];
         };
         /**
          * @description A training job: `num_ranks` processes under torchrun, or one that does as it likes.
@@ -3574,6 +3768,11 @@ export interface components {
             prompt_tokens: number;
             completion_tokens: number;
             total_tokens: number;
+            /**
+             * @description Of the prompts: known from another text that began with them.
+             * @default 0
+             */
+            cached_tokens: number;
         };
         UsedMethod: {
             /**
@@ -3922,11 +4121,13 @@ export type CheckpointAnswer = components['schemas']['CheckpointAnswer'];
 export type CheckpointInfo = components['schemas']['CheckpointInfo'];
 export type CheckpointList = components['schemas']['CheckpointList'];
 export type CheckpointMetrics = components['schemas']['CheckpointMetrics'];
+export type Choice = components['schemas']['Choice'];
 export type Code = components['schemas']['Code'];
 export type CodeAnswer = components['schemas']['CodeAnswer'];
 export type CompletionAnswer = components['schemas']['CompletionAnswer'];
 export type CompletionChoice = components['schemas']['CompletionChoice'];
 export type CompletionRequest = components['schemas']['CompletionRequest'];
+export type CompletionUsage = components['schemas']['CompletionUsage'];
 export type CurveExtremes = components['schemas']['CurveExtremes'];
 export type CustomMetricAnswer = components['schemas']['CustomMetricAnswer'];
 export type DataOptions = components['schemas']['DataOptions'];
@@ -3969,6 +4170,7 @@ export type JobList = components['schemas']['JobList'];
 export type JobState = components['schemas']['JobState'];
 export type KeyAnswer = components['schemas']['KeyAnswer'];
 export type KeyList = components['schemas']['KeyList'];
+export type LikelyToken = components['schemas']['LikelyToken'];
 export type LoadAnswer = components['schemas']['LoadAnswer'];
 export type LoadRequest = components['schemas']['LoadRequest'];
 export type LoraOptions = components['schemas']['LoraOptions'];
@@ -3980,6 +4182,7 @@ export type MetricsAnswer = components['schemas']['MetricsAnswer'];
 export type ModelAnswer = components['schemas']['ModelAnswer'];
 export type ModelList = components['schemas']['ModelList'];
 export type MonitorOptions = components['schemas']['MonitorOptions'];
+export type NamedSchema = components['schemas']['NamedSchema'];
 export type OpenAiModel = components['schemas']['OpenAIModel'];
 export type OpenAiModelList = components['schemas']['OpenAIModelList'];
 export type OutputTokenDetails = components['schemas']['OutputTokenDetails'];
@@ -3988,10 +4191,12 @@ export type PreviewPart = components['schemas']['PreviewPart'];
 export type PreviewRow = components['schemas']['PreviewRow'];
 export type Problem = components['schemas']['Problem'];
 export type Progress = components['schemas']['Progress'];
+export type PromptTokensDetails = components['schemas']['PromptTokensDetails'];
 export type QueueAnswer = components['schemas']['QueueAnswer'];
 export type QueueBody = components['schemas']['QueueBody'];
 export type QueueList = components['schemas']['QueueList'];
 export type Resources = components['schemas']['Resources'];
+export type ResponseFormat = components['schemas']['ResponseFormat'];
 export type ScheduleAnswer = components['schemas']['ScheduleAnswer'];
 export type ScheduleBody = components['schemas']['ScheduleBody'];
 export type ScheduleList = components['schemas']['ScheduleList'];
@@ -4002,6 +4207,7 @@ export type Supervised = components['schemas']['Supervised'];
 export type SupervisedMethod = components['schemas']['SupervisedMethod'];
 export type TextPart = components['schemas']['TextPart'];
 export type TokenDetails = components['schemas']['TokenDetails'];
+export type TokenLogprob = components['schemas']['TokenLogprob'];
 export type TrainSpec = components['schemas']['TrainSpec'];
 export type TrainingCurves = components['schemas']['TrainingCurves'];
 export type TrainingOptions = components['schemas']['TrainingOptions'];
