@@ -15,7 +15,8 @@ from typing import Any
 NEEDED_FILES = ("config.json", "tokenizer.json")
 WEIGHTS = "model*.safetensors"
 MAX_JSON_BYTES = 64 << 20
-_READ = (*NEEDED_FILES, "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER_CONFIG = "tokenizer_config.json"
+_READ = (*NEEDED_FILES, TOKENIZER_CONFIG, "chat_template.jinja")
 _SIZE_BYTES = 8  # of a header's length
 _UNLIMITED = 1 << 30  # tokenizers that know no limit say 1e30
 
@@ -63,7 +64,7 @@ def _read(folder: Path, _files: tuple[tuple[str, int, int], ...]) -> ModelFacts:
     if (lacks := why_not_whole(folder)) is not None:
         return ModelFacts(why_not=lacks)
     try:
-        config, tokenizer = _json(folder / "config.json"), _json(folder / "tokenizer_config.json")
+        config, tokenizer = _json(folder / NEEDED_FILES[0]), _json(folder / TOKENIZER_CONFIG)
         tensors = [tensor for file in sorted(folder.glob(WEIGHTS)) for tensor in _tensors(file)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         return ModelFacts(why_not=f"its files cannot be read: {type(exc).__name__}: {exc}"[:300])
@@ -100,5 +101,5 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _context_tokens(config: dict[str, Any], tokenizer: dict[str, Any]) -> int | None:
     of_text = {**config, **(config.get("text_config") or {})}
-    said = of_text.get("max_position_embeddings") or of_text.get("n_positions") or tokenizer.get("model_max_length")
-    return int(said) if isinstance(said, int | float) and 0 < said < _UNLIMITED else None
+    limit = of_text.get("max_position_embeddings") or of_text.get("n_positions") or tokenizer.get("model_max_length")
+    return int(limit) if isinstance(limit, int | float) and 0 < limit < _UNLIMITED else None

@@ -8,17 +8,17 @@ async with AsyncClient() as client:
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, Any, Literal, overload
+from typing import IO, Any, Literal
 
 from apt_jobs.client import calls
 from apt_jobs.client.access import find_access
 from apt_jobs.client.answers import JobAnswer
-from apt_jobs.client.async_transport import AsyncTransport
 from apt_jobs.client.calls import Call
-from apt_jobs.client.following import ChatReader, Event, Follower
+from apt_jobs.client.following import Event, Follower
+from apt_jobs.client.model_calls import AsyncModelCalls
 from apt_jobs.client.packing import pack_folder
 from apt_jobs.client.retry import MAX_RETRIES
 from apt_jobs.errors import NotFound
@@ -55,7 +55,7 @@ class AsyncJob(JobAnswer):
         return await self._client.cancel(self.id)
 
 
-class AsyncClient(AsyncTransport):
+class AsyncClient(AsyncModelCalls):
     """One service.
 
     Every call raises the `AptJobsError` that the service's problem stands for, and `Unavailable` if the service cannot
@@ -255,70 +255,6 @@ class AsyncClient(AsyncTransport):
     async def delete_checkpoint(self, checkpoint_id: str) -> None:
         """Delete a checkpoint."""
         await self._send(calls.delete_checkpoint(checkpoint_id))
-
-    @overload
-    async def generate(self, text: str, *, stream: Literal[False] = False, **options: Any) -> dict[str, Any]: ...
-
-    @overload
-    async def generate(self, text: str, *, stream: Literal[True], **options: Any) -> AsyncGenerator[dict[str, Any]]: ...
-
-    async def generate(
-        self, text: str, *, stream: bool = False, **options: Any
-    ) -> dict[str, Any] | AsyncGenerator[dict[str, Any]]:
-        """Continue a text; options are those of `POST /api/generate`.
-
-        With `stream=True`, events as they come: `{"kind": "delta", "text": ...}`, `{"kind": "restarted"}` when the text
-        begins again, and last `{"kind": "end"}` with all of the answer. Closing the generator cancels the job.
-
-        Example:
-            async for event in await client.generate("Once upon a time", stream=True): ...
-        """
-        if stream:
-            return self._stream(calls.generate(text, {**options, "stream": True}))
-        return await self._send(calls.generate(text, options))
-
-    @overload
-    async def chat(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        model: str = "default",
-        stream: Literal[False] = False,
-        **options: Any,
-    ) -> dict[str, Any]: ...
-
-    @overload
-    async def chat(
-        self, messages: Sequence[Mapping[str, str]], *, model: str = "default", stream: Literal[True], **options: Any
-    ) -> AsyncGenerator[dict[str, Any]]: ...
-
-    async def chat(
-        self, messages: Sequence[Mapping[str, str]], *, model: str = "default", stream: bool = False, **options: Any
-    ) -> dict[str, Any] | AsyncGenerator[dict[str, Any]]:
-        """Get the assistant's next message; options and answer are those of `POST /v1/chat/completions`.
-
-        With `stream=True`, events as they come: `{"kind": "delta", "text": ...}`, and last `{"kind": "end"}` with
-        `finish_reason` and `usage`. Closing the generator cancels the job.
-
-        Example:
-            async for event in await client.chat([{"role": "user", "content": "Hello"}], stream=True): ...
-        """
-        if stream:
-            streamed = {**options, "stream": True, "stream_options": {"include_usage": True}}
-            return self._stream(calls.chat(messages, model, streamed), ChatReader().read)
-        return await self._send(calls.chat(messages, model, options))
-
-    async def promote_model(self, alias: str, model: str) -> dict[str, Any]:
-        """Let an alias stand for a model, or for a job's `job_...@latest`."""
-        return await self._send(calls.promote_model(alias, model))
-
-    async def delete_alias(self, alias: str) -> None:
-        """Remove an alias; the model stays."""
-        await self._send(calls.delete_alias(alias))
-
-    async def models(self) -> list[dict[str, Any]]:
-        """Get the models and checkpoints that can generate."""
-        return await self._send(calls.list_of_all("models"))
 
     async def datasets(self) -> list[dict[str, Any]]:
         """Get the data sets, the built-in one first."""

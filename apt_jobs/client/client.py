@@ -7,18 +7,18 @@ with Client() as client:
 
 import os
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, overload
+from typing import IO, Any, Literal
 
 from apt_jobs.client import calls
 from apt_jobs.client.access import find_access
 from apt_jobs.client.answers import JobAnswer
 from apt_jobs.client.calls import Call
-from apt_jobs.client.following import ChatReader, Event, Follower
+from apt_jobs.client.following import Event, Follower
+from apt_jobs.client.model_calls import ModelCalls
 from apt_jobs.client.packing import pack_folder
 from apt_jobs.client.retry import MAX_RETRIES
-from apt_jobs.client.transport import Transport
 from apt_jobs.errors import NotFound
 from apt_jobs.jobs.code import DEFAULT_MAX_BYTES
 
@@ -51,7 +51,7 @@ class Job(JobAnswer):
         return self._client.cancel(self.id)
 
 
-class Client(Transport):
+class Client(ModelCalls):
     """One service.
 
     Every call raises the `AptJobsError` that the service's problem stands for, and `Unavailable` if the service cannot
@@ -248,70 +248,6 @@ class Client(Transport):
     def delete_checkpoint(self, checkpoint_id: str) -> None:
         """Delete a checkpoint."""
         self._send(calls.delete_checkpoint(checkpoint_id))
-
-    @overload
-    def generate(self, text: str, *, stream: Literal[False] = False, **options: Any) -> dict[str, Any]: ...
-
-    @overload
-    def generate(self, text: str, *, stream: Literal[True], **options: Any) -> Generator[dict[str, Any]]: ...
-
-    def generate(
-        self, text: str, *, stream: bool = False, **options: Any
-    ) -> dict[str, Any] | Generator[dict[str, Any]]:
-        """Continue a text; options are those of `POST /api/generate`.
-
-        With `stream=True`, events as they come: `{"kind": "delta", "text": ...}`, `{"kind": "restarted"}` when the text
-        begins again, and last `{"kind": "end"}` with all of the answer. Closing the generator cancels the job.
-
-        Example:
-            client.generate("Once upon a time", max_length=50)["generated_text"]
-        """
-        if stream:
-            return self._stream(calls.generate(text, {**options, "stream": True}))
-        return self._send(calls.generate(text, options))
-
-    @overload
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        model: str = "default",
-        stream: Literal[False] = False,
-        **options: Any,
-    ) -> dict[str, Any]: ...
-
-    @overload
-    def chat(
-        self, messages: Sequence[Mapping[str, str]], *, model: str = "default", stream: Literal[True], **options: Any
-    ) -> Generator[dict[str, Any]]: ...
-
-    def chat(
-        self, messages: Sequence[Mapping[str, str]], *, model: str = "default", stream: bool = False, **options: Any
-    ) -> dict[str, Any] | Generator[dict[str, Any]]:
-        """Get the assistant's next message; options and answer are those of `POST /v1/chat/completions`.
-
-        With `stream=True`, events as they come: `{"kind": "delta", "text": ...}`, and last `{"kind": "end"}` with
-        `finish_reason` and `usage`. Closing the generator cancels the job.
-
-        Example:
-            for event in client.chat([{"role": "user", "content": "Hello"}], stream=True): ...
-        """
-        if stream:
-            streamed = {**options, "stream": True, "stream_options": {"include_usage": True}}
-            return self._stream(calls.chat(messages, model, streamed), ChatReader().read)
-        return self._send(calls.chat(messages, model, options))
-
-    def promote_model(self, alias: str, model: str) -> dict[str, Any]:
-        """Let an alias stand for a model, or for a job's `job_...@latest`."""
-        return self._send(calls.promote_model(alias, model))
-
-    def delete_alias(self, alias: str) -> None:
-        """Remove an alias; the model stays."""
-        self._send(calls.delete_alias(alias))
-
-    def models(self) -> list[dict[str, Any]]:
-        """Get the models and checkpoints that can generate."""
-        return self._send(calls.list_of_all("models"))
 
     def datasets(self) -> list[dict[str, Any]]:
         """Get the data sets, the built-in one first."""
