@@ -9,18 +9,16 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from apt_jobs.client import calls
 from apt_jobs.client.access import find_access
 from apt_jobs.client.answers import JobAnswer
 from apt_jobs.client.calls import Call
+from apt_jobs.client.data_calls import DataCalls
 from apt_jobs.client.following import Event, Follower
 from apt_jobs.client.model_calls import ModelCalls
-from apt_jobs.client.packing import pack_folder
 from apt_jobs.client.retry import MAX_RETRIES
-from apt_jobs.errors import NotFound
-from apt_jobs.jobs.code import DEFAULT_MAX_BYTES
 
 
 class Job(JobAnswer):
@@ -51,7 +49,7 @@ class Job(JobAnswer):
         return self._client.cancel(self.id)
 
 
-class Client(ModelCalls):
+class Client(ModelCalls, DataCalls):
     """One service.
 
     Every call raises the `AptJobsError` that the service's problem stands for, and `Unavailable` if the service cannot
@@ -248,61 +246,6 @@ class Client(ModelCalls):
     def delete_checkpoint(self, checkpoint_id: str) -> None:
         """Delete a checkpoint."""
         self._send(calls.delete_checkpoint(checkpoint_id))
-
-    def datasets(self) -> list[dict[str, Any]]:
-        """Get the data sets, the built-in one first."""
-        return self._send(calls.list_of_all("datasets"))
-
-    def upload_dataset(
-        self, name: str, content: bytes | IO[bytes], *, format: str = "text", column: str = "text"
-    ) -> dict[str, Any]:
-        """Add a data set, from bytes or an open file. `format` and `column` are those of `POST /api/datasets`."""
-        answer = self._json(
-            "POST", "/api/datasets", params=calls.upload_parameters(name, format, column), content=content
-        )
-        return dict(answer)
-
-    def preview_dataset(self, name: str, *, rows: int = 5, model: str | None = None) -> dict[str, Any]:
-        """Get the first rows of a data set, and their tokens by the tokenizer of `model`."""
-        return self._send(calls.preview_dataset(name, rows, model))
-
-    def delete_dataset(self, name: str) -> None:
-        """Delete a data set."""
-        self._send(calls.delete_dataset(name))
-
-    def upload_code(self, folder: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_BYTES) -> dict[str, Any]:
-        """Pack a folder and upload it, unless the service has it: what git tracks and what it does not ignore.
-
-        Args:
-            folder: The code, from which a job's command runs.
-            max_bytes: More than so many are not packed.
-
-        Returns:
-            What the service knows of it; a job brings it as `"code": {"sha256": ...}`.
-
-        Raises:
-            InvalidInput: the folder holds what cannot be packed; the message names the file.
-            Denied: the operator does not allow it.
-
-        Example:
-            code = client.upload_code(".")
-            command = ["python", "train.py"]
-            client.submit({"kind": "train", "code": {"sha256": code["sha256"]}, "argv": command, "launcher": "none"})
-        """
-        with pack_folder(Path(folder), max_bytes) as packed:
-            try:
-                return self.code(packed.sha256)
-            except NotFound:
-                path = calls.code_path(packed.sha256)
-                return dict(self._json("PUT", path, content=packed.file, timeout=calls.UPLOAD_TIMEOUT_S))
-
-    def code(self, sha256: str) -> dict[str, Any]:
-        """Get what is known of packed code: its size, commit and branch, and the diff to that commit.
-
-        Raises:
-            NotFound: it was never uploaded, or was removed since no job names it.
-        """
-        return self._send(calls.get_code(sha256))
 
     def workers(self) -> list[dict[str, Any]]:
         """Get the workers, with `alive`."""

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, StringConstraints
 
+MIRROR_VARIABLE = "APT_JOBS_MIRROR"  # whose scalars become metrics: see `run/mirror.py`
 RESERVED_PREFIXES = ("APT_JOBS_", "LD_", "DYLD_", "PYTHON", "TORCHELASTIC_", "TORCHINDUCTOR_", "TRITON_", "GIT_")
 RESERVED_VARIABLES = frozenset(
     (
@@ -28,6 +29,8 @@ def _require_no_nul(text: str) -> str:
 
 def _require_free_variable(name: str) -> str:
     """Refuse environment variables that decide which code runs, or which the service sets."""
+    if name == MIRROR_VARIABLE:
+        return name
     if name in RESERVED_VARIABLES or name.startswith(RESERVED_PREFIXES) or name.endswith("_PLUGIN"):
         raise ValueError(f"a job may not set {name}: the worker sets it, or it decides which code runs")
     return name

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from apt_jobs import run
+from apt_jobs.jobs.environment import MIRROR_VARIABLE
 from apt_jobs.jobs.handover import RUN_FILE_VARIABLE
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.settings import Settings
@@ -25,6 +27,7 @@ from apt_jobs.supervision.prepare_run import run_file_path
 from apt_jobs.supervision.process_tree import WORKER_MARKER, ProcessTree
 from apt_jobs.supervision.rank_environment import passed_environment
 
+MIRROR_SITE = Path(run.__file__).parent / "mirror_site"  # Python loads what is in it before a script
 PROGRESS_BAR_SWITCHES = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 
 
@@ -95,6 +98,9 @@ def _environment(settings: Settings, run_file: RunFile, node_rank: int, gpus: Se
     # Threads that wait in a busy loop cost a time slice for each operation where a machine has other work.
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     environment |= spec.env | {RUN_FILE_VARIABLE: str(run_file_path(run_file))}
+    if is_script and environment.get(MIRROR_VARIABLE):
+        paths = [str(MIRROR_SITE), *filter(None, [environment.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
     if not is_script:  # the trainer's own progress bars say nothing that its events do not
         environment |= dict.fromkeys(PROGRESS_BAR_SWITCHES, "1")
     return environment | _interfaces(settings, run_file, node_rank, environment)

@@ -146,17 +146,23 @@ OWN_TORCHRUN = """
 import os, apt_jobs
 run = apt_jobs.current_run()
 run.log({f"rank{os.environ['RANK']}": 1.0}, step=1)
+if os.environ["RANK"] == "0":
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter("tb") as writer:
+        writer.add_scalar("of/tensorboard", 3.0, 1)
 print("rank", os.environ["RANK"], "of", os.environ["WORLD_SIZE"])
 """
 
 
 def test_a_command_may_start_its_own_torchrun_and_is_one_rank_of_ours(client: Client, tmp_path: Path) -> None:
     (tmp_path / "ranks.py").write_text(OWN_TORCHRUN)
-    own = submitted(client, tmp_path, ["torchrun", "--standalone", "--nproc-per-node=2", "ranks.py"])
-    ours = submitted(client, tmp_path, ["python", "ranks.py"], launcher="torchrun", num_ranks=2)
+    mirror = {"APT_JOBS_MIRROR": "tensorboard"}
+    own = submitted(client, tmp_path, ["torchrun", "--standalone", "--nproc-per-node=2", "ranks.py"], env=mirror)
+    ours = submitted(client, tmp_path, ["python", "ranks.py"], launcher="torchrun", num_ranks=2, env=mirror)
     for job in (own, ours):
         assert client.wait(job, DEADLINE_S).state == "succeeded", client.get(job)["error"]
-        assert set(client.metrics(job)["custom"]) == {"rank0", "rank1"}
+        assert set(client.metrics(job)["custom"]) == {"rank0", "rank1", "of/tensorboard"}
         lines = [event["message"] for event in client.stored_events(job, kinds=["log"])]
         assert {"rank 0 of 2", "rank 1 of 2"} <= set(lines)
 
