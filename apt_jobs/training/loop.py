@@ -74,7 +74,7 @@ class _Trainer:
         if options.activation_checkpointing:
             checkpoint_activations(self._model)
         self._batches = self._open_batches()
-        self._objective = make_objective(run_file, rank.device)
+        self._objective = make_objective(run_file, self._model, rank.device)
         self._prefetcher = Prefetcher(self._batches, rank)
         self._precision = precision_of(options.precision, rank.device)
         self._reporter = Reporter(spool, rank, self._batches)
