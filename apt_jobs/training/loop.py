@@ -127,9 +127,8 @@ class _Trainer:
         """Compile the model if it is to be, then spread it over the ranks. All ranks take part."""
         options, rank = self._options, self._rank
         terms = LossTerms(options.label_smoothing, options.z_loss)
-        loss = (
-            chunked_loss_of(self._model, terms) if options.objective == "next_token" else None
-        )  # the other needs logits
+        needs_logits = options.objective == "dpo"
+        loss = None if needs_logits else chunked_loss_of(self._model, terms)
         waits_nowhere = not self._batches.is_packed and use_causal_attention(self._model)
         if is_wanted(options.compile, rank.device):
             reason = compile_or_fall_back(self._model, loss, self._try_out, rank, deterministic=options.deterministic)
