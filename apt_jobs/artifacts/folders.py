@@ -6,6 +6,7 @@ this module: it knows neither the database nor the settings.
 
 import logging
 import shutil
+import time
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -33,9 +34,11 @@ def try_to_delete_folder(folder: Path) -> None:
         logger.warning("files that nothing refers to stay", extra={"folder": str(folder), "why": str(exc)})
 
 
-def sweep(parent: Path) -> None:
-    """Remove what a save or a deletion left in `parent` when its process was killed."""
+def sweep(parent: Path, *, older_than_s: float = 0.0) -> None:
+    """Remove what a save or a deletion left in `parent` when its process was killed, so long ago."""
     for folder in [*parent.glob(f"{TEMPORARY_PREFIX}*"), *parent.glob(f"{DELETED_PREFIX}*")]:
+        if older_than_s and time.time() - folder.stat().st_mtime < older_than_s:
+            continue
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -51,6 +51,8 @@ class CheckpointState(BaseModel):
     train_loss: float | None = None
     val_loss: float | None = None  # of this step
     best_val_loss: float | None = None  # of all checkpoints so far, this one included
+    lowest_val_loss: float | None = None  # of all validations so far
+    num_worse: int = 0  # validations since then
     is_best: bool = False
     name: str = ""  # of the folder
     kept: list[CheckpointEntry] = Field(default_factory=list)  # earlier ones that are still there, oldest first

@@ -112,8 +112,20 @@ class TrainingOptions(Strict):
     parameter_groups: list[ParameterGroup] = Field(
         default_factory=list, max_length=100, description="Other rates for some parameters; the first that fits counts."
     )
+    label_smoothing: float = Field(
+        0.0, ge=0.0, lt=1.0, description="Share of each target that goes to all tokens alike; not in validations."
+    )
+    z_loss: float = Field(
+        0.0, ge=0.0, le=1.0, description="Weight of the squared log of the softmax's denominator; 1e-4 is usual."
+    )
     grad_clip_norm: float | None = Field(1.0, gt=0.0, description="Clip the global norm to this; null: never.")
     validation_fraction: float = Field(0.05, ge=0.0, le=0.5, description="Share of the data held out.")
+    early_stopping_patience: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="End after so many validations in a row without a better loss; null: no.",
+    )
     validate_every_steps: int = Field(50, ge=1, description="Optimizer steps between two validations.")
     max_validation_batches: int | None = Field(
         None, ge=1, description="Validate on at most so many batches of each rank; null: on the whole split."
@@ -147,6 +159,12 @@ class TrainingOptions(Strict):
     def _sharded_optimizer(self) -> Self:
         if self.sharding == "fsdp2" and self.optimizer in ("adafactor", "adamw_8bit"):
             raise ValueError(f"optimizer={self.optimizer} keeps no state that fsdp2 can shard; use adamw, lion or muon")
+        return self
+
+    @model_validator(mode="after")
+    def _terms_of_cross_entropy(self) -> Self:
+        if self.objective == "dpo" and (self.label_smoothing or self.z_loss):
+            raise ValueError("label_smoothing and z_loss belong to the objective 'next_token': leave them out")
         return self
 
     @property

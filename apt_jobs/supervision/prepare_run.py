@@ -12,7 +12,7 @@ from apt_jobs.artifacts.adapters import MAX_ADAPTERS, base_model_of, is_adapter_
 from apt_jobs.artifacts.checkpoints import checkpoint_dir, checkpoints_of_job, complete_checkpoint_dir
 from apt_jobs.artifacts.code import unpack_code
 from apt_jobs.artifacts.datasets import identify_dataset
-from apt_jobs.artifacts.models import ModelFolders, local_model_dir, resolve_model
+from apt_jobs.artifacts.models import local_model_dir, resolve_model
 from apt_jobs.artifacts.prepared_space import prune_prepared
 from apt_jobs.artifacts.runs import run_dir, runs_of_job
 from apt_jobs.db.checkpoints import get_checkpoint, newest_of_job
@@ -64,7 +64,6 @@ def plan_attempt(
     sources = _pinned_sources(settings, database, job.id, spec)
     prune_prepared(settings.prepared_dir, settings.max_prepared_bytes)
     output_dir = runs_of_job(settings, job.id) / OUTPUT_FOLDER
-    base = _base_model(settings, database, spec)
     run_file = RunFile(
         job_id=job.id,
         attempt=job.attempt,
@@ -73,8 +72,7 @@ def plan_attempt(
         **_dataset_fields(sources[0]),
         validation_source=sources[1] if len(sources) > 1 else None,
         prepared_dir=settings.prepared_dir,
-        base_model_dir=base.folder if base is not None else None,
-        base_adapter_dirs=list(base.adapters) if base is not None else [],
+        **_base_fields(settings, database, spec),
         resume_dir=resume_dir,
         resume_step=resume_step,
         datasets_dir=settings.datasets_dir,
@@ -229,10 +227,10 @@ def _dataset_fields(source: NamedSource) -> dict[str, Any]:
     return {f"dataset_{field}": value for field, value in source if field != "name"}
 
 
-def _base_model(settings: Settings, database: Database, spec: TrainSpec) -> ModelFolders | None:
+def _base_fields(settings: Settings, database: Database, spec: TrainSpec) -> dict[str, Any]:
     """Return where the weights are to start from; of an adapter's checkpoint its own base model, too."""
     if spec.base_model is None:
-        return None
+        return {"base_model_dir": None}
     folder, adapters = _base_model_dir(settings, database, spec.base_model), list[Path]()
     while is_adapter_dir(folder) and len(adapters) < MAX_ADAPTERS:
         adapters.insert(0, folder)
@@ -242,7 +240,7 @@ def _base_model(settings: Settings, database: Database, spec: TrainSpec) -> Mode
             f"base_model {spec.base_model!r} is an adapter, and entry point {spec.entry_point!r} is given one folder: "
             "download it with ?merged=true and use that model"
         )
-    return ModelFolders(folder, tuple(adapters))
+    return {"base_model_dir": folder, "base_adapter_dirs": adapters}
 
 
 def _base_model_dir(settings: Settings, database: Database, base_model: str) -> Path:

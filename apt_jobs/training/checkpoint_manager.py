@@ -127,6 +127,7 @@ class CheckpointManager:
         progress = self._progress
         progress.step, progress.train_loss = state.global_step, state.train_loss
         progress.best_val_loss = state.best_val_loss
+        progress.lowest_val_loss, progress.num_worse = state.lowest_val_loss, state.num_worse
         if self._scaler.is_enabled() and state.scaler:
             self._scaler.load_state_dict(state.scaler)
         return state
@@ -143,6 +144,8 @@ class CheckpointManager:
             train_loss=progress.train_loss,
             val_loss=val_loss,
             best_val_loss=progress.best_val_loss,
+            lowest_val_loss=progress.lowest_val_loss,
+            num_worse=progress.num_worse,
             kept=list(progress.kept),
             is_best=is_best,
             name=f"step-{progress.step:08d}-a{self._run_file.attempt}",

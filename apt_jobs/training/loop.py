@@ -29,7 +29,7 @@ from apt_jobs.training.context import context_length
 from apt_jobs.training.cuda_graph import CapturedPass
 from apt_jobs.training.data import Batch, Batches, open_batches
 from apt_jobs.training.ddp import Rank, barrier, process_group, repeatable, summed
-from apt_jobs.training.loss import chunked_loss_of
+from apt_jobs.training.loss import LossTerms, chunked_loss_of
 from apt_jobs.training.model import checkpoint_activations, make_model
 from apt_jobs.training.objectives import make_objective
 from apt_jobs.training.optimization import OptimizerStep, learning_rate_at, precision_of
@@ -74,7 +74,7 @@ class _Trainer:
         if options.activation_checkpointing:
             checkpoint_activations(self._model)
         self._batches = self._open_batches()
-        self._objective = make_objective(run_file, rank.device)
+        self._objective = make_objective(run_file, self._model, rank.device)
         self._prefetcher = Prefetcher(self._batches, rank)
         self._precision = precision_of(options.precision, rank.device)
         self._reporter = Reporter(spool, rank, self._batches)
@@ -115,6 +115,9 @@ class _Trainer:
                 self._save_at_stop()
                 self._end(Outcome.STOPPED)
                 return
+            if self._is_out_of_patience():
+                self._save_at_stop()
+                break
             if self._num_commands:
                 self._apply_commands()
         self._reporter.finished(self._progress)
@@ -123,7 +126,9 @@ class _Trainer:
     def _compile_and_spread(self) -> Alone | Replicated | Sharded:
         """Compile the model if it is to be, then spread it over the ranks. All ranks take part."""
         options, rank = self._options, self._rank
-        loss = chunked_loss_of(self._model) if options.objective == "next_token" else None  # the other needs logits
+        terms = LossTerms(options.label_smoothing, options.z_loss)
+        needs_logits = options.objective == "dpo"
+        loss = None if needs_logits else chunked_loss_of(self._model, terms)
         waits_nowhere = not self._batches.is_packed and use_causal_attention(self._model)
         if is_wanted(options.compile, rank.device):
             reason = compile_or_fall_back(self._model, loss, self._try_out, rank, deterministic=options.deterministic)
@@ -236,6 +241,15 @@ class _Trainer:
             if is_saved:
                 self._save(val_loss, wait=is_last)
 
+    def _is_out_of_patience(self) -> bool:
+        """Tell whether validations have brought nothing better for too long; the same on every rank."""
+        patience, num_worse = self._options.early_stopping_patience, self._progress.num_worse
+        if patience is None or num_worse < patience or self._progress.step == self._batches.num_steps:
+            return False
+        lowest = self._progress.lowest_val_loss
+        self._reporter.warning(f"ended early: {num_worse} validations in a row were not below the best loss, {lowest}")
+        return True
+
     def _save_at_stop(self) -> None:
         """Save this step, unless it is saved: whoever asked for the stop does not wait long."""
         if self._checkpoints.is_saved:
@@ -259,6 +273,7 @@ class _Trainer:
         loss_sum, num_targets = summed(totals).tolist()
         val_loss: float = loss_sum / num_targets
         self._reporter.validated(self._progress.step, val_loss, self._progress.best_val_loss)
+        self._progress.note_validation(val_loss)
         return val_loss
 
     def _save(self, val_loss: float | None, *, wait: bool) -> None:

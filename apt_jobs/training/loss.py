@@ -7,6 +7,7 @@ Shapes: B sequences, T tokens, N = B * T, D width of the model, V vocabulary.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
@@ -25,13 +26,34 @@ PLAIN_HEADS = frozenset(
 CHUNK_LOGITS = 1 << 27  # of one chunk: 0.5 GB in float32
 COMPILED_CHUNK_LOGITS = 1 << 30  # a compiled chunk holds its logits once, in bfloat16: 2 GB
 MAX_CHUNKS = 256
-ChunkLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]
+ChunkLoss = Callable[[Tensor, Tensor, Tensor | None, Tensor, float, float], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """What a training changes of the cross entropy; a validation is that alone.
+
+    Label smoothing: a share of each target goes to all tokens alike (Szegedy et al. 2016, section 7). z_loss: this many
+    times the squared log of the softmax's denominator, which keeps logits small (PaLM, Chowdhery et al. 2022, section
+    5; 1e-4 there).
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+
+    @property
+    def is_any(self) -> bool:
+        return bool(self.label_smoothing or self.z_loss)
+
+
+NO_TERMS = LossTerms()
 
 
 class ChunkedLoss:
     """Replaces the `forward` of one model: it then takes `input_ids` and `labels` and returns the loss alone."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, terms: LossTerms = NO_TERMS) -> None:
+        self._terms = terms
         self._chunk_loss: ChunkLoss = _chunk_loss
         self._chunk_logits = CHUNK_LOGITS
         model.forward = MethodType(self._forward, model)
@@ -53,7 +75,11 @@ class ChunkedLoss:
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
         size = len(targets_N) // self._num_chunks(len(targets_N), head.weight.shape[0])
         chunks = zip(torch.split(hidden_ND, size), torch.split(targets_N, size), strict=True)
-        sums = [self._chunk_loss(hidden, head.weight, head.bias, targets) for hidden, targets in chunks]
+        terms = self._terms if model.training else NO_TERMS
+        sums = [
+            self._chunk_loss(hidden, head.weight, head.bias, targets, terms.label_smoothing, terms.z_loss)
+            for hidden, targets in chunks
+        ]
         num_targets = (targets_N != IGNORED_LABEL).sum()
         loss = torch.stack(sums).sum() / num_targets
         return CausalLMOutputWithPast(loss=loss)
@@ -65,12 +91,42 @@ class ChunkedLoss:
         return next(fitting, 1)
 
 
-def chunked_loss_of(model: nn.Module) -> ChunkedLoss | None:
-    """Give `model` the chunked loss if it computes the same; None: the model keeps its own."""
-    return ChunkedLoss(model) if type(model).__name__ in PLAIN_HEADS else None
+def chunked_loss_of(model: nn.Module, terms: LossTerms = NO_TERMS) -> ChunkedLoss | None:
+    """Give `model` the chunked loss if it computes the same; None: the model keeps its own, with `terms`."""
+    if type(model).__name__ in PLAIN_HEADS:
+        return ChunkedLoss(model, terms)
+    if terms.is_any:
+        plain: Any = model.loss_function
+
+        def loss_function(logits: Tensor, labels: Tensor, vocab_size: int, **options: Any) -> Tensor:
+            if not model.training:
+                loss: Tensor = plain(logits=logits, labels=labels, vocab_size=vocab_size, **options)
+                return loss
+            targets_N = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL).reshape(-1).to(logits.device)
+            total = _sum_of_losses(logits.reshape(-1, vocab_size), targets_N, terms.label_smoothing, terms.z_loss)
+            return total / (targets_N != IGNORED_LABEL).sum()
+
+        model.loss_function = loss_function  # type: ignore[assignment]  # what Hugging Face's forward calls
+    return None
 
 
-def _chunk_loss(hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor) -> Tensor:
-    """Sum of the cross entropy in float32. Targets of `IGNORED_LABEL` count nothing."""
-    logits_NV = F.linear(hidden_ND, weight_VD, bias_V).float()
-    return F.cross_entropy(logits_NV, targets_N, ignore_index=IGNORED_LABEL, reduction="sum")
+def _chunk_loss(
+    hidden_ND: Tensor,
+    weight_VD: Tensor,
+    bias_V: Tensor | None,
+    targets_N: Tensor,
+    label_smoothing: float,
+    z_loss: float,
+) -> Tensor:
+    return _sum_of_losses(F.linear(hidden_ND, weight_VD, bias_V), targets_N, label_smoothing, z_loss)
+
+
+def _sum_of_losses(logits_NV: Tensor, targets_N: Tensor, label_smoothing: float, z_loss: float) -> Tensor:
+    """Sum of the losses in float32. Targets of `IGNORED_LABEL` count nothing."""
+    logits_NV = logits_NV.float()
+    total = F.cross_entropy(
+        logits_NV, targets_N, ignore_index=IGNORED_LABEL, reduction="sum", label_smoothing=label_smoothing
+    )
+    if z_loss:
+        total = total + z_loss * (logits_NV.logsumexp(-1).square() * (targets_N != IGNORED_LABEL)).sum()
+    return total

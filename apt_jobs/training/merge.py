@@ -11,14 +11,13 @@ import signal
 import sys
 import tarfile
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.utils import logging as transformers_logging
 
-from apt_jobs.artifacts.folders import TEMPORARY_PREFIX
+from apt_jobs.artifacts.folders import TEMPORARY_PREFIX, sweep
 from apt_jobs.artifacts.manifest import has_manifest, require_whole
 from apt_jobs.errors import AptJobsError, OutOfSpace
 from apt_jobs.training.model import load_model
@@ -58,7 +57,7 @@ def _write(folder: Path, adapters: list[Path], dtype: torch.dtype, name: str, sc
     model: Any = load_model(folder, adapters).to(dtype)
     tokenizer = load_tokenizer(adapters[-1] if adapters else folder)
     scratch.mkdir(parents=True, exist_ok=True)
-    _remove_left_behind(scratch)
+    sweep(scratch, older_than_s=LEFT_BEHIND_AFTER_S)
     needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     if (free := shutil.disk_usage(scratch).free) < needed:
         raise OutOfSpace(f"the merged model needs {needed:,} bytes and {free:,} are free in {scratch}")
@@ -68,12 +67,6 @@ def _write(folder: Path, adapters: list[Path], dtype: torch.dtype, name: str, sc
         with tarfile.open(fileobj=sys.stdout.buffer, mode="w|") as tar:
             for path in sorted(Path(temporary).iterdir()):
                 tar.add(path, f"{name}/{path.name}")
-
-
-def _remove_left_behind(scratch: Path) -> None:
-    for path in scratch.glob(f"{TEMPORARY_PREFIX}*"):
-        if time.time() - path.stat().st_mtime > LEFT_BEHIND_AFTER_S:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 if __name__ == "__main__":

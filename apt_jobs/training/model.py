@@ -15,6 +15,7 @@ from apt_jobs.errors import InvalidCheckpoint, InvalidInput
 from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.training.adapters import add_adapter, load_adapter, merge_adapter
+from apt_jobs.training.causal import require_causal, require_causal_kind
 from apt_jobs.training.optimizers import freeze
 from apt_jobs.training.weight_files import require_safetensors
 
@@ -77,6 +78,7 @@ def load_model(folder: Path, adapters: Sequence[Path] = ()) -> nn.Module:
     Raises:
         InvalidCheckpoint: the folder cannot be loaded, or its weights are not those that its configuration asks for.
     """
+    require_causal_kind(folder)
     require_safetensors(folder)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(  # Any: typed without `output_loading_info`
@@ -95,6 +97,7 @@ def load_model(folder: Path, adapters: Sequence[Path] = ()) -> nn.Module:
         raise InvalidCheckpoint(
             f"the model {folder.name!r} lacks {len(absent)} weights that its config.json asks for, first {absent[0]}"
         )
+    require_causal(model, folder.name)
     for adapter in adapters:
         load_adapter(model, adapter)
         merge_adapter(model)

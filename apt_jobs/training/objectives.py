@@ -3,6 +3,7 @@
 Shapes: P pairs, R = 2 P rows (all chosen answers, then all rejected ones), T tokens, V vocabulary.
 """
 
+import inspect
 from typing import Any, Protocol
 
 import torch
@@ -22,11 +23,27 @@ class Objective(Protocol):
 
 
 class NextToken:
-    """The cross entropy of the labels, as the model computes it."""
+    """The cross entropy of the labels, as the model computes it.
+
+    In training a mixture of experts adds what keeps its experts in even use (Fedus et al. 2021, equation 4), in the
+    share that its configuration names.
+    """
+
+    def __init__(self, *, balances_experts: bool = False) -> None:
+        self._balances_experts = balances_experts
 
     def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
-        loss: Tensor = module(input_ids=batch.ids_RT, labels=batch.labels_RT, use_cache=False, **_positions(batch)).loss
+        options = _positions(batch)
+        if self._balances_experts and module.training:
+            options["output_router_logits"] = True
+        loss: Tensor = module(input_ids=batch.ids_RT, labels=batch.labels_RT, use_cache=False, **options).loss
         return loss
+
+
+def has_expert_balance(model: nn.Module) -> bool:
+    """Return whether the model is a mixture of experts that can compute how evenly they are used."""
+    coefficient = getattr(model.config, "router_aux_loss_coef", None)
+    return bool(coefficient) and "output_router_logits" in inspect.signature(model.forward).parameters
 
 
 class DirectPreference:
@@ -50,7 +67,7 @@ class DirectPreference:
         return losses_P[is_counted_P].mean()
 
 
-def make_objective(run_file: RunFile, device: torch.device) -> Objective:
+def make_objective(run_file: RunFile, model: nn.Module, device: torch.device) -> Objective:
     """Return what a job minimizes.
 
     Raises:
@@ -58,7 +75,7 @@ def make_objective(run_file: RunFile, device: torch.device) -> Objective:
     """
     options = run_file.spec.training
     if options.objective == "next_token":
-        return NextToken()
+        return NextToken(balances_experts=has_expert_balance(model))
     assert run_file.base_model_dir is not None  # as the spec demands
     reference = load_model(run_file.base_model_dir, run_file.base_adapter_dirs).to(device).requires_grad_(False)
     nn.Module.train(reference, False)

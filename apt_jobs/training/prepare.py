@@ -115,7 +115,8 @@ def _parallel_tokenizers() -> Iterator[None]:
 
 
 def _tokenizer_dir(run_file: RunFile) -> Path:
-    return run_file.resume_dir or run_file.base_model_dir or run_file.run_dir / "tokenizer"
+    bases = [run_file.base_model_dir, *run_file.base_adapter_dirs]  # the last adapter's has the template it was given
+    return run_file.resume_dir or bases[-1] or run_file.run_dir / "tokenizer"
 
 
 class _Preparation:

@@ -4,9 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from apt_jobs.events.kinds import LayersNamed, StepTrained, TrainingStarted
+from apt_jobs.events.kinds import CheckpointSaved, LayersNamed, LineLogged, StepTrained, TrainingStarted, Validated
+from apt_jobs.jobs.checkpoint_state import read_checkpoint_state
+from apt_jobs.training.loss import LossTerms, chunked_loss_of
 from tests.integration.training.one_rank import MODEL, require_same_checkpoints, run_file_of, train_here
 from tests.integration.training.test_training import events_of, launch
 
@@ -75,3 +79,48 @@ def test_frozen_parameters_stay_and_are_not_watched(tmp_path: Path) -> None:
     )
     moved = {name.startswith("model.layers.") for name in first if not first[name].equal(last[name])}
     assert moved == {False}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2"])  # one whose loss is computed in chunks, one that has its own
+def test_terms_of_the_loss_are_those_of_their_papers_in_training_alone(kind: str) -> None:
+    torch.manual_seed(1)
+    auto: Any = AutoModelForCausalLM
+    small = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    config = AutoConfig.for_model(kind, **small, num_attention_heads=2, num_key_value_heads=2, head_dim=8)
+    model = auto.from_config(config, attn_implementation="eager").eval()
+    ids = torch.randint(0, 60, (2, 12))
+    labels = ids.clone()
+    labels[0, :6] = -100
+    logits = model(input_ids=ids).logits[:, :-1].double()
+    targets, counted = labels[:, 1:], labels[:, 1:] != -100
+    log_z = logits.logsumexp(-1)
+    of_target = logits.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+    smoothed = 0.9 * (log_z - of_target) + 0.1 * (log_z - logits.mean(-1))
+    expected = (smoothed + 0.01 * log_z.square())[counted].mean().float()
+    plain = (log_z - of_target)[counted].mean().float()
+    chunked_loss_of(model, LossTerms(label_smoothing=0.1, z_loss=0.01))
+    torch.testing.assert_close(model.train()(input_ids=ids, labels=labels).loss, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model.eval()(input_ids=ids, labels=labels).loss, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_a_training_without_progress_ends_early_and_finishes(tmp_path: Path) -> None:
+    options = {
+        "max_steps": 20,
+        "validate_every_steps": 1,
+        "checkpoint_every_steps": 10,
+        "early_stopping_patience": 3,
+        "learning_rate": 10.0,  # it diverges
+        "grad_clip_norm": None,
+    }
+    spec = {**SPEC, "model": {**MODEL, "dropout": 0.0}}
+    run_file = run_file_of(tmp_path / "run", spec, options)
+    events = train_here(run_file)
+    losses = [event.val_loss for event in events if isinstance(event, Validated)]
+    best = losses.index(min(losses))
+    assert len(losses) == best + 4 < 20
+    assert run_file.outcome_path.read_text() == "finished"
+    saved = [event.step for event in events if isinstance(event, CheckpointSaved)]
+    assert saved[-1] == len(losses)
+    assert any(isinstance(event, LineLogged) and "ended early: 3 validations" in event.message for event in events)
+    state = read_checkpoint_state(run_file.checkpoints_dir / f"step-{saved[-1]:08d}-a1")
+    assert (state.lowest_val_loss, state.num_worse) == (min(losses), 3)

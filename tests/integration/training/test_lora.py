@@ -41,7 +41,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_of(folder: Path, base: Path, options: dict[str, Any] | None = None, **fields: Any) -> RunFile:
     options = {"lora": LORA, **(options or {})}
-    spec = {"base_model": "tiny", "model": {"max_seq_len": 32}, "num_ranks": fields.pop("num_ranks", 1)}
+    spec = {"base_model": "tiny", "model": {"max_seq_len": 128}, "num_ranks": fields.pop("num_ranks", 1)}
     return run_file_of(folder, spec, options, base_model_dir=base, **fields)
 
 
@@ -118,7 +118,7 @@ def _plain_loop(run_file: RunFile, base: Path, lora: dict[str, Any]) -> list[flo
     optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad], betas=(options.beta1, options.beta2), weight_decay=0.0
     )
-    batches = open_batches(run_file.run_dir, run_file.spec, 32, 1, can_pack=False)
+    batches = open_batches(run_file.run_dir, run_file.spec, 64, 1, can_pack=False)
     losses = []
     for step in (1, 2, 3):
         share = 0.5 * (1 + torch.cos(torch.tensor((step - 1) / 2 * torch.pi)).item())

@@ -3685,6 +3685,16 @@ export interface components {
             /** @description Other rates for some parameters; the first that fits counts. */
             parameter_groups?: components["schemas"]["ParameterGroup"][];
             /**
+             * @description Share of each target that goes to all tokens alike; not in validations.
+             * @default 0
+             */
+            label_smoothing?: number;
+            /**
+             * @description Weight of the squared log of the softmax's denominator; 1e-4 is usual.
+             * @default 0
+             */
+            z_loss?: number;
+            /**
              * @description Clip the global norm to this; null: never.
              * @default 1
              */
@@ -3694,6 +3704,11 @@ export interface components {
              * @default 0.05
              */
             validation_fraction?: number;
+            /**
+             * @description End after so many validations in a row without a better loss; null: no.
+             * @default null
+             */
+            early_stopping_patience?: number | null;
             /**
              * @description Optimizer steps between two validations.
              * @default 50
