@@ -13,6 +13,9 @@ from apt_jobs.db.hand_backs import hand_back
 from apt_jobs.db.models import Job
 from apt_jobs.db.queues import configure_queue
 from apt_jobs.db.workers import pause_worker, record_worker, set_drained
+from apt_jobs.jobs.needs import needs_of
+from apt_jobs.jobs.packing import Held, RoomReport
+from apt_jobs.jobs.resources import Resources
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.operations.waiting import MAX_LISTED_POSITION, Waiting, waiting_of, waiting_of_page
 from tests.integration.db.steps import LEASE_S, claim, submit
@@ -22,7 +25,8 @@ WORKER: dict[str, Any] = {"kind": "train", "queues": ["train"], "hostname": "her
 
 def worker(database: Database, name: str = "a", **fields: Any) -> None:
     with database.write() as session:
-        record_worker(session, **{**WORKER, **fields}, name=name, pid=1, current_job_id=fields.pop("job", None))
+        job_id = fields.pop("job", None)
+        record_worker(session, **{**WORKER, **fields}, name=name, pid=1, current_job_id=job_id)
 
 
 def lacks(database: Database, name: str, reason: str) -> None:
@@ -82,6 +86,36 @@ def one_lacks_one_is_drained(database: Database) -> None:
         set_drained(session, "b", drained=True)
 
 
+def too_small_for_it(database: Database) -> None:
+    worker(database, room=room_of(cpus=2))
+    with database.write() as session:
+        session.execute(update(Job).values(needs=needs_of(TrainSpec(kind="train", resources=Resources(gpus=1_000)))))
+
+
+def full(database: Database) -> None:
+    worker(database, room=room_of(("job_x", Held(cpus=2)), cpus=2), job="job_x")
+
+
+def half_full(database: Database) -> None:
+    worker(database, room=room_of(("job_x", Held(cpus=1)), cpus=2), job="job_x")
+
+
+def kept_for_it(database: Database) -> None:
+    full(database)
+    with database.write() as session:
+        session.execute(update(Job).values(reserved_by="a", reserved_until=now_plus(60)))
+
+
+def kept_for_another(database: Database) -> None:
+    worker(database, room=room_of(cpus=2, kept_for="job_y"))
+
+
+def room_of(*held: tuple[str, Held], cpus: int, kept_for: str | None = None) -> dict[str, Any]:
+    return RoomReport(
+        cpus=cpus, memory_gb=8.0, max_jobs=16, max_cpu_ranks=4, num_nodes=1, jobs=held, kept_for=kept_for
+    ).as_document()
+
+
 def nobody(_database: Database) -> None:
     return
 
@@ -101,6 +135,11 @@ SPEC = TrainSpec(kind="train", priority=9)
         (drained, "no worker of the queue 'train' claims jobs now: a: drained"),
         (paused_worker, "no worker of the queue 'train' claims jobs now: a: only 5 bytes are free"),
         (one_lacks_one_is_drained, "no worker can serve it now: a: no GPU; b: drained"),
+        (too_small_for_it, "no worker can serve it: a: the job wants 1000 GPUs, and this worker has 0 such GPUs"),
+        (full, "1 of 1 workers of the queue 'train' are busy (a: 0 of 2 CPU cores are free, the job takes 1)"),
+        (half_full, "next in the queue; 0 of 1 workers of the queue 'train' are busy"),
+        (kept_for_it, "the job takes 1); a keeps room for it"),
+        (kept_for_another, "are busy (a: room is kept for job_y, which has waited long)"),
         (worker, "next in the queue; 0 of 1 workers of the queue 'train' are busy"),
     ],
 )

@@ -110,6 +110,26 @@ def test_a_validation_set_of_its_own_is_pinned_and_needed_as_well(
         _plan(settings, database, job_id)
 
 
+def test_later_attempts_compute_with_as_many_threads_as_the_first_on_as_many_cores(
+    database: Database, sqlite_url: str, tmp_path: Path
+) -> None:
+    """Another number of threads adds up in another order: a resumed training would get other bits."""
+    folder, url = tmp_path / "data", SecretStr(sqlite_url)
+    job_id = _claimed(database, "pydoc-topics")
+    with database.read() as session:
+        job = get_job(session, job_id)
+
+    def threads(attempt: int, cores: int, proposed: int) -> int | None:
+        job.attempt = attempt
+        settings = Settings(data_dir=folder, database_url=url, worker_cpus=cores)
+        return plan_attempt(settings, database, job, [], 1, lambda: "", threads_per_rank=proposed).threads_per_rank
+
+    assert threads(1, cores=8, proposed=8) == 8  # it was alone
+    assert threads(2, cores=8, proposed=1) == 8  # beside others
+    assert threads(4, cores=8, proposed=1) == 8  # attempt 3 was not planned
+    assert threads(5, cores=2, proposed=1) == 1  # another machine
+
+
 @pytest.mark.parametrize("state", ["queued", "running", "pausing", "paused"])
 def test_an_unfinished_job_needs_its_data_set(database: Database, state: str) -> None:
     job_id = _claimed(database, "mine")
