@@ -23,7 +23,7 @@ from apt_jobs.training.tokenizer import train_tokenizer
 from benchmarks.rows import Row, paired_row
 
 NUM_TURNS = 3
-TEXT_MB, NUM_CONVERSATIONS = 8, 4_000
+TEXT_MB, NUM_CONVERSATIONS = 4, 2_000
 PEER_LINES = 10_000  # encoded at once
 TEMPLATE = (
     "{% for message in messages %}{{ message.role + ': ' }}{% if message.role == 'assistant' %}"
