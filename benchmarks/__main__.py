@@ -11,6 +11,7 @@ from rich.table import Table
 from benchmarks import (
     checkpoint,
     custom_metrics,
+    data,
     history,
     idle,
     insight,
@@ -29,6 +30,7 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "submit": submit.rows,
     "queue": queue.rows,
     "checkpoint": checkpoint.rows,
+    "data": data.rows,
     "idle": idle.rows,
     "latency": latency.rows,
     "history": history.rows,

@@ -80,7 +80,7 @@ def _keeps_cache(model: LoadedModel) -> bool:
         raise
     except Exception as exc:  # as above
         why = repr(exc)
-    logger.info("a model reads its text anew for each token: %s", why[:500], extra={"model": model.folder.name})
+    logger.info("a model reads its whole text again for each token: %s", why[:500], extra={"model": model.folder.name})
     return False
 
 

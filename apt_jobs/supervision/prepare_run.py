@@ -51,8 +51,7 @@ def plan_attempt(
         InvalidDataset: its data set cannot be read, or is not the one that its first attempt found.
         InvalidCheckpoint: the job starts from a checkpoint that was deleted: no worker can run it.
         Unavailable: the nodes find no place to meet.
-        OSError: the data directory cannot be used.
-        OutOfSpace: the disk has no room to start.
+        OSError, OutOfSpace: the data directory cannot be used, or has no room to start.
     """
     spec = TrainSpec.model_validate_json(orjson.dumps(job.spec))
     spec = spec.model_copy(update={"device": _device(settings, spec, gpus)})
@@ -61,7 +60,6 @@ def plan_attempt(
     folder.mkdir(parents=True, exist_ok=True)
     require_room(settings)
     resume_dir, resume_step = _resume_point(settings, database, job.id)
-    sources = _pinned_sources(settings, database, job.id, spec)
     prune_prepared(settings.prepared_dir, settings.max_prepared_bytes)
     output_dir = runs_of_job(settings, job.id) / OUTPUT_FOLDER
     run_file = RunFile(
@@ -69,8 +67,7 @@ def plan_attempt(
         attempt=job.attempt,
         spec=spec,
         **_what_to_run(settings, spec, output_dir),
-        **_dataset_fields(sources[0]),
-        validation_source=sources[1] if len(sources) > 1 else None,
+        **_dataset_fields(_pinned_sources(settings, database, job.id, spec)),
         prepared_dir=settings.prepared_dir,
         **_base_fields(settings, database, spec),
         resume_dir=resume_dir,
@@ -222,9 +219,10 @@ def _source(settings: Settings, name: str) -> NamedSource:
     )
 
 
-def _dataset_fields(source: NamedSource) -> dict[str, Any]:
-    """Return what the run file says of the data set to train on."""
-    return {f"dataset_{field}": value for field, value in source if field != "name"}
+def _dataset_fields(sources: Sequence[NamedSource]) -> dict[str, Any]:
+    """Return what the run file says of the data set to train on, and of one to validate on if there is one."""
+    fields: dict[str, Any] = {f"dataset_{field}": value for field, value in sources[0] if field != "name"}
+    return fields | {"validation_source": sources[1] if len(sources) > 1 else None}
 
 
 def _base_fields(settings: Settings, database: Database, spec: TrainSpec) -> dict[str, Any]:

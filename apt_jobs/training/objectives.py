@@ -49,7 +49,7 @@ def has_expert_balance(model: nn.Module) -> bool:
 class DirectPreference:
     """Prefer chosen answers to rejected ones (Rafailov et al. 2023, arXiv:2305.18290, equation 7).
 
-    The reference is a frozen copy of the model that the job starts from, in its own place on the device.
+    The reference is a frozen copy of the model that the job starts from, beside it on the device.
     """
 
     def __init__(self, reference: nn.Module, beta: float) -> None:

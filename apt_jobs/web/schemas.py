@@ -240,32 +240,6 @@ class DatasetAnswer(BaseModel):
     created_at: str | None = None
 
 
-class PreviewPart(BaseModel):
-    """A text of a row."""
-
-    name: str = Field(description="Its field, or the role of its message.")
-    text: str = Field(description="Its beginning.")
-    is_cut: bool
-    is_trained_on: bool = Field(description="false: the model reads it only, as a prompt.")
-    tokens: list[str] | None = Field(description="Of what is shown, by the tokenizer of `model`; null: none is named.")
-
-
-class PreviewRow(BaseModel):
-    """A row of a data set, or what is wrong with it."""
-
-    where: str = Field(description='As errors name it: "line 3". Empty for a text that is one document.')
-    parts: list[PreviewPart]
-    fault: str | None = Field(description="Why jobs would refuse it.")
-
-
-class DatasetPreview(BaseModel):
-    name: str
-    kind: str | None = Field(description="text, conversation, completion or preference; null: token ids.")
-    rows: list[PreviewRow]
-    token_ids: list[int] = Field(description="The first ones of a file of tokens; else empty.")
-    text: str | None = Field(description="What `token_ids` say by the tokenizer of `model`.")
-
-
 class DatasetList(BaseModel):
     object: Literal["list"] = "list"
     data: list[DatasetAnswer]

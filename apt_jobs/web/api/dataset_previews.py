@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -17,7 +17,6 @@ from apt_jobs.errors import InvalidInput, NotFound
 from apt_jobs.jobs.spec import BUILTIN_DATASET, Name
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.jobs import Query
-from apt_jobs.web.schemas import DatasetPreview, PreviewPart, PreviewRow
 from apt_jobs.web.service import service_of
 
 TOKENIZER = "tokenizer.json"
@@ -26,6 +25,32 @@ TOKENIZER = "tokenizer.json"
 class PreviewQuery(Query):
     rows: int = Field(5, ge=1, le=50, description="How many rows to return.")
     model: Name | None = Field(None, description="Id of `GET /api/models`: return its tokenizer's tokens, too.")
+
+
+class PreviewPart(BaseModel):
+    """A text of a row."""
+
+    name: str = Field(description="Its field, or the role of its message.")
+    text: str = Field(description="Its beginning.")
+    is_cut: bool
+    is_trained_on: bool = Field(description="false: the model reads it only, as a prompt.")
+    tokens: list[str] | None = Field(description="Of what is shown, by the tokenizer of `model`; null: none is named.")
+
+
+class PreviewRow(BaseModel):
+    """A row of a data set, or what is wrong with it."""
+
+    where: str = Field(description='As errors name it: "line 3". Empty for a text that is one document.')
+    parts: list[PreviewPart]
+    fault: str | None = Field(description="Why jobs would refuse it.")
+
+
+class DatasetPreview(BaseModel):
+    name: str
+    kind: str | None = Field(description="text, conversation, completion or preference; null: token ids.")
+    rows: list[PreviewRow]
+    token_ids: list[int] = Field(description="The first ones of a file of tokens; else empty.")
+    text: str | None = Field(description="What `token_ids` say by the tokenizer of `model`.")
 
 
 @endpoint(role=Role.VIEWER, tag="datasets", query=PreviewQuery, answers={200: DatasetPreview}, problems={404})
