@@ -59,7 +59,7 @@ def plan_attempt(
     folder = run_dir(settings, job.id, job.attempt)
     folder.mkdir(parents=True, exist_ok=True)
     require_room(settings)
-    resume_dir, resume_step = _resume_point(settings, database, job.id)
+    sources = _pinned_sources(settings, database, job.id, spec)
     prune_prepared(settings.prepared_dir, settings.max_prepared_bytes)
     output_dir = runs_of_job(settings, job.id) / OUTPUT_FOLDER
     run_file = RunFile(
@@ -67,11 +67,10 @@ def plan_attempt(
         attempt=job.attempt,
         spec=spec,
         **_what_to_run(settings, spec, output_dir),
-        **_dataset_fields(_pinned_sources(settings, database, job.id, spec)),
+        **_dataset_fields(sources),
         prepared_dir=settings.prepared_dir,
         **_base_fields(settings, database, spec),
-        resume_dir=resume_dir,
-        resume_step=resume_step,
+        **_resume_fields(settings, database, job.id),
         datasets_dir=settings.datasets_dir,
         output_dir=output_dir,
         rendezvous=rendezvous() if spec.num_nodes > 1 else None,
@@ -220,9 +219,9 @@ def _source(settings: Settings, name: str) -> NamedSource:
 
 
 def _dataset_fields(sources: Sequence[NamedSource]) -> dict[str, Any]:
-    """Return what the run file says of the data set to train on, and of one to validate on if there is one."""
-    fields: dict[str, Any] = {f"dataset_{field}": value for field, value in sources[0] if field != "name"}
-    return fields | {"validation_source": sources[1] if len(sources) > 1 else None}
+    """Return what the run file says of the data set to train on, and of that to validate on if it is apart."""
+    fields = {f"dataset_{field}": value for field, value in sources[0] if field != "name"}
+    return {**fields, "validation_source": sources[1] if len(sources) > 1 else None}
 
 
 def _base_fields(settings: Settings, database: Database, spec: TrainSpec) -> dict[str, Any]:
@@ -259,11 +258,13 @@ def _base_model_dir(settings: Settings, database: Database, base_model: str) -> 
         raise InvalidCheckpoint(f"base_model {base_model!r} does not exist any more") from exc
 
 
-def _resume_point(settings: Settings, database: Database, job_id: str) -> tuple[Path | None, int]:
-    """Return the folder of the job's furthest checkpoint, and its step."""
+def _resume_fields(settings: Settings, database: Database, job_id: str) -> dict[str, Any]:
+    """Return what the run file says of the job's furthest checkpoint."""
     with database.read() as session:
         checkpoint = newest_of_job(session, job_id)
-    return (None, 0) if checkpoint is None else (_checkpoint_dir(settings, checkpoint), checkpoint.step)
+    if checkpoint is None:
+        return {"resume_dir": None}
+    return {"resume_dir": _checkpoint_dir(settings, checkpoint), "resume_step": checkpoint.step}
 
 
 def _checkpoint_dir(settings: Settings, checkpoint: Checkpoint) -> Path:
