@@ -113,7 +113,7 @@ def _leaves(schema: dict[str, Any], node: dict[str, Any], prefix: str) -> list[t
         named = next((option for option in [field, *field.get("anyOf", ())] if "$ref" in option), None)
         target = field if named is None else schema["$defs"][named["$ref"].rsplit("/", 1)[1]]
         if target is not field and field.get("default", 0) is None and target.get("required"):
-            continue  # an object that nobody has to give and without defaults, as `code`: the form makes none
+            continue  # an object that nobody has to give and that has no defaults, as `code`
         if "properties" in target:
             leaves.extend(_leaves(schema, target, f"{prefix}{name}."))
         elif target.get("type") not in ("object", "array") and name != "kind":
