@@ -113,10 +113,10 @@ def test_a_pipe_is_a_turn_a_line_and_the_model_sees_the_turns_before(stack: Gene
     done = piped(stack, url, *options, turns="Hello\n\nAgain\n/new\nHello\n")
     assert (done.returncode, done.stderr) == (0, "")
     found: list[dict[str, Any]] = stack.client.get("/api/jobs", params={"limit": 3}).json()["data"]
-    first, second, anew = [job["spec"]["messages"] for job in reversed(found)]
+    first, second, third = [job["spec"]["messages"] for job in reversed(found)]
     assert [message["role"] for message in second] == ["system", "user", "assistant", "user"]
     assert (second[1]["content"], second[3]["content"]) == ("Hello", "Again")
-    assert first == anew
+    assert first == third
     assert second[2]["content"]
 
 
