@@ -55,7 +55,7 @@ _CHECKPOINT: dict[str, Any] = {
     "is_best": True,
     "created_at": _LATER,
 }
-_USAGE = {"prompt_tokens": 9, "completion_tokens": 20, "total_tokens": 29}
+_USAGE = {"prompt_tokens": 9, "completion_tokens": 20, "total_tokens": 29, "cached_tokens": 0}
 
 EXAMPLES: dict[str, Any] = {
     "AnyJobSpec": _TRAIN,
@@ -74,6 +74,7 @@ EXAMPLES: dict[str, Any] = {
         "generation_time_ms": 84.2,
         "finish_reason": "length",
         "truncated": False,
+        "choices": [{"text": "Once upon a time there was a queue.", "finish_reason": "length", "logprobs": None}],
         "usage": _USAGE,
         "model": _CHECKPOINT_ID,
         "job_id": _JOB_ID,

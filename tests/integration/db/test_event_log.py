@@ -158,6 +158,7 @@ def test_progress_follows_the_events(database: Database) -> None:
         "best_val_loss": 2.6,
         "eta_s": pytest.approx(9.8),
         "num_parameters": 1000,
+        "num_trainable_parameters": None,
         "steps_per_epoch": 10,
     }
     attempt = attempt_of(database, job)

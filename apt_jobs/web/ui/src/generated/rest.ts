@@ -2322,10 +2322,18 @@ export interface components {
          *       "generation_time_ms": 84.2,
          *       "finish_reason": "length",
          *       "truncated": false,
+         *       "choices": [
+         *         {
+         *           "text": "Once upon a time there was a queue.",
+         *           "finish_reason": "length",
+         *           "logprobs": null
+         *         }
+         *       ],
          *       "usage": {
          *         "prompt_tokens": 9,
          *         "completion_tokens": 20,
-         *         "total_tokens": 29
+         *         "total_tokens": 29,
+         *         "cached_tokens": 0
          *       },
          *       "model": "ckpt_01kb8r9qdc5e7g9j1m3p",
          *       "job_id": "job_01kb8r3mzt2x4v6w8y0a"
