@@ -22,6 +22,7 @@ from apt_jobs.events.kinds import CheckpointSaved
 from apt_jobs.job_queue import WakeUpPublisher, make_celery
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.settings import Settings
+from apt_jobs.supervision.process_tree import send
 from tests.conftest import some_port, wait_for_valkey
 from tests.faults.forked import LIGHT_WORKER, Forked, Forker
 
@@ -87,18 +88,16 @@ class Service:
             self.start(name, arguments, **environment)
 
     def freeze(self, name: str) -> None:
-        """SIGSTOP, as a machine that swaps or sleeps. Never within a SQLite transaction: that stops all others, too."""
-        self._stop(name)
-        while self.database.dialect == "sqlite" and not self._can_write():
-            self.thaw(name)
-            until(self._can_write)  # the transaction ends, however little of a busy machine it gets
-            self._stop(name)
+        """SIGSTOP, as a machine that swaps or sleeps."""
+        self.freeze_process(self.processes[name].pid)
 
-    def _stop(self, name: str) -> None:
-        """Send SIGSTOP and wait until no thread runs: on a busy machine one may take a lock after the signal."""
-        process = self.processes[name]
-        process.send_signal(signal.SIGSTOP)
-        until(lambda: all(thread_state(task) in "TZX" for task in Path("/proc").glob(f"{process.pid}/task/*")))
+    def freeze_process(self, pid: int) -> None:
+        """SIGSTOP one process. Never within a SQLite transaction: that stops all others, too."""
+        _stop(pid)
+        while self.database.dialect == "sqlite" and not self._can_write():
+            send([pid], signal.SIGCONT)
+            until(self._can_write)  # the transaction ends, however little of a busy machine it gets
+            _stop(pid)
 
     def _can_write(self) -> bool:
         connection = sqlite3.connect(str(self.database.url.database), timeout=0.5, isolation_level=None)
@@ -163,6 +162,12 @@ def service(folder: Path, database_url: str, forker: Forker) -> Iterator[Service
         yield running
     finally:
         running.close()
+
+
+def _stop(pid: int) -> None:
+    """Send SIGSTOP and wait until no thread runs: on a busy machine one may take a lock after the signal."""
+    send([pid], signal.SIGSTOP)
+    until(lambda: all(thread_state(task) in "TZX" for task in Path("/proc").glob(f"{pid}/task/*")))
 
 
 def thread_state(task: Path) -> str:

@@ -121,7 +121,10 @@ def strike_one(victim: str, trainings: list[Training], found: Campaign) -> None:
         until(lambda: saved_steps(trainings[0]))
     else:
         pids = until(lambda: struck.pids(victim))
-        send(pids, signal.SIGSTOP if victim == "frozen supervisor" else signal.SIGKILL)
+        if victim == "frozen supervisor":
+            struck.running.freeze_process(pids[0])
+        else:
+            send(pids, signal.SIGKILL)
         until(lambda: struck.job().attempt > attempt and saved_steps(struck))
         judge_resumed(victim, struck, attempt, found)
         if not FULL or found.trials % 2:

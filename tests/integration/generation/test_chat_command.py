@@ -132,7 +132,7 @@ def test_models_are_listed_promoted_and_demoted(stack: Generating, url: str) -> 
     listed = piped(stack, url, "models").stdout
     (line,) = [line for line in listed.splitlines() if line.startswith("talker ")]
     cells = line.split()
-    assert (cells[1], cells[3], cells[4], cells[6]) == ("-", "8192", "yes", "prime")
+    assert (cells[1], cells[3], cells[4], cells[6]) == ("-", "32768", "yes", "prime")
     assert piped(stack, url, "generate", "Hello", "--model", "prime", "--max-length", "3", "--stream").returncode == 0
     assert piped(stack, url, "models", "demote", "prime").returncode == 0
     assert piped(stack, url, "models", "demote", "prime").returncode == 2
