@@ -190,4 +190,7 @@ def open_window(chromium: Browser, session_state: Any) -> Iterator[Callable[...,
 
     yield open_one
     for context in opened:
+        context.unroute_all(behavior="ignoreErrors")  # a route may be at work
+        for page in context.pages:
+            page.unroute_all(behavior="ignoreErrors")
         context.close()
