@@ -191,7 +191,8 @@ class AsyncTransport:
         ) as socket:
             while True:
                 try:
-                    message = await asyncio.wait_for(socket.recv(), follower.wait_s)
+                    async with asyncio.timeout(follower.wait_s):
+                        message = await socket.recv()
                 except TimeoutError:
                     yield []
                     continue

@@ -57,7 +57,8 @@ async def wake_up_loop(service: Service) -> None:
     while True:
         await _tried("wake-up", lambda: asyncio.to_thread(_wake_up, service, wake_ups))
         try:
-            await asyncio.wait_for(service.wake_up_now.wait(), WAKE_UP_EVERY_S)
+            async with asyncio.timeout(WAKE_UP_EVERY_S):
+                await service.wake_up_now.wait()
             service.wake_up_now.clear()
             wake_ups.clear()
             await asyncio.sleep(WAKE_UP_MIN_PAUSE_S)  # a broker that is down is not asked at every submission

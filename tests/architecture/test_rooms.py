@@ -47,6 +47,7 @@ def sources() -> Iterator[tuple[str, str]]:
             r"\*\s*(self\._?)?(settings\.)?heartbeat_s",
             ["operations/liveness.py", "settings.py"],
         ),
+        ("a wait with a limit swallows no cancellation", r"asyncio\.wait_for\(", []),  # it does before Python 3.12
         ("a job is steered", r"from apt_jobs\.db\.steering import", ["operations/", "db/schedules.py"]),
         (
             "a file between processes is written",

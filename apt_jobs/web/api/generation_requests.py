@@ -14,7 +14,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from apt_jobs.backoff import Backoff
 from apt_jobs.db.idempotency import IdempotencyKey, known_resource
 from apt_jobs.db.models import Job
 from apt_jobs.errors import AptJobsError, Conflict, InvalidReferences
@@ -36,9 +35,6 @@ from apt_jobs.web.problems import REFERENCES_DETAIL, ProblemError, reference_fau
 from apt_jobs.web.service import Service, service_of
 
 logger = logging.getLogger(__name__)
-
-ABANDON_TRIES = 5
-ABANDON_BACKOFF = Backoff(0.5, 8.0)
 
 Answer = TypeVar("Answer")
 
@@ -110,17 +106,13 @@ class Generation:
         """Cancel the job: its client has left."""
         if self.is_kept:
             return
-        for attempt in range(1, ABANDON_TRIES + 1):
-            try:
-                _, events = await self.service.write(cancel_job, self.job.id, "the client left")
-                await self.service.publish(self.job.id, events)
-                return
-            except Conflict:
-                return  # it has ended meanwhile
-            except AptJobsError as exc:
-                words = "a job whose client left goes on"
-                logger.warning(words, extra={"job_id": self.job.id, "attempt": attempt, "why": str(exc)})
-                await asyncio.sleep(ABANDON_BACKOFF.wait_s(attempt))
+        try:
+            _, events = await self.service.write(cancel_job, self.job.id, "the client left")
+            await self.service.publish(self.job.id, events)
+        except Conflict:
+            pass  # it has ended meanwhile
+        except AptJobsError as exc:
+            logger.warning("a job whose client left goes on", extra={"job_id": self.job.id, "why": str(exc)})
 
     async def _result(self) -> dict[str, Any]:
         async for update in self.updates():

@@ -65,7 +65,8 @@ async def _chunks(settings: Settings, name: str, folders: ModelFolders, dtype: D
         assert process.stdout is not None
         assert process.stderr is not None
         try:
-            chunk = await asyncio.wait_for(process.stdout.read(CHUNK_BYTES), READY_WITHIN_S)
+            async with asyncio.timeout(READY_WITHIN_S):
+                chunk = await process.stdout.read(CHUNK_BYTES)
             if not chunk:
                 error = (await process.stderr.read())[-MAX_ERROR_BYTES:].decode("utf-8", "replace").strip()
                 raise InvalidCheckpoint(f"the model cannot be merged: {error.splitlines()[-1] if error else 'no word'}")

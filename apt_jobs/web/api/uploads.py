@@ -152,7 +152,8 @@ async def receive_file(
         with file.open("wb") as opened:
             is_over = False
             while not is_over:
-                part = await asyncio.wait_for(anext(parts, None), IDLE_TIMEOUT_S)
+                async with asyncio.timeout(IDLE_TIMEOUT_S):
+                    part = await anext(parts, None)
                 is_over = part is None
                 num_received += len(part or b"")
                 if num_received > max_bytes:

@@ -63,7 +63,8 @@ async def watch_job(websocket: WebSocket) -> None:
         await websocket.close(NO_SUCH_JOB, str(exc)[:MAX_REASON])
     except TimeoutError:
         with contextlib.suppress(Exception):  # the peer does not read; whatever closing raises, it is gone
-            await asyncio.wait_for(websocket.close(TOO_SLOW, "too slow: resume with ?after="), 1.0)
+            async with asyncio.timeout(1.0):
+                await websocket.close(TOO_SLOW, "too slow: resume with ?after=")
     except WebSocketDisconnect:
         return
 

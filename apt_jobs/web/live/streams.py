@@ -71,7 +71,8 @@ class JobStream:
         if self.head > seq:
             return True
         try:
-            await asyncio.wait_for(self._changed.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
         except TimeoutError:
             return False
         return self.head > seq

@@ -211,5 +211,5 @@ def test_other_architectures_take_an_adapter(kind: str) -> None:
     changed = model(ids).logits
     assert not torch.allclose(before, changed, atol=1e-4)
     merge_adapter(model)
-    # Of what the adapter changes: Mamba's state amplifies what is rounded.
-    assert (model(ids).logits - changed).norm() < 1e-2 * (changed - before).norm()
+    tolerance = 1e-2 if kind == "mamba" else 1e-4  # of what the adapter changes: Mamba amplifies what is rounded
+    assert (model(ids).logits - changed).norm() < tolerance * (changed - before).norm()
