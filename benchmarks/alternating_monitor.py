@@ -5,6 +5,7 @@ one with and one without, in random order. Writes to `alternating.json` how long
 """
 
 import json
+import os
 import random
 import statistics
 import time
@@ -44,7 +45,8 @@ class AlternatingMonitor(GradientMonitor):
         began_s = time.perf_counter()
         norm = super().step(step, *arguments, **options)
         self.host_ms.append(1000.0 * (time.perf_counter() - began_s))
-        if step % WRITE_EVERY_STEPS == 0 or len(self.host_ms) % BLOCK_STEPS == 0:
+        is_due = step % WRITE_EVERY_STEPS == 0 or len(self.host_ms) % BLOCK_STEPS == 0
+        if is_due and os.environ.get("RANK", "0") == "0":
             recorded = {"host_ms": statistics.median(self.host_ms), "num_dropped": self.num_dropped}
             (self.run_file.run_dir / "alternating.json").write_text(json.dumps(recorded))
         return norm

@@ -100,7 +100,7 @@ class Runs:
         }
 
     def run_file(self, shape: Shape, *, resume_dir: Path | None = None, **options: Any) -> RunFile:
-        """Plan a training; `options` of it, and `entry_point` and `arguments` of the job."""
+        """Plan a training; `options` of it, and `num_ranks`, `entry_point` and `arguments` of the job."""
         self._number += 1
         run_dir = self._folder / f"run-{self._number}"
         (run_dir / "checkpoints").mkdir(parents=True)
@@ -111,6 +111,7 @@ class Runs:
             {
                 "kind": "train",
                 "device": self._options.device,
+                "num_ranks": options.pop("num_ranks", 1),
                 "model": {**shape.model, **options.pop("model", {})},
                 "arguments": arguments,
                 "training": {**usual, "checkpoint_every_steps": 100_000, **compile_option, **options},
@@ -138,8 +139,8 @@ class Runs:
         path = run_file.run_dir / "run.json"
         path.write_text(run_file.model_dump_json())
         command = [
-            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", "--rdzv-backend=c10d"),
-            *("--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"),
+            *(sys.executable, "-m", "apt_jobs.training.launch_ranks", "--rdzv-backend=apt-jobs"),
+            *(f"--nproc-per-node={run_file.spec.num_ranks}", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"),
             *("-m", "apt_jobs.training.run", "--run-file", str(path)),
         ]
         reader, done_at, began = SpoolReader(run_file.spool_path(0)), dict[int, float](), time.time()
@@ -247,13 +248,16 @@ def _speed(runs: Runs, shape: Shape, options: argparse.Namespace) -> dict[str, A
         label, fields = VARIANTS[name]
         num_steps = WARM_UP_STEPS + BLOCK_STEPS * options.blocks
         done_at, began = runs.steps(runs.run_file(shape, **fields), num_steps)
-        blocks = [
-            100.0 * (done_at[end] - done_at[end - BLOCK_STEPS])
-            for end in range(WARM_UP_STEPS + BLOCK_STEPS, num_steps + 1, BLOCK_STEPS)
-        ]
+        blocks = step_times_ms(done_at)
         result[name] = {"step_ms": blocks, "first_step_s": done_at[1] - began}
         _row(shape, label, statistics.median(blocks), bare_ms, done_at[1] - began)
     return result
+
+
+def step_times_ms(done_at: dict[int, float]) -> list[float]:
+    """Return the time of a step in each block of ten behind the warm-up."""
+    ends = range(WARM_UP_STEPS + BLOCK_STEPS, max(done_at) + 1, BLOCK_STEPS)
+    return [100.0 * (done_at[end] - done_at[end - BLOCK_STEPS]) for end in ends]
 
 
 def _row(shape: Shape, label: str, step_ms: float, bare_ms: float, first_s: float) -> None:
@@ -262,8 +266,9 @@ def _row(shape: Shape, label: str, step_ms: float, bare_ms: float, first_s: floa
     print(f"| {shape.name} | {label} | {numbers} | {first_s:.1f} s |", flush=True)
 
 
-def _monitor(runs: Runs, shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
-    run_file = runs.run_file(shape, deterministic=False, entry_point="benchmarks.alternating_monitor:train")
+def compare_monitor(runs: Runs, shape: Shape, options: argparse.Namespace, **fields: Any) -> dict[str, Any]:
+    """Print what the monitor costs in a training of the job's `fields`; returns the pairs and their ratio."""
+    run_file = runs.run_file(shape, deterministic=False, entry_point="benchmarks.alternating_monitor:train", **fields)
     num_steps = WARM_UP_STEPS + 2 * BLOCK_STEPS * options.pairs
     done_at, _ = runs.steps(run_file, num_steps)
     pairs: list[tuple[float, float]] = []
@@ -311,7 +316,7 @@ def _different(folder: Path, other: Path) -> list[str]:
     return different
 
 
-PARTS = {"speed": _speed, "monitor": _monitor, "resume": _resume}
+PARTS = {"speed": _speed, "monitor": compare_monitor, "resume": _resume}
 
 
 if __name__ == "__main__":
