@@ -26,3 +26,24 @@ test("zero and false are given, null and empty are not", () => {
     { title: "Training", object: { seed: new NumberText("0"), deterministic: false } },
   ]);
 });
+
+test("a job of its own code shows nothing that only the built-in trainer reads", () => {
+  const data = { packing: true, chat_template: null };
+  const spec = { entry_point: "code", dataset: "pydoc-topics", data, training: { seed: new NumberText("1") } };
+  assert.deepEqual(configGroups(spec, {}), [{ title: "Job", object: { entry_point: "code" } }]);
+  assert.deepEqual(configGroups({ ...spec, dataset: "mine" }, {}), [
+    { title: "Job", object: { entry_point: "code", dataset: "mine" } },
+  ]);
+  assert.deepEqual(configGroups({ ...spec, entry_point: "language-model" }, {})[1], {
+    title: "Data",
+    object: { packing: true },
+  });
+});
+
+test("resources that nobody asked for are not there", () => {
+  const none = { gpus: null, gpu_type: null };
+  assert.deepEqual(configGroups({ resources: none }, {}), []);
+  assert.deepEqual(configGroups({ resources: { ...none, gpus: new NumberText("2") } }, {}), [
+    { title: "Resources", object: { gpus: new NumberText("2") } },
+  ]);
+});

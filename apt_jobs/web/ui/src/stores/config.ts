@@ -9,15 +9,20 @@ export interface ConfigGroup {
 const GROUPS: [key: string, title: string][] = [
   ["model", "Model"],
   ["training", "Training"],
+  ["data", "Data"],
   ["monitor", "Gradient monitor"],
+  ["resources", "Resources"],
 ];
 const SHOWN_ELSEWHERE = ["code", "kind", "name", "queue", "priority", "labels", "time_limit_s", "max_attempts"];
-const HIDDEN_OF_CODE = ["training", "monitor"];
+const READ_BY_TRAINER = ["training", "data", "monitor"]; // defaults of it, which a job's own code was not given
+const BUILTIN_DATASET = "pydoc-topics"; // what the built-in trainer reads if nobody names data
 
 /** `modelConfig`: the model as the ranks built it, which knows more than what was submitted. */
 export function configGroups(spec: ExactObject, modelConfig: ExactObject): ConfigGroup[] {
-  const hidden = spec.entry_point === "code" ? HIDDEN_OF_CODE : []; // what the built-in trainer would be given
+  const isCode = spec.entry_point === "code";
+  const hidden = isCode ? READ_BY_TRAINER : [];
   const known = new Set([...GROUPS.map(([key]) => key), ...SHOWN_ELSEWHERE]);
+  if (isCode && spec.dataset === BUILTIN_DATASET) known.add("dataset");
   const rest = Object.fromEntries(Object.entries(spec).filter(([key]) => !known.has(key)));
   const groups = GROUPS.filter(([key]) => !hidden.includes(key)).map(([key, title]) => {
     const object = key === "model" && Object.keys(modelConfig).length ? modelConfig : spec[key];
