@@ -46,17 +46,26 @@ def downgrade_database(database: Database, revision: str) -> None:
         command.downgrade(config, revision)
 
 
+def newest_revision() -> str | None:
+    """Return the schema that this version needs."""
+    config = Config()
+    config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
+    return ScriptDirectory.from_config(config).get_current_head()
+
+
+def current_revision(database: Database) -> str | None:
+    """Return the schema that the database has; None: it has none."""
+    with named_errors(), database.engine.connect() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
 def require_current_schema(database: Database) -> None:
     """Return if the schema is the one of this version.
 
     Raises:
         Unavailable: it is older, newer or not there; the message says what to do.
     """
-    config = Config()
-    config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
-    wanted = ScriptDirectory.from_config(config).get_current_head()
-    with named_errors(), database.engine.connect() as connection:
-        found = MigrationContext.configure(connection).get_current_revision()
+    wanted, found = newest_revision(), current_revision(database)
     if found != wanted:
         raise Unavailable(
             f"the database has schema {found or 'none'}, and this version of apt-jobs needs {wanted}: run "

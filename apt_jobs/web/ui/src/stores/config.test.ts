@@ -27,7 +27,7 @@ test("zero and false are given, null and empty are not", () => {
   ]);
 });
 
-test("a job of its own code shows nothing that only the built-in trainer reads", () => {
+test("a job with a script of its own shows nothing that only the built-in trainer reads", () => {
   const data = { packing: true, chat_template: null };
   const spec = { entry_point: "code", dataset: "pydoc-topics", data, training: { seed: new NumberText("1") } };
   assert.deepEqual(configGroups(spec, {}), [{ title: "Job", object: { entry_point: "code" } }]);

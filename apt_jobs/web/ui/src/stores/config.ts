@@ -14,7 +14,7 @@ const GROUPS: [key: string, title: string][] = [
   ["resources", "Resources"],
 ];
 const SHOWN_ELSEWHERE = ["code", "kind", "name", "queue", "priority", "labels", "time_limit_s", "max_attempts"];
-const READ_BY_TRAINER = ["training", "data", "monitor"]; // defaults of it, which a job's own code was not given
+const READ_BY_TRAINER = ["training", "data", "monitor"]; // its defaults, which the script of a job was not given
 const BUILTIN_DATASET = "pydoc-topics"; // what the built-in trainer reads if nobody names data
 
 /** `modelConfig`: the model as the ranks built it, which knows more than what was submitted. */

@@ -1,0 +1,1 @@
+"""Copies of a living service, each one consistent cut of database and files, and their restoration elsewhere."""
