@@ -166,6 +166,9 @@ class Settings(BaseSettings):
         True, description="On a GPU, have what a generation worker runs often compiled, behind the running graphs."
     )
     warm_models: int = Field(2, ge=1, le=16, description="Models that a generation worker keeps in memory.")
+    warm_adapters: int = Field(
+        8, ge=1, le=64, description="LoRA adapters that a generation worker keeps beside each model, which they share."
+    )
     log_level: str = Field("INFO", description="Least severe level that is logged.")
 
     @field_validator("host")

@@ -71,6 +71,7 @@ class GenerateWorker:
             device,
             compile_graphs=settings.generate_compile,
             num_threads=settings.generate_threads or default_threads(),
+            warm_adapters=settings.warm_adapters,
         )
         self._model_ids: dict[Path, str] = {}  # of folders that were asked for
         self._tokens = TokenPublisher(settings.redis)
