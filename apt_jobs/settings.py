@@ -162,10 +162,23 @@ class Settings(BaseSettings):
     generate_threads: int = Field(
         0, ge=0, le=1_024, description="Threads of a generation worker's computations on CPU; 0: half of the cores."
     )
+    engine_url: str | None = Field(
+        None,
+        pattern=r"^https?://",
+        description="An OpenAI-compatible server, as `http://127.0.0.1:8000/v1`: its models generate here, too, by the "
+        "workers that have this setting.",
+    )
+    engine_api_key: SecretStr | None = Field(None, description="Sent to `APT_JOBS_ENGINE_URL`.")
+    engine_timeout_s: float = Field(
+        120.0, gt=0, le=3600, description="Longest silence of `APT_JOBS_ENGINE_URL` while a text is waited for."
+    )
     generate_compile: bool = Field(
         True, description="On a GPU, have what a generation worker runs often compiled, behind the running graphs."
     )
     warm_models: int = Field(2, ge=1, le=16, description="Models that a generation worker keeps in memory.")
+    warm_adapters: int = Field(
+        8, ge=1, le=64, description="LoRA adapters that a generation worker keeps beside each model, which they share."
+    )
     log_level: str = Field("INFO", description="Least severe level that is logged.")
 
     @field_validator("host")

@@ -5,6 +5,7 @@
 
 Random weights, a prompt of 64 tokens, 128 new ones, greedy, bfloat16 on a GPU. Needs torch and transformers only. Times
 are of the whole request, its prefill included; the engine is measured on its first graphs and again on compiled ones.
+"adapters": the rows take turns among four LoRA adapters of rank 16 beside the model (graphs, never compiled).
 """
 
 import argparse
@@ -21,6 +22,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from transformers.utils import logging as transformers_logging
 
 from apt_jobs.generation import graphs
+from apt_jobs.generation.adapter_bank import Adapter, AdapterBank, AdapterKey
 from apt_jobs.generation.models import LoadedModel
 from apt_jobs.generation.probe import make_runner, slot_difference
 from apt_jobs.generation.runner import SlotRunner
@@ -77,8 +79,10 @@ class EngineRun:
         self.runner = make_runner(model, max_rows=max_rows, compile_graphs=compile_graphs)
         self.scheduler = Scheduler(self.runner, "llama-135m", prefill_tokens=16_384)
 
-    def generate(self, prompts: list[list[int]], num_new: int, **params: Any) -> tuple[list[list[int]], float, float]:
-        """Return tokens of each prompt, seconds to the first token of all, seconds in all."""
+    def generate(
+        self, prompts: list[list[int]], num_new: int, adapters: list[Adapter] | None = None, **params: Any
+    ) -> tuple[list[list[int]], float, float]:
+        """Return tokens of each prompt, seconds to the first token of all, seconds in all. Rows share adapters."""
         started_s = time.perf_counter()
         first_s: list[float] = []
         handle = Handle()
@@ -86,6 +90,8 @@ class EngineRun:
             Sequence(prompt, SamplingParams(max_tokens=num_new, **params), self.model.context_tokens, handle.push)
             for prompt in prompts
         ]
+        for row, sequence in enumerate(sequences if adapters else []):
+            sequence.adapter = adapters[row % len(adapters)] if adapters else None
         for sequence in sequences:
             self.scheduler.submit(sequence)
         while self.scheduler.has_work:
@@ -121,6 +127,26 @@ def prompts_of(model: LoadedModel, num_rows: int, num_tokens: int) -> list[list[
         1, model.vocabulary_size, (num_rows, num_tokens), generator=generator
     ).tolist()
     return tokens
+
+
+def random_adapters(model: LoadedModel, number: int = 4, rank: int = 16) -> list[Adapter]:
+    """Place adapters of all linear layers but the last beside a model."""
+    bank, head = AdapterBank(model.model), cast(Any, model.model).get_output_embeddings()
+    layers = {name: one for name, one in model.model.named_modules() if isinstance(one, torch.nn.Linear)}
+    adapters = []
+    for slot in range(1, number + 1):
+        generator = torch.Generator().manual_seed(slot)
+        matrices = {
+            name: (
+                torch.randn((one.in_features, rank), generator=generator) / rank,
+                torch.randn((rank, one.out_features), generator=generator) * 0.01,
+            )
+            for name, one in layers.items()
+            if one is not head
+        }
+        bank.write(slot, matrices)
+        adapters.append(Adapter(AdapterKey((Path(f"adapter-{slot}"),), ()), model, matrices, bank, slot))
+    return adapters
 
 
 def agreement(model: LoadedModel, prompts: list[list[int]], found: list[list[int]], num_new: int) -> float:
@@ -183,6 +209,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     }
     reference = load(device, small=options.small)
     run = EngineRun(load(device, small=options.small), max(rows), compile_graphs=False)
+    adapters = random_adapters(run.model)
     for num_rows in rows:
         prompts = prompts_of(reference, num_rows, num_prompt)
         started_s = time.perf_counter()
@@ -191,6 +218,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         entry["agreement"] = round(agreement(reference, prompts, found, num_new), 3)
         entry["graphs" if device.type == "cuda" else "eager"] = run.measure(prompts, num_new)
         entry["sampled"] = run.measure(prompts, num_new, temperature=0.8, top_p=0.95, top_k=50)
+        entry["adapters"] = run.measure(prompts, num_new, adapters=adapters)
         report["rows"][num_rows] = entry
         print(num_rows, json.dumps(entry), flush=True)
     run.runner.close()

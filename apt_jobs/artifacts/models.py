@@ -20,6 +20,7 @@ from apt_jobs.jobs.spec import CHECKPOINT_ID_PATTERN, JOB_ID_PATTERN, NAME_PATTE
 from apt_jobs.settings import Settings
 
 CONFIG = "config.json"
+EXTERNAL_PREFIX = "external."  # of the ids of models that an external engine has
 
 
 @dataclass(frozen=True, slots=True)

@@ -139,6 +139,11 @@ def list_workers(session: Session, alive_within_s: float | None = None) -> list[
     return list(session.scalars(query))
 
 
+def warm_models(session: Session, alive_within_s: float) -> set[str]:
+    """Return the ids of models that living workers have in memory, or behind them."""
+    return {model_id for worker in list_workers(session, alive_within_s) for model_id in worker.warm_models or ()}
+
+
 def node_name(head: str, node_rank: int) -> str:
     """Name under which a further node of the worker `head` records itself."""
     return f"{head}/node-{node_rank}"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from apt_jobs.errors import AptJobsError, InvalidCheckpoint, InvalidInput, Unavailable
+from apt_jobs.generation.adapter_bank import adapting_rows
 from apt_jobs.generation.models import LoadedModel
 from apt_jobs.generation.request import Generated, Request
 
@@ -29,6 +30,7 @@ class _Wanted:
 
     request: Request
     prompts: list[list[int]]
+    adapter_slot: int
     outputs: list[str] = field(default_factory=list)
 
 
@@ -58,7 +60,9 @@ class Embedder:
                 f"{len(inputs):,} embeddings of {width:,} numbers are more than fit one answer; "
                 f"send at most {MAX_VALUES // int(width):,} inputs at once"
             )
-        self._wanted.append(_Wanted(request, [self._prompt(index, one) for index, one in enumerate(inputs)]))
+        model = self._model if request.adapter is None else request.adapter.model
+        prompts = [_prompt(model, index, one) for index, one in enumerate(inputs)]
+        self._wanted.append(_Wanted(request, prompts, 0 if request.adapter is None else request.adapter.slot))
 
     def step(self) -> None:
         """Read the next inputs of the oldest request; the last ones answer it."""
@@ -68,7 +72,8 @@ class Embedder:
             return
         prompts = self._next(wanted)
         try:
-            wanted.outputs += _embed(self._model, prompts)
+            with adapting_rows([wanted.adapter_slot] * len(prompts), self._model.device):
+                wanted.outputs += _embed(self._model, prompts)
         except torch.OutOfMemoryError as exc:
             if len(prompts) > 1:
                 self._max_tokens = max(self._max_tokens // 2, 1)
@@ -91,21 +96,6 @@ class Embedder:
     def _fail(self, error: AptJobsError) -> None:
         self._wanted.popleft().request.fail(error)
 
-    def _prompt(self, index: int, one: str | list[int]) -> list[int]:
-        model = self._model
-        tokens = model.encode(one) if isinstance(one, str) else one
-        if len(tokens) > model.context_tokens:
-            raise InvalidInput(
-                f"input {index} has {len(tokens):,} tokens; the context of model {model.folder.name!r} has "
-                f"{model.context_tokens:,}: shorten it"
-            )
-        if max(tokens) >= model.vocabulary_size:
-            raise InvalidInput(
-                f"input {index} has the token {max(tokens):,}; those of model {model.folder.name!r} end at "
-                f"{model.vocabulary_size - 1:,}"
-            )
-        return tokens
-
     def _next(self, wanted: _Wanted) -> list[list[int]]:
         """Return as many inputs as fit a step, at least one."""
         chosen: list[list[int]] = []
@@ -116,6 +106,21 @@ class Embedder:
                 break
             chosen.append(prompt)
         return chosen
+
+
+def _prompt(model: LoadedModel, index: int, one: str | list[int]) -> list[int]:
+    tokens = model.encode(one) if isinstance(one, str) else one
+    if len(tokens) > model.context_tokens:
+        raise InvalidInput(
+            f"input {index} has {len(tokens):,} tokens; the context of model {model.folder.name!r} has "
+            f"{model.context_tokens:,}: shorten it"
+        )
+    if max(tokens) >= model.vocabulary_size:
+        raise InvalidInput(
+            f"input {index} has the token {max(tokens):,}; those of model {model.folder.name!r} end at "
+            f"{model.vocabulary_size - 1:,}"
+        )
+    return tokens
 
 
 @torch.inference_mode()

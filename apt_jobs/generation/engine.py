@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 
 from apt_jobs.errors import Unavailable
+from apt_jobs.generation.adapter_bank import AdapterKey
+from apt_jobs.generation.adapters import can_share
 from apt_jobs.generation.model_engine import ModelEngine
 from apt_jobs.generation.models import Fingerprint, LoadedModel, fingerprint, load_model
 from apt_jobs.generation.probe import make_runner
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 MAX_ROWS_CPU = 64  # generated together, per model
 MAX_ROWS_GPU = 256
 MAX_WAITING_ROWS = 4_096
+MAX_REMEMBERED = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class Engine:
         max_rows: texts of a model that are generated together; none: as many as suit the device.
         compile_graphs: on a GPU, compile what runs often.
         num_threads: of a CPU's computations; none: as they are set.
+        warm_adapters: of one model at most so many are in memory beside it.
     """
 
     def __init__(
@@ -55,6 +59,7 @@ class Engine:
         max_rows: int | None = None,
         compile_graphs: bool = True,
         num_threads: int | None = None,
+        warm_adapters: int = 8,
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -63,6 +68,8 @@ class Engine:
         self._device = torch.device(device)
         self._max_rows = max_rows or (MAX_ROWS_GPU if device == "cuda" else MAX_ROWS_CPU)
         self._capacity, self._compile_graphs = warm_models, compile_graphs
+        self._max_adapters = warm_adapters
+        self._merged: deque[AdapterKey] = deque(maxlen=MAX_REMEMBERED)  # adapters that need a model of their own
         self._lock = threading.RLock()
         self._warm: OrderedDict[ModelKey, ModelEngine] = OrderedDict()  # least recently used first
         self._waiting: deque[tuple[ModelKey, Request]] = deque()  # for a place for their model
@@ -86,14 +93,21 @@ class Engine:
             model_dir: the model's folder.
             spec: texts and how to continue them.
             on_text: receives what is added to an output, in the engine's thread: be quick.
-            adapters: folders of adapters to add to the model, in their order.
+            adapters: folders of adapters to add to the model, in their order; those of several requests share it.
 
         Raises:
-            NotFound: the folder is gone.
+            NotFound: a folder is gone.
+            InvalidCheckpoint: the configuration of an adapter cannot be read.
             Unavailable: too much waits already, or the engine is closed.
         """
-        found = tuple(entry for folder in (model_dir, *adapters) for entry in fingerprint(folder))
-        key, request = ModelKey(model_dir, found, adapters), Request(spec, on_text=on_text)
+        request = Request(spec, on_text=on_text)
+        key = ModelKey(model_dir, fingerprint(model_dir))
+        if adapters:
+            adapter_key = AdapterKey(adapters, _fingerprint_of(adapters))
+            if can_share(adapters) and adapter_key not in self._merged:
+                request.adapter_key = adapter_key
+            else:
+                key = _merged_key(key, adapter_key)
         with self._lock:
             if self._closing:
                 raise Unavailable("the generation engine is shutting down")
@@ -122,8 +136,9 @@ class Engine:
     def warm_folders(self) -> list[Path]:
         """The folders of the models that are loaded; of one with adapters that of the last adapter."""
         with self._lock:
-            keys = [key for key, engine in self._warm.items() if engine.model is not None]
-        return [[key.folder, *key.adapters][-1] for key in keys]
+            warm = [(key, engine) for key, engine in self._warm.items() if engine.model is not None]
+        folders = [[key.folder, *key.adapters][-1] for key, _ in warm]
+        return folders + [folder for _, engine in warm for folder in engine.adapter_folders]
 
     def close(self) -> None:
         """Fail what is not done and free the models."""
@@ -162,9 +177,27 @@ class Engine:
         self._warm.pop(key, None)
         if len(self._warm) >= self._capacity and self._evict() is None:
             return None
-        engine = ModelEngine(key.folder.name, lambda: self._load(key), self._on_idle)
+        engine = ModelEngine(
+            key.folder.name,
+            lambda: self._load(key),
+            self._on_idle,
+            max_adapters=self._max_adapters,
+            on_not_shareable=lambda request: self._serve_merged(key, request),
+        )
         self._warm[key] = engine
         return engine
+
+    def _serve_merged(self, key: ModelKey, request: Request) -> None:
+        """Have an adapter that cannot share its model merged into a copy of it. Called in the model's threads."""
+        adapter_key, request.adapter_key, request.adapter = request.adapter_key, None, None
+        assert adapter_key is not None
+        with self._lock:
+            self._merged.append(adapter_key)
+            if not self._closing:
+                self._waiting.append((_merged_key(key, adapter_key), request))
+                self._place_waiting()
+                return
+        request.fail(Unavailable("the generation engine was shut down"))
 
     def _load(self, key: ModelKey) -> tuple[LoadedModel, Runner]:
         while True:
@@ -200,3 +233,12 @@ class Engine:
                     del self._warm[key]
             if self._waiting and not self._closing:
                 self._place_waiting()
+
+
+def _fingerprint_of(folders: tuple[Path, ...]) -> Fingerprint:
+    return tuple(entry for folder in folders for entry in fingerprint(folder))
+
+
+def _merged_key(key: ModelKey, adapters: AdapterKey) -> ModelKey:
+    """Return the key of a copy of a model with adapters merged into it."""
+    return ModelKey(key.folder, key.fingerprint + adapters.fingerprint, adapters.folders)

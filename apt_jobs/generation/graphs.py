@@ -61,7 +61,8 @@ class GraphPool:
         if entry is None:
             entry = self._entries[key] = _Entry(self._captured(self._step, cache, state, key))
         entry.num_runs += 1
-        if self._compiler is not None and entry.graph is not None and not entry.compiled:
+        may_compile = entry.graph is not None and not entry.compiled and not key.sampling.adapters
+        if self._compiler is not None and may_compile:
             self._compile(entry, cache, state, key)
         if entry.graph is not None:
             entry.graph.replay()

@@ -6,13 +6,17 @@ model that is loaded, or broken, holds up no other.
 
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Rows
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
 
 import torch
 
 from apt_jobs.errors import AptJobsError, InvalidCheckpoint, InvalidInput, Unavailable
+from apt_jobs.generation.adapters import Adapters, NotShareable
 from apt_jobs.generation.embeddings import Embedder
 from apt_jobs.generation.models import LoadedModel
 from apt_jobs.generation.request import Request
@@ -33,6 +37,8 @@ class ModelEngine:
         name: of the model, for errors.
         load: reads the model and makes its runner; called in the thread.
         on_idle: called in the thread when nothing is left to do.
+        max_adapters: at most so many are in memory beside the model.
+        on_not_shareable: receives requests whose adapter needs a model of its own; called in any thread.
     """
 
     def __init__(
@@ -40,6 +46,9 @@ class ModelEngine:
         name: str,
         load: Callable[[], tuple[LoadedModel, Runner]],
         on_idle: Callable[["ModelEngine"], None] = lambda _: None,
+        *,
+        max_adapters: int = 1,
+        on_not_shareable: Callable[[Request], None] = lambda _: None,
     ) -> None:
         self._name, self._load, self._on_idle = name, load, on_idle
         self.model: LoadedModel | None = None  # none: not loaded yet
@@ -49,8 +58,11 @@ class ModelEngine:
         self._submitted: list[tuple[Handle, list[int], SamplingParams, Priority]] = []
         self._sequences: dict[int, Sequence] = {}
         self._aborted: list[Request | int] = []
-        self._compiler = ThreadPoolExecutor(1, thread_name_prefix=f"grammars {name}")  # its thread starts when needed
-        self._num_compiling = 0  # requests whose grammar is not compiled yet
+        self._max_adapters, self._on_not_shareable = max_adapters, on_not_shareable
+        self._adapters: Adapters | None = None
+        self._waiting_for_adapter: deque[Request] = deque()  # for a slot of one
+        self._beside = ThreadPoolExecutor(1, thread_name_prefix=f"beside {name}")  # its thread starts when needed
+        self._num_beside = 0  # requests whose grammar or adapter is prepared there
         self._scheduler: Scheduler | None = None
         self._embedder: Embedder | None = None
         self._closing = False
@@ -97,8 +109,15 @@ class ModelEngine:
     def num_waiting(self) -> int:
         """Return the texts that have no slot yet."""
         with self._changed:
-            unopened = sum(request.spec.num_sequences for request in self._requests) + len(self._submitted)
+            queued = (*self._requests, *self._waiting_for_adapter)
+            unopened = sum(request.spec.num_sequences for request in queued) + len(self._submitted)
             return unopened + (0 if self._scheduler is None else self._scheduler.num_waiting)
+
+    @property
+    def adapter_folders(self) -> list[Path]:
+        """Return the folders of adapters in memory; of several upon each other that of the last."""
+        adapters = self._adapters
+        return [] if adapters is None else adapters.folders
 
     def close(self, error: AptJobsError | None = None) -> None:
         """Fail what is not done, free the model. Does not wait: see `join`."""
@@ -124,8 +143,10 @@ class ModelEngine:
             beside = _GPU_PREFILL if gpu else _CPU_PREFILL
             scheduler = Scheduler(runner, self._name, prefill_tokens=beside[0], prefill_tokens_beside=beside[1])
             self._scheduler, self._embedder = scheduler, Embedder(self.model)
+            self._adapters = Adapters(self.model, self._max_adapters)
             self._serve(scheduler, self._embedder)
             runner.close()
+            self._adapters.close()
         self._end()
 
     def _serve(self, scheduler: Scheduler, embedder: Embedder) -> None:
@@ -141,6 +162,7 @@ class ModelEngine:
                 requests, self._requests = self._requests, []
                 submitted, self._submitted = self._submitted, []
                 aborted, self._aborted = self._aborted, []
+            self._open_waiting(scheduler, embedder)
             for request in requests:
                 self._open(scheduler, embedder, request)
             for each in submitted:
@@ -151,37 +173,87 @@ class ModelEngine:
                 embedder.step()
             scheduler.step()
 
+    def _open_waiting(self, scheduler: Scheduler, embedder: Embedder) -> None:
+        """Try again those that wait for a slot of an adapter, the oldest first."""
+        while self._waiting_for_adapter:
+            request = self._waiting_for_adapter[0]
+            placed = None if request.is_over else self._place_adapter(request)
+            if placed is False:
+                return
+            self._waiting_for_adapter.popleft()
+            if placed:
+                self._start(scheduler, embedder, request)
+
     def _open(self, scheduler: Scheduler, embedder: Embedder, request: Request) -> None:
         assert self.model is not None
         if request.is_over:
             return
-        if request.spec.embed is not None:
-            self._prepares(request, lambda _: embedder.add(request), self.model)
-            return
+        if request.adapter_key is not None:
+            assert self._adapters is not None
+            request.adapter = self._adapters.find(request.adapter_key) or request.adapter
+            if request.adapter is None:
+                self._prepare_beside(request, partial(self._read_adapter, request))
+                return
         if request.needs_grammar:
-            with self._changed:
-                self._num_compiling += 1
-            self._compiler.submit(self._compile, request, self.model)
+            model = self.model if request.adapter is None else request.adapter.model
+            self._prepare_beside(request, partial(request.compile, model))
             return
-        if self._prepares(request, lambda model: request.open(model), self.model):
+        placed: bool | None = True
+        if request.adapter is not None:
+            placed = False if self._waiting_for_adapter else self._place_adapter(request)
+        if placed is False:
+            self._waiting_for_adapter.append(request)
+        elif placed:
+            self._start(scheduler, embedder, request)
+
+    def _start(self, scheduler: Scheduler, embedder: Embedder, request: Request) -> None:
+        """Hand a request that is prepared to those that compute it."""
+        assert self.model is not None
+        model = self.model if request.adapter is None else request.adapter.model
+        if request.spec.embed is not None:
+            self._prepares(request, partial(embedder.add, request))
+        elif self._prepares(request, partial(request.open, model)):
             for text in request.texts:
                 scheduler.submit(text.sequence)
 
-    def _compile(self, request: Request, model: LoadedModel) -> None:
-        """Compile a request's grammar beside the running texts, then queue it again."""
-        again = [request] if not request.is_over and self._prepares(request, request.compile, model) else []
-        with self._changed:
-            self._num_compiling -= 1
-            ended = self._ended
-            if ended is None:
-                self._requests += again
-            self._changed.notify()
-        if ended is not None:
-            request.fail(ended)
+    def _prepare_beside(self, request: Request, prepare: Callable[[], object]) -> None:
+        """Prepare a request beside the running texts, then queue it again."""
 
-    def _prepares(self, request: Request, prepare: Callable[[LoadedModel], object], model: LoadedModel) -> bool:
+        def run() -> None:
+            again = [request] if not request.is_over and self._prepares(request, prepare) else []
+            with self._changed:
+                self._num_beside -= 1
+                ended = self._ended
+                if ended is None:
+                    self._requests += again
+                self._changed.notify()
+            if ended is not None:
+                request.fail(ended)
+
+        with self._changed:
+            self._num_beside += 1
+        self._beside.submit(run)
+
+    def _read_adapter(self, request: Request) -> None:
+        assert self._adapters is not None
+        assert request.adapter_key is not None
+        request.adapter = self._adapters.read(request.adapter_key)
+
+    def _place_adapter(self, request: Request) -> bool | None:
+        """Say whether a request has its adapter in a slot; none: it cannot have it, and is not ours any more."""
+        adapters, read = self._adapters, request.adapter
+        assert adapters is not None
+        assert read is not None
+        request.adapter = adapter = adapters.find(read.key) or read
+        placed: list[bool] = []
+        return placed[0] if self._prepares(request, lambda: placed.append(adapters.place(adapter, request))) else None
+
+    def _prepares(self, request: Request, prepare: Callable[[], object]) -> bool:
         try:
-            prepare(model)
+            prepare()
+        except NotShareable as exc:
+            logger.info("an adapter needs a model of its own: %s", exc, extra={"model": self._name})
+            self._on_not_shareable(request)
         except AptJobsError as exc:
             request.fail(exc)
         except Exception as exc:
@@ -224,12 +296,14 @@ class ModelEngine:
             scheduler.abort(sequence)
 
     def _is_idle(self) -> bool:
-        return not (self._has_work() or self._num_compiling)
+        return not (self._has_work() or self._num_beside)
 
     def _has_work(self) -> bool:
         running = self._scheduler is not None and self._scheduler.has_work
         embeds = self._embedder is not None and self._embedder.has_work
-        return bool(self._requests or self._submitted or self._aborted or running or embeds)
+        return bool(
+            self._requests or self._submitted or self._aborted or self._waiting_for_adapter or running or embeds
+        )
 
     def _end(self) -> None:
         """Answer everybody."""
@@ -239,13 +313,14 @@ class ModelEngine:
             error = self.error
             assert error is not None
             self._ended = error
-        self._compiler.shutdown(wait=False, cancel_futures=False)
+        self._beside.shutdown(wait=False, cancel_futures=False)
         if self._scheduler is not None:
             self._scheduler.fail_all(error)
         if self._embedder is not None:
             self._embedder.fail_all(error)
-        for request in requests:
+        for request in (*requests, *self._waiting_for_adapter):
             request.fail(error)
+        self._waiting_for_adapter.clear()
         for handle, *_ in submitted:
             handle.fail(error)
         self.model = self._scheduler = self._embedder = None

@@ -7,6 +7,8 @@ import hashlib
 import inspect
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from apt_jobs.training.adapters import load_adapter, merge_adapter
 from apt_jobs.training.weight_files import require_safetensors
 
 MAX_MANIFEST_BYTES = 16 << 20
+TOKENIZER = "tokenizer.json"
 DEFAULT_CONTEXT_TOKENS = 2_048  # of models that do not say
 _LOADED_FILES = ("*.json", "*.safetensors", "tokenizer.model", "*.txt", "*.jinja")
 _NOT_LOADED = frozenset({MANIFEST, "optimizer.safetensors", "training_state.json"})
@@ -137,10 +140,33 @@ def load_model(folder: Path, device: torch.device, adapters: tuple[Path, ...] = 
     for each in (folder, *adapters):
         if (each / MANIFEST).is_file():
             _verify(each)
+    with _loading(folder):
+        return _load(folder, device, adapters)
+
+
+def beside_adapters(base: LoadedModel, adapters: tuple[Path, ...]) -> LoadedModel:
+    """Describe a model in memory as it is with adapters, whose matrices are elsewhere: the last one's tokenizer counts.
+
+    Raises:
+        NotFound: an adapter's folder is gone.
+        InvalidCheckpoint: an adapter is damaged, or its tokenizer does not fit.
+    """
+    for each in adapters:
+        if not each.is_dir():
+            raise NotFound(f"model {each.name!r} was deleted")
+        if (each / MANIFEST).is_file():
+            _verify(each)
+    with _loading(adapters[-1]):
+        return _described(adapters[-1], base.model, _tokenizer_of(base.folder, adapters))
+
+
+@contextmanager
+def _loading(folder: Path) -> Iterator[None]:
+    """Load one thing at a time, and name what is wrong with it."""
     _quiet_transformers()
     try:
         with _LOADING:
-            return _load(folder, device, adapters)
+            yield
     except AptJobsError:
         raise
     except torch.OutOfMemoryError as exc:
@@ -151,10 +177,27 @@ def load_model(folder: Path, device: torch.device, adapters: tuple[Path, ...] = 
         raise InvalidCheckpoint(f"model {folder.name!r} cannot be loaded: {type(exc).__name__}: {exc}") from exc
 
 
-def _load(folder: Path, device: torch.device, adapters: tuple[Path, ...]) -> LoadedModel:
-    tokenizer = AutoTokenizer.from_pretrained(
-        adapters[-1] if adapters else folder, local_files_only=True, trust_remote_code=False
+def _tokenizer_of(folder: Path, adapters: tuple[Path, ...]) -> PreTrainedTokenizerBase:
+    """Read the tokenizer of the last adapter that has one, else the model's."""
+    own = [each for each in adapters if (each / TOKENIZER).is_file()]
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+        own[-1] if own else folder, local_files_only=True, trust_remote_code=False
     )
+    return tokenizer
+
+
+def _described(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> LoadedModel:
+    embeddings: Any = model.get_input_embeddings()
+    num_embeddings = embeddings.weight.shape[0]
+    if len(tokenizer) > num_embeddings:
+        raise InvalidCheckpoint(
+            f"model {folder.name!r} has {num_embeddings} embeddings for a tokenizer of {len(tokenizer)} tokens"
+        )
+    return LoadedModel.of(folder, model, tokenizer)
+
+
+def _load(folder: Path, device: torch.device, adapters: tuple[Path, ...]) -> LoadedModel:
+    tokenizer = _tokenizer_of(folder, adapters)
     loaded: Any = AutoModelForCausalLM.from_pretrained(  # Any: typed without `output_loading_info`
         folder,
         local_files_only=True,
@@ -172,12 +215,7 @@ def _load(folder: Path, device: torch.device, adapters: tuple[Path, ...]) -> Loa
     for adapter in adapters:
         load_adapter(model, adapter)
         merge_adapter(model)
-    num_embeddings = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) > num_embeddings:
-        raise InvalidCheckpoint(
-            f"model {folder.name!r} has {num_embeddings} embeddings for a tokenizer of {len(tokenizer)} tokens"
-        )
-    return LoadedModel.of(folder, model.to(device).eval(), tokenizer)
+    return _described(folder, model.to(device).eval(), tokenizer)
 
 
 def _defaults(model: PreTrainedModel) -> SamplingDefaults:

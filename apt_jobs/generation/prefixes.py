@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from apt_jobs.generation.adapter_bank import Adapter
 from apt_jobs.generation.cache import SlotCache
 from apt_jobs.generation.sequences import Sequence
 
@@ -22,6 +23,7 @@ class _Kept:
 
     tokens: list[int]
     columns: list[Tensor]
+    adapter: Adapter | None
 
 
 class Prefixes:
@@ -45,12 +47,12 @@ class Prefixes:
             return 0
         size, source = 0, None
         for other in others:
-            if other is not None and other is not sequence:
+            if other is not None and other is not sequence and other.adapter is sequence.adapter:
                 shared = self._shared(tokens, _known(other))
                 if shared > size:
                     size, source = shared, other.slot
         best: _Kept | None = None
-        for kept in self._kept:
+        for kept in self._kept_of(sequence):
             shared = self._shared(tokens, kept.tokens)
             if shared > size:
                 size, best = shared, kept
@@ -71,10 +73,11 @@ class Prefixes:
         tokens = _known(sequence)
         if not self._min_tokens <= len(tokens) <= self._max_tokens:
             return
-        for kept in self._kept:
-            if kept.tokens[: len(tokens)] == tokens:
-                return
-        self._kept = [kept for kept in self._kept if tokens[: len(kept.tokens)] != kept.tokens]
+        same_adapter = self._kept_of(sequence)
+        if any(kept.tokens[: len(tokens)] == tokens for kept in same_adapter):
+            return
+        shorter = [kept for kept in same_adapter if tokens[: len(kept.tokens)] == kept.tokens]
+        self._kept = [kept for kept in self._kept if kept not in shorter]
         while self._kept and (len(self._kept) >= MAX_TEXTS or self.num_tokens + len(tokens) > self._max_tokens):
             self._kept.pop(0)
         try:
@@ -82,11 +85,12 @@ class Prefixes:
         except torch.OutOfMemoryError:
             self.clear()
         else:
-            self._kept.append(_Kept(tokens, columns))
+            self._kept.append(_Kept(tokens, columns, sequence.adapter))
 
     def waits_for(self, sequence: Sequence, other: Sequence) -> bool:
         """Say whether a sequence that is not read yet had better wait until the other one is."""
-        return self._shared(sequence.prompt_ids[:-1], other.prompt_ids) >= self._min_tokens
+        is_same = other.adapter is sequence.adapter
+        return is_same and self._shared(sequence.prompt_ids[:-1], other.prompt_ids) >= self._min_tokens
 
     @property
     def num_tokens(self) -> int:
@@ -96,6 +100,10 @@ class Prefixes:
     def clear(self) -> None:
         """Forget the ended sequences."""
         self._kept = []
+
+    def _kept_of(self, sequence: Sequence) -> list[_Kept]:
+        """Return what ended sequences with the same adapter left."""
+        return [kept for kept in self._kept if kept.adapter is sequence.adapter]
 
     def _shared(self, tokens: list[int], known: list[int]) -> int:
         """Return how many tokens both begin with; 0 for fewer than are worth it."""

@@ -27,7 +27,7 @@ def make_runner(model: LoadedModel, *, max_rows: int, compile_graphs: bool) -> R
     if model.joinable and not _depends_on_batch(model):
         try:
             difference = slot_difference(model)
-            if difference <= _tolerance(model):
+            if difference <= tolerance(model):
                 return SlotRunner(model, max_rows=max_rows, compile_graphs=compile_graphs)
             why = f"its logits differ by {difference:.3g}"
         except torch.OutOfMemoryError:
@@ -64,7 +64,21 @@ def slot_difference(model: LoadedModel) -> float:
     token_B1 = torch.cat([prompt[:, -1:] for prompt in prompts])
     rows = cache.rows(0, len(prompts), size + 8, position_B)
     found_BV = forward(model, token_B1, position_B[:, None], rows, 1)[:, -1].float()
-    return max(_difference(found, right) for found, right in zip(found_BV, expected, strict=True))
+    return max(relative_difference(found, right) for found, right in zip(found_BV, expected, strict=True))
+
+
+def tolerance(model: LoadedModel) -> float:
+    """Return how much logits may differ that should be the same."""
+    return _MAX_DIFFERENCE.get(model.model.dtype, _MAX_DIFFERENCE_16_BITS)
+
+
+def relative_difference(found_V: Tensor, right_V: Tensor) -> float:
+    """Return how much logits (V,) differ from the right ones, relative to their norm; NaN is infinitely far."""
+    if not bool(right_V.isfinite().all()):
+        return 0.0  # a model that diverged is wrong in either way; its requests are told
+    norm = max(float(right_V.norm()), 1e-9)
+    difference = float((found_V - right_V).norm()) / norm
+    return difference if difference == difference else float("inf")
 
 
 def _keeps_cache(model: LoadedModel) -> bool:
@@ -73,7 +87,7 @@ def _keeps_cache(model: LoadedModel) -> bool:
         return False
     try:
         difference = _cached_difference(model)
-        if difference <= _tolerance(model):
+        if difference <= tolerance(model):
             return True
         why = f"its logits differ by {difference:.3g}"
     except torch.OutOfMemoryError:
@@ -96,12 +110,8 @@ def _cached_difference(model: LoadedModel) -> float:
         found_1V = batch.join([prompt[:read]])
         for token in prompt[read:]:
             found_1V = batch.advance([token])
-        differences.append(_difference(found_1V[0].float(), expected_V.float()))
+        differences.append(relative_difference(found_1V[0].float(), expected_V.float()))
     return max(differences)
-
-
-def _tolerance(model: LoadedModel) -> float:
-    return _MAX_DIFFERENCE.get(model.model.dtype, _MAX_DIFFERENCE_16_BITS)
 
 
 def _read(model: LoadedModel, cache: SlotCache, slot: int, prompt: Tensor, start: int, end: int) -> None:
@@ -109,14 +119,6 @@ def _read(model: LoadedModel, cache: SlotCache, slot: int, prompt: Tensor, start
         positions = torch.arange(start, end, device=prompt.device)[None]
         rows = cache.rows(slot, 1, end, positions[:, 0])
         forward(model, prompt[:, start:end], positions, rows, 1)
-
-
-def _difference(found_V: Tensor, right_V: Tensor) -> float:
-    if not bool(right_V.isfinite().all()):
-        return 0.0  # a model that diverged is wrong in either way; its requests are told
-    norm = max(float(right_V.norm()), 1e-9)
-    difference = float((found_V - right_V).norm()) / norm
-    return difference if difference == difference else float("inf")
 
 
 def _depends_on_batch(model: LoadedModel) -> bool:

@@ -4,9 +4,11 @@ It is slower (the cache is copied for each token) and has no chunks, but knows e
 """
 
 from collections.abc import Sequence as Rows
+from contextlib import AbstractContextManager
 
 import torch
 
+from apt_jobs.generation.adapter_bank import adapting_rows
 from apt_jobs.generation.launches import Launched, sample
 from apt_jobs.generation.memory import free_bytes
 from apt_jobs.generation.models import LoadedModel
@@ -49,7 +51,8 @@ class ReferenceRunner:
             if width * (len(rows) + 1) > max_tokens:
                 break
             rows.append(each)
-        logits_NV = self._batch.join([each.token_ids() for each in rows])
+        with self._adapting(rows):
+            logits_NV = self._batch.join([each.token_ids() for each in rows])
         self._rows += rows
         for each in rows:
             each.num_cached = each.num_tokens
@@ -60,11 +63,15 @@ class ReferenceRunner:
     def decode(self, sequences: Rows[Sequence]) -> Launched:
         """Add a token to each row: all that were read have one more."""
         assert {each.id for each in sequences} == {each.id for each in self._rows}
-        logits_BV = self._batch.advance([each.token_ids()[-1] for each in self._rows])
+        with self._adapting(self._rows):
+            logits_BV = self._batch.advance([each.token_ids()[-1] for each in self._rows])
         for each in self._rows:
             each.num_cached += 1
         self._state.set_positions(self._rows)
         return sample(list(self._rows), logits_BV, self._state, is_first=False)
+
+    def _adapting(self, rows: Rows[Sequence]) -> AbstractContextManager[None]:
+        return adapting_rows([each.adapter_slot for each in rows], self._model.device)
 
     @torch.inference_mode()
     def release(self, sequence: Sequence, *, wipe: bool = False) -> None:

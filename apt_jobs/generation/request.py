@@ -10,6 +10,7 @@ from llguidance import LLMatcher
 
 from apt_jobs.errors import AptJobsError, InvalidInput
 from apt_jobs.events.tokens import LikelyToken, TokenLogprob
+from apt_jobs.generation.adapter_bank import Adapter, AdapterKey
 from apt_jobs.generation.chat import encode_chat
 from apt_jobs.generation.constraints import Constraint, Vocabulary
 from apt_jobs.generation.models import LoadedModel
@@ -73,6 +74,8 @@ class Request:
     on_stop: Callable[[], None] = lambda: None  # set by the engine
     on_text: OnText | None = None  # receives what is added to an output, in the engine's thread
     grammar: LLMatcher | None = None  # once it is compiled
+    adapter_key: AdapterKey | None = None  # of the adapter that it asks for, beside other requests' adapters
+    adapter: Adapter | None = None  # once it is read
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -88,6 +91,11 @@ class Request:
     @property
     def is_over(self) -> bool:
         return self.future.done()
+
+    @property
+    def is_at_work(self) -> bool:
+        """Say whether a step may still compute any of its texts."""
+        return not self.is_over or any(not text.sequence.is_finished for text in self.texts)
 
     @property
     def needs_grammar(self) -> bool:
@@ -137,6 +145,7 @@ class Request:
             priority=self.priority,
             constraint=constraint,
             group=self,
+            adapter=self.adapter,
         )
         incremental = self.on_text is not None or spec.logprobs is not None
         stream = TextStream(model.tokenizer, prompt, spec.stop, min_tokens=spec.min_tokens, incremental=incremental)

@@ -28,6 +28,7 @@ class Sampling(NamedTuple):
     penalized: bool = False
     masked: bool = False
     with_chances: bool = False
+    adapters: int = 0  # version of the bank that some rows' adapters are in; 0: no row has one
 
     @classmethod
     def needed_by(cls, sequences: Rows[Sequence]) -> "Sampling":
@@ -38,6 +39,7 @@ class Sampling(NamedTuple):
             penalized=any(each.has_penalties for each in params),
             masked=any(each.is_constrained for each in sequences),
             with_chances=any(each.num_logprobs is not None for each in params),
+            adapters=max((each.adapter.bank.version for each in sequences if each.adapter is not None), default=0),
         )
 
 
@@ -49,6 +51,7 @@ class RowState:
     position_B: Tensor
     active_B: Tensor
     chosen_B: Tensor
+    adapter_B: Tensor  # slots of adapters
     floats_BF: Tensor
     ints_BI: Tensor
 
@@ -72,6 +75,7 @@ class RowState:
             column(torch.long),
             column(torch.long),
             column(torch.bool),
+            column(torch.long),
             column(torch.long),
             torch.zeros((num_slots, _NUM_FLOATS), device=device),
             torch.zeros((num_slots, _NUM_INTS), dtype=torch.long, device=device),
@@ -152,6 +156,7 @@ class RowState:
     def admit(self, sequences: Rows[Sequence], vocabulary_size: int) -> None:
         """Write the parameters of rows whose prompt was read."""
         slots_N = _sent([each.slot for each in sequences], self.position_B)
+        self.adapter_B[slots_N] = _sent([each.adapter_slot for each in sequences], self.adapter_B)
         params = [each.params for each in sequences]
         self.floats_BF[slots_N] = _sent(
             [
@@ -197,6 +202,7 @@ class RowState:
     def clear(self, slot: int) -> None:
         """Make a slot harmless: what an empty row writes goes where its next owner's first token will."""
         self.position_B[slot] = 0
+        self.adapter_B[slot] = 0
 
     def _have_room_for(self, sequences: Rows[Sequence], vocabulary_size: int) -> None:
         """Make the columns that these sequences need, and nobody before them."""

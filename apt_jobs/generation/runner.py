@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from apt_jobs.generation.adapter_bank import adapting, adapting_rows
 from apt_jobs.generation.attention import SLOT_ATTENTION, decoding, register_slot_attention
 from apt_jobs.generation.cache import LayerShape, SlotCache
 from apt_jobs.generation.graphs import GraphKey, GraphPool, PrefillGraphs
@@ -87,7 +88,11 @@ def forward(model: LoadedModel, tokens_NQ: Tensor, positions_NQ: Tensor, cache: 
 
 def decode_step(model: LoadedModel, cache: Cache, state: RowState, sampling: Sampling) -> None:
     """Add a token to each active row: everything is on the device, nothing waits, all results are written in place."""
-    logits_BV = forward(model, state.token_B[:, None], state.position_B[:, None], cache, 1)[:, -1]
+    if sampling.adapters:
+        with adapting(state.adapter_B):
+            logits_BV = forward(model, state.token_B[:, None], state.position_B[:, None], cache, 1)[:, -1]
+    else:
+        logits_BV = forward(model, state.token_B[:, None], state.position_B[:, None], cache, 1)[:, -1]
     chosen_B = choose(logits_BV, state.position_B + 1, *state.sampling_rows(sampling))
     state.accept(logits_BV, chosen_B, sampling)
 
@@ -144,7 +149,8 @@ class SlotRunner:
         chunks = [each.token_ids()[each.num_cached :][:max_tokens] for each in rows]
         width = max(map(len, chunks))
         starts = [each.num_cached for each in rows]
-        if len(rows) == 1 and starts == [0] and width == rows[0].num_tokens and self._prefill_graphs is not None:
+        is_whole = len(rows) == 1 and starts == [0] and width == rows[0].num_tokens
+        if self._prefill_graphs is not None and is_whole and rows[0].adapter is None:
             read = self._prefill_graphs.run(chunks[0])
             if read is not None:
                 self._cache.copy_from(read[1], rows[0].slot, width)
@@ -159,7 +165,8 @@ class SlotRunner:
         cache = self._cache.rows(first_slot, len(rows), max(starts) + width, start_N)
         last = sorted({len(chunk) - 1 for chunk in chunks})
         keep = torch.tensor(last, device=self._device)
-        logits_NKV = forward(self._model, tokens_NQ, positions_NQ, cache, keep)
+        with adapting_rows([each.adapter_slot for each in rows], self._device):
+            logits_NKV = forward(self._model, tokens_NQ, positions_NQ, cache, keep)
         if logits_NKV.shape[1] != len(last):  # a model that keeps all
             logits_NKV = logits_NKV[:, keep]
         place_N = torch.tensor([last.index(len(chunk) - 1) for chunk in chunks], device=self._device)

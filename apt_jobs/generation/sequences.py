@@ -9,6 +9,7 @@ from enum import Enum, IntEnum
 from typing import Literal
 
 from apt_jobs.errors import AptJobsError
+from apt_jobs.generation.adapter_bank import Adapter
 from apt_jobs.generation.constraints import Constraint
 
 SEED_BITS = 63
@@ -116,6 +117,7 @@ class Sequence:
     num_cached: int = 0  # tokens whose keys and values are in the slot, launched steps included
     num_reused: int = 0  # of these, tokens that were copied instead of read
     num_launched: int = 0  # output tokens, those of launched steps included
+    adapter: Adapter | None = None  # what the model's weights are changed by for it
 
     @property
     def num_tokens(self) -> int:
@@ -134,6 +136,11 @@ class Sequence:
     def final_tokens(self) -> int:
         """Tokens of its slot when it is done."""
         return len(self.prompt_ids) + self.max_new_tokens
+
+    @property
+    def adapter_slot(self) -> int:
+        """Return where its adapter is; 0: it has none."""
+        return 0 if self.adapter is None else self.adapter.slot
 
     @property
     def is_constrained(self) -> bool:

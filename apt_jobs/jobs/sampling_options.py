@@ -92,6 +92,11 @@ class SamplingOptions(Strict):
             _require_small_schema(self.json_schema)
         return self
 
+    def changed_options(self) -> list[str]:
+        """Return the names of the options here that are not as they are by default."""
+        fields = SamplingOptions.model_fields.items()
+        return [name for name, field in fields if getattr(self, name) != field.get_default(call_default_factory=True)]
+
     @property
     def num_sequences(self) -> int:
         """Return how many outputs the answer has."""

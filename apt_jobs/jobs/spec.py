@@ -330,8 +330,18 @@ class GenerateSpec(JobSpec, SamplingOptions):
     def _one_chat(self) -> Self:
         if self.messages is not None and len(self.texts) != 1:
             raise ValueError(f"a job with messages has one text, which they replace; got {len(self.texts)}")
-        if self.embed is not None and (len(self.texts) != 1 or self.messages is not None or self.stream):
-            raise ValueError("a job with embed has one text, which it replaces, no messages and no stream")
+        return self
+
+    @model_validator(mode="after")
+    def _only_embeds(self) -> Self:
+        if self.embed is None:
+            return self
+        if len(self.texts) != 1 or self.messages is not None:
+            raise ValueError("a job with embed has one text, which it replaces, and no messages")
+        if changed := self.changed_options():
+            raise ValueError(
+                f"a job with embed continues no text: leave out {', '.join(changed)}, which would change nothing"
+            )
         return self
 
 

@@ -7,12 +7,12 @@ from sqlalchemy.orm import Session
 
 from apt_jobs.artifacts.code import find_code, touch_code
 from apt_jobs.artifacts.datasets import find_dataset
-from apt_jobs.artifacts.models import lost_base, model_exists
+from apt_jobs.artifacts.models import EXTERNAL_PREFIX, lost_base, model_exists
 from apt_jobs.db.job_groups import insert_jobs
 from apt_jobs.db.jobs import get_job, insert_job, new_job
 from apt_jobs.db.models import Job
 from apt_jobs.db.queues import require_place
-from apt_jobs.db.workers import list_workers
+from apt_jobs.db.workers import list_workers, warm_models
 from apt_jobs.errors import AptJobsError, InvalidInput, InvalidReferences, NotFound, Unavailable
 from apt_jobs.jobs.dataset_format import DatasetFormat
 from apt_jobs.jobs.model_config import APTConfig
@@ -123,6 +123,8 @@ def require_references(session: Session, settings: Settings, spec: Spec) -> None
 def reference_faults(session: Session, settings: Settings, spec: Spec) -> list[ReferenceFault]:
     """Return every field of the job that names what does not exist, or does nothing beside the others."""
     if isinstance(spec, GenerateSpec):
+        if spec.model is not None and spec.model.startswith(EXTERNAL_PREFIX):
+            return _external_faults(session, settings, spec.model)
         return _model_faults(session, settings, "model", spec.model)
     return [
         *_dataset_faults(settings, spec),
@@ -136,6 +138,12 @@ def reference_faults(session: Session, settings: Settings, spec: Spec) -> list[R
 def _invalid_references(faults: Sequence[ReferenceFault]) -> InvalidReferences:
     words = "; ".join(f"{fault.field} {fault.seen}: expected {fault.expected}" for fault in faults)
     return InvalidReferences(f"the job names what does not exist, or does nothing: {words}", list(faults))
+
+
+def _external_faults(session: Session, settings: Settings, model: str) -> list[ReferenceFault]:
+    if model in warm_models(session, alive_within_s(settings)):
+        return []
+    return [ReferenceFault("model", repr(model), "a model that the external engine of a living worker lists")]
 
 
 def _model_faults(session: Session, settings: Settings, field: str, model: str | None) -> list[ReferenceFault]:

@@ -19,7 +19,7 @@ from typing import Any
 import orjson
 from sqlalchemy.orm import Session
 
-from apt_jobs.artifacts.models import ModelFolders
+from apt_jobs.artifacts.models import EXTERNAL_PREFIX, ModelFolders
 from apt_jobs.db.hand_backs import hand_back
 from apt_jobs.db.job_groups import finish_succeeded
 from apt_jobs.db.jobs import Claimed, finish, finish_faulted, get_job
@@ -29,6 +29,7 @@ from apt_jobs.events.kinds import StateChanged, StoredEvent
 from apt_jobs.events.tokens import End, GenerationResult, TokenLogprob, TokenMessage, TokenPublisher
 from apt_jobs.generation.catalog import choose_model, find_model
 from apt_jobs.generation.engine import Engine
+from apt_jobs.generation.external import ExternalEngine
 from apt_jobs.generation.request import OnText, Request, Stopped
 from apt_jobs.jobs.retry import Fault, retry_rules
 from apt_jobs.jobs.spec import CHECKPOINT_ID_PATTERN, GenerateSpec
@@ -71,6 +72,13 @@ class GenerateWorker:
             device,
             compile_graphs=settings.generate_compile,
             num_threads=settings.generate_threads or default_threads(),
+            warm_adapters=settings.warm_adapters,
+        )
+        key = settings.engine_api_key
+        self._external = settings.engine_url and ExternalEngine(
+            settings.engine_url,
+            None if key is None else key.get_secret_value(),
+            timeout_s=settings.engine_timeout_s,
         )
         self._model_ids: dict[Path, str] = {}  # of folders that were asked for
         self._tokens = TokenPublisher(settings.redis)
@@ -96,6 +104,8 @@ class GenerateWorker:
             self._consumer.run()
         finally:
             self._engine.close()
+            if self._external:
+                self._external.close()
             self._tokens.close()
 
     def _drain(self) -> None:
@@ -105,8 +115,9 @@ class GenerateWorker:
         self._drain_by_s = None
 
     def _warm_models(self) -> list[str]:
-        """Return the ids of the models that are in memory."""
-        return sorted(self._model_ids[folder] for folder in self._engine.warm_folders if folder in self._model_ids)
+        """Return the ids of the models that are in memory, and of those that the external engine has."""
+        warm = [self._model_ids[folder] for folder in self._engine.warm_folders if folder in self._model_ids]
+        return sorted(warm) + (self._external.model_ids if self._external else [])
 
     def _serve(self, claims: Sequence[Claimed]) -> None:
         jobs = [claimed.job for claimed in claims]
@@ -144,18 +155,27 @@ class GenerateWorker:
             spec = GenerateSpec.model_validate_json(orjson.dumps(job.spec))
             if spec.time_limit_s is not None:
                 served.end_by_s = time.monotonic() + spec.time_limit_s
+            on_text = served.receive(changed) if spec.stream else None
+            if spec.model is not None and spec.model.startswith(EXTERNAL_PREFIX):
+                served.model_id, served.request = spec.model, self._submit_external(spec.model, spec, on_text)
+                served.request.future.add_done_callback(lambda _: changed.set())
+                return served
             if spec.model not in found:
                 model_id = choose_model(self._consumer.database, spec.model)
                 found[spec.model] = model_id, self._find(model_id)
             served.model_id, folders = found[spec.model]
             self._model_ids[[folders.folder, *folders.adapters][-1]] = served.model_id
-            on_text = served.receive(changed) if spec.stream else None
             served.request = self._engine.submit(folders.folder, spec, on_text, adapters=folders.adapters)
             served.request.future.add_done_callback(lambda _: changed.set())
         except Exception as exc:  # `_outcome` tells one kind from another
             served.error = exc
             changed.set()
         return served
+
+    def _submit_external(self, model_id: str, spec: GenerateSpec, on_text: OnText | None) -> Request:
+        if not self._external:
+            raise WorkerLacks(f"model {model_id} is an external engine's: this worker has no APT_JOBS_ENGINE_URL")
+        return self._external.submit(model_id, spec, on_text)
 
     def _find(self, model_id: str) -> ModelFolders:
         """Return the folders of a model.

@@ -17,7 +17,7 @@ from apt_jobs.events.tokens import TokenLogprob
 from apt_jobs.jobs.sampling_options import MAX_SEQUENCES, SamplingOptions
 from apt_jobs.jobs.spec import GenerateSpec, ModelName, Text
 from apt_jobs.web.api.endpoint import endpoint
-from apt_jobs.web.api.generation_requests import ClientLeft, Generation, begin, streamed, succeeded
+from apt_jobs.web.api.generation_requests import CLIENT_LEFT, ClientLeft, Generation, begin, streamed, succeeded
 from apt_jobs.web.api.idempotency import replay_headers
 from apt_jobs.web.live.generation_streams import Added, Ended, Restarted, Silence, Update
 from apt_jobs.web.live.server_sent_events import wants_event_stream
@@ -25,7 +25,6 @@ from apt_jobs.web.problems import ProblemError
 from apt_jobs.web.schemas import JobAnswer, job_answer
 
 INTERACTIVE_PRIORITY = 10  # of a job that someone waits for
-CLIENT_LEFT = 499  # for the log: nobody reads it
 
 FinishReason = Literal["stop", "length"]  # an end of its own or a stop string; or no more room or tokens
 

@@ -36,6 +36,8 @@ from apt_jobs.web.service import Service, service_of
 
 logger = logging.getLogger(__name__)
 
+CLIENT_LEFT = 499  # status of the answer to a client that left: for the log, nobody reads it
+
 Answer = TypeVar("Answer")
 
 

@@ -9,14 +9,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from apt_jobs.artifacts.model_facts import ModelFacts, model_facts
-from apt_jobs.artifacts.models import list_local_models, local_model_dir, model_exists, model_folders, resolve_model
+from apt_jobs.artifacts.models import (
+    EXTERNAL_PREFIX,
+    list_local_models,
+    local_model_dir,
+    model_exists,
+    model_folders,
+    resolve_model,
+)
 from apt_jobs.db.access import Role
 from apt_jobs.db.checkpoints import get_checkpoint, list_checkpoints, newest_checkpoint
 from apt_jobs.db.jobs import get_job
 from apt_jobs.db.model_aliases import list_aliases, remove_alias, set_alias
 from apt_jobs.db.models import Checkpoint
 from apt_jobs.db.service_values import DEFAULT_MODEL, get_value
-from apt_jobs.db.workers import list_workers
+from apt_jobs.db.workers import warm_models
 from apt_jobs.errors import AptJobsError, Conflict, InvalidInput, NotFound
 from apt_jobs.events.codec import timestamp
 from apt_jobs.jobs.spec import CHECKPOINT_ID_PATTERN, ModelName
@@ -34,7 +41,7 @@ _ALIAS = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 class ModelAnswer(BaseModel):
     id: str
-    source: Literal["checkpoint", "local"]
+    source: Literal["checkpoint", "local", "external"]
     name: str
     job_id: str | None
     step: int | None
@@ -115,6 +122,7 @@ async def list_models(service: Service) -> ModelList:
         known = _Known(session, service.settings, _default(session))
         answers = [known.checkpoint(session, row) for row in rows]
         answers += [known.local(name) for name in list_local_models(service.settings)]
+        answers += [known.external(model_id) for model_id in known.external_ids]
         return answers, has_more
 
     data, has_more = await service.read(read)
@@ -134,6 +142,8 @@ async def require_model(service: Service, name: str) -> ModelAnswer:
         known = _Known(session, settings, _default(session))
         if CHECKPOINT_ID_PATTERN.match(model_id):
             return known.checkpoint(session, get_checkpoint(session, model_id))
+        if model_id in known.external_ids:
+            return known.external(model_id)
         return None if local_model_dir(settings, model_id) is None else known.local(model_id)
 
     try:
@@ -162,8 +172,8 @@ class _Known:
                 self._aliases.setdefault(resolve_model(session, alias), []).append(alias)
             except NotFound:  # a checkpoint that was deleted
                 continue
-        alive = list_workers(session, alive_within_s(settings))
-        self._warm = {model_id for worker in alive for model_id in worker.warm_models or ()}
+        self._warm = warm_models(session, alive_within_s(settings))
+        self.external_ids = sorted(model_id for model_id in self._warm if model_id.startswith(EXTERNAL_PREFIX))
 
     def checkpoint(self, session: Session, row: Checkpoint) -> ModelAnswer:
         try:  # of an adapter the facts are those of the model below it
@@ -188,12 +198,26 @@ class _Known:
             name, facts, source="local", name=name, job_id=None, step=None, val_loss=None, created_at=None
         )
 
+    def external(self, model_id: str) -> ModelAnswer:
+        """Describe a model of an external engine, of which only the name is known."""
+        name = model_id.removeprefix(EXTERNAL_PREFIX)
+        return self._answer(
+            model_id,
+            ModelFacts(is_chat=True),
+            source="external",
+            name=name,
+            job_id=None,
+            step=None,
+            val_loss=None,
+            created_at=None,
+        )
+
     def _answer(
         self,
         model_id: str,
         facts: ModelFacts,
         *,
-        source: Literal["checkpoint", "local"],
+        source: Literal["checkpoint", "local", "external"],
         name: str,
         job_id: str | None,
         step: int | None,

@@ -13,8 +13,9 @@ from apt_jobs.jobs.spec import GenerateSpec
 from apt_jobs.jobs.states import JobState
 from apt_jobs.web.api.generation_requests import JobFailed
 from apt_jobs.web.live.generation_streams import Ended
-from apt_jobs.web.openai.completions import answer_of, job_of, no_such_model, refusal
+from apt_jobs.web.openai.completions import answer_of
 from apt_jobs.web.openai.embeddings import EmbeddingRequest, embeddings_of
+from apt_jobs.web.openai.generation_jobs import job_of, no_such_model, refusal
 from apt_jobs.web.openai.json_lines import Line, json_lines
 from apt_jobs.web.openai.requests import ChatRequest, CompletionRequest
 from apt_jobs.web.openai_errors import error_body, openai_status

@@ -5,29 +5,24 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from apt_jobs.db.access import Role
 from apt_jobs.errors import AptJobsError
 from apt_jobs.events.tokens import LikelyToken, TokenLogprob
-from apt_jobs.jobs.spec import GenerateSpec
-from apt_jobs.web.api.generation_requests import ClientLeft, JobFailed, begin, streamed, succeeded
+from apt_jobs.web.api.generation_requests import CLIENT_LEFT, ClientLeft, JobFailed, streamed, succeeded
 from apt_jobs.web.api.jobs import EVENT_STREAM
 from apt_jobs.web.live.generation_streams import Added, Ended, Restarted, Silence, Update
 from apt_jobs.web.openai.answers import ChatAnswer, CompletionAnswer
 from apt_jobs.web.openai.endpoint import dialect
+from apt_jobs.web.openai.generation_jobs import begin_job, job_of, refusal
 from apt_jobs.web.openai.requests import ChatRequest, CompletionRequest
 from apt_jobs.web.openai_errors import error_body, openai_status
-from apt_jobs.web.problems import Fault, ProblemError
-
-CLIENT_LEFT = 499  # for the log: nobody reads it
-CONTEXT_CODE = "context_length_exceeded"
-_WRONG_INPUT = ("InvalidInput",)  # errors of a job that are the request's fault
+from apt_jobs.web.problems import ProblemError
 
 
 @dialect(
@@ -58,10 +53,7 @@ async def chat(request: Request) -> Response:
 
 async def _completed(request: Request, body: CompletionRequest | ChatRequest, *, is_chat: bool) -> Response:
     spec = job_of(body)
-    try:
-        generation = await begin(request, spec)
-    except ProblemError as exc:
-        raise refused_at_begin(exc, body.model) from exc
+    generation = await begin_job(request, spec, body.model)
     is_handed_over = False
     head = _Head(generation.job.id, body.model, is_chat=is_chat)
     try:
@@ -82,38 +74,6 @@ async def _completed(request: Request, body: CompletionRequest | ChatRequest, *,
     return JSONResponse(answer_of(generation.job.id, body.model, result, is_chat=is_chat))
 
 
-def refused_at_begin(exc: ProblemError, model: str) -> ProblemError:
-    """Return why a job was not submitted, in OpenAI's words where the model is why."""
-    return no_such_model(model) if any(fault.pointer == "#/model" for fault in exc.errors) else exc
-
-
-class AsksForJob(Protocol):
-    """A body of a request that becomes a job."""
-
-    def job(self) -> GenerateSpec:
-        """Return the job."""
-
-
-def job_of(body: AsksForJob) -> GenerateSpec:
-    """Return the job that a request asks for.
-
-    Raises:
-        ProblemError: 400, with the parameters that no job can have.
-    """
-    try:
-        return body.job()
-    except ValidationError as exc:
-        words = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in exc.errors())
-        raise ProblemError(400, words, kind="invalid-request") from exc
-
-
-def no_such_model(model: str) -> ProblemError:
-    """Return the refusal of a model that does not exist."""
-    fault = Fault(pointer="#/model", seen=None, detail="an id that GET /v1/models lists")
-    detail = f"the model {model!r} does not exist; GET /v1/models lists those that do"
-    return ProblemError(404, detail, kind="model_not_found", errors=[fault])
-
-
 def answer_of(job_id: str, model: str, result: dict[str, Any], *, is_chat: bool) -> dict[str, Any]:
     """Return the whole answer that a job's result is."""
     head = _Head(job_id, model, is_chat=is_chat)
@@ -125,15 +85,6 @@ def answer_of(job_id: str, model: str, result: dict[str, Any], *, is_chat: bool)
         )
     ]
     return {**head.fields(is_chunk=False), "choices": choices, "usage": _usage(result)}
-
-
-def refusal(exc: JobFailed) -> ProblemError:
-    """Return what a failed job is in OpenAI's statuses."""
-    end = exc.end
-    if (end.error or {}).get("error") in _WRONG_INPUT:
-        detail = end.reason or exc.detail
-        return ProblemError(400, detail, kind=CONTEXT_CODE if "context" in detail else "invalid-request")
-    return ProblemError(409 if end.state == "cancelled" else 500, exc.detail, kind="job-failed")
 
 
 class _Head:

@@ -10,10 +10,9 @@ from starlette.responses import JSONResponse, Response
 
 from apt_jobs.db.access import Role
 from apt_jobs.jobs.spec import MAX_TEXT_CHARS, GenerateSpec, ModelName
-from apt_jobs.web.api.generation_requests import ClientLeft, JobFailed, begin
-from apt_jobs.web.openai.completions import CLIENT_LEFT, job_of, refusal, refused_at_begin
+from apt_jobs.web.api.generation_requests import CLIENT_LEFT, ClientLeft, JobFailed
 from apt_jobs.web.openai.endpoint import dialect
-from apt_jobs.web.problems import ProblemError
+from apt_jobs.web.openai.generation_jobs import begin_job, job_of, refusal
 
 MAX_INPUTS = 2_048
 
@@ -78,11 +77,7 @@ class EmbeddingList(BaseModel):
 async def embed(request: Request) -> Response:
     """Return the mean of the model's last hidden states over the tokens of each input."""
     body: EmbeddingRequest = request.state.body
-    spec = job_of(body)
-    try:
-        generation = await begin(request, spec)
-    except ProblemError as exc:
-        raise refused_at_begin(exc, body.model) from exc
+    generation = await begin_job(request, job_of(body), body.model)
     try:
         result = await generation.result(request)
     except ClientLeft:

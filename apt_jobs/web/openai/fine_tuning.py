@@ -31,10 +31,10 @@ from apt_jobs.operations import steer
 from apt_jobs.operations.submit import submit_job
 from apt_jobs.web.api.idempotency import replay_headers
 from apt_jobs.web.api.models import require_model
-from apt_jobs.web.openai.completions import no_such_model
 from apt_jobs.web.openai.endpoint import Identified, PageQuery, dialect, owner_of, seconds, seen_by
 from apt_jobs.web.openai.files import FINE_TUNE, field_error
 from apt_jobs.web.openai.fine_tuning_requests import FineTuningRequest, hyperparameters_of
+from apt_jobs.web.openai.generation_jobs import no_such_model
 from apt_jobs.web.openai.training_files import check_training_lines, publish_dataset
 from apt_jobs.web.service import Service, service_of
 

@@ -3,9 +3,10 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 
@@ -35,9 +36,9 @@ class Generating:
         return str(self.client.get(f"/api/jobs/{job_id}").json()["state"])
 
     @contextmanager
-    def worker(self) -> Iterator[subprocess.Popen[bytes]]:
+    def worker(self, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
         """Run a worker until the end of the block."""
-        with self._process([sys.executable, "-c", START]) as process:
+        with self._process([sys.executable, "-c", START], environment) as process:
             until(lambda: any(row["alive"] for row in self.client.get("/api/workers").json()["data"]))
             yield process
 
@@ -48,7 +49,9 @@ class Generating:
             yield process
 
     @contextmanager
-    def _process(self, command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    def _process(
+        self, command: list[str], environment: Mapping[str, str] = MappingProxyType({})
+    ) -> Iterator[subprocess.Popen[bytes]]:
         variables = {
             "APT_JOBS_DATA_DIR": str(self.settings.root),
             "APT_JOBS_DATABASE_URL": self.settings.database,
@@ -58,7 +61,7 @@ class Generating:
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
         }
-        with subprocess.Popen(command, env={**os.environ, **variables}) as process:
+        with subprocess.Popen(command, env={**os.environ, **variables, **environment}) as process:
             try:
                 yield process
             finally:

@@ -10,3 +10,4 @@ def test_the_benchmark_runs_in_small_form() -> None:
     for entry in report["rows"].values():
         assert entry["agreement"] == 1.0
         assert entry["eager"]["tokens_per_s"] > 0
+        assert entry["adapters"]["tokens_per_s"] > 0

@@ -3,8 +3,6 @@
 import json
 import shutil
 import threading
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -24,24 +22,17 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from apt_jobs.errors import InvalidCheckpoint, InvalidInput, NotFound, Unavailable
+from apt_jobs.errors import InvalidCheckpoint, InvalidInput, Unavailable
 from apt_jobs.generation import engine as engine_module
 from apt_jobs.generation.engine import Engine
 from apt_jobs.generation.launches import Launched
-from apt_jobs.generation.model_engine import ModelEngine
-from apt_jobs.generation.models import LoadedModel, load_model
-from apt_jobs.generation.request import Request, Stopped
-from apt_jobs.generation.runner import Runner, SlotRunner
-from apt_jobs.generation.sequences import SamplingParams, Sequence
-from apt_jobs.jobs.spec import GenerateSpec
+from apt_jobs.generation.request import Stopped
+from apt_jobs.generation.runner import SlotRunner
+from apt_jobs.generation.sequences import Sequence
+from tests.unit.generation.requests import DEADLINE_S, finish_after, spec, wait_until
 from tests.unit.generation.tiny_model import CONTEXT_TOKENS, NEVER, SENTENCES, llama_config, save_model
 
-DEADLINE_S = 90.0
 TEXTS = ["The", "", "一个消息", "Rows join and leave", "x", SENTENCES[0], "late or forged.\n"]
-
-
-def spec(*texts: str, max_length: int = 20, **options: Any) -> GenerateSpec:
-    return GenerateSpec(kind="generate", texts=list(texts), max_length=max_length, **options)
 
 
 def tokens_by_hand(folder: Path, text: str, num_new: int) -> list[int]:
@@ -60,17 +51,6 @@ def by_hand(folder: Path, text: str, num_new: int) -> str:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     decoded = tokenizer.decode(tokens_by_hand(folder, text, num_new), skip_special_tokens=True)
     return str(decoded).rstrip("\N{REPLACEMENT CHARACTER}")
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def finish_after(request: Request) -> Any:
-    return request.future.result(timeout=DEADLINE_S)
 
 
 @pytest.mark.parametrize("text", TEXTS)
@@ -287,85 +267,6 @@ def test_closing_answers_everyone(long_model_dir: Path) -> None:
     for request in requests:
         with pytest.raises(Unavailable):
             request.future.result(timeout=DEADLINE_S)
-
-
-def test_a_warm_model_that_is_deleted_ends_its_text_and_is_not_found_afterwards(
-    tmp_path: Path, engine: Engine, long_model_dir: Path
-) -> None:
-    folder = tmp_path / "deleted"
-    shutil.copytree(long_model_dir, folder)
-    request = engine.submit(folder, spec("The", max_length=500))
-    wait_until(lambda: bool(request.texts))
-    shutil.rmtree(folder)
-    assert finish_after(request).num_tokens == [500]
-    with pytest.raises(NotFound):
-        engine.submit(folder, spec("The"))
-
-
-def test_a_model_that_is_replaced_on_disk_is_read_again(tmp_path: Path, engine: Engine, model_dir: Path) -> None:
-    folder = tmp_path / "replaced"
-    shutil.copytree(model_dir, folder)
-    before = engine.generate(folder, spec("The")).outputs
-    shutil.rmtree(folder)
-    save_model(folder, llama_config(), seed=2)
-    assert engine.generate(folder, spec("The")).outputs != before
-
-
-def test_models_take_turns_when_there_are_more_than_fit(tmp_path: Path, model_dir: Path) -> None:
-    folders = [save_model(tmp_path / f"model-{seed}", llama_config(), seed=seed) for seed in range(3)]
-    expected = {}
-    for folder in folders:
-        lone = Engine(warm_models=1, device="cpu")
-        expected[folder] = lone.generate(folder, spec("The", max_length=30)).outputs
-        lone.close()
-    engine = Engine(warm_models=2, device="cpu")
-    requests = [(folder, engine.submit(folder, spec("The", max_length=30))) for _ in range(3) for folder in folders]
-    for folder, request in requests:
-        assert finish_after(request).outputs == expected[folder]
-    engine.close()
-
-
-def test_a_damaged_model_fails_its_requests_only(tmp_path: Path, engine: Engine, model_dir: Path) -> None:
-    folder = tmp_path / "damaged"
-    shutil.copytree(model_dir, folder)
-    (folder / "model.safetensors").write_bytes(b"nonsense")
-    damaged, good = engine.submit(folder, spec("x")), engine.submit(model_dir, spec("x"))
-    with pytest.raises(InvalidCheckpoint, match="cannot be loaded"):
-        damaged.future.result(timeout=DEADLINE_S)
-    assert finish_after(good).num_tokens == [20]
-
-
-def test_what_is_asked_of_a_model_that_could_not_be_loaded_is_answered() -> None:
-    def load() -> tuple[LoadedModel, Runner]:
-        raise InvalidCheckpoint("damaged")
-
-    model = ModelEngine("damaged", load)
-    model.join()
-    request = Request(spec("x"))
-    model.add(request)
-    with pytest.raises(InvalidCheckpoint):
-        request.future.result(timeout=0)
-    with pytest.raises(InvalidCheckpoint):
-        model.submit([1], SamplingParams()).token_ids()
-
-
-def test_a_model_without_room_gets_that_of_an_idle_one(
-    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = Engine(warm_models=2, device="cpu")
-    engine.generate(model_dir, spec("x"))
-    idle = engine.model(model_dir)
-    wait_until(lambda: idle.is_idle)
-    other = save_model(tmp_path / "other", llama_config(), seed=2)
-
-    def load_beside_nothing(folder: Path, device: torch.device, adapters: tuple[Path, ...]) -> LoadedModel:
-        if idle.model is not None:
-            raise Unavailable("the GPU has no room")
-        return load_model(folder, device, adapters)
-
-    monkeypatch.setattr(engine_module, "load_model", load_beside_nothing)
-    assert finish_after(engine.submit(other, spec("x"))).num_tokens == [20]
-    engine.close()
 
 
 def test_a_model_that_diverged_says_so(tmp_path: Path, engine: Engine, model_dir: Path) -> None:

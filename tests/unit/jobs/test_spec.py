@@ -7,6 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.monitor_options import MonitorOptions
+from apt_jobs.jobs.sampling_options import SamplingOptions
 from apt_jobs.jobs.spec import AnyJobSpec, GenerateSpec, TrainSpec, queue_of
 
 ADAPTER: TypeAdapter[TrainSpec | GenerateSpec] = TypeAdapter(AnyJobSpec)
@@ -109,3 +110,37 @@ def test_a_nul_is_refused_where_the_database_holds_plain_text() -> None:
     assert faults_of({"kind": "train", "name": "a\0b", "labels": {"team": "\0"}}) == {"train.name", "train.labels.team"}
     spec = TypeAdapter(GenerateSpec).validate_python({"kind": "generate", "texts": ["a\0b"], "name": "a b"})
     assert spec.texts == ["a\0b"]
+
+
+def test_embeddings_with_options_of_texts_are_refused_by_name() -> None:
+    embeds = {"kind": "generate", "texts": [""], "embed": ["a"]}
+    stored = TypeAdapter(GenerateSpec).validate_python(embeds).model_dump(mode="json")
+    assert TypeAdapter(GenerateSpec).validate_python(stored).embed == ["a"]
+    options = {
+        "max_length": 7,
+        "max_tokens": 7,
+        "temperature": 0.0,
+        "top_k": 3,
+        "top_p": 0.5,
+        "min_p": 0.1,
+        "repetition_penalty": 1.1,
+        "logit_bias": {3: 1.0},
+        "presence_penalty": 0.1,
+        "frequency_penalty": 0.1,
+        "seed": 3,
+        "stop": ["x"],
+        "stop_token_ids": [3],
+        "min_tokens": 1,
+        "n": 2,
+        "logprobs": 0,
+        "json_schema": {},
+        "regex": "a",
+        "truncate": True,
+        "stream": True,
+    }
+    assert set(options) == set(SamplingOptions.model_fields)
+    for name, value in options.items():
+        with pytest.raises(ValidationError, match=rf"embed continues no text: leave out {name},"):
+            TypeAdapter(GenerateSpec).validate_python({**embeds, name: value})
+    with pytest.raises(ValidationError, match="leave out temperature, n, which"):
+        TypeAdapter(GenerateSpec).validate_python({**embeds, "temperature": 1.0, "n": 2})

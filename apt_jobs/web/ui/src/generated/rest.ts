@@ -2994,7 +2994,7 @@ export interface components {
         ModelAnswer: {
             id: string;
             /** @enum {string} */
-            source: "checkpoint" | "local";
+            source: "checkpoint" | "local" | "external";
             name: string;
             job_id: string | null;
             step: number | null;
