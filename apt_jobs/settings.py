@@ -133,6 +133,13 @@ class Settings(BaseSettings):
     reserve_after_s: float = Field(
         300.0, ge=0, description="A job that waited so long for room is kept free room on one worker, in seconds."
     )
+    preemption: bool = Field(
+        True, description="A waiting job that no free room serves makes running jobs of lower priority save and yield."
+    )
+    preemption_exempt_s: float = Field(
+        30.0, ge=0, description="An attempt is not preempted before it has run for so long, in seconds."
+    )
+    max_preemptions: int = Field(10, ge=0, description="Times that a job is preempted at most; then it runs on.")
     rendezvous_host: str = Field(
         "127.0.0.1", description="Name of a head worker's machine under which its nodes reach it."
     )

@@ -65,6 +65,7 @@ def change_state(
     reason = None if reason is None else storable_text(without_server_paths(reason))
     if (error := values.get("error")) is not None and isinstance(error.get("message"), str):
         values["error"] = {**error, "message": without_server_paths(error["message"])}
+    values["preempted_by"] = None  # whoever wanted its room has it now
     if target in TERMINAL_STATES:
         values["finished_at"] = now_plus(0)
     changed = session.scalars(

@@ -11,6 +11,7 @@ from apt_jobs.db.clock import now_plus
 from apt_jobs.db.hand_backs import hand_backs_of
 from apt_jobs.db.jobs import queue_position
 from apt_jobs.db.models import Job, QueueRow, WorkerRow
+from apt_jobs.db.preemptions import yielding_to
 from apt_jobs.db.queues import first_waiting, num_running
 from apt_jobs.db.workers import list_workers, paused_workers
 from apt_jobs.jobs.needs import decode_needs
@@ -54,6 +55,7 @@ class _Queues:
         self._now: datetime = session.scalars(select(now_plus(0))).one()
         self._alive = list_workers(session, alive_within_s)
         self._pauses = paused_workers(session)
+        self._yielding = yielding_to(session, [job.id for job in jobs])
         self._hand_backs = hand_backs_of(session, [job.id for job in jobs])
         names = {job.queue for job in jobs}
         self._rows = {row.name: row for row in session.scalars(select(QueueRow).where(QueueRow.name.in_(names)))}
@@ -118,6 +120,8 @@ class _Queues:
 
     def _of_order(self, job: Job, position: int | None, workers: Sequence[WorkerRow]) -> str:
         state = self._of_room(job, workers)
+        if job.reason is not None:  # why its last attempt ended
+            state += f"; {job.reason}"
         if position is None:
             return f"behind at least {MAX_LISTED_POSITION} jobs; {state}"
         if position == 1:
@@ -137,11 +141,18 @@ class _Queues:
             words += f" ({_named(full)})"
         if job.reserved_by is not None and job.reserved_until is not None and job.reserved_until > self._now:
             words += f"; {job.reserved_by} keeps room for it"
+        if victims := self._yielding.get(job.id):
+            words += f"; {_listed(victims)} {'saves and leaves' if len(victims) == 1 else 'save and leave'} for it"
         return words
 
     def _why_kept(self, worker: str, job: Job) -> str | None:
         kept_for = self._kept_for.get(worker)
-        return None if kept_for in (None, job.id) else f"room is kept for {kept_for}, which has waited long"
+        return None if kept_for in (None, job.id) else f"room is kept for {kept_for}"
+
+
+def _listed(job_ids: Sequence[str]) -> str:
+    more = len(job_ids) - MAX_NAMED_WORKERS
+    return ", ".join(job_ids[:MAX_NAMED_WORKERS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _named(reasons: dict[str, str]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from apt_jobs.db import jobs
 from apt_jobs.db.clock import now_plus
@@ -106,6 +106,24 @@ def kept_for_it(database: Database) -> None:
         session.execute(update(Job).values(reserved_by="a", reserved_until=now_plus(60)))
 
 
+def preempting(database: Database) -> None:
+    full(database)
+    with database.write() as session:
+        urgent = session.scalars(select(Job.id)).one()
+        session.execute(update(Job).values(reserved_by="a", reserved_until=now_plus(60)))
+        for number in range(4):
+            session.add(jobs.new_job(TrainSpec(kind="train", queue="other"), job_id=f"job_{number}"))
+            session.flush()
+            assert jobs.claim(session, f"job_{number}", "a", 60.0)
+        session.execute(update(Job).where(Job.queue == "other").values(preempted_by=urgent))
+
+
+def preempted(database: Database) -> None:
+    full(database)
+    with database.write() as session:
+        session.execute(update(Job).values(reason="preempted by job_x; saved at step 7"))
+
+
 def kept_for_another(database: Database) -> None:
     worker(database, room=room_of(cpus=2, kept_for="job_y"))
 
@@ -139,7 +157,9 @@ SPEC = TrainSpec(kind="train", priority=9)
         (full, "1 of 1 workers of the queue 'train' are busy (a: 0 of 2 CPU cores are free, the job takes 1)"),
         (half_full, "next in the queue; 0 of 1 workers of the queue 'train' are busy"),
         (kept_for_it, "the job takes 1); a keeps room for it"),
-        (kept_for_another, "are busy (a: room is kept for job_y, which has waited long)"),
+        (preempting, "the job takes 1); a keeps room for it; job_0, job_1, job_2 and 1 more save and leave for it"),
+        (preempted, "the job takes 1); preempted by job_x; saved at step 7"),
+        (kept_for_another, "are busy (a: room is kept for job_y)"),
         (worker, "next in the queue; 0 of 1 workers of the queue 'train' are busy"),
     ],
 )

@@ -297,6 +297,8 @@ export const TRAIN_FIELDS: Record<string, FieldRule> = {
   "resources.gpu_memory_gb": {"type": "number", "nullable": true, "description": "Memory that each of its GPUs has at least, in GB (10**9 bytes).", "exclusiveMinimum": 0, "maximum": 10000, "default": null},
   "resources.cpus": {"type": "integer", "nullable": true, "description": "CPU cores on each machine; null: one for each rank that trains on the CPU, at most what there is.", "minimum": 1, "maximum": 4096, "default": null},
   "resources.memory_gb": {"type": "number", "nullable": true, "description": "Main memory on each machine, in GB (10**9 bytes); null: not counted.", "exclusiveMinimum": 0, "maximum": 1000000, "default": null},
+  "preemptible": {"type": "boolean", "nullable": true, "description": "Whether it saves and yields its room to a waiting job of higher priority, and goes on later. null: the built-in trainer does; a user script, which may save nothing, does not.", "default": null},
+  "grace_period_s": {"type": "number", "nullable": true, "description": "Longest time to save when it is preempted, in seconds; null: `APT_JOBS_DRAIN_TIMEOUT_S`.", "exclusiveMinimum": 0, "maximum": 86400, "default": null},
   "model.d_model": {"type": "integer", "nullable": false, "description": "Width of the residual stream.", "minimum": 8, "maximum": 16384, "default": 128},
   "model.num_layers": {"type": "integer", "nullable": false, "description": "Number of transformer blocks.", "minimum": 1, "maximum": 200, "default": 4},
   "model.num_attention_heads": {"type": "integer", "nullable": false, "description": "Attention heads; must divide d_model.", "minimum": 1, "maximum": 256, "default": 4},

@@ -2732,7 +2732,8 @@ export interface components {
          *       "schedule_id": null,
          *       "attempts": null,
          *       "queue_position": null,
-         *       "waiting_for": null
+         *       "waiting_for": null,
+         *       "num_preemptions": 0
          *     }
          */
         JobAnswer: {
@@ -2785,6 +2786,11 @@ export interface components {
              * @default null
              */
             waiting_for: string | null;
+            /**
+             * @description Times that it yielded to a job of higher priority.
+             * @default 0
+             */
+            num_preemptions: number;
         };
         /** @description Why a job failed: what the first rank that failed raised. */
         JobError: {
@@ -2849,7 +2855,8 @@ export interface components {
          *           "schedule_id": null,
          *           "attempts": null,
          *           "queue_position": null,
-         *           "waiting_for": null
+         *           "waiting_for": null,
+         *           "num_preemptions": 0
          *         }
          *       ],
          *       "has_more": false
@@ -3573,6 +3580,16 @@ export interface components {
              */
             device?: "auto" | "cpu" | "cuda";
             resources?: components["schemas"]["Resources"];
+            /**
+             * @description Whether it saves and yields its room to a waiting job of higher priority, and goes on later. null: the built-in trainer does; a user script, which may save nothing, does not.
+             * @default null
+             */
+            preemptible?: boolean | null;
+            /**
+             * @description Longest time to save when it is preempted, in seconds; null: `APT_JOBS_DRAIN_TIMEOUT_S`.
+             * @default null
+             */
+            grace_period_s?: number | null;
             /** @description null: the default, as answers show it for a script. */
             model?: components["schemas"]["APTConfig"] | null;
             training?: components["schemas"]["TrainingOptions"];
@@ -3869,7 +3886,7 @@ export interface components {
             /** @description Most jobs at once. */
             max_jobs: number;
             /**
-             * @description Job that waited long and that it keeps room for.
+             * @description Job that it keeps room for.
              * @default null
              */
             kept_for: string | null;
