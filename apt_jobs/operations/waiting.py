@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -17,6 +17,7 @@ from apt_jobs.db.workers import list_workers, paused_workers
 from apt_jobs.jobs.needs import decode_needs
 from apt_jobs.jobs.packing import RoomReport
 from apt_jobs.jobs.states import JobState
+from apt_jobs.operations.expected_start import expected_start_in_s
 
 MAX_NAMED_WORKERS = 3
 MAX_LISTED_POSITION = 100  # in lists: beyond it, it says that at least so many are ahead
@@ -28,13 +29,15 @@ class Waiting:
 
     position: int | None
     reason: str
+    expected_start_at: datetime | None = None  # only of a job alone; None: nobody knows
 
 
 def waiting_of(session: Session, job: Job, alive_within_s: float) -> Waiting | None:
     """Return where one job stands, with its exact position; None: it does not wait."""
     if job.state != JobState.QUEUED:
         return None
-    return _Queues(session, [job], alive_within_s).waiting(job, queue_position(session, job))
+    queues = _Queues(session, [job], alive_within_s)
+    return queues.with_expected_start(job, queues.waiting(job, queue_position(session, job)))
 
 
 def waiting_of_page(session: Session, jobs: Sequence[Job], alive_within_s: float) -> dict[str, Waiting]:
@@ -65,10 +68,30 @@ class _Queues:
         self._rooms = {row.name: reports[row.name].room(row.gpus) for row in self._alive if row.name in reports}
 
     def waiting(self, job: Job, position: int | None) -> Waiting:
-        workers = [row for row in self._alive if job.queue in row.queues and row.kind == job.kind]
+        workers = self._workers_of(job)
         return Waiting(
             position, self._of_queue(job) or self._of_workers(job, workers) or self._of_order(job, position, workers)
         )
+
+    def with_expected_start(self, job: Job, waiting: Waiting) -> Waiting:
+        """Add when it will start, if only running jobs keep it from that and it is known when they end."""
+        if self._of_queue(job) is not None or waiting.position is None:
+            return waiting
+        kept_off = self._hand_backs.get(job.id, {})
+        workers = [
+            row
+            for row in self._workers_of(job)
+            if row.name not in kept_off and self._why_held(row) is None and self._why_kept(row.name, job) is None
+        ]
+        in_s = expected_start_in_s(self._session, job, waiting.position, workers)
+        if in_s is None:
+            return waiting
+        at = self._now + timedelta(seconds=in_s)
+        words = f"expected to start at about {at.astimezone(UTC).strftime('%Y-%m-%d %H:%M UTC')}" if in_s else ""
+        return Waiting(waiting.position, "; ".join(filter(None, [waiting.reason, words])), at)
+
+    def _workers_of(self, job: Job) -> list[WorkerRow]:
+        return [row for row in self._alive if job.queue in row.queues and row.kind == job.kind]
 
     def _of_queue(self, job: Job) -> str | None:
         row = self._rows.get(job.queue)

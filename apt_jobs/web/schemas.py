@@ -106,6 +106,9 @@ class JobAnswer(BaseModel):
         None, description="1: next. In lists null for jobs far behind; null if it does not wait."
     )
     waiting_for: str | None = Field(None, description="Why it waits, in words; null if it does not wait.")
+    expected_start_at: str | None = Field(
+        None, description="When it will probably start. Only in the view of one job; null: nobody knows."
+    )
     num_preemptions: int = Field(0, description="Times that it yielded to a job of higher priority.")
 
 

@@ -2733,6 +2733,7 @@ export interface components {
          *       "attempts": null,
          *       "queue_position": null,
          *       "waiting_for": null,
+         *       "expected_start_at": null,
          *       "num_preemptions": 0
          *     }
          */
@@ -2786,6 +2787,11 @@ export interface components {
              * @default null
              */
             waiting_for: string | null;
+            /**
+             * @description When it will probably start. Only in the view of one job; null: nobody knows.
+             * @default null
+             */
+            expected_start_at: string | null;
             /**
              * @description Times that it yielded to a job of higher priority.
              * @default 0
@@ -2856,6 +2862,7 @@ export interface components {
          *           "attempts": null,
          *           "queue_position": null,
          *           "waiting_for": null,
+         *           "expected_start_at": null,
          *           "num_preemptions": 0
          *         }
          *       ],
