@@ -45,6 +45,7 @@ class Engine:
         max_rows: texts of a model that are generated together; none: as many as suit the device.
         compile_graphs: on a GPU, compile what runs often.
         num_threads: of a CPU's computations; none: as they are set.
+        memory_fraction: of a GPU's memory, which others may share.
     """
 
     def __init__(
@@ -55,9 +56,12 @@ class Engine:
         max_rows: int | None = None,
         compile_graphs: bool = True,
         num_threads: int | None = None,
+        memory_fraction: float = 1.0,
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cuda" and memory_fraction < 1:
+            torch.cuda.set_per_process_memory_fraction(memory_fraction)
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         self._device = torch.device(device)

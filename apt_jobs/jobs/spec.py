@@ -296,7 +296,7 @@ class TrainSpec(JobSpec):
 
     @model_validator(mode="after")
     def _resources_suffice(self) -> Self:
-        self.resources.require_suited(self.device, self.ranks_per_node)
+        self.resources.require_suited(self.device, self.ranks_per_node, self.num_nodes)
         return self
 
     @property

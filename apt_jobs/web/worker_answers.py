@@ -14,6 +14,7 @@ class WorkerJob(BaseModel):
 
     id: str
     gpus: list[int] = Field(description="Indexes of its GPUs.")
+    gpu_share: float = Field(1.0, description="Part of each of them that it has.")
     cpus: int = Field(description="CPU cores.")
     memory_gb: float = Field(description="Main memory that it asked for, in GB (10**9 bytes).")
 
@@ -22,7 +23,7 @@ class WorkerResources(BaseModel):
     """What a training worker offers to its jobs, and what of it is free."""
 
     gpus: int
-    gpus_free: int
+    gpus_free: int = Field(description="That no job uses a part of.")
     cpus: int
     cpus_free: int
     memory_gb: float
@@ -101,7 +102,7 @@ def worker_answer(row: WorkerRow, *, alive: bool, paused_reason: str | None) -> 
         started_at=timestamp(row.started_at),
         heartbeat_at=timestamp(row.heartbeat_at),
         current_job_id=row.current_job_id,
-        jobs=[WorkerJob(id=job["id"], gpus=job["gpus"], cpus=job["cpus"], memory_gb=job["memory_gb"]) for job in jobs],
+        jobs=[WorkerJob.model_validate(job) for job in jobs],
         resources=_resources_answer(row),
         alive=alive,
         drained=row.drain_requested_at is not None,

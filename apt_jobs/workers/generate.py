@@ -65,17 +65,18 @@ class GenerateWorker:
     """One engine and as many waiting threads as `generate_concurrency`. `device`: "auto", "cpu" or "cuda"."""
 
     def __init__(self, settings: Settings, *, name: str, queues: Sequence[str], device: str = "auto") -> None:
-        self._settings = settings
+        self._settings, gpus = settings, find_gpus(None)
+        fractions = settings.gpu_memory_fractions
         self._engine = Engine(
             settings.warm_models,
             device,
             compile_graphs=settings.generate_compile,
             num_threads=settings.generate_threads or default_threads(),
+            memory_fraction=fractions.get(gpus[0], 1.0) if gpus else 1.0,
         )
         self._model_ids: dict[Path, str] = {}  # of folders that were asked for
         self._tokens = TokenPublisher(settings.redis)
         self._drain_by_s: float | None = None  # CLOCK_MONOTONIC seconds; None: not draining
-        gpus = find_gpus(None)
         self._consumer = Consumer(
             settings,
             name=name,

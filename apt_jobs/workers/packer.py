@@ -16,6 +16,7 @@ from apt_jobs.db.jobs import Claimed
 from apt_jobs.db.placements import Packing, choose, claim_fitting
 from apt_jobs.jobs.needs import decode_needs
 from apt_jobs.jobs.packing import Held, Offer, Room, RoomReport
+from apt_jobs.jobs.resources import MIN_GPU_SHARE
 from apt_jobs.settings import Settings
 
 AttemptId = tuple[str, int]  # job id and attempt
@@ -32,8 +33,8 @@ class Packer:
 
     @property
     def max_jobs(self) -> int:
-        """Most jobs that can run here at once: each needs a core or a GPU."""
-        return min(self._offer.max_jobs, max(1, self._offer.cpus + len(self._offer.gpus)))
+        """Most jobs that can run here at once: each needs a core or a part of a GPU."""
+        return min(self._offer.max_jobs, max(1, self._offer.cpus + int(len(self._offer.gpus) / MIN_GPU_SHARE)))
 
     @property
     def is_full(self) -> bool:

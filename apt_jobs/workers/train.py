@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from apt_jobs.db.jobs import Claimed, finish_faulted, owns
 from apt_jobs.errors import Fenced, Unavailable
@@ -53,20 +54,23 @@ class TrainWorker:
             concurrency=self._packer.max_jobs,
             serve=self._serve,
             on_drain=self._drain,
-            describe_gpus=lambda: describe_gpus(self._gpus),
+            describe_gpus=self._describe_gpus,
             packer=self._packer,
         )
 
     def _offer(self) -> Offer:
         settings = self._settings
         return Offer(
-            gpus=gpus_of(describe_gpus(self._gpus)),
+            gpus=gpus_of(self._describe_gpus()),
             cpus=offered_cpus(settings),
             memory_gb=offered_memory_gb(settings),
             max_jobs=settings.max_jobs_per_worker,
             max_cpu_ranks=settings.max_cpu_ranks,
             num_nodes=self._num_nodes,
         )
+
+    def _describe_gpus(self) -> list[dict[str, Any]]:
+        return describe_gpus(self._gpus, self._settings.gpu_memory_fractions)
 
     def run(self) -> None:
         """Work until SIGTERM or Ctrl-C.

@@ -3299,7 +3299,7 @@ export interface components {
         /** @description What a job takes of each machine that it runs on, for itself alone. A worker runs as many jobs as fit. */
         Resources: {
             /**
-             * @description GPUs on each machine; null: one for each rank there, where the worker has GPUs; 0: none.
+             * @description GPUs on each machine, or a part of one, as 0.5, which other jobs share; null: one for each rank there, where the worker has GPUs; 0: none.
              * @default null
              */
             gpus?: number | null;
@@ -3309,7 +3309,7 @@ export interface components {
              */
             gpu_type?: string | null;
             /**
-             * @description Memory that each of its GPUs has at least, in GB (10**9 bytes).
+             * @description Memory that each of its GPUs, or its part of one, has at least, in GB (10**9 bytes).
              * @default null
              */
             gpu_memory_gb?: number | null;
@@ -3867,6 +3867,11 @@ export interface components {
             id: string;
             /** @description Indexes of its GPUs. */
             gpus: number[];
+            /**
+             * @description Part of each of them that it has.
+             * @default 1
+             */
+            gpu_share: number;
             /** @description CPU cores. */
             cpus: number;
             /** @description Main memory that it asked for, in GB (10**9 bytes). */
@@ -3885,6 +3890,7 @@ export interface components {
         /** @description What a training worker offers to its jobs, and what of it is free. */
         WorkerResources: {
             gpus: number;
+            /** @description That no job uses a part of. */
             gpus_free: number;
             cpus: number;
             cpus_free: number;
