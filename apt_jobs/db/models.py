@@ -210,6 +210,19 @@ class WorkerRow(Base):
     num_hand_backs: Mapped[int] = mapped_column(default=0, server_default="0")  # in a row
     paused_until_at: Mapped[datetime | None]  # it claims nothing before
     paused_reason: Mapped[str | None] = mapped_column(Words)
+    pool: Mapped[str | None] = mapped_column(String(100))  # of nodes that it belongs to, or leads; see db/gangs.py
+
+
+class GangShare(Base):
+    """A node of a pool that takes part in an attempt. The primary key is the promise that it does so in one."""
+
+    __tablename__ = "gang_shares"
+    __table_args__ = (Index("ix_gang_shares_job_id", "job_id"),)
+
+    worker: Mapped[str] = mapped_column(String(200), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    attempt: Mapped[int]
+    node_rank: Mapped[int]
 
 
 class HandBack(Base):

@@ -15,6 +15,7 @@ from sqlalchemy import Select, exists, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
+from apt_jobs.db.gangs import Pool, join_gang
 from apt_jobs.db.jobs import Claimed, claim, due_jobs
 from apt_jobs.db.models import HandBack, Job
 from apt_jobs.db.queues import may_claim
@@ -37,6 +38,13 @@ class Packing:
     room: Room
     now_s: float  # on the worker's monotonic clock, as `Held.ends_by_s`
     reserve_after_s: float
+    pool: Pool | None = None  # whose nodes it may lead
+
+    def fits(self, session: Session, needs: Needs) -> bool:
+        """Return whether such a job can start here now, with as many nodes of the pool as it wants."""
+        if self.room.place(needs) is None:
+            return False
+        return needs.num_nodes == 1 or self.pool is None or self.pool.has_nodes(session, needs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,7 @@ def choose(session: Session, queues: Sequence[str], packing: Packing, *, untried
     room, startable, blocker = packing.room, [], None
     opens_by_s: float | None = None
     for head in _in_order(_heads(session, queues, packing, untried_only), packing.worker):
-        if room.place(head.needs) is not None:
+        if packing.fits(session, head.needs):
             if blocker is None or _ends_in_time(head.needs, packing.now_s, opens_by_s):
                 startable.append((head.queue, head.text))
         elif blocker is None and head.is_kept_room_by(packing.worker):
@@ -105,12 +113,18 @@ def claim_fitting(session: Session, queues: Sequence[str], packing: Packing, lea
 
 
 def _claim_first(session: Session, choice: Choice, packing: Packing, lease_s: float) -> Claimed | None:
+    if packing.pool is not None and any(decode_needs(needs).num_nodes > 1 for _, needs in choice.startable):
+        packing.pool.lock(session)
     for is_waiting in (False, True):  # who steers a job locks its row for a moment: wait, if there is no other
         for queue, needs in choice.startable:
             found = _first_of(queue, needs, packing)
             if (job_id := session.scalar(found.with_for_update(skip_locked=not is_waiting))) is None:
                 continue
+            nodes = [] if packing.pool is None else packing.pool.pick(session, decode_needs(needs))
+            if nodes is None:
+                continue
             if (claimed := claim(session, job_id, packing.worker, lease_s)) is not None:
+                join_gang(session, job_id, claimed.job.attempt, nodes)
                 return claimed
     return None
 

@@ -8,13 +8,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
+from apt_jobs.db.gangs import Pool
 from apt_jobs.db.hand_backs import hand_backs_of
 from apt_jobs.db.jobs import queue_position
 from apt_jobs.db.models import Job, QueueRow, WorkerRow
 from apt_jobs.db.preemptions import yielding_to
 from apt_jobs.db.queues import first_waiting, num_running
 from apt_jobs.db.workers import list_workers, paused_workers
-from apt_jobs.jobs.needs import decode_needs
+from apt_jobs.jobs.needs import Needs, decode_needs
 from apt_jobs.jobs.packing import RoomReport
 from apt_jobs.jobs.states import JobState
 from apt_jobs.operations.expected_start import expected_start_in_s
@@ -54,7 +55,7 @@ class _Queues:
     """What there is to know of the queues of some jobs."""
 
     def __init__(self, session: Session, jobs: Sequence[Job], alive_within_s: float) -> None:
-        self._session = session
+        self._session, self._alive_within_s = session, alive_within_s
         self._now: datetime = session.scalars(select(now_plus(0))).one()
         self._alive = list_workers(session, alive_within_s)
         self._pauses = paused_workers(session)
@@ -157,7 +158,9 @@ class _Queues:
         for row in workers:
             if (room := self._rooms.get(row.name)) is None:
                 num_busy += row.current_job_id is not None
-            elif (why := room.why_not_now(needs) or self._why_kept(row.name, job)) is not None:
+            elif (
+                why := room.why_not_now(needs) or self._why_no_gang(row, needs) or self._why_kept(row.name, job)
+            ) is not None:
                 full[row.name] = why
         words = f"{num_busy + len(full)} of {len(workers)} workers of the queue {job.queue!r} are busy"
         if full:
@@ -167,6 +170,14 @@ class _Queues:
         if victims := self._yielding.get(job.id):
             words += f"; {_listed(victims)} {'saves and leaves' if len(victims) == 1 else 'save and leave'} for it"
         return words
+
+    def _why_no_gang(self, row: WorkerRow, needs: Needs) -> str | None:
+        if row.pool is None or needs.num_nodes == 1:
+            return None
+        free = len(Pool(row.pool, self._alive_within_s).free_nodes(self._session, needs))
+        if free >= needs.num_nodes - 1:
+            return None
+        return f"{free} nodes of the pool {row.pool!r} are free and suit, the job takes {needs.num_nodes - 1} of them"
 
     def _why_kept(self, worker: str, job: Job) -> str | None:
         kept_for = self._kept_for.get(worker)
