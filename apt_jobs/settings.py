@@ -3,7 +3,7 @@
 import ipaddress
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote, urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -130,9 +130,21 @@ class Settings(BaseSettings):
     worker_memory_gb: float = Field(
         0.0, ge=0, le=1_000_000, description="Memory of its jobs together, in GB (10**9 bytes); 0: all of the machine."
     )
+    gpu_memory_fractions: dict[int, Annotated[float, Field(gt=0, le=1)]] = Field(
+        default_factory=dict,
+        description="Part of a GPU's memory that this worker's processes use together, by index (JSON object), where "
+        'another shares the GPU: {"0": 0.75}. Default: all, but `apt-jobs up` shares GPU 0.',
+    )
     reserve_after_s: float = Field(
         300.0, ge=0, description="A job that waited so long for room is kept free room on one worker, in seconds."
     )
+    preemption: bool = Field(
+        True, description="A waiting job that no free room serves makes running jobs of lower priority save and yield."
+    )
+    preemption_exempt_s: float = Field(
+        30.0, ge=0, description="An attempt is not preempted before it has run for so long, in seconds."
+    )
+    max_preemptions: int = Field(10, ge=0, description="Times that a job is preempted at most; then it runs on.")
     rendezvous_host: str = Field(
         "127.0.0.1", description="Name of a head worker's machine under which its nodes reach it."
     )

@@ -55,7 +55,7 @@ def ps(
         return
     print_table(
         ["id", "kind", "state", "step", "created", "name"],
-        [[row["id"], row["kind"], row["state"], _steps(row), row["created_at"], row["name"] or ""] for row in rows],
+        [[row["id"], row["kind"], _state(row), _steps(row), row["created_at"], row["name"] or ""] for row in rows],
     )
 
 
@@ -164,6 +164,11 @@ def download(
 def _print_written(output: str, num_bytes: int) -> None:
     if not is_stream(output):
         echo(f"wrote {output} ({num_bytes:,} bytes)")
+
+
+def _state(job: dict[str, Any]) -> str:
+    times = job["num_preemptions"]
+    return f"{job['state']} (preempted {times}x)" if times and job["finished_at"] is None else str(job["state"])
 
 
 def _steps(job: dict[str, Any]) -> str:

@@ -6,6 +6,8 @@ import typer
 
 from apt_jobs.commands.processes import prepare_process
 from apt_jobs.commands.terminal import AsJson, echo, load_settings, open_client, print_json, print_table
+from apt_jobs.errors import InvalidInput
+from apt_jobs.jobs.spec import NAME_PATTERN
 
 app = typer.Typer(no_args_is_help=True, help="The workers that run, and what they do.")
 start_app = typer.Typer(no_args_is_help=True, help="Start a worker.")
@@ -17,6 +19,19 @@ NewName = Annotated[
 Gpus = Annotated[str | None, typer.Option(help="Indexes of the GPUs to use, as 0,1 ('': none); default: all.")]
 Queue = Annotated[list[str] | None, typer.Option("--queue", help="Queue to serve; may be repeated.")]
 
+Pool = Annotated[str | None, typer.Option(help="Pool of nodes, any of which a training over several machines takes.")]
+
+
+def pool_name(pool: str | None) -> str | None:
+    """Return the name of a pool.
+
+    Raises:
+        InvalidInput: it is no name.
+    """
+    if pool is not None and not NAME_PATTERN.match(pool):
+        raise InvalidInput(f"{pool!r} is no name of a pool; take up to 100 letters, digits, dots, dashes, underscores")
+    return pool
+
 
 @start_app.command("train")
 def start_train(
@@ -26,12 +41,15 @@ def start_train(
     num_nodes: Annotated[
         int, typer.Option(min=1, max=64, help="Machines that train together; the others run `worker node`.")
     ] = 1,
+    pool: Pool = None,
 ) -> None:
     """Start a training worker: as many jobs at once as fit."""
     from apt_jobs.workers.gpus import parse_gpus
     from apt_jobs.workers.names import hold_default_name
     from apt_jobs.workers.train import run_train_worker
 
+    if pool is not None and num_nodes > 1:
+        raise InvalidInput(f"a worker has {num_nodes} machines of its own or those of a pool: leave one of them out")
     settings = load_settings()
     prepare_process(settings)
     indexes = None if gpus is None else parse_gpus(gpus)
@@ -41,22 +59,35 @@ def start_train(
         queues=queue or ["train"],
         gpus=indexes,
         num_nodes=num_nodes,
+        pool=pool_name(pool),
     )
 
 
 @start_app.command("node")
 def start_node(
-    head: Annotated[str, typer.Option(help="Name of the training worker that this machine belongs to.")],
+    head: Annotated[
+        str | None, typer.Option(help="Name of the one training worker that this machine belongs to.")
+    ] = None,
     node_rank: Annotated[int, typer.Option(min=1, max=63, help="Which of its machines this is; the head is 0.")] = 1,
+    pool: Pool = None,
+    name: NewName = None,
     gpus: Gpus = None,
 ) -> None:
-    """Start a further machine of a training worker."""
+    """Start a further machine for trainings that span several: of a pool, or of one training worker."""
     from apt_jobs.workers.gpus import parse_gpus
-    from apt_jobs.workers.node import run_node
+    from apt_jobs.workers.names import hold_default_name
+    from apt_jobs.workers.node import run_node, run_pool_node
 
+    if (head is None) == (pool is None):
+        raise InvalidInput("a node belongs to a pool or to one worker: give either --pool NAME or --head NAME")
     settings = load_settings()
-    prepare_process(settings)
-    run_node(settings, head=head, node_rank=node_rank, gpus=None if gpus is None else parse_gpus(gpus))
+    indexes = None if gpus is None else parse_gpus(gpus)
+    if head is not None:
+        prepare_process(settings)
+        run_node(settings, head=head, node_rank=node_rank, gpus=indexes)
+    elif (checked := pool_name(pool)) is not None:
+        prepare_process(settings)
+        run_pool_node(settings, pool=checked, name=name or hold_default_name(settings, "node", indexes), gpus=indexes)
 
 
 @start_app.command("generate")

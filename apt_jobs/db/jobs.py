@@ -92,6 +92,7 @@ def new_job(
         schedule_id=schedule_id,
         code_sha256=spec.code.sha256 if isinstance(spec, TrainSpec) and spec.code is not None else None,
         needs=needs_of(spec),
+        is_preemptible=isinstance(spec, TrainSpec) and spec.is_preemptible,
     )
 
 
@@ -114,14 +115,19 @@ def list_attempts(session: Session, job_id: str) -> list[Attempt]:
 
 @dataclass(frozen=True, slots=True)
 class StopRequests:
-    """What users want of a running attempt."""
+    """What users, or a job of higher priority, want of a running attempt."""
 
     cancel: bool
     pause: bool
+    preempted_by: str | None = None  # job that it yields to
 
 
 def stop_requests_of(job: Job) -> StopRequests:
-    return StopRequests(cancel=job.cancel_requested_at is not None, pause=job.state == JobState.PAUSING)
+    return StopRequests(
+        cancel=job.cancel_requested_at is not None,
+        pause=job.state == JobState.PAUSING,
+        preempted_by=job.preempted_by,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +180,7 @@ def claim_values(worker: str, lease_s: float) -> dict[str, Any]:
         "last_seq": Job.last_seq + 1,
         "reserved_by": None,
         "reserved_until": None,
+        "preempted_by": None,
     }
 
 

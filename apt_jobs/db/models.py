@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, MetaData, String, desc
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Index, LargeBinary, MetaData, String, desc, false
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from apt_jobs.db.clock import UtcDateTime, now_plus
@@ -89,6 +89,9 @@ class Job(Base):
     needs: Mapped[str] = mapped_column(String(300), default="", server_default="")  # jobs/needs.py
     reserved_by: Mapped[str | None] = mapped_column(String(200))  # worker that keeps room for it
     reserved_until: Mapped[datetime | None]
+    is_preemptible: Mapped[bool] = mapped_column(default=False, server_default=false())  # jobs/preemption.py
+    preempted_by: Mapped[str | None] = mapped_column(String(40))  # job that its attempt yields to
+    num_preemptions: Mapped[int] = mapped_column(default=0, server_default="0")
 
 
 class Attempt(Base):
@@ -207,6 +210,19 @@ class WorkerRow(Base):
     num_hand_backs: Mapped[int] = mapped_column(default=0, server_default="0")  # in a row
     paused_until_at: Mapped[datetime | None]  # it claims nothing before
     paused_reason: Mapped[str | None] = mapped_column(Words)
+    pool: Mapped[str | None] = mapped_column(String(100))  # of nodes that it belongs to, or leads; see db/gangs.py
+
+
+class GangShare(Base):
+    """A node of a pool that takes part in an attempt. The primary key is the promise that it does so in one."""
+
+    __tablename__ = "gang_shares"
+    __table_args__ = (Index("ix_gang_shares_job_id", "job_id"),)
+
+    worker: Mapped[str] = mapped_column(String(200), primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    attempt: Mapped[int]
+    node_rank: Mapped[int]
 
 
 class HandBack(Base):

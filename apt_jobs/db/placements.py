@@ -1,8 +1,9 @@
 """Claim a job that fits beside those that a worker runs: the first of the queue that does, and none is starved.
 
 Jobs with the same `needs` fit the same workers, so that one look reads the first due job of each needs, whatever waits
-behind it. A job that fits nowhere for `reserve_after_s` reserves room on one worker: jobs behind it start there only if
-their time limit ends before enough of the running ones have ended. The claim itself is that of `db/jobs.py`.
+behind it. A job that fits nowhere for `reserve_after_s`, or that others are preempted for (`db/preemptions.py`),
+reserves room on one worker: jobs behind it start there only if their time limit ends before enough of the running ones
+have ended. The claim itself is that of `db/jobs.py`.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ from sqlalchemy import Select, exists, or_, select, text, update
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
+from apt_jobs.db.gangs import Pool, join_gang
 from apt_jobs.db.jobs import Claimed, claim, due_jobs
 from apt_jobs.db.models import HandBack, Job
 from apt_jobs.db.queues import may_claim
@@ -36,6 +38,13 @@ class Packing:
     room: Room
     now_s: float  # on the worker's monotonic clock, as `Held.ends_by_s`
     reserve_after_s: float
+    pool: Pool | None = None  # whose nodes it may lead
+
+    def fits(self, session: Session, needs: Needs) -> bool:
+        """Return whether such a job can start here now, with as many nodes of the pool as it wants."""
+        if self.room.place(needs) is None:
+            return False
+        return needs.num_nodes == 1 or self.pool is None or self.pool.has_nodes(session, needs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +69,24 @@ class _Head:
     reserved_by: str | None  # now
     is_renewed: bool
 
+    @property
+    def priority(self) -> int:
+        return -self.place[1]
+
+    def is_kept_room_by(self, worker: str) -> bool:
+        """Return whether the worker keeps room for it: it waited long, or others yield to it there."""
+        return self.reserved_by == worker or (self.is_overdue and self.reserved_by is None)
+
 
 def choose(session: Session, queues: Sequence[str], packing: Packing, *, untried_only: bool = False) -> Choice:
     """Choose what starts next on a worker. Reads only."""
     room, startable, blocker = packing.room, [], None
     opens_by_s: float | None = None
-    for head in sorted(_heads(session, queues, packing, untried_only), key=lambda head: head.place):
-        if room.place(head.needs) is not None:
+    for head in _in_order(_heads(session, queues, packing, untried_only), packing.worker):
+        if packing.fits(session, head.needs):
             if blocker is None or _ends_in_time(head.needs, packing.now_s, opens_by_s):
                 startable.append((head.queue, head.text))
-        elif blocker is None and head.is_overdue and head.reserved_by in (None, packing.worker):
+        elif blocker is None and head.is_kept_room_by(packing.worker):
             blocker, opens_by_s = head, room.place_opens_by_s(head.needs)
     to_renew = blocker is not None and not (blocker.reserved_by == packing.worker and blocker.is_renewed)
     kept_for = None if blocker is None else blocker.job_id
@@ -96,12 +113,18 @@ def claim_fitting(session: Session, queues: Sequence[str], packing: Packing, lea
 
 
 def _claim_first(session: Session, choice: Choice, packing: Packing, lease_s: float) -> Claimed | None:
+    if packing.pool is not None and any(decode_needs(needs).num_nodes > 1 for _, needs in choice.startable):
+        packing.pool.lock(session)
     for is_waiting in (False, True):  # who steers a job locks its row for a moment: wait, if there is no other
         for queue, needs in choice.startable:
             found = _first_of(queue, needs, packing)
             if (job_id := session.scalar(found.with_for_update(skip_locked=not is_waiting))) is None:
                 continue
+            nodes = [] if packing.pool is None else packing.pool.pick(session, decode_needs(needs))
+            if nodes is None:
+                continue
             if (claimed := claim(session, job_id, packing.worker, lease_s)) is not None:
+                join_gang(session, job_id, claimed.job.attempt, nodes)
                 return claimed
     return None
 
@@ -144,6 +167,15 @@ def _heads(session: Session, queues: Sequence[str], packing: Packing, untried_on
             if (row := session.execute(query).one_or_none()) is not None:
                 found.append(_head_of(row, number, queue, needs_text, needs))
     return found
+
+
+def _in_order(heads: list[_Head], worker: str) -> list[_Head]:
+    """Sort as claims go; but a job that the worker keeps room for goes before all of lower priority in any queue."""
+    ordered = sorted(heads, key=lambda head: head.place)
+    for kept in [head for head in ordered if head.reserved_by == worker]:
+        before = [head for head in ordered if head.place < kept.place and head.priority >= kept.priority]
+        ordered = [*before, kept, *(head for head in ordered if head is not kept and head not in before)]
+    return ordered
 
 
 def _needs_to_try(session: Session, queue: str, packing: Packing) -> list[str]:

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
 from apt_jobs.db.documents import storable_text
+from apt_jobs.db.gangs import release_gang
 from apt_jobs.db.models import Attempt, EventRow, HandBack, Job, WorkerRow
 from apt_jobs.errors import Fenced, NotFound, TransitionRefused
 from apt_jobs.events.codec import encode_payload
@@ -65,6 +66,7 @@ def change_state(
     reason = None if reason is None else storable_text(without_server_paths(reason))
     if (error := values.get("error")) is not None and isinstance(error.get("message"), str):
         values["error"] = {**error, "message": without_server_paths(error["message"])}
+    values["preempted_by"] = None  # whoever wanted its room has it now
     if target in TERMINAL_STATES:
         values["finished_at"] = now_plus(0)
     changed = session.scalars(
@@ -77,6 +79,7 @@ def change_state(
     if changed is None:
         raise TransitionRefused(f"job {job.id} changed meanwhile; it could not become {target}")
     if previous in OWNED_STATES:
+        release_gang(session, job.id)
         session.execute(
             update(Attempt)
             .where(Attempt.job_id == job.id, Attempt.attempt == job.attempt)

@@ -26,6 +26,7 @@ def record_worker(
     entry_points: list[str] | None = None,
     warm_models: list[str] | None = None,
     room: dict[str, Any] | None = None,
+    pool: str | None = None,
 ) -> bool:
     """Insert or refresh a worker's row; its heartbeat is now. True: somebody asked to drain it.
 
@@ -45,6 +46,7 @@ def record_worker(
         "warm_models": warm_models,
         "current_job_id": current_job_id,
         "room": room,
+        "pool": pool,
         "heartbeat_at": now_plus(0),
     }
     known = _update(session, name, values)

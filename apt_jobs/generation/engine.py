@@ -49,6 +49,7 @@ class Engine:
         compile_graphs: on a GPU, compile what runs often.
         num_threads: of a CPU's computations; none: as they are set.
         warm_adapters: of one model at most so many are in memory beside it.
+        memory_fraction: of a GPU's memory, which others may share.
     """
 
     def __init__(
@@ -60,9 +61,12 @@ class Engine:
         compile_graphs: bool = True,
         num_threads: int | None = None,
         warm_adapters: int = 8,
+        memory_fraction: float = 1.0,
     ) -> None:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cuda" and memory_fraction < 1:
+            torch.cuda.set_per_process_memory_fraction(memory_fraction)
         if num_threads is not None:
             torch.set_num_threads(num_threads)
         self._device = torch.device(device)

@@ -7,5 +7,7 @@ import torch
 def free_bytes(device: torch.device) -> int:
     """Return the bytes that can be allocated now."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        free, total = torch.cuda.mem_get_info(device)
+        own = torch.cuda.get_per_process_memory_fraction(device) * total - torch.cuda.memory_reserved(device)
+        return int(min(free, own))
     return int(psutil.virtual_memory().available)

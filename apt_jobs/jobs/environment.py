@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import AfterValidator, StringConstraints
 
 MIRROR_VARIABLE = "APT_JOBS_MIRROR"  # whose scalars become metrics: see `run/mirror.py`
+GPU_MEMORY_VARIABLE = "APT_JOBS_GPU_MEMORY_FRACTION"  # of each visible GPU that the job's process may use: "0.5"
 RESERVED_PREFIXES = ("APT_JOBS_", "LD_", "DYLD_", "PYTHON", "TORCHELASTIC_", "TORCHINDUCTOR_", "TRITON_", "GIT_")
 RESERVED_VARIABLES = frozenset(
     (

@@ -17,7 +17,7 @@ class Needs:
     num_ranks: int = 1  # on one machine
     num_nodes: int = 1
     device: str = "auto"
-    gpus: int | None = None  # on one machine
+    gpus: int | float | None = None  # on one machine; below 1: a part of one
     gpu_type: str | None = None
     gpu_memory_gb: float | None = None
     cpus: int | None = None

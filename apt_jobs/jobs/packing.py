@@ -3,9 +3,11 @@
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any, Self
 
 from apt_jobs.jobs.needs import Needs
+from apt_jobs.jobs.resources import MIN_GPU_SHARE
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,8 +19,8 @@ class Gpu:
     memory_gb: float = 0.0  # 10**9 bytes
 
     def suits(self, needs: Needs) -> bool:
-        """Return whether it is of the type, and has the memory, that a job asks for."""
-        if needs.gpu_memory_gb is not None and self.memory_gb < needs.gpu_memory_gb:
+        """Return whether it is of the type, and the job's part has the memory, that a job asks for."""
+        if needs.gpu_memory_gb is not None and self.memory_gb * _gpu_share(needs) < needs.gpu_memory_gb:
             return False
         return needs.gpu_type is None or _words(needs.gpu_type) <= _words(self.name)
 
@@ -45,6 +47,7 @@ class Held:
     num_nodes: int = 1
     ends_by_s: float | None = None  # by its time limit, on the worker's monotonic clock; None: nobody knows
     threads_per_rank: int = 1
+    gpu_share: float = 1.0  # of each of its GPUs
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,15 @@ class Room:
 
     @property
     def free_gpus(self) -> tuple[Gpu, ...]:
-        taken = {index for held in self.held for index in held.gpus}
-        return tuple(gpu for gpu in self.offer.gpus if gpu.index not in taken)
+        """GPUs that no job uses."""
+        return self._gpus_with(1.0)
+
+    def free_share(self, gpu: Gpu) -> float:
+        """Return the part of a GPU that no job has: 1 of a free one."""
+        return round(1.0 - sum(held.gpu_share for held in self.held if gpu.index in held.gpus), 2)
+
+    def _gpus_with(self, share: float) -> tuple[Gpu, ...]:
+        return tuple(gpu for gpu in self.offer.gpus if self.free_share(gpu) >= share)
 
     @property
     def free_cpus(self) -> int:
@@ -70,7 +80,7 @@ class Room:
     @property
     def is_full(self) -> bool:
         """Whether no job at all can start."""
-        return len(self.held) >= self.offer.max_jobs or (self.free_cpus < 1 and not self.free_gpus)
+        return len(self.held) >= self.offer.max_jobs or (self.free_cpus < 1 and not self._gpus_with(MIN_GPU_SHARE))
 
     def lacks(self, needs: Needs) -> str | None:
         """Return what this worker lacks for such a job even when nothing else runs; None: nothing."""
@@ -96,12 +106,18 @@ class Room:
             return None
         gpus: tuple[int, ...] = ()
         cores = needs.cpus or (num_cpus if self.held else offer.cpus)  # a job that is alone computes on all
-        if _uses_gpus(needs, offer):  # the smallest that suit, so that large ones stay for who needs them
-            suitable = sorted((gpu.memory_gb, gpu.name, gpu.index) for gpu in self.free_gpus if gpu.suits(needs))
-            gpus = tuple(sorted(index for _, _, index in suitable[: _num_gpus(needs)]))
-            cores = needs.cpus or offer.cpus * len(gpus) // len(offer.gpus)
+        share = _gpu_share(needs)
+        if _uses_gpus(needs, offer):  # the fullest and smallest that suit, so that others stay for who needs them
+            suitable = sorted(
+                (self.free_share(gpu), gpu.memory_gb, gpu.name, gpu.index)
+                for gpu in self._gpus_with(share)
+                if gpu.suits(needs)
+            )
+            gpus = tuple(sorted(index for _, _, _, index in suitable[: _num_gpus(needs)]))
+            cores = needs.cpus or int(offer.cpus * len(gpus) * share) // len(offer.gpus)
         return Held(
             gpus=gpus,
+            gpu_share=share if gpus else 1.0,
             cpus=num_cpus,
             memory_gb=needs.memory_gb or 0.0,
             num_nodes=needs.num_nodes,
@@ -128,7 +144,9 @@ class Room:
         if needs.num_nodes > 1 and any(held.num_nodes > 1 for held in self.held):
             return "its further nodes run another job"
         if _uses_gpus(needs, offer):
-            free = sum(gpu.suits(needs) for gpu in self.free_gpus)
+            free, share = sum(gpu.suits(needs) for gpu in self._gpus_with(_gpu_share(needs))), _gpu_share(needs)
+            if free < _num_gpus(needs) and share < 1:
+                return f"no GPU that suits has {share:g} of it free"
             if free < _num_gpus(needs):
                 return f"{free} of {len(offer.gpus)} GPUs are free and suit, the job takes {_num_gpus(needs)}"
         if (num_cpus := _num_cpus(needs, offer)) > self.free_cpus:
@@ -156,6 +174,7 @@ class RoomReport:
         jobs = [
             {"id": job_id, "gpus": list(held.gpus), "cpus": held.cpus, "memory_gb": held.memory_gb}
             | ({"num_nodes": held.num_nodes} if held.num_nodes > 1 else {})
+            | ({"gpu_share": held.gpu_share} if held.gpu_share < 1 else {})
             for job_id, held in self.jobs
         ]
         names = ("cpus", "memory_gb", "max_jobs", "max_cpu_ranks", "num_nodes", "kept_for")
@@ -164,10 +183,7 @@ class RoomReport:
     @classmethod
     def of_document(cls, document: Mapping[str, Any]) -> Self:
         """Read what `as_document` made."""
-        jobs = tuple(
-            (job["id"], Held(tuple(job["gpus"]), job["cpus"], job["memory_gb"], job.get("num_nodes", 1)))
-            for job in document["jobs"]
-        )
+        jobs = tuple((job["id"], _held_of(job)) for job in document["jobs"])
         return cls(**{**document, "jobs": jobs})
 
     def room(self, gpus: Collection[Mapping[str, Any]]) -> Room:
@@ -184,8 +200,21 @@ class RoomReport:
 
 
 def gpus_of(described: Collection[Mapping[str, Any]]) -> tuple[Gpu, ...]:
-    """Return GPUs from their descriptions in a worker's row."""
-    return tuple(Gpu(one["index"], one["name"], one.get("memory_total_bytes", 0) / 1e9) for one in described)
+    """Return GPUs from their descriptions in a worker's row, with the memory that jobs may use."""
+    return tuple(
+        Gpu(one["index"], one["name"], one.get("memory_total_bytes", 0) / 1e9 * one.get("memory_fraction", 1.0))
+        for one in described
+    )
+
+
+def _held_of(job: Mapping[str, Any]) -> Held:
+    return Held(
+        gpus=tuple(job["gpus"]),
+        gpu_share=job.get("gpu_share", 1.0),
+        cpus=job["cpus"],
+        memory_gb=job["memory_gb"],
+        num_nodes=job.get("num_nodes", 1),
+    )
 
 
 def _uses_gpus(needs: Needs, offer: Offer) -> bool:
@@ -194,8 +223,12 @@ def _uses_gpus(needs: Needs, offer: Offer) -> bool:
     return bool(offer.gpus) or needs.names_gpus
 
 
+def _gpu_share(needs: Needs) -> float:
+    return needs.gpus if needs.gpus is not None and 0 < needs.gpus < 1 else 1.0
+
+
 def _num_gpus(needs: Needs) -> int:
-    return needs.gpus or needs.num_ranks
+    return ceil(needs.gpus or needs.num_ranks)
 
 
 def _num_cpus(needs: Needs, offer: Offer) -> int:
@@ -206,7 +239,8 @@ def _num_cpus(needs: Needs, offer: Offer) -> int:
 
 
 def _gpus_in_words(needs: Needs) -> str:
-    words = f"{_num_gpus(needs)} GPUs"
+    share = _gpu_share(needs)
+    words = f"{_num_gpus(needs)} GPUs" if share == 1 else f"{share:g} of a GPU"
     if needs.gpu_type is not None:
         words += f" of type {needs.gpu_type}"
     if needs.gpu_memory_gb is not None:

@@ -50,6 +50,7 @@ class RunFile(BaseModel):
     datasets_dir: Path | None = None  # where all data sets are, for user scripts
     output_dir: Path | None = None  # a user script's own folder, the same for all attempts of the job
     rendezvous: str | None = None  # "host:port" where the nodes meet; None: there is one node
+    node_names: list[str] = []  # of the workers that are the nodes 1, 2, ...
     threads_per_rank: int | None = None  # of computations on the CPU, on node 0; None: all cores, shared by its ranks
     num_cpus: int | None = None  # cores that the worker of node 0 offers
     run_dir: Path  # spools and logs of this attempt

@@ -227,6 +227,17 @@ class TrainSpec(JobSpec):
     num_nodes: int = Field(1, ge=1, le=64, description="Machines to spread the ranks over, equally many on each.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: GPUs if the worker has them.")
     resources: Resources = Field(default_factory=Resources)
+    preemptible: bool | None = Field(
+        None,
+        description="Whether it saves and yields its room to a waiting job of higher priority, and goes on later. "
+        "null: the built-in trainer does; a user script, which may save nothing, does not.",
+    )
+    grace_period_s: float | None = Field(
+        None,
+        gt=0,
+        le=86_400,
+        description="Longest time to save when it is preempted, in seconds; null: `APT_JOBS_DRAIN_TIMEOUT_S`.",
+    )
     model: Annotated[APTConfig, BeforeValidator(_default_model, json_schema_input_type=APTConfig | None)] = Field(
         default_factory=APTConfig, description="null: the default, as answers show it for a script."
     )
@@ -285,12 +296,17 @@ class TrainSpec(JobSpec):
 
     @model_validator(mode="after")
     def _resources_suffice(self) -> Self:
-        self.resources.require_suited(self.device, self.ranks_per_node)
+        self.resources.require_suited(self.device, self.ranks_per_node, self.num_nodes)
         return self
 
     @property
     def ranks_per_node(self) -> int:
         return self.num_ranks // self.num_nodes
+
+    @property
+    def is_preemptible(self) -> bool:
+        """Whether it yields to jobs of higher priority."""
+        return self.entry_point == BUILTIN_ENTRY_POINT if self.preemptible is None else self.preemptible
 
 
 EmbedInput = (

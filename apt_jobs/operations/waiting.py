@@ -2,20 +2,23 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
+from apt_jobs.db.gangs import Pool
 from apt_jobs.db.hand_backs import hand_backs_of
 from apt_jobs.db.jobs import queue_position
 from apt_jobs.db.models import Job, QueueRow, WorkerRow
+from apt_jobs.db.preemptions import yielding_to
 from apt_jobs.db.queues import first_waiting, num_running
 from apt_jobs.db.workers import list_workers, paused_workers
-from apt_jobs.jobs.needs import decode_needs
+from apt_jobs.jobs.needs import Needs, decode_needs
 from apt_jobs.jobs.packing import RoomReport
 from apt_jobs.jobs.states import JobState
+from apt_jobs.operations.expected_start import expected_start_in_s
 
 MAX_NAMED_WORKERS = 3
 MAX_LISTED_POSITION = 100  # in lists: beyond it, it says that at least so many are ahead
@@ -27,13 +30,15 @@ class Waiting:
 
     position: int | None
     reason: str
+    expected_start_at: datetime | None = None  # only of a job alone; None: nobody knows
 
 
 def waiting_of(session: Session, job: Job, alive_within_s: float) -> Waiting | None:
     """Return where one job stands, with its exact position; None: it does not wait."""
     if job.state != JobState.QUEUED:
         return None
-    return _Queues(session, [job], alive_within_s).waiting(job, queue_position(session, job))
+    queues = _Queues(session, [job], alive_within_s)
+    return queues.with_expected_start(job, queues.waiting(job, queue_position(session, job)))
 
 
 def waiting_of_page(session: Session, jobs: Sequence[Job], alive_within_s: float) -> dict[str, Waiting]:
@@ -50,10 +55,11 @@ class _Queues:
     """What there is to know of the queues of some jobs."""
 
     def __init__(self, session: Session, jobs: Sequence[Job], alive_within_s: float) -> None:
-        self._session = session
+        self._session, self._alive_within_s = session, alive_within_s
         self._now: datetime = session.scalars(select(now_plus(0))).one()
         self._alive = list_workers(session, alive_within_s)
         self._pauses = paused_workers(session)
+        self._yielding = yielding_to(session, [job.id for job in jobs])
         self._hand_backs = hand_backs_of(session, [job.id for job in jobs])
         names = {job.queue for job in jobs}
         self._rows = {row.name: row for row in session.scalars(select(QueueRow).where(QueueRow.name.in_(names)))}
@@ -63,10 +69,30 @@ class _Queues:
         self._rooms = {row.name: reports[row.name].room(row.gpus) for row in self._alive if row.name in reports}
 
     def waiting(self, job: Job, position: int | None) -> Waiting:
-        workers = [row for row in self._alive if job.queue in row.queues and row.kind == job.kind]
+        workers = self._workers_of(job)
         return Waiting(
             position, self._of_queue(job) or self._of_workers(job, workers) or self._of_order(job, position, workers)
         )
+
+    def with_expected_start(self, job: Job, waiting: Waiting) -> Waiting:
+        """Add when it will start, if only running jobs keep it from that and it is known when they end."""
+        if self._of_queue(job) is not None or waiting.position is None:
+            return waiting
+        kept_off = self._hand_backs.get(job.id, {})
+        workers = [
+            row
+            for row in self._workers_of(job)
+            if row.name not in kept_off and self._why_held(row) is None and self._why_kept(row.name, job) is None
+        ]
+        in_s = expected_start_in_s(self._session, job, waiting.position, workers)
+        if in_s is None:
+            return waiting
+        at = self._now + timedelta(seconds=in_s)
+        words = f"expected to start at about {at.astimezone(UTC).strftime('%Y-%m-%d %H:%M UTC')}" if in_s else ""
+        return Waiting(waiting.position, "; ".join(filter(None, [waiting.reason, words])), at)
+
+    def _workers_of(self, job: Job) -> list[WorkerRow]:
+        return [row for row in self._alive if job.queue in row.queues and row.kind == job.kind]
 
     def _of_queue(self, job: Job) -> str | None:
         row = self._rows.get(job.queue)
@@ -118,6 +144,8 @@ class _Queues:
 
     def _of_order(self, job: Job, position: int | None, workers: Sequence[WorkerRow]) -> str:
         state = self._of_room(job, workers)
+        if job.reason is not None:  # why its last attempt ended
+            state += f"; {job.reason}"
         if position is None:
             return f"behind at least {MAX_LISTED_POSITION} jobs; {state}"
         if position == 1:
@@ -130,18 +158,35 @@ class _Queues:
         for row in workers:
             if (room := self._rooms.get(row.name)) is None:
                 num_busy += row.current_job_id is not None
-            elif (why := room.why_not_now(needs) or self._why_kept(row.name, job)) is not None:
+            elif (
+                why := room.why_not_now(needs) or self._why_no_gang(row, needs) or self._why_kept(row.name, job)
+            ) is not None:
                 full[row.name] = why
         words = f"{num_busy + len(full)} of {len(workers)} workers of the queue {job.queue!r} are busy"
         if full:
             words += f" ({_named(full)})"
         if job.reserved_by is not None and job.reserved_until is not None and job.reserved_until > self._now:
             words += f"; {job.reserved_by} keeps room for it"
+        if victims := self._yielding.get(job.id):
+            words += f"; {_listed(victims)} {'saves and leaves' if len(victims) == 1 else 'save and leave'} for it"
         return words
+
+    def _why_no_gang(self, row: WorkerRow, needs: Needs) -> str | None:
+        if row.pool is None or needs.num_nodes == 1:
+            return None
+        free = len(Pool(row.pool, self._alive_within_s).free_nodes(self._session, needs))
+        if free >= needs.num_nodes - 1:
+            return None
+        return f"{free} nodes of the pool {row.pool!r} are free and suit, the job takes {needs.num_nodes - 1} of them"
 
     def _why_kept(self, worker: str, job: Job) -> str | None:
         kept_for = self._kept_for.get(worker)
-        return None if kept_for in (None, job.id) else f"room is kept for {kept_for}, which has waited long"
+        return None if kept_for in (None, job.id) else f"room is kept for {kept_for}"
+
+
+def _listed(job_ids: Sequence[str]) -> str:
+    more = len(job_ids) - MAX_NAMED_WORKERS
+    return ", ".join(job_ids[:MAX_NAMED_WORKERS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _named(reasons: dict[str, str]) -> str:

@@ -7,10 +7,11 @@ rendezvous; the others join it at the address in the run file.
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 
 from apt_jobs import run
-from apt_jobs.jobs.environment import MIRROR_VARIABLE
+from apt_jobs.jobs.environment import GPU_MEMORY_VARIABLE, MIRROR_VARIABLE
 from apt_jobs.jobs.handover import RUN_FILE_VARIABLE
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.settings import Settings
@@ -81,7 +82,7 @@ def _environment(settings: Settings, run_file: RunFile, node_rank: int, gpus: Se
     is_offline = environment.get("HF_HUB_OFFLINE", "1") if is_script else "1"
     if spec.code is not None:  # `python`, `torchrun`, `accelerate` are those of this installation
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
-        gpus = gpus[: spec.resources.gpus or spec.ranks_per_node]
+        gpus = gpus[: ceil(spec.resources.gpus or spec.ranks_per_node)]
     threads = run_file.threads_per_rank if node_rank == 0 else None
     if threads is None:
         threads = max(1, offered_cpus(settings) // spec.ranks_per_node)
@@ -95,6 +96,9 @@ def _environment(settings: Settings, run_file: RunFile, node_rank: int, gpus: Se
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts, by which the worker chose
         "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)) if spec.device == "cuda" else "",
     }
+    fractions = [settings.gpu_memory_fractions.get(gpu, 1.0) * spec.resources.gpu_share for gpu in gpus]
+    if spec.device == "cuda" and any(fraction < 1 for fraction in fractions):
+        environment[GPU_MEMORY_VARIABLE] = ",".join(f"{fraction:g}" for fraction in fractions)
     # Threads that wait in a busy loop cost a time slice for each operation where a machine has other work.
     environment.setdefault("OMP_WAIT_POLICY", "passive")
     environment |= spec.env | {RUN_FILE_VARIABLE: str(run_file_path(run_file))}

@@ -18,6 +18,7 @@ from apt_jobs.artifacts.runs import run_dir, runs_of_job
 from apt_jobs.db.checkpoints import get_checkpoint, newest_of_job
 from apt_jobs.db.dataset_pins import pin_dataset
 from apt_jobs.db.engine import Database
+from apt_jobs.db.gangs import gang_of
 from apt_jobs.db.models import Checkpoint, Job
 from apt_jobs.db.workers import list_workers, node_name
 from apt_jobs.errors import InvalidCheckpoint, InvalidDataset, InvalidInput, NotFound, WorkerLacks
@@ -55,7 +56,7 @@ def plan_attempt(
     """
     spec = TrainSpec.model_validate_json(orjson.dumps(job.spec))
     spec = spec.model_copy(update={"device": _device(settings, spec, gpus)})
-    _require_nodes(settings, database, spec, job.lease_owner or "", num_nodes)
+    node_names = _further_nodes(settings, database, spec, job, num_nodes)
     folder = run_dir(settings, job.id, job.attempt)
     folder.mkdir(parents=True, exist_ok=True)
     require_room(settings)
@@ -74,6 +75,7 @@ def plan_attempt(
         datasets_dir=settings.datasets_dir,
         output_dir=output_dir,
         rendezvous=rendezvous() if spec.num_nodes > 1 else None,
+        node_names=node_names,
         threads_per_rank=_threads_per_rank(settings, job, threads_per_rank),
         num_cpus=offered_cpus(settings),
         run_dir=folder,
@@ -129,17 +131,27 @@ def _device(settings: Settings, spec: TrainSpec, gpus: Sequence[int]) -> str:
     return device
 
 
-def _require_nodes(settings: Settings, database: Database, spec: TrainSpec, head: str, num_nodes: int) -> None:
+def _further_nodes(settings: Settings, database: Database, spec: TrainSpec, job: Job, num_nodes: int) -> list[str]:
+    """Return the nodes beside this worker: those of the claimed gang, or else those that were started for it."""
     if spec.num_nodes > num_nodes:
         raise WorkerLacks(
             f"the job wants {spec.num_nodes} nodes, and this worker has {num_nodes}; ask for another queue, or start "
             "the worker with --num-nodes and a worker node on each further machine"
         )
+    head = job.lease_owner or ""
     with database.read() as session:
+        names = gang_of(session, job.id, job.attempt)
         alive = {row.name for row in list_workers(session, alive_within_s(settings))}
-    missing = [rank for rank in range(1, spec.num_nodes) if node_name(head, rank) not in alive]
-    if missing:
-        raise WorkerLacks(f"node {missing[0]} of worker {head} is not up: apt-jobs worker node --head {head}")
+    for name in names:
+        if name not in alive:
+            raise WorkerLacks(f"{name}, which was claimed with the job, is gone")
+    if names:
+        return names
+    names = [node_name(head, rank) for rank in range(1, spec.num_nodes)]
+    for rank, name in enumerate(names, 1):
+        if name not in alive:
+            raise WorkerLacks(f"node {rank} of worker {head} is not up: apt-jobs worker node --head {head}")
+    return names
 
 
 def _entry_point(settings: Settings, spec: TrainSpec) -> str | None:

@@ -59,6 +59,7 @@ class Ending(enum.Enum):
 
     CANCELLED = "cancelled by a user"
     PAUSED = "paused by a user"
+    PREEMPTED = "preempted by a job of higher priority"
     DRAINED = "the worker was drained"
     TIME_LIMIT = "the job's time limit was reached"
     WORKER_GONE = "the worker was lost"
@@ -94,6 +95,7 @@ class Supervisor:
         self._looked_s = time.monotonic()  # for stop requests
         self._asked: Ending | None = None  # why the ranks were asked to save and stop
         self._asked_s = 0.0
+        self._preempted_by: str | None = None  # job
         self._lost_node: str | None = None  # which, and how
         self._lost_node_s = 0.0
         self._worker_gone = threading.Event()
@@ -159,7 +161,7 @@ class Supervisor:
             if self._asked is None and (reason := self._reason_to_stop(lease, relay, run_file)) is not None:
                 self._asked, self._asked_s = reason, time.monotonic()
                 _write_stop_file(run_file, reason)
-            if self._asked is not None and time.monotonic() - self._asked_s > self._settings.drain_timeout_s:
+            if self._asked is not None and time.monotonic() - self._asked_s > self._grace_s(run_file):
                 return self._end(tree, self._asked)
             if moved:
                 time.sleep(ACTIVE_PAUSE_S)  # what comes meanwhile shares a transaction
@@ -194,12 +196,20 @@ class Supervisor:
             self._read_stop_requests(relay)
         if relay.stop_requests.pause or lease.pausing.is_set():
             return Ending.PAUSED
+        if relay.stop_requests.preempted_by is not None:
+            self._preempted_by = relay.stop_requests.preempted_by
+            return Ending.PREEMPTED
         if self._drain.is_set():
             return Ending.DRAINED
         limit_s = run_file.spec.time_limit_s
         if limit_s is not None and time.monotonic() - self._began_s > limit_s:
             return Ending.TIME_LIMIT
         return None
+
+    def _grace_s(self, run_file: RunFile) -> float:
+        """Return how long the ranks may take to save and stop."""
+        own_s = run_file.spec.grace_period_s if self._asked is Ending.PREEMPTED else None
+        return self._settings.drain_timeout_s if own_s is None else own_s
 
     def _read_stop_requests(self, relay: Relay) -> None:
         """Read the row: a training that is silent, in its setup or in a long step, is cancelled soon as well."""
@@ -267,6 +277,8 @@ class Supervisor:
             unsaved = "it saved no checkpoint: an earlier one counts, if there is one"
         where = f"saved at step {relay.saved_step}" if saved and relay.saved_step is not None else unsaved
         why = relay.decided if relay.decided and self._asked is Ending.PAUSED else self._asked.value
+        if self._asked is Ending.PREEMPTED:
+            why = f"preempted by {self._preempted_by}"
         reason = f"{why}; {where}"
         if self._asked is Ending.TIME_LIMIT:
             self._finish(JobState.FAILED, reason, error={"message": reason, "error": "TimeLimit", "traceback": None})

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from apt_jobs.jobs.environment import GPU_MEMORY_VARIABLE
 from apt_jobs.training.torchrun import read_rank_info
 
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # a rank that waits longer fails, and the job with it
@@ -35,6 +36,7 @@ def process_group(device: str) -> Iterator[Rank]:
     place = read_rank_info()
     if device == "cuda":
         torch.cuda.set_device(place.local_rank)
+        cap_memory(place.local_rank)
         backend, where = "nccl", torch.device("cuda", place.local_rank)
     else:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
@@ -44,6 +46,12 @@ def process_group(device: str) -> Iterator[Rank]:
         yield Rank(place.rank, place.world_size, where, backend)
     finally:
         dist.destroy_process_group()
+
+
+def cap_memory(device_index: int) -> None:
+    """Keep this process to its part of a GPU that others share: torch raises out of memory beyond it."""
+    if fractions := os.environ.get(GPU_MEMORY_VARIABLE):
+        torch.cuda.set_per_process_memory_fraction(float(fractions.split(",")[device_index]), device_index)
 
 
 def repeatable(device: torch.device) -> None:

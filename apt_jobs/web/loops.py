@@ -1,4 +1,4 @@
-"""The small loops of every web process: wake workers of queues with due jobs, reap lost attempts, fire schedules.
+"""The small loops of every web process: wake workers of queues, reap lost attempts, preempt jobs, fire schedules.
 
 All of it is compare-and-set in the database, so any number of processes may run them and none is the leader.
 """
@@ -11,10 +11,13 @@ from dataclasses import dataclass, field
 
 from apt_jobs.backoff import Backoff
 from apt_jobs.db.jobs import has_expired, reap_expired
+from apt_jobs.db.preemptions import plan_preemptions, request_preemption
 from apt_jobs.db.queues import queues_with_due_jobs
 from apt_jobs.db.schedules import fire_due, has_due
 from apt_jobs.errors import AptJobsError, Unavailable
+from apt_jobs.jobs.preemption import preemption_rules
 from apt_jobs.jobs.retry import retry_rules
+from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.operations.prune_code import prune_code
 from apt_jobs.operations.submit import checker
 from apt_jobs.web.service import Service
@@ -26,6 +29,7 @@ WAKE_UP_MIN_PAUSE_S = 0.2
 WAKE_UP_BACKOFF = Backoff(2.0, 60.0)  # of a queue with due jobs that nobody claims; workers look by themselves, too
 REAP_EVERY_OF_LEASE = 1 / 12
 FIRE_EVERY_S = 1.0
+PREEMPT_EVERY_S = 1.0
 PRUNE_EVERY_S = 3_600.0
 REAP_GRACE_OF_LEASE = 0.5  # an attempt is reaped when its lease has been over for half of its length
 
@@ -73,6 +77,13 @@ async def reap_loop(service: Service) -> None:
         await asyncio.sleep(REAP_EVERY_OF_LEASE * service.settings.lease_s)
 
 
+async def preempt_loop(service: Service) -> None:
+    """Let running jobs yield to waiting ones of higher priority."""
+    while True:
+        await _tried("preempt", lambda: asyncio.to_thread(_preempt, service))
+        await asyncio.sleep(PREEMPT_EVERY_S)
+
+
 async def prune_loop(service: Service) -> None:
     """Remove packed code that nothing names any more."""
     while True:
@@ -109,6 +120,18 @@ def _reap(service: Service) -> None:
     service.metrics.leases_lost.inc(len(events))
     for event in events:
         service.publisher.publish(event.job_id, [event])
+
+
+def _preempt(service: Service) -> None:
+    rules, alive_s = preemption_rules(service.settings), alive_within_s(service.settings)
+    with service.database.read() as session:  # most looks find nothing: no write transaction for them
+        plans = plan_preemptions(session, rules, alive_s)
+    for plan in plans:
+        with service.database.write() as session:
+            is_first = request_preemption(session, plan, rules)
+        if is_first:
+            victims = [job_id for job_id, _ in plan.victims]
+            logger.info("jobs yield to one of higher priority", extra={"job_id": plan.job_id, "victims": victims})
 
 
 def _prune(service: Service) -> None:

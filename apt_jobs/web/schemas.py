@@ -13,11 +13,10 @@ from typing import (
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 from typing_extensions import TypedDict
 
-from apt_jobs.db.models import Attempt, Checkpoint, Job, WorkerRow
+from apt_jobs.db.models import Attempt, Checkpoint, Job
 from apt_jobs.events.codec import Number, timestamp
 from apt_jobs.jobs.dataset_format import DEFAULT_COLUMN, DatasetFormat
 from apt_jobs.jobs.model_config import APTConfig
-from apt_jobs.jobs.packing import RoomReport
 from apt_jobs.jobs.spec import BUILTIN_ENTRY_POINT
 from apt_jobs.jobs.states import JobState
 
@@ -107,6 +106,10 @@ class JobAnswer(BaseModel):
         None, description="1: next. In lists null for jobs far behind; null if it does not wait."
     )
     waiting_for: str | None = Field(None, description="Why it waits, in words; null if it does not wait.")
+    expected_start_at: str | None = Field(
+        None, description="When it will probably start. Only in the view of one job; null: nobody knows."
+    )
+    num_preemptions: int = Field(0, description="Times that it yielded to a job of higher priority.")
 
 
 class JobList(BaseModel):
@@ -164,69 +167,6 @@ class ScheduleAnswer(BaseModel):
 class ScheduleList(BaseModel):
     object: Literal["list"] = "list"
     data: list[ScheduleAnswer]
-    has_more: bool = False
-
-
-class WorkerJob(BaseModel):
-    """A job that a worker runs, and what it has to itself."""
-
-    id: str
-    gpus: list[int] = Field(description="Indexes of its GPUs.")
-    cpus: int = Field(description="CPU cores.")
-    memory_gb: float = Field(description="Main memory that it asked for, in GB (10**9 bytes).")
-
-
-class WorkerResources(BaseModel):
-    """What a training worker offers to its jobs, and what of it is free."""
-
-    gpus: int
-    gpus_free: int
-    cpus: int
-    cpus_free: int
-    memory_gb: float
-    memory_gb_free: float
-    max_jobs: int = Field(description="Most jobs at once.")
-    kept_for: str | None = Field(None, description="Job that waited long and that it keeps room for.")
-
-
-class WorkerAnswer(BaseModel):
-    name: str
-    kind: str
-    queues: list[str]
-    hostname: str
-    pid: int
-    version: str
-    gpus: list[dict[str, Any]]
-    started_at: str
-    heartbeat_at: str
-    current_job_id: str | None = Field(description="The first of `jobs`, or of what a generation worker serves.")
-    jobs: list[WorkerJob] = Field(default_factory=list, description="What a training worker runs; empty of others.")
-    resources: WorkerResources | None = Field(None, description="null: not a training worker.")
-    alive: bool
-    drained: bool = Field(description="Somebody asked it to claim no jobs.")
-    paused_reason: str | None = Field(
-        None, description="Why it claims nothing for now: what it lacks. It looks again by itself, or on resume."
-    )
-
-
-class QueueAnswer(BaseModel):
-    name: str
-    queued: int
-    running: int
-    num_workers: int
-    max_running: int | None = Field(description="Most jobs of the queue that run at once; null: no limit.")
-    paused: bool
-
-
-class QueueList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[QueueAnswer]
-    has_more: bool = False
-
-
-class WorkerList(BaseModel):
-    object: Literal["list"] = "list"
-    data: list[WorkerAnswer]
     has_more: bool = False
 
 
@@ -291,6 +231,7 @@ def job_answer(job: Job) -> JobAnswer:
         error=job.error,
         spec=_spec(job),
         schedule_id=job.schedule_id,
+        num_preemptions=job.num_preemptions,
     )
 
 
@@ -357,41 +298,4 @@ def checkpoint_answer(row: Checkpoint) -> CheckpointAnswer:
         size_bytes=row.size_bytes,
         is_best=row.is_best,
         created_at=timestamp(row.created_at),
-    )
-
-
-def _resources_answer(row: WorkerRow) -> WorkerResources | None:
-    if row.room is None:
-        return None
-    room = RoomReport.of_document(row.room).room(row.gpus)
-    return WorkerResources(
-        gpus=len(room.offer.gpus),
-        gpus_free=len(room.free_gpus),
-        cpus=room.offer.cpus,
-        cpus_free=room.free_cpus,
-        memory_gb=room.offer.memory_gb,
-        memory_gb_free=round(room.free_memory_gb, 3),
-        max_jobs=room.offer.max_jobs,
-        kept_for=row.room["kept_for"],
-    )
-
-
-def worker_answer(row: WorkerRow, *, alive: bool, paused_reason: str | None) -> WorkerAnswer:
-    jobs = [] if row.room is None else row.room["jobs"]
-    return WorkerAnswer(
-        name=row.name,
-        kind=row.kind,
-        queues=row.queues,
-        hostname=row.hostname,
-        pid=row.pid,
-        version=row.version,
-        gpus=row.gpus,
-        started_at=timestamp(row.started_at),
-        heartbeat_at=timestamp(row.heartbeat_at),
-        current_job_id=row.current_job_id,
-        jobs=[WorkerJob(id=job["id"], gpus=job["gpus"], cpus=job["cpus"], memory_gb=job["memory_gb"]) for job in jobs],
-        resources=_resources_answer(row),
-        alive=alive,
-        drained=row.drain_requested_at is not None,
-        paused_reason=paused_reason,
     )

@@ -62,8 +62,10 @@ class Consumer:
         describe_gpus: Callable[[], list[dict[str, Any]]],
         warm_models: Callable[[], list[str] | None] = lambda: None,
         packer: Packer | None = None,
+        pool: str | None = None,
     ) -> None:
         self.settings, self.name, self.kind, self.queues = settings, name, kind, list(queues)
+        self._pool = pool
         self.database = Database(settings.database)
         self.publisher = LivePublisher(settings.redis)
         self.draining = threading.Event()
@@ -353,6 +355,7 @@ class Consumer:
             ),
             warm_models=self._warm_models(),
             room=None if self._packer is None else self._packer.report(),
+            pool=self._pool,
         )
 
     def _forget(self) -> None:

@@ -49,6 +49,7 @@ START_DEADLINE_S = 120.0
 RESTART = Backoff(0.5, 30.0)
 STEADY_S = 60.0  # a child that lived so long starts again without a pause
 _POLL_S = 0.1
+GENERATION_GPU_PART = 0.25  # of the first GPU's memory; training has the rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ def free_port(host: str, after: int) -> int:
 def _run(settings: Settings, on_ready: Callable[[Stack], None], stack: ExitStack, hard: threading.Event) -> None:
     prepare_directory(settings.root, "APT_JOBS_DATA_DIR")
     keep_private(settings.root)
-    find_gpus(None)  # a driver that does not answer is told here, not in a log
+    gpus = find_gpus(None)  # a driver that does not answer is told here, not in a log
     stack.enter_context(_only_one(settings))
     _require_port(settings)
     logs = settings.root / "logs"
@@ -155,8 +156,20 @@ def _run(settings: Settings, on_ready: Callable[[Stack], None], stack: ExitStack
     valkey = _valkey(settings, environment, stack) if settings.redis_url is None else None
     services = [
         _child("web", ["web"], environment, logs, 10.0),
-        _child("worker-train", ["worker", "train"], environment, logs, settings.drain_timeout_s + 30.0),
-        _child("worker-generate", ["worker", "generate"], environment, logs, 30.0),
+        _child(
+            "worker-train",
+            ["worker", "train"],
+            environment | _gpu_part(settings, gpus, 1.0 - GENERATION_GPU_PART),
+            logs,
+            settings.drain_timeout_s + 30.0,
+        ),
+        _child(
+            "worker-generate",
+            ["worker", "generate"],
+            environment | _gpu_part(settings, gpus, GENERATION_GPU_PART),
+            logs,
+            30.0,
+        ),
     ]
     children = ([valkey] if valkey else []) + services
     # Last started, first stopped; workers before the web, so that browsers see them go.
@@ -244,6 +257,13 @@ def _environment(settings: Settings) -> dict[str, str]:
     environment["APT_JOBS_HOST"] = settings.host
     environment["APT_JOBS_PORT"] = str(settings.port)
     return environment
+
+
+def _gpu_part(settings: Settings, gpus: Sequence[int], part: float) -> dict[str, str]:
+    """Return a worker's part of the memory of the first GPU, where generation runs beside training."""
+    if not gpus or settings.gpu_memory_fractions:
+        return {}
+    return {"APT_JOBS_GPU_MEMORY_FRACTIONS": f'{{"{gpus[0]}": {part:g}}}'}
 
 
 def _child(name: str, arguments: list[str], environment: dict[str, str], logs: Path, stop_timeout_s: float) -> _Child:

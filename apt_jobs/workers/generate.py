@@ -66,13 +66,15 @@ class GenerateWorker:
     """One engine and as many waiting threads as `generate_concurrency`. `device`: "auto", "cpu" or "cuda"."""
 
     def __init__(self, settings: Settings, *, name: str, queues: Sequence[str], device: str = "auto") -> None:
-        self._settings = settings
+        self._settings, gpus = settings, find_gpus(None)
+        fractions = settings.gpu_memory_fractions
         self._engine = Engine(
             settings.warm_models,
             device,
             compile_graphs=settings.generate_compile,
             num_threads=settings.generate_threads or default_threads(),
             warm_adapters=settings.warm_adapters,
+            memory_fraction=fractions.get(gpus[0], 1.0) if gpus else 1.0,
         )
         key = settings.engine_api_key
         self._external = settings.engine_url and ExternalEngine(
@@ -83,7 +85,6 @@ class GenerateWorker:
         self._model_ids: dict[Path, str] = {}  # of folders that were asked for
         self._tokens = TokenPublisher(settings.redis)
         self._drain_by_s: float | None = None  # CLOCK_MONOTONIC seconds; None: not draining
-        gpus = find_gpus(None)
         self._consumer = Consumer(
             settings,
             name=name,

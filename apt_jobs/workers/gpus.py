@@ -5,7 +5,7 @@ there would be a fault that nobody sees.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,8 +67,11 @@ def find_gpus(asked: Sequence[int] | None) -> list[int]:
     return indexes
 
 
-def describe_gpus(indexes: Sequence[int]) -> list[dict[str, Any]]:
-    """Return `index`, `name`, `memory_total_bytes`, `memory_used_bytes` and `utilization_percent` of each GPU."""
+def describe_gpus(indexes: Sequence[int], memory_fractions: Mapping[int, float] | None = None) -> list[dict[str, Any]]:
+    """Return `index`, `name`, `memory_total_bytes`, `memory_used_bytes` and `utilization_percent` of each GPU.
+
+    And `memory_fraction` of those that the worker has a part of.
+    """
     described = []
     for index in indexes:
         try:
@@ -85,6 +88,8 @@ def describe_gpus(indexes: Sequence[int]) -> list[dict[str, Any]]:
             )
         except pynvml.NVMLError as exc:
             described.append({"index": index, "name": f"unreadable: {exc}"})
+        if (fraction := (memory_fractions or {}).get(index)) is not None:
+            described[-1]["memory_fraction"] = fraction
     return described
 
 

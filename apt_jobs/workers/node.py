@@ -1,7 +1,7 @@
-"""A further node of a training worker: `apt-jobs worker node --head NAME --node-rank 1`, on another machine.
+"""A further node: `apt-jobs worker node --pool NAME`, or `--head NAME --node-rank 1` of one worker, on another machine.
 
-The head claims jobs. A node looks into the database for an attempt of its head that wants several nodes, and runs its
-share of the ranks for as long as the attempt owns the job. It decides nothing: it tells the head how its share goes.
+Training workers claim jobs. A node looks into the database for an attempt that wants it, and runs its share of the
+ranks for as long as the attempt owns the job. It decides nothing: it tells the head how its share goes.
 When it fails, the attempt breaks, and the job is tried again.
 """
 
@@ -12,18 +12,21 @@ import socket
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 from apt_jobs import __version__
 from apt_jobs.artifacts.runs import run_dir
 from apt_jobs.db.engine import Database
+from apt_jobs.db.gangs import share_of
 from apt_jobs.db.jobs import attempts_of_owner, owns
 from apt_jobs.db.service_values import get_value
 from apt_jobs.db.upgrade import require_current_schema
 from apt_jobs.db.workers import node_name, pause_worker, record_worker, remove_worker, require_free_name
 from apt_jobs.errors import AlreadyRunning, OutOfSpace, Unavailable
 from apt_jobs.jobs.node_share import ShareState, read_share, write_share
+from apt_jobs.jobs.packing import RoomReport
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.operations.data_directory import DATA_ID, why_not_usable
 from apt_jobs.operations.liveness import alive_within_s
@@ -32,6 +35,7 @@ from apt_jobs.settings import Settings
 from apt_jobs.supervision.compile_cache import prune_compile_cache
 from apt_jobs.supervision.launch import start_node, worker_marker
 from apt_jobs.supervision.lease import STOP_FRACTION, boot_clock_s
+from apt_jobs.supervision.machine import offered_cpus, offered_memory_gb
 from apt_jobs.supervision.network import addresses_of
 from apt_jobs.supervision.process_tree import adopt_orphans, clear_leftovers
 from apt_jobs.workers.gpu_locks import GpuLocks
@@ -46,12 +50,22 @@ UNUSABLE_PAUSE_S = 10.0  # before a node looks again whether its data directory 
 class Node:
     """One node process. All of it runs in the main thread, which torchrun's death signal is bound to."""
 
-    def __init__(self, settings: Settings, *, head: str, node_rank: int, gpus: Sequence[int] | None) -> None:
-        self._settings, self._head, self._node_rank = settings, head, node_rank
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        gpus: Sequence[int] | None,
+        head: str | None = None,
+        node_rank: int = 0,
+        pool: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        """`head` and `node_rank`: of the worker that it belongs to. Or `pool` and `name`: any worker of it leads."""
+        self._settings, self._head, self._node_rank, self._pool = settings, head, node_rank, pool
         self._gpus, self._gpu_locks = find_gpus(gpus), GpuLocks()
         if settings.network_interface is not None:
             addresses_of(settings.network_interface)  # refuses one that this machine has not
-        self._name = node_name(head, node_rank)
+        self._name = node_name(head, node_rank) if head is not None else name or ""
         self._database = Database(settings.database)
         self._stopping = threading.Event()
         self._served: tuple[str, int] | None = None  # the last attempt whose ranks were started here
@@ -118,21 +132,33 @@ class Node:
         return reason is None
 
     def _look(self) -> RunFile | None:
-        """Find an attempt of the head that waits for this node."""
+        """Find an attempt that waits for this node, and which of its nodes this one is."""
         try:
             with self._database.read() as session:
-                found = attempts_of_owner(session, self._head)
+                found = self._attempts(session)
         except Unavailable as exc:
             logger.warning("cannot look for work", extra={"why": str(exc)})
             return None
-        for attempt in found:  # the head may run jobs of one node beside the one that this node takes part in
-            file = run_dir(self._settings, *attempt) / "run.json"
-            if attempt == self._served or not file.is_file():  # the second: it is not planned yet
+        for (
+            job_id,
+            attempt,
+            node_rank,
+        ) in found:  # a head may run jobs of one node beside the one of this node
+            file = run_dir(self._settings, job_id, attempt) / "run.json"
+            if (job_id, attempt) == self._served or not file.is_file():  # the second: it is not planned yet
                 continue
             run_file = RunFile.model_validate_json(file.read_text())
-            if self._node_rank < run_file.spec.num_nodes:
+            if node_rank < run_file.spec.num_nodes:
+                self._node_rank = node_rank
                 return run_file
         return None
+
+    def _attempts(self, session: Session) -> list[tuple[str, int, int]]:
+        """Return `(job_id, attempt, node_rank)` of what this node may take part in now."""
+        if self._head is not None:
+            return [(*attempt, self._node_rank) for attempt in attempts_of_owner(session, self._head)]
+        share = share_of(session, self._name)
+        return [] if share is None else [(share.job_id, share.attempt, share.node_rank)]
 
     def _serve(self, run_file: RunFile) -> None:
         self._clear_gpus()
@@ -206,9 +232,17 @@ class Node:
             hostname=socket.gethostname(),
             pid=os.getpid(),
             version=__version__,
-            gpus=describe_gpus(self._gpus),
+            gpus=describe_gpus(self._gpus, self._settings.gpu_memory_fractions),
             current_job_id=job_id,
+            room=self._room() if self._pool is not None else None,
+            pool=self._pool,
         )
+
+    def _room(self) -> dict[str, Any]:
+        """Return what a gang of the pool finds here. It takes part in one attempt at a time."""
+        settings = self._settings
+        cpus, memory_gb = offered_cpus(settings), offered_memory_gb(settings)
+        return RoomReport(cpus, memory_gb, 1, settings.max_cpu_ranks, num_nodes=1, jobs=()).as_document()
 
     def _forget(self) -> None:
         try:
@@ -219,6 +253,12 @@ class Node:
 
 
 def run_node(settings: Settings, *, head: str, node_rank: int, gpus: Sequence[int] | None) -> None:
-    """Entry of the process. `gpus=None`: all of this machine."""
+    """Entry of the process of a node of one worker. `gpus=None`: all of this machine."""
     keep_private(settings.root)
     Node(settings, head=head, node_rank=node_rank, gpus=gpus).run()
+
+
+def run_pool_node(settings: Settings, *, pool: str, name: str, gpus: Sequence[int] | None) -> None:
+    """Entry of the process of a node that any worker of a pool may lead. `gpus=None`: all of this machine."""
+    keep_private(settings.root)
+    Node(settings, pool=pool, name=name, gpus=gpus).run()

@@ -7,15 +7,19 @@ share until its processes are gone, whatever its row says meanwhile.
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.engine import Database
+from apt_jobs.db.gangs import Pool
 from apt_jobs.db.jobs import Claimed
 from apt_jobs.db.placements import Packing, choose, claim_fitting
 from apt_jobs.jobs.needs import decode_needs
 from apt_jobs.jobs.packing import Held, Offer, Room, RoomReport
+from apt_jobs.jobs.resources import MIN_GPU_SHARE
+from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.settings import Settings
 
 AttemptId = tuple[str, int]  # job id and attempt
@@ -24,16 +28,17 @@ AttemptId = tuple[str, int]  # job id and attempt
 class Packer:
     """The room of one worker."""
 
-    def __init__(self, settings: Settings, offer: Offer, *, name: str, kind: str) -> None:
+    def __init__(self, settings: Settings, offer: Offer, *, name: str, kind: str, pool: str | None = None) -> None:
         self._settings, self._offer, self._name, self._kind = settings, offer, name, kind
         self._held: dict[AttemptId, Held] = {}  # in the order of the claims
+        self._pool = None if pool is None else Pool(pool, alive_within_s(settings))
         self._kept_for: str | None = None  # job, as of the last look
         self._claiming = threading.Lock()  # one claim after another: each counts on what is free
 
     @property
     def max_jobs(self) -> int:
-        """Most jobs that can run here at once: each needs a core or a GPU."""
-        return min(self._offer.max_jobs, max(1, self._offer.cpus + len(self._offer.gpus)))
+        """Most jobs that can run here at once: each needs a core or a part of a GPU."""
+        return min(self._offer.max_jobs, max(1, self._offer.cpus + int(len(self._offer.gpus) / MIN_GPU_SHARE)))
 
     @property
     def is_full(self) -> bool:
@@ -55,6 +60,8 @@ class Packer:
 
     def has_startable(self, session: Session, queues: Sequence[str]) -> bool:
         """Return whether `claim` would do anything: start a job, or keep room for one."""
+        if self._pool is not None:
+            self._offer = replace(self._offer, num_nodes=1 + self._pool.num_nodes(session))
         choice = choose(session, queues, self._packing())
         self._kept_for = choice.kept_for
         return bool(choice.startable) or choice.to_reserve is not None
@@ -82,7 +89,9 @@ class Packer:
         ).as_document()
 
     def _packing(self) -> Packing:
-        return Packing(self._name, self._kind, self._room(), time.monotonic(), self._settings.reserve_after_s)
+        return Packing(
+            self._name, self._kind, self._room(), time.monotonic(), self._settings.reserve_after_s, self._pool
+        )
 
     def _room(self) -> Room:
         return Room(self._offer, tuple(self._held.copy().values()))

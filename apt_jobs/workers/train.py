@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from apt_jobs.db.jobs import Claimed, finish_faulted, owns
 from apt_jobs.errors import Fenced, Unavailable
@@ -36,15 +37,22 @@ class TrainWorker:
     """Runs supervisors, each in a session of its own with a pipe to its stdin that ends when this process does."""
 
     def __init__(
-        self, settings: Settings, *, name: str, queues: Sequence[str], gpus: Sequence[int] | None, num_nodes: int
+        self,
+        settings: Settings,
+        *,
+        name: str,
+        queues: Sequence[str],
+        gpus: Sequence[int] | None,
+        num_nodes: int,
+        pool: str | None = None,
     ) -> None:
         self._settings, self._name, self._num_nodes = settings, name, num_nodes
         self._gpus, self._gpu_locks = find_gpus(gpus), GpuLocks()
-        if num_nodes > 1:
+        if num_nodes > 1 or pool is not None:
             listen_address(settings)  # refuses an address or interface that this machine has not
         self._lock = threading.Lock()
         self._supervisors: dict[AttemptId, subprocess.Popen[str]] = {}
-        self._packer = Packer(settings, self._offer(), name=name, kind="train")
+        self._packer = Packer(settings, self._offer(), name=name, kind="train", pool=pool)
         self._consumer = Consumer(
             settings,
             name=name,
@@ -53,20 +61,24 @@ class TrainWorker:
             concurrency=self._packer.max_jobs,
             serve=self._serve,
             on_drain=self._drain,
-            describe_gpus=lambda: describe_gpus(self._gpus),
+            describe_gpus=self._describe_gpus,
             packer=self._packer,
+            pool=pool,
         )
 
     def _offer(self) -> Offer:
         settings = self._settings
         return Offer(
-            gpus=gpus_of(describe_gpus(self._gpus)),
+            gpus=gpus_of(self._describe_gpus()),
             cpus=offered_cpus(settings),
             memory_gb=offered_memory_gb(settings),
             max_jobs=settings.max_jobs_per_worker,
             max_cpu_ranks=settings.max_cpu_ranks,
             num_nodes=self._num_nodes,
         )
+
+    def _describe_gpus(self) -> list[dict[str, Any]]:
+        return describe_gpus(self._gpus, self._settings.gpu_memory_fractions)
 
     def run(self) -> None:
         """Work until SIGTERM or Ctrl-C.
@@ -130,7 +142,7 @@ class TrainWorker:
             f"--attempt={number}",
             f"--gpus={','.join(map(str, held.gpus))}",
             f"--threads-per-rank={held.threads_per_rank}",
-            f"--num-nodes={self._num_nodes}",
+            f"--num-nodes={max(self._num_nodes, held.num_nodes)}",
             f"--worker-name={self._name}",
         ]
 
@@ -204,8 +216,14 @@ class TrainWorker:
 
 
 def run_train_worker(
-    settings: Settings, *, name: str, queues: Sequence[str], gpus: Sequence[int] | None, num_nodes: int
+    settings: Settings,
+    *,
+    name: str,
+    queues: Sequence[str],
+    gpus: Sequence[int] | None,
+    num_nodes: int,
+    pool: str | None = None,
 ) -> None:
     """Entry of the process. `gpus=None`: all of this machine. `num_nodes`: with those of `apt-jobs worker node`."""
     keep_private(settings.root)
-    TrainWorker(settings, name=name, queues=queues, gpus=gpus, num_nodes=num_nodes).run()
+    TrainWorker(settings, name=name, queues=queues, gpus=gpus, num_nodes=num_nodes, pool=pool).run()

@@ -1,10 +1,12 @@
 """Note what each job needs of a worker, what each worker has room for, and for whom room is kept"""
 
 import json
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
 
+BATCH = 100  # jobs, whose specs may be large
 INSTANT = sa.String(23).with_variant(sa.DateTime(timezone=True), "postgresql")
 
 revision = "0011"
@@ -31,14 +33,21 @@ def downgrade() -> None:
 
 
 def _note_needs() -> None:
-    """Write what the jobs that are there need, as jobs/needs.py does for new ones."""
+    """Write what the jobs that are there need, as jobs/needs.py does for new ones. Reads `BATCH` jobs at a time."""
     connection = op.get_bind()
     jobs = sa.table("jobs", sa.column("id"), sa.column("kind"), sa.column("spec", sa.JSON()), sa.column("needs"))
-    for job_id, spec in connection.execute(sa.select(jobs.c.id, jobs.c.spec).where(jobs.c.kind == "train")).all():
-        num_nodes = spec.get("num_nodes", 1)
-        needs = {"num_ranks": spec.get("num_ranks", 1) // num_nodes, "num_nodes": num_nodes}
-        needs = {name: value for name, value in needs.items() if value != 1}
-        if spec.get("device", "auto") != "auto":
-            needs["device"] = spec["device"]
-        text = json.dumps(needs, separators=(",", ":"))
-        connection.execute(sa.update(jobs).where(jobs.c.id == job_id).values(needs=text))
+    batch = sa.select(jobs.c.id, jobs.c.spec).where(jobs.c.kind == "train").order_by(jobs.c.id).limit(BATCH)
+    note = sa.update(jobs).where(jobs.c.id == sa.bindparam("job_id")).values(needs=sa.bindparam("text"))
+    last_id = ""
+    while rows := connection.execute(batch.where(jobs.c.id > last_id)).all():
+        connection.execute(note, [{"job_id": job_id, "text": _needs_of(spec)} for job_id, spec in rows])
+        last_id = rows[-1].id
+
+
+def _needs_of(spec: dict[str, Any]) -> str:
+    num_nodes = spec.get("num_nodes", 1)
+    needs = {"num_ranks": spec.get("num_ranks", 1) // num_nodes, "num_nodes": num_nodes}
+    needs = {name: value for name, value in needs.items() if value != 1}
+    if spec.get("device", "auto") != "auto":
+        needs["device"] = spec["device"]
+    return json.dumps(needs, separators=(",", ":"))

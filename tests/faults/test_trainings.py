@@ -1,11 +1,11 @@
-"""Promises 6 and 9 on real trainings: torchrun, two gloo ranks; drained, or whatever is killed."""
+"""Promises 6, 9 and 16 on real trainings: torchrun, two gloo ranks; drained, preempted, or whatever is killed."""
 
 import os
 import random
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from sqlalchemy import Connection, text
 from apt_jobs.client.client import Client
 from apt_jobs.db.engine import Database
 from apt_jobs.db.models import Job
-from tests.acceptance.stack import DEADLINE_S, TINY, Stack, attempts_of, has_both_workers, marked, until
+from tests.acceptance.stack import DEADLINE_S, SOON_DONE, TINY, Stack, attempts_of, has_both_workers, marked, until
 from tests.conftest import database_named
 from tests.faults.history import faults_in
 from tests.faults.record import FULL, Campaign, campaign, count
@@ -25,6 +25,8 @@ from tests.faults.record import FULL, Campaign, campaign, count
 NUM_STEPS, SAVED_EVERY = 100, 10
 TRAINING = {**TINY["training"], "max_steps": NUM_STEPS, "checkpoint_every_steps": SAVED_EVERY}
 RESUMES_WITHIN_S = 120.0
+YIELDS_WITHIN_S = 6.0  # from the submission of another job on a busy machine
+TOKENS_OF_A_STEP = TINY["num_ranks"] * TINY["training"]["batch_size"] * TINY["model"]["max_seq_len"]
 VICTIMS = ("rank", "torchrun", "supervisor", "worker")
 WORKER = "-m apt_jobs worker train"
 
@@ -48,7 +50,8 @@ def trainings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         admin: Connection = request.getfixturevalue("postgres_admin")
         admin.execute(text("CREATE DATABASE trainings TEMPLATE migrated"))
         url = database_named(request.getfixturevalue("postgres_server_url"), "trainings")
-    stack, database = Stack(folder, APT_JOBS_DATABASE_URL=url), Database(url)
+    settings = {"APT_JOBS_PREEMPTION_EXEMPT_S": "0", "APT_JOBS_MAX_PREEMPTIONS": "1000"}
+    stack, database = Stack(folder, APT_JOBS_DATABASE_URL=url, **settings), Database(url)
     until(lambda: (folder / "local.json").exists() or stack.process.poll() is not None)
     assert stack.process.poll() is None, stack.process.communicate()
     with stack.client() as client:
@@ -105,6 +108,39 @@ def test_sigterm_saves_hands_back_and_counts_as_no_failure(trainings: Trainings)
             found.violations += differences(trainings, ended)
 
 
+def test_a_training_that_yields_to_others_again_and_again_comes_out_the_same(trainings: Trainings) -> None:
+    client, num_preemptions = trainings.client, count(1, 100)
+    steps_per_s = float(trainings.reference["progress"]["tokens_per_s"]) / TOKENS_OF_A_STEP
+    num_steps = NUM_STEPS + num_preemptions * int(YIELDS_WITHIN_S * steps_per_s)
+    long = job(max_attempts=1, training={**TRAINING, "max_steps": num_steps, "checkpoint_every_steps": num_steps})
+    with campaign(16, "preempted at a random step, then compare all tensors") as found:
+        found.on(trainings.dialect)
+        job_id = client.submit(long)["id"]
+        for _ in range(num_preemptions):
+            until(lambda: runs(client, job_id))
+            time.sleep(random.Random(found.seed).uniform(0, 0.5))
+            began = time.monotonic()
+            urgent = client.submit({**SOON_DONE, "priority": 1})["id"]
+            found.fault("preemption")
+            until(lambda: client.get(urgent)["claimed_at"])  # noqa: B023
+            found.recovered(time.monotonic() - began)
+            assert client.wait(urgent)["state"] == "succeeded"
+            found.trials += 1
+        ended = client.wait(job_id)
+        attempts = attempts_of(client, job_id)
+        told = [str(attempt["reason"]).startswith("preempted by job_") for attempt in attempts[:-1]]
+        lost = [attempt["steps_lost"] for attempt in attempts[:-1]]
+        if ended["state"] != "succeeded" or told != [True] * num_preemptions or max(lost) > 1:
+            found.violations.append(f"{job_id}: {ended['state']}, steps lost: {lost}, attempts: {attempts}")
+        with trainings.database.read() as session:
+            row = session.get_one(Job, job_id)
+            counted = (row.num_job_faults, row.num_infrastructure_faults, row.num_preemptions)
+        if counted != (0, 0, num_preemptions):
+            found.violations.append(f"{job_id}: counted as {counted}")
+        undisturbed = replace(trainings, reference=client.wait(client.submit(long)["id"]))
+        found.violations += differences(undisturbed, ended)
+
+
 def kill_and_judge(trainings: Trainings, victim: str, step: int, found: Campaign) -> None:
     client = trainings.client
     job_id = client.submit(job())["id"]
@@ -154,7 +190,7 @@ def differences(trainings: Trainings, ended: dict[str, Any]) -> list[str]:
 
 def last_checkpoint(trainings: Trainings, row: dict[str, Any]) -> Path:
     newest = max(trainings.client.checkpoints(row["id"]), key=lambda one: one["global_step"])
-    assert newest["global_step"] == NUM_STEPS
+    assert newest["global_step"] == row["num_steps"]
     return trainings.stack.data_dir / "checkpoints" / str(newest["filename"])
 
 

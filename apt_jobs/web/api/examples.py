@@ -41,6 +41,8 @@ _JOB: dict[str, Any] = {
     "attempts": None,
     "queue_position": None,
     "waiting_for": None,
+    "expected_start_at": None,
+    "num_preemptions": 0,
 }
 _CHECKPOINT: dict[str, Any] = {
     "id": _CHECKPOINT_ID,

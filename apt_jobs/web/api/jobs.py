@@ -34,7 +34,7 @@ from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.idempotency import made_job, replay_headers
 from apt_jobs.web.live.server_sent_events import event_stream, wants_event_stream
 from apt_jobs.web.problems import REFERENCES_DETAIL, ProblemError, reference_faults
-from apt_jobs.web.schemas import JobAnswer, JobList, attempt_answers, job_answer
+from apt_jobs.web.schemas import JobAnswer, JobList, at, attempt_answers, job_answer
 from apt_jobs.web.service import Service, service_of
 from apt_jobs.web.submissions import NO_WORKER
 
@@ -141,6 +141,7 @@ async def get_one_job(request: Request) -> Response:
         answer.attempts = attempt_answers(list_attempts(session, job_id))
         if (waiting := waiting_of(session, job, alive_within_s(service.settings))) is not None:
             answer.queue_position, answer.waiting_for = waiting.position, waiting.reason
+            answer.expected_start_at = at(waiting.expected_start_at)
         return answer
 
     answer = await service.read(look, request.path_params["job_id"])

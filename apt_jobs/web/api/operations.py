@@ -20,8 +20,9 @@ from apt_jobs.settings import Settings
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.guard import session_cookie
 from apt_jobs.web.problems import ProblemError
-from apt_jobs.web.schemas import KeyAnswer, KeyList, QueueAnswer, QueueList, WorkerAnswer, WorkerList, at, worker_answer
+from apt_jobs.web.schemas import KeyAnswer, KeyList, at
 from apt_jobs.web.service import service_of
+from apt_jobs.web.worker_answers import QueueAnswer, QueueList, WorkerAnswer, WorkerList, worker_answer
 
 EXPOSITION = {kind: {"type": "string"} for kind in ("text/plain", "application/openmetrics-text")}
 

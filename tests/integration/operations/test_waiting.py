@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
 from apt_jobs.db import jobs
 from apt_jobs.db.clock import now_plus
@@ -17,6 +17,7 @@ from apt_jobs.jobs.needs import needs_of
 from apt_jobs.jobs.packing import Held, RoomReport
 from apt_jobs.jobs.resources import Resources
 from apt_jobs.jobs.spec import TrainSpec
+from apt_jobs.operations.expected_start import MAX_POSITION
 from apt_jobs.operations.waiting import MAX_LISTED_POSITION, Waiting, waiting_of, waiting_of_page
 from tests.integration.db.steps import LEASE_S, claim, submit
 
@@ -106,6 +107,24 @@ def kept_for_it(database: Database) -> None:
         session.execute(update(Job).values(reserved_by="a", reserved_until=now_plus(60)))
 
 
+def preempting(database: Database) -> None:
+    full(database)
+    with database.write() as session:
+        urgent = session.scalars(select(Job.id)).one()
+        session.execute(update(Job).values(reserved_by="a", reserved_until=now_plus(60)))
+        for number in range(4):
+            session.add(jobs.new_job(TrainSpec(kind="train", queue="other"), job_id=f"job_{number}"))
+            session.flush()
+            assert jobs.claim(session, f"job_{number}", "a", 60.0)
+        session.execute(update(Job).where(Job.queue == "other").values(preempted_by=urgent))
+
+
+def preempted(database: Database) -> None:
+    full(database)
+    with database.write() as session:
+        session.execute(update(Job).values(reason="preempted by job_x; saved at step 7"))
+
+
 def kept_for_another(database: Database) -> None:
     worker(database, room=room_of(cpus=2, kept_for="job_y"))
 
@@ -139,7 +158,9 @@ SPEC = TrainSpec(kind="train", priority=9)
         (full, "1 of 1 workers of the queue 'train' are busy (a: 0 of 2 CPU cores are free, the job takes 1)"),
         (half_full, "next in the queue; 0 of 1 workers of the queue 'train' are busy"),
         (kept_for_it, "the job takes 1); a keeps room for it"),
-        (kept_for_another, "are busy (a: room is kept for job_y, which has waited long)"),
+        (preempting, "the job takes 1); a keeps room for it; job_0, job_1, job_2 and 1 more save and leave for it"),
+        (preempted, "the job takes 1); preempted by job_x; saved at step 7"),
+        (kept_for_another, "are busy (a: room is kept for job_y)"),
         (worker, "next in the queue; 0 of 1 workers of the queue 'train' are busy"),
     ],
 )
@@ -153,7 +174,7 @@ def test_each_reason_is_said_alone_and_in_a_list(
         alone, listed = waiting_of(session, job, 30.0), waiting_of_page(session, [job], 30.0)
     assert alone is not None
     assert reason in alone.reason
-    assert listed == {job_id: alone}
+    assert listed == {job_id: Waiting(alone.position, alone.reason)}
 
 
 def test_what_does_not_wait_waits_for_nothing(database: Database) -> None:
@@ -176,3 +197,49 @@ def test_a_job_far_behind_has_an_exact_place_alone_and_a_bound_in_a_list(databas
     assert listed[ids[-1]].reason.startswith("behind at least 100 jobs;")
     assert isinstance(alone, Waiting)
     assert (alone.position, alone.reason[:16]) == (MAX_LISTED_POSITION + 2, "behind 101 jobs;")
+
+
+def ending_soon(database: Database) -> str:
+    """Fill a worker of two cores with a job that ends in 500 s by its progress, and one at its limit of 3,840 s."""
+    held = {}
+    for fields in ({}, {"time_limit_s": 3_600.0}):
+        job_id = submit(database, queue="other", **fields)
+        with database.write() as session:
+            assert jobs.claim(session, job_id, "a", LEASE_S)
+            session.execute(update(Job).where(Job.id == job_id).values(claimed_at=now_plus(-500)))
+        held[job_id] = Held(cpus=1)
+    with database.write() as session:
+        limitless = {"step": 300, "num_steps": 600}
+        session.execute(update(Job).where(Job.id == min(held)).values(limitless))
+    worker(database, room=room_of(*held.items(), cpus=2), job=min(held))
+    return min(held)
+
+
+def in_s_of(database: Database, job_id: str) -> float | None:
+    with database.read() as session:
+        found = waiting_of(session, jobs.get_job(session, job_id), 30.0)
+        now = session.scalars(select(now_plus(0))).one()
+    assert found is not None
+    assert ("expected to start at about 2" in found.reason) is (found.expected_start_at is not None)
+    return None if found.expected_start_at is None else (found.expected_start_at - now).total_seconds()
+
+
+def test_the_start_is_expected_by_progress_and_time_limits(database: Database) -> None:
+    running = ending_soon(database)
+    first, second, large = (submit(database, num_ranks=ranks) for ranks in (1, 1, 2))
+    assert in_s_of(database, first) == pytest.approx(500, abs=30)
+    assert in_s_of(database, second) == pytest.approx(3_840 - 500, abs=30)
+    assert in_s_of(database, large) is None  # nobody knows how long the first two run
+    with database.write() as session:
+        session.execute(update(Job).where(Job.id == running).values(progress={"eta_s": 60.0}))
+    assert in_s_of(database, first) == pytest.approx(60, abs=1)
+
+
+def test_a_start_far_behind_or_on_a_worker_that_does_not_claim_is_unknown(database: Database) -> None:
+    ending_soon(database)
+    ids = [submit(database, time_limit_s=60.0) for _ in range(MAX_POSITION + 1)]
+    assert in_s_of(database, ids[MAX_POSITION - 1]) is not None
+    assert in_s_of(database, ids[MAX_POSITION]) is None
+    with database.write() as session:
+        pause_worker(session, "a", "only 5 bytes are free", 60)
+    assert in_s_of(database, ids[0]) is None

@@ -133,6 +133,11 @@ def test_room_opens_when_enough_time_limits_are_over() -> None:
         {"gpus": True},
         {"gpus": "2"},
         {"gpus": 1},  # for two ranks
+        {"gpus": 2.5},
+        {"gpus": 0.01},
+        {"gpus": 0.999},
+        {"gpus": float("nan")},
+        {"gpus": float("inf")},
         {"gpus": 0, "gpu_type": "H100"},
         {"gpu_memory_gb": 0},
         {"gpu_memory_gb": float("nan")},
@@ -184,3 +189,54 @@ def test_a_report_is_read_as_it_was_written() -> None:
     room = report.room(described)
     assert [gpu.index for gpu in room.free_gpus] == [2]
     assert (room.free_cpus, room.free_memory_gb) == (3, 48.0)
+
+
+PART = {"resources": {"gpus": 0.5}}
+
+
+def test_jobs_share_a_gpu_by_parts_and_whole_ones_keep_theirs() -> None:
+    two = Offer(gpus=(Gpu(0, H100, 80.0), Gpu(1, H100, 80.0)), cpus=8, max_jobs=16)
+    held: list[Held] = []
+    for wanted in (PART, {"num_ranks": 1}, PART):
+        held.append(placed(Room(two, tuple(held)), needs(**wanted)))
+    assert [(one.gpus, one.gpu_share) for one in held] == [((0,), 0.5), ((1,), 1.0), ((0,), 0.5)]
+    full = Room(two, tuple(held))
+    assert full.place(needs(resources={"gpus": 0.05})) is None
+    assert full.why_not_now(needs(resources={"gpus": 0.05})) == "no GPU that suits has 0.05 of it free"
+    assert Room(two, (held[0],)).free_gpus == (two.gpus[1],)
+    assert Room(two, (held[0], held[1])).why_not_now(needs()) == "0 of 2 GPUs are free and suit, the job takes 1"
+
+
+def test_tenths_add_up_to_a_whole_gpu() -> None:
+    one, held = Offer(gpus=(Gpu(0, H100, 80.0),), max_jobs=16), tuple[Held, ...]()
+    for _ in range(10):
+        held = (*held, placed(Room(one, held), needs(resources={"gpus": 0.1})))
+    assert Room(one, held).place(needs(resources={"gpus": 0.1})) is None
+    assert Room(one, (*held, Held(cpus=1))).is_full
+
+
+def test_the_memory_that_a_job_asks_for_is_that_of_its_part() -> None:
+    one = Room(Offer(gpus=(Gpu(0, H100, 80.0),), max_jobs=16))
+    assert one.place(needs(resources={"gpus": 0.5, "gpu_memory_gb": 40})) is not None
+    why = one.lacks(needs(resources={"gpus": 0.5, "gpu_memory_gb": 41}))
+    assert why == "the job wants 0.5 of a GPU with at least 41 GB, and this worker has 0 such GPUs"
+
+
+@pytest.mark.parametrize("fields", [{"num_ranks": 2}, {"num_ranks": 2, "num_nodes": 2}, {"device": "cpu"}])
+def test_a_part_of_a_gpu_is_for_one_rank(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match="resources"):
+        TrainSpec.model_validate({"kind": "train", **PART, **fields})
+
+
+def test_whole_numbers_stay_whole_however_they_are_written() -> None:
+    assert needs(resources={"gpus": 2.0}) == needs(resources={"gpus": 2})
+    assert encode_needs(needs(resources={"gpus": 2.0})) == '{"gpus":2}'
+    assert TrainSpec.model_validate({"kind": "train", **PART}).model_dump(mode="json")["resources"]["gpus"] == 0.5
+
+
+def test_a_report_tells_shares_and_the_memory_that_jobs_may_use() -> None:
+    report = RoomReport(8, 64.0, 4, 4, 1, (("job_a", Held((0,), gpu_share=0.25)),))
+    assert RoomReport.of_document(report.as_document()) == report
+    described = [{"index": 0, "name": H100, "memory_total_bytes": 80e9, "memory_fraction": 0.75}]
+    room = report.room(described)
+    assert (room.free_share(room.offer.gpus[0]), room.offer.gpus[0].memory_gb) == (0.75, 60.0)

@@ -2732,7 +2732,9 @@ export interface components {
          *       "schedule_id": null,
          *       "attempts": null,
          *       "queue_position": null,
-         *       "waiting_for": null
+         *       "waiting_for": null,
+         *       "expected_start_at": null,
+         *       "num_preemptions": 0
          *     }
          */
         JobAnswer: {
@@ -2785,6 +2787,16 @@ export interface components {
              * @default null
              */
             waiting_for: string | null;
+            /**
+             * @description When it will probably start. Only in the view of one job; null: nobody knows.
+             * @default null
+             */
+            expected_start_at: string | null;
+            /**
+             * @description Times that it yielded to a job of higher priority.
+             * @default 0
+             */
+            num_preemptions: number;
         };
         /** @description Why a job failed: what the first rank that failed raised. */
         JobError: {
@@ -2849,7 +2861,9 @@ export interface components {
          *           "schedule_id": null,
          *           "attempts": null,
          *           "queue_position": null,
-         *           "waiting_for": null
+         *           "waiting_for": null,
+         *           "expected_start_at": null,
+         *           "num_preemptions": 0
          *         }
          *       ],
          *       "has_more": false
@@ -3285,7 +3299,7 @@ export interface components {
         /** @description What a job takes of each machine that it runs on, for itself alone. A worker runs as many jobs as fit. */
         Resources: {
             /**
-             * @description GPUs on each machine; null: one for each rank there, where the worker has GPUs; 0: none.
+             * @description GPUs on each machine, or a part of one, as 0.5, which other jobs share; null: one for each rank there, where the worker has GPUs; 0: none.
              * @default null
              */
             gpus?: number | null;
@@ -3295,7 +3309,7 @@ export interface components {
              */
             gpu_type?: string | null;
             /**
-             * @description Memory that each of its GPUs has at least, in GB (10**9 bytes).
+             * @description Memory that each of its GPUs, or its part of one, has at least, in GB (10**9 bytes).
              * @default null
              */
             gpu_memory_gb?: number | null;
@@ -3573,6 +3587,16 @@ export interface components {
              */
             device?: "auto" | "cpu" | "cuda";
             resources?: components["schemas"]["Resources"];
+            /**
+             * @description Whether it saves and yields its room to a waiting job of higher priority, and goes on later. null: the built-in trainer does; a user script, which may save nothing, does not.
+             * @default null
+             */
+            preemptible?: boolean | null;
+            /**
+             * @description Longest time to save when it is preempted, in seconds; null: `APT_JOBS_DRAIN_TIMEOUT_S`.
+             * @default null
+             */
+            grace_period_s?: number | null;
             /** @description null: the default, as answers show it for a script. */
             model?: components["schemas"]["APTConfig"] | null;
             training?: components["schemas"]["TrainingOptions"];
@@ -3843,6 +3867,11 @@ export interface components {
             id: string;
             /** @description Indexes of its GPUs. */
             gpus: number[];
+            /**
+             * @description Part of each of them that it has.
+             * @default 1
+             */
+            gpu_share: number;
             /** @description CPU cores. */
             cpus: number;
             /** @description Main memory that it asked for, in GB (10**9 bytes). */
@@ -3861,6 +3890,7 @@ export interface components {
         /** @description What a training worker offers to its jobs, and what of it is free. */
         WorkerResources: {
             gpus: number;
+            /** @description That no job uses a part of. */
             gpus_free: number;
             cpus: number;
             cpus_free: number;
@@ -3869,7 +3899,7 @@ export interface components {
             /** @description Most jobs at once. */
             max_jobs: number;
             /**
-             * @description Job that waited long and that it keeps room for.
+             * @description Job that it keeps room for.
              * @default null
              */
             kept_for: string | null;
