@@ -24,6 +24,7 @@ OUR_NAMES = (  # in the data directory; it may hold files of others, too: somebo
         "code",
         "compile_cache",
         "datasets",
+        "environments",
         "locks",
         "logs",
         "models",

@@ -158,6 +158,21 @@ class Settings(BaseSettings):
         "Default: submitter where all is on loopback and no proxy is named, else off.",
     )
     max_code_bytes: int = Field(50 << 20, ge=1024, description="Largest packed folder of code, in bytes.")
+    environments: dict[str, str] = Field(
+        default_factory=dict,
+        description="Python environments that jobs may name, each a folder of venv or conda (JSON object).",
+    )
+    max_environments_bytes: int = Field(
+        100 << 30,
+        ge=0,
+        description="Bytes of built environments that are kept; those not used for longest go first, none in use.",
+    )
+    environment_days: float = Field(
+        30.0, gt=0, le=3650, description="An environment that no job used for so many days is removed."
+    )
+    environment_timeout_s: float = Field(
+        1200.0, gt=0, description="Longest time to build an environment, or to wait for one that is being built."
+    )
     generate_concurrency: int = Field(8, ge=1, le=64, description="Generation jobs that one worker serves at once.")
     generate_threads: int = Field(
         0, ge=0, le=1_024, description="Threads of a generation worker's computations on CPU; 0: half of the cores."
@@ -313,6 +328,11 @@ class Settings(BaseSettings):
     @property
     def datasets_dir(self) -> Path:
         return self.root / "datasets"
+
+    @property
+    def environments_dir(self) -> Path:
+        """Python environments that were built for jobs; see `artifacts/environments.py`."""
+        return self.root / "environments"
 
     @property
     def files_dir(self) -> Path:

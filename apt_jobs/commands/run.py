@@ -10,6 +10,7 @@ from apt_jobs.client.packing import pack_folder
 from apt_jobs.commands.terminal import complain, echo, open_client
 from apt_jobs.errors import InvalidInput
 from apt_jobs.jobs.printable import escaped
+from apt_jobs.jobs.python_environment import listed_packages
 from apt_jobs.run.log_command import log_command
 
 app = typer.Typer()
@@ -32,6 +33,14 @@ def run(
     dataset: Annotated[str | None, typer.Option(help="Data set of `current_run().dataset()`.")] = None,
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, no secret; may be repeated.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="key=value; may be repeated.")] = None,
+    requirements: Annotated[
+        Path | None, typer.Option(help="File of packages to install for it, one a line, as trl>=1.16.")
+    ] = None,
+    lock: Annotated[
+        str | None, typer.Option(help="File of the folder that pins all packages, as of uv pip compile.")
+    ] = None,
+    python: Annotated[str | None, typer.Option(help="Version of Python for those packages, as 3.12.")] = None,
+    environment: Annotated[str | None, typer.Option(help="Environment that the operator registered.")] = None,
     max_mb: Annotated[int, typer.Option(min=1, max=100_000, help="Largest packed folder.")] = 50,
     detach: Annotated[bool, typer.Option("-d", "--detach", help="Do not follow it.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be packed, and submit nothing.")] = False,
@@ -41,6 +50,7 @@ def run(
     Ctrl-C only stops following.
     """
     job = _job(command, gpus, launcher, {"queue": queue, "dataset": dataset, "name": name}, env or [], label or [])
+    job |= _environment(requirements, lock, python, environment)
     if dry_run:
         _show_packed(workdir, max_mb)
         return
@@ -77,6 +87,25 @@ def _job(
     if gpus:
         job["device"] = "cuda"
     return job | {"env": _pairs(env, "--env"), "labels": _pairs(label, "--label")}
+
+
+def _environment(
+    requirements: Path | None, lock: str | None, python: str | None, name: str | None
+) -> dict[str, dict[str, Any]]:
+    """Return the job's `environment`, if any option asks for one."""
+    listed = None if requirements is None else _packages_of(requirements)
+    if python is not None and listed is None and lock is None:
+        listed = []
+    given = {"requirements": listed, "lock": lock, "python": python, "name": name}
+    environment = {key: value for key, value in given.items() if value is not None}
+    return {"environment": environment} if environment else {}
+
+
+def _packages_of(file: Path) -> list[str]:
+    try:
+        return listed_packages(file.read_text())
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InvalidInput(f"--requirements {str(file)!r} cannot be read: {exc}") from exc
 
 
 def _pairs(texts: list[str], option: str) -> dict[str, str]:

@@ -24,6 +24,7 @@ from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.monitor_options import MonitorOptions
 from apt_jobs.jobs.parameter_options import ParameterGroup, ParameterPattern
 from apt_jobs.jobs.printable import require_printable
+from apt_jobs.jobs.python_environment import PythonEnvironment
 from apt_jobs.jobs.resources import Resources
 from apt_jobs.jobs.sampling_options import MAX_SEQUENCES, SamplingOptions
 from apt_jobs.jobs.strict_model import Strict
@@ -216,6 +217,9 @@ class TrainSpec(JobSpec):
         max_length=64,
         description="Environment variables of the ranks. All who may read the job see them: no secrets.",
     )
+    environment: PythonEnvironment | None = Field(
+        None, description="Python and packages of a user script; null: those of the service."
+    )
     dataset: Name = Field(BUILTIN_DATASET, description="A data set of `GET /api/datasets`.")
     validation_dataset: Name | None = Field(
         None, description="Validate on this data set; null: on `validation_fraction` of `dataset`, held out."
@@ -262,6 +266,18 @@ class TrainSpec(JobSpec):
         return self
 
     @model_validator(mode="after")
+    def _environment_is_of_a_script(self) -> Self:
+        if self.environment is None:
+            return self
+        if self.entry_point == BUILTIN_ENTRY_POINT:
+            raise ValueError("environment is for user scripts: the built-in trainer runs in that of the service")
+        if self.environment.lock is not None and self.code is None:
+            raise ValueError("environment.lock names a file of the job's code, and the job has no code")
+        if self.environment.is_built and self.num_nodes > 1:
+            raise ValueError("an environment is built on one machine; for several have the operator register it")
+        return self
+
+    @model_validator(mode="after")
     def _dpo_has_a_reference(self) -> Self:
         if self.training.objective == "dpo" and self.base_model is None:
             raise ValueError("training.objective 'dpo' needs base_model: the model that answers are compared with")
@@ -291,6 +307,11 @@ class TrainSpec(JobSpec):
     @property
     def ranks_per_node(self) -> int:
         return self.num_ranks // self.num_nodes
+
+    @property
+    def brings_code(self) -> bool:
+        """Whether it runs what the operator did not put there: packages run code, too, as they are installed."""
+        return self.code is not None or (self.environment is not None and self.environment.is_built)
 
 
 EmbedInput = (

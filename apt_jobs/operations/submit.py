@@ -186,10 +186,11 @@ def _faults_of_dataset(settings: Settings, spec: TrainSpec, field: str, name: st
 
 def _code_faults(settings: Settings, spec: TrainSpec) -> list[ReferenceFault]:
     """Return a fault if nobody may bring code, or if that of the job was not uploaded."""
+    if settings.code_role is None and spec.brings_code:
+        field, seen = ("environment", "packages") if spec.code is None else ("code", "a packed folder")
+        return [ReferenceFault(field, seen, "the operator's consent: APT_JOBS_ALLOW_CODE")]
     if spec.code is None:
         return []
-    if settings.code_role is None:
-        return [ReferenceFault("code", "a packed folder", "the operator's consent: APT_JOBS_ALLOW_CODE")]
     touch_code(settings.code_dir, spec.code.sha256)  # it is kept until the job's row holds it
     try:
         find_code(settings.code_dir, spec.code.sha256)

@@ -16,6 +16,7 @@ from apt_jobs.supervision.line_framing import LineFramer, shown_lines
 from apt_jobs.supervision.line_gate import Line, LineGate
 from apt_jobs.supervision.rank_log_file import OutputFile
 
+SET_UP_LOG = "set-up.log"  # what an attempt printed before its command: the build of its environment
 TAIL_BYTES = 1 << 18
 TAIL_LINES = 20
 MAX_LAST_READS = 100  # of each file, when the ranks have ended: far more than `output_file.MAX_BEHIND_BYTES` needs
@@ -75,7 +76,8 @@ class RankLogs:
     def _look(self) -> int:
         """Read on in each file; how many bytes there were."""
         now_s, num_bytes = self._clock(), 0
-        for path in [*self._folder.glob("**/std*.log"), *self._torchrun_logs()]:
+        set_up = self._run_dir.glob(SET_UP_LOG)
+        for path in [*set_up, *self._folder.glob("**/std*.log"), *self._torchrun_logs()]:
             followed = self._followed.get(path)
             if followed is None:
                 followed = self._followed[path] = _Followed(path, self._source(path))
@@ -120,6 +122,8 @@ class RankLogs:
 
     def _source(self, path: Path) -> str:
         """Return who writes to a file. Which of a process's two streams it is does not tell how grave a line is."""
+        if path.name == SET_UP_LOG:
+            return "set-up"
         found = _RANK_FILE.search(str(path))
         if found is None:
             return "torchrun"

@@ -52,6 +52,7 @@ LIVELY_S = 1.0
 QUIET_PAUSE_S = 0.1  # between two looks at all else: logs, lease, stop requests
 LAST_EVENTS_TIMEOUT_S = 30.0  # to store what the ranks left behind
 MAX_TRACEBACK_CHARS = 20_000
+HANDED_BACK = (OutOfSpace.__name__, WorkerLacks.__name__)  # errors that are no fault of the job
 
 
 class Ending(enum.Enum):
@@ -235,7 +236,7 @@ class Supervisor:
             self._report_stopped(relay, saved=outcome is Outcome.STOPPED)
         elif ending is Ending.WORKER_GONE:
             self._finish(JobState.QUEUED, ending.value)
-        elif (cause := first_cause(relay.failures)) and cause.error == OutOfSpace.__name__:
+        elif (cause := first_cause(relay.failures)) and cause.error in HANDED_BACK:
             self._hand_back(cause.message)
         elif cause:
             self._report_failure(cause, logs)

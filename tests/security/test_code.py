@@ -52,8 +52,9 @@ def test_without_consent_no_door_takes_code(served: Served, client: httpx.Client
     served.settings.code_dir.mkdir(parents=True)
     (served.settings.code_dir / ".upload-1").write_bytes(body)
     add_code(served.settings.code_dir, served.settings.code_dir / ".upload-1", sha256)  # of a time when it was allowed
+    packages = {"kind": "train", "entry_point": "mine", "environment": {"requirements": ["six"]}}  # run code as well
     schedule = {"name": "s", "cron": "@daily", "job": job}
-    for path, sent in (("/api/jobs", job), ("/api/schedules", schedule)):
+    for path, sent in (("/api/jobs", job), ("/api/schedules", schedule), ("/api/jobs", packages)):
         answer = client.post(path, json=sent)
         assert (answer.status_code, "APT_JOBS_ALLOW_CODE" in answer.json()["detail"]) == (403, True)
 

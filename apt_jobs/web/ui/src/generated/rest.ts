@@ -3238,6 +3238,29 @@ export interface components {
             /** @description Known from another text that began with them. */
             cached_tokens: number;
         };
+        /** @description The Python that a user script runs in: `requirements` or `lock`, built once for all jobs, or `name`. */
+        PythonEnvironment: {
+            /**
+             * @description An environment that the worker's operator registered, in APT_JOBS_ENVIRONMENTS.
+             * @default null
+             */
+            name?: string | null;
+            /**
+             * @description Version, as `3.12`, from 3.11 on; null: that of the service.
+             * @default null
+             */
+            python?: string | null;
+            /**
+             * @description Packages, as `trl>=1.16`; resolved when it is first built.
+             * @default null
+             */
+            requirements?: string[] | null;
+            /**
+             * @description A file of the job's code that pins every package, as `uv pip compile` or `pip freeze` write it.
+             * @default null
+             */
+            lock?: string | null;
+        };
         /**
          * @example {
          *       "name": "train",
@@ -3541,6 +3564,11 @@ export interface components {
             env?: {
                 [key: string]: string;
             };
+            /**
+             * @description Python and packages of a user script; null: those of the service.
+             * @default null
+             */
+            environment?: components["schemas"]["PythonEnvironment"] | null;
             /**
              * @description A data set of `GET /api/datasets`.
              * @default pydoc-topics
@@ -4215,6 +4243,7 @@ export type PreviewRow = components['schemas']['PreviewRow'];
 export type Problem = components['schemas']['Problem'];
 export type Progress = components['schemas']['Progress'];
 export type PromptTokensDetails = components['schemas']['PromptTokensDetails'];
+export type PythonEnvironment = components['schemas']['PythonEnvironment'];
 export type QueueAnswer = components['schemas']['QueueAnswer'];
 export type QueueBody = components['schemas']['QueueBody'];
 export type QueueList = components['schemas']['QueueList'];

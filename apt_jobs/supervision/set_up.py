@@ -1,0 +1,93 @@
+"""Prepares what an attempt runs in, then becomes its command: `python -m apt_jobs.supervision.set_up RUN_FILE ...`.
+
+It is the first process of the attempt's tree, so a build is cancelled, timed and logged as all else that the job runs.
+It holds the lock of the environment, and so does the command that it becomes.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import apt_jobs
+from apt_jobs.artifacts.environments import EnvironmentBuilder, StopRequested
+from apt_jobs.errors import AptJobsError
+from apt_jobs.events.kinds import RankFailed
+from apt_jobs.events.spool import SpoolWriter
+from apt_jobs.jobs.outcome import Outcome, write_outcome
+from apt_jobs.jobs.python_environment import PythonEnvironment, read_lock
+from apt_jobs.jobs.run_file import EnvironmentPlan, RunFile
+from apt_jobs.private_files import PRIVATE_UMASK
+from apt_jobs.supervision.rank_logs import SET_UP_LOG
+
+LIGHT_FOLDER = "python"  # of an attempt: `apt_jobs` alone, so that every Python finds the run and nothing else
+BUILD_VARIABLES = "UV_"  # the operator's settings of uv: for the build, not for the job
+
+
+def needs_set_up(run_file: RunFile) -> bool:
+    """Return whether something has to be prepared before the command starts."""
+    return run_file.environment is not None
+
+
+def light_path(run_file: RunFile) -> Path:
+    """Return the folder that has this package alone, made if it is missing."""
+    folder = run_file.run_dir / LIGHT_FOLDER
+    folder.mkdir(exist_ok=True)
+    link = folder / "apt_jobs"
+    if not link.is_symlink():
+        link.symlink_to(Path(apt_jobs.__file__).parent)
+    return folder
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Entry of the process.
+
+    Returns:
+        The exit status, where the command cannot be started.
+    """
+    os.umask(PRIVATE_UMASK)
+    file, *command = arguments
+    run_file = RunFile.model_validate_json(Path(file).read_text())
+    try:
+        environment = _command_environment(run_file)
+    except StopRequested:
+        write_outcome(run_file.outcome_path, Outcome.STOPPED)
+        return 0
+    except (AptJobsError, OSError) as exc:
+        with SpoolWriter(run_file.spool_path(0)) as spool:
+            spool.append(RankFailed(0, type(exc).__name__, str(exc), "", exit_status=1))
+        return 1
+    os.execve(command[0], command, environment)  # noqa: S606  # a list, no shell
+    return None
+
+
+def _command_environment(run_file: RunFile) -> dict[str, str]:
+    """Return what the command sees, its Python first in its PATH."""
+    kept = {n: v for n, v in os.environ.items() if not n.startswith(BUILD_VARIABLES) or n in run_file.spec.env}
+    plan, wanted = run_file.environment, run_file.spec.environment
+    if plan is None or wanted is None:
+        return kept
+    folder = plan.registered_dir or _built(run_file, plan, wanted)
+    path = os.pathsep.join([str(folder / "bin"), kept.get("PATH", os.defpath)])
+    return {**kept, "PATH": path, "VIRTUAL_ENV": str(folder)}
+
+
+def _built(run_file: RunFile, plan: EnvironmentPlan, wanted: PythonEnvironment) -> Path:
+    log_file = run_file.run_dir / SET_UP_LOG
+    log_file.touch()
+    environment = {name: value for name, value in os.environ.items() if name not in run_file.spec.env}
+    builder = EnvironmentBuilder(plan, log_file, environment, run_file.stop_path.exists)
+    folder, lock = builder.provide(_packages(run_file, wanted), is_lock=wanted.lock is not None)
+    lock.keep_over_exec()
+    return folder
+
+
+def _packages(run_file: RunFile, wanted: PythonEnvironment) -> str:
+    if wanted.lock is None:
+        return "".join(f"{word}\n" for word in sorted(set(wanted.requirements or ())))
+    assert run_file.output_dir is not None  # of every user script
+    return read_lock((run_file.output_dir / wanted.lock).read_bytes(), wanted.lock)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
