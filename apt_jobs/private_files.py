@@ -30,6 +30,7 @@ OUR_NAMES = (  # in the data directory; it may hold files of others, too: somebo
         "models",
         "prepared",
         "runs",
+        "secrets.key",
         "valkey",
     ),
 )

@@ -157,6 +157,11 @@ class Settings(BaseSettings):
         description="Who may run code of their own (`apt-jobs run`), as the workers' user: off, admin, or submitter. "
         "Default: submitter where all is on loopback and no proxy is named, else off.",
     )
+    secrets_key: SecretStr | None = Field(
+        None,
+        description="Key that encrypts secrets of jobs, of `apt-jobs secrets new-key`; of several, with commas, "
+        "the first encrypts. Default: `secrets.key` in the data directory, made with the first secret.",
+    )
     max_code_bytes: int = Field(50 << 20, ge=1024, description="Largest packed folder of code, in bytes.")
     environments: dict[str, str] = Field(
         default_factory=dict,

@@ -147,7 +147,17 @@ def delete_alias(alias: str) -> Call[None]:
     return Call("DELETE", f"/api/models/aliases/{segment(alias, 'alias')}", _nothing, is_repeatable=False)
 
 
-def list_of_all(what: Literal["workers", "queues", "schedules", "datasets", "models"]) -> Call[list[dict[str, Any]]]:
+def set_secret(name: str, value: str) -> Call[dict[str, Any]]:
+    return _with_json("PUT", f"/api/secrets/{segment(name, 'secret')}", {"value": value}, dict)
+
+
+def delete_secret(name: str) -> Call[None]:
+    return Call("DELETE", f"/api/secrets/{segment(name, 'secret')}", _nothing, is_repeatable=False)
+
+
+def list_of_all(
+    what: Literal["workers", "queues", "schedules", "datasets", "models", "secrets"],
+) -> Call[list[dict[str, Any]]]:
     return Call("GET", f"/api/{what}", list_of)
 
 

@@ -32,6 +32,7 @@ def run(
     queue: Annotated[str | None, typer.Option(help="Queue to wait in.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Data set of `current_run().dataset()`.")] = None,
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, no secret; may be repeated.")] = None,
+    secret: Annotated[list[str] | None, typer.Option(help="Name of apt-jobs secrets; may be repeated.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="key=value; may be repeated.")] = None,
     requirements: Annotated[
         Path | None, typer.Option(help="File of packages to install for it, one a line, as trl>=1.16.")
@@ -50,7 +51,7 @@ def run(
     Ctrl-C only stops following.
     """
     job = _job(command, gpus, launcher, {"queue": queue, "dataset": dataset, "name": name}, env or [], label or [])
-    job |= _environment(requirements, lock, python, environment)
+    job |= {"secrets": secret or [], **_environment(requirements, lock, python, environment)}
     if dry_run:
         _show_packed(workdir, max_mb)
         return

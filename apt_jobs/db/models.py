@@ -280,6 +280,17 @@ class ApiKey(Base):
     last_used_at: Mapped[datetime | None]  # to about a minute
 
 
+class Secret(Base):
+    """A value that jobs are given by name."""
+
+    __tablename__ = "secrets"
+
+    name: Mapped[str] = mapped_column(String(100), primary_key=True)
+    encrypted: Mapped[str]  # by a key that is not in the database: see operations/secrets.py
+    created_at: Mapped[datetime] = mapped_column(default=now_plus(0))
+    updated_at: Mapped[datetime] = mapped_column(default=now_plus(0))
+
+
 class IdempotencyKeyRow(Base):
     """What an `Idempotency-Key` made. The primary key is the promise that it makes one thing."""
 

@@ -27,6 +27,7 @@ from apt_jobs.jobs.printable import require_printable
 from apt_jobs.jobs.python_environment import PythonEnvironment
 from apt_jobs.jobs.resources import Resources
 from apt_jobs.jobs.sampling_options import MAX_SEQUENCES, SamplingOptions
+from apt_jobs.jobs.secrets import MAX_SECRETS_OF_JOB
 from apt_jobs.jobs.strict_model import Strict
 
 BUILTIN_DATASET = "pydoc-topics"  # English text shipped with CPython (pydoc_data.topics), 0.7 MB
@@ -215,7 +216,12 @@ class TrainSpec(JobSpec):
     env: dict[VariableName, Argument] = Field(
         default_factory=dict,
         max_length=64,
-        description="Environment variables of the ranks. All who may read the job see them: no secrets.",
+        description="Environment variables of the ranks. All who may read the job see them: see `secrets`.",
+    )
+    secrets: list[VariableName] = Field(
+        default_factory=list,
+        max_length=MAX_SECRETS_OF_JOB,
+        description="Secrets of `GET /api/secrets` that a user script gets as environment variables of these names.",
     )
     environment: PythonEnvironment | None = Field(
         None, description="Python and packages of a user script; null: those of the service."
@@ -275,6 +281,14 @@ class TrainSpec(JobSpec):
             raise ValueError("environment.lock names a file of the job's code, and the job has no code")
         if self.environment.is_built and self.num_nodes > 1:
             raise ValueError("an environment is built on one machine; for several have the operator register it")
+        return self
+
+    @model_validator(mode="after")
+    def _secrets_are_of_a_script(self) -> Self:
+        if self.secrets and self.entry_point == BUILTIN_ENTRY_POINT:
+            raise ValueError("secrets are for user scripts: the built-in trainer needs none")
+        if twice := sorted({name for name in self.secrets if name in self.env or self.secrets.count(name) > 1}):
+            raise ValueError(f"{twice[0]} is given twice, in secrets and env or twice in secrets; name it once")
         return self
 
     @model_validator(mode="after")

@@ -12,6 +12,7 @@ from apt_jobs.db.job_groups import insert_jobs
 from apt_jobs.db.jobs import get_job, insert_job, new_job
 from apt_jobs.db.models import Job
 from apt_jobs.db.queues import require_place
+from apt_jobs.db.secrets import missing_secrets
 from apt_jobs.db.workers import list_workers
 from apt_jobs.errors import AptJobsError, InvalidInput, InvalidReferences, NotFound, Unavailable
 from apt_jobs.jobs.dataset_format import DatasetFormat
@@ -130,6 +131,10 @@ def reference_faults(session: Session, settings: Settings, spec: Spec) -> list[R
         *_shape_faults(spec),
         *_entry_point_faults(session, settings, spec),
         *_code_faults(settings, spec),
+        *(
+            ReferenceFault("secrets", repr(name), f"a name that GET /api/secrets lists: apt-jobs secrets set {name}")
+            for name in missing_secrets(session, spec.secrets)
+        ),
     ]
 
 

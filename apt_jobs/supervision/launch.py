@@ -29,6 +29,7 @@ from apt_jobs.supervision.rank_environment import passed_environment
 from apt_jobs.supervision.set_up import BUILD_VARIABLES, light_path, needs_set_up
 
 MIRROR_SITE = Path(run.__file__).parent / "mirror_site"  # Python loads what is in it before a script
+NO_SECRETS: Mapping[str, str] = {}
 PROGRESS_BAR_SWITCHES = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 
 
@@ -38,16 +39,23 @@ def worker_marker(settings: Settings, worker_name: str) -> str:
 
 
 def start_node(
-    settings: Settings, run_file: RunFile, node_rank: int, gpus: Sequence[int], worker_name: str
+    settings: Settings,
+    run_file: RunFile,
+    node_rank: int,
+    gpus: Sequence[int],
+    worker_name: str,
+    secrets: Mapping[str, str] = NO_SECRETS,
 ) -> ProcessTree:
-    """Start torchrun with this node's ranks. Call it from the main thread, before there are others: see ProcessTree."""
+    """Start torchrun with this node's ranks. Call it from the main thread, before there are others: see ProcessTree.
+
+    `secrets` are in the environment of the processes alone: no file has them.
+    """
     marker = f"{run_file.job_id}:{run_file.attempt}"
     if node_rank:
         marker += f":node-{node_rank}"
     log_file = run_file.run_dir / f"torchrun-{node_rank}.log"
-    environment = _environment(settings, run_file, node_rank, gpus) | {
-        WORKER_MARKER: worker_marker(settings, worker_name)
-    }
+    environment = {**_environment(settings, run_file, node_rank, gpus), **secrets}
+    environment[WORKER_MARKER] = worker_marker(settings, worker_name)
     command = _command(settings, run_file, node_rank)
     if needs_set_up(run_file):
         command = [sys.executable, "-m", "apt_jobs.supervision.set_up", str(run_file_path(run_file)), *command]

@@ -34,9 +34,23 @@ class RankLogs:
     """Follows what torchrun and the ranks of all nodes of one attempt print. Used by one thread."""
 
     def __init__(
-        self, run_dir: Path, ranks_per_node: int, num_ranks: int = 1, clock: Callable[[], float] = time.monotonic
+        self,
+        run_dir: Path,
+        ranks_per_node: int,
+        num_ranks: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        mask: Callable[[str], str] = str,
     ) -> None:
-        """`num_ranks`: of the attempt; they share the limits. `clock`: seconds, CLOCK_MONOTONIC."""
+        """Follow the files of a folder.
+
+        Args:
+            run_dir: Folder of the attempt.
+            ranks_per_node: By which files name their rank.
+            num_ranks: Of the attempt; they share the limits.
+            clock: Seconds, CLOCK_MONOTONIC.
+            mask: Hides the secrets of the job.
+        """
+        self._mask = mask
         self._folder, self._run_dir, self._ranks_per_node = run_dir / "torchrun", run_dir, ranks_per_node
         self._num_ranks, self._clock = num_ranks, clock
         self._followed: dict[Path, _Followed] = {}
@@ -71,7 +85,7 @@ class RankLogs:
         lines: list[str] = []
         for path in sorted(self._folder.glob("**/stderr.log")):
             lines += [f"[{self._source(path)}] {line}" for line in _last_lines(path)]
-        return "\n".join(lines or [line for path in self._torchrun_logs() for line in _last_lines(path)])
+        return self._mask("\n".join(lines or [line for path in self._torchrun_logs() for line in _last_lines(path)]))
 
     def _look(self) -> int:
         """Read on in each file; how many bytes there were."""
@@ -101,7 +115,7 @@ class RankLogs:
     def _add(self, followed: _Followed, lines: list[str]) -> None:
         at, gate = datetime.now(UTC), self._gate(followed.source)
         for text in lines:
-            gate.add(Line(at, text))
+            gate.add(Line(at, self._mask(text)))
 
     def _gate(self, source: str) -> LineGate:
         if source not in self._gates:

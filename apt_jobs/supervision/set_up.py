@@ -63,7 +63,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def _command_environment(run_file: RunFile) -> dict[str, str]:
     """Return what the command sees, its Python first in its PATH."""
-    kept = {n: v for n, v in os.environ.items() if not n.startswith(BUILD_VARIABLES) or n in run_file.spec.env}
+    of_the_job = {*run_file.spec.env, *run_file.spec.secrets}
+    kept = {n: v for n, v in os.environ.items() if not n.startswith(BUILD_VARIABLES) or n in of_the_job}
     plan, wanted = run_file.environment, run_file.spec.environment
     if plan is None or wanted is None:
         return kept
@@ -75,7 +76,8 @@ def _command_environment(run_file: RunFile) -> dict[str, str]:
 def _built(run_file: RunFile, plan: EnvironmentPlan, wanted: PythonEnvironment) -> Path:
     log_file = run_file.run_dir / SET_UP_LOG
     log_file.touch()
-    environment = {name: value for name, value in os.environ.items() if name not in run_file.spec.env}
+    of_the_job = {*run_file.spec.env, *run_file.spec.secrets}
+    environment = {name: value for name, value in os.environ.items() if name not in of_the_job}
     builder = EnvironmentBuilder(plan, log_file, environment, run_file.stop_path.exists)
     folder, lock = builder.provide(_packages(run_file, wanted), is_lock=wanted.lock is not None)
     lock.keep_over_exec()

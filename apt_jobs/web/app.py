@@ -29,6 +29,7 @@ from apt_jobs.web.api import (
     models,
     operations,
     schedules,
+    secrets,
     training,
 )
 from apt_jobs.web.api.idempotency import sweep_loop
@@ -111,6 +112,9 @@ ROUTES: list[BaseRoute] = [
     Route("/api/workers/{name:path}/drain", operations.drain_worker, methods=["POST"]),
     Route("/api/workers/{name:path}/resume", operations.resume_worker, methods=["POST"]),
     Route("/api/keys", operations.get_keys, methods=["GET"]),
+    Route("/api/secrets", secrets.get_secrets, methods=["GET"]),
+    Route("/api/secrets/{name}", secrets.set_secret, methods=["PUT"]),
+    Route("/api/secrets/{name}", secrets.remove_secret, methods=["DELETE"]),
     Route("/v1/models", openai_models.get_models, methods=["GET"]),
     Route("/v1/models/{model:path}", openai_models.get_model, methods=["GET"]),
     Route("/v1/completions", openai_completions.complete, methods=["POST"]),

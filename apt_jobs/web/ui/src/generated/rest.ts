@@ -929,6 +929,50 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/secrets": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the names of the secrets that jobs may ask for
+         * @description List the names of the secrets that jobs may ask for.
+         */
+        get: operations["list_secrets"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/secrets/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Store a value under the name of the environment variable that jobs get it in, in place of an earlier one
+         * @description Store a value under the name of the environment variable that jobs get it in, in place of an earlier one.
+         */
+        put: operations["set_secret"];
+        post?: never;
+        /**
+         * Remove a secret
+         * @description Remove a secret. Jobs that run keep it; those that wait for it fail as they start.
+         */
+        delete: operations["delete_secret"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/models": {
         parameters: {
             query?: never;
@@ -3437,6 +3481,28 @@ export interface components {
             job_state: components["schemas"]["JobState"] | null;
             reason: string | null;
         };
+        SecretAnswer: {
+            name: string;
+            created_at: string;
+            updated_at: string;
+        };
+        SecretBody: {
+            /**
+             * Format: password
+             * @description 8 to 16,384 characters. No answer ever has it.
+             */
+            value: string;
+        };
+        SecretList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["SecretAnswer"][];
+            /** @default false */
+            has_more: boolean;
+        };
         StatusAnswer: {
             job_id: string | null;
             is_training: boolean;
@@ -3560,10 +3626,12 @@ export interface components {
              * @enum {string}
              */
             launcher?: "torchrun" | "none";
-            /** @description Environment variables of the ranks. All who may read the job see them: no secrets. */
+            /** @description Environment variables of the ranks. All who may read the job see them: see `secrets`. */
             env?: {
                 [key: string]: string;
             };
+            /** @description Secrets of `GET /api/secrets` that a user script gets as environment variables of these names. */
+            secrets?: string[];
             /**
              * @description Python and packages of a user script; null: those of the service.
              * @default null
@@ -4253,6 +4321,9 @@ export type ScheduleAnswer = components['schemas']['ScheduleAnswer'];
 export type ScheduleBody = components['schemas']['ScheduleBody'];
 export type ScheduleList = components['schemas']['ScheduleList'];
 export type ScheduleRunAnswer = components['schemas']['ScheduleRunAnswer'];
+export type SecretAnswer = components['schemas']['SecretAnswer'];
+export type SecretBody = components['schemas']['SecretBody'];
+export type SecretList = components['schemas']['SecretList'];
 export type StatusAnswer = components['schemas']['StatusAnswer'];
 export type StreamOptions = components['schemas']['StreamOptions'];
 export type Supervised = components['schemas']['Supervised'];
@@ -6048,6 +6119,96 @@ export interface operations {
             400: components["responses"]["Problem400"];
             401: components["responses"]["Problem401"];
             403: components["responses"]["Problem403"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    list_secrets: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SecretList"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    set_secret: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SecretBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SecretAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            408: components["responses"]["Problem408"];
+            409: components["responses"]["Problem409"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    delete_secret: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done; there is no body. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };

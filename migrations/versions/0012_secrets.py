@@ -1,0 +1,26 @@
+"""Keep secrets of jobs, encrypted"""
+
+import sqlalchemy as sa
+from alembic import op
+
+INSTANT = sa.String(23).with_variant(sa.DateTime(timezone=True), "postgresql")
+
+revision = "0012"
+down_revision = "0011"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "secrets",
+        sa.Column("name", sa.String(length=100), nullable=False),
+        sa.Column("encrypted", sa.String(), nullable=False),
+        sa.Column("created_at", INSTANT, nullable=False),
+        sa.Column("updated_at", INSTANT, nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_secrets")),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("secrets")
