@@ -25,6 +25,7 @@ OUR_NAMES = (  # in the data directory; it may hold files of others, too: somebo
         "compile_cache",
         "datasets",
         "environments",
+        "git",
         "locks",
         "logs",
         "models",

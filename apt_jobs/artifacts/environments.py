@@ -51,10 +51,10 @@ class EnvironmentBuilder:
     """Finds or builds the environment of one attempt. Constructing it touches nothing."""
 
     def __init__(
-        self, plan: EnvironmentPlan, log_file: Path, environment: Mapping[str, str], stops: Callable[[], bool]
+        self, plan: EnvironmentPlan, log_file: Path, environment: Mapping[str, str], wait: Callable[[], None]
     ) -> None:
-        """`environment` is what uv sees; `stops` says whether to give up."""
-        self._plan, self._log_file, self._stops = plan, log_file, stops
+        """`environment` is what uv sees; `wait` is called often, and raises when the attempt is to end."""
+        self._plan, self._log_file, self._wait_once = plan, log_file, wait
         self._root = plan.environments_dir
         self._deadline_s = time.monotonic() + plan.timeout_s
         self._noted_s = time.monotonic()
@@ -77,7 +77,6 @@ class EnvironmentBuilder:
             InvalidInput: it cannot be built of these packages; the message has uv's last lines.
             WorkerLacks: uv, the Python or the network is not there, or it took too long.
             OutOfSpace: the disk is full.
-            StopRequested: the attempt was asked to end.
         """
         folder = self._root / environment_hash(self._plan.python, packages, is_lock=is_lock)
         lock = FolderLock(lock_path(folder))
@@ -134,8 +133,7 @@ class EnvironmentBuilder:
                 process.wait()
 
     def _wait(self, what: str) -> None:
-        if self._stops():
-            raise StopRequested
+        self._wait_once()
         now_s = time.monotonic()
         if now_s > self._deadline_s:
             raise WorkerLacks(

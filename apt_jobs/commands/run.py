@@ -42,6 +42,10 @@ def run(
     ] = None,
     python: Annotated[str | None, typer.Option(help="Version of Python for those packages, as 3.12.")] = None,
     environment: Annotated[str | None, typer.Option(help="Environment that the operator registered.")] = None,
+    git: Annotated[
+        str | None,
+        typer.Option(help="Run a commit instead of this folder: https://host/path.git@COMMIT, its whole name."),
+    ] = None,
     max_mb: Annotated[int, typer.Option(min=1, max=100_000, help="Largest packed folder.")] = 50,
     detach: Annotated[bool, typer.Option("-d", "--detach", help="Do not follow it.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be packed, and submit nothing.")] = False,
@@ -56,9 +60,7 @@ def run(
         _show_packed(workdir, max_mb)
         return
     with open_client() as client:
-        code = client.upload_code(workdir, max_mb * _MEGABYTE)
-        complain(f"{workdir} is {_counted(code['num_files'])}, {_origin(code)}")
-        submitted = client.submit({**job, "code": {"sha256": code["sha256"]}})
+        submitted = client.submit({**job, "code": _commit(git) if git else _packed(client, workdir, max_mb)})
         if detach:
             echo(submitted.id)
             return
@@ -117,6 +119,19 @@ def _pairs(texts: list[str], option: str) -> dict[str, str]:
             raise InvalidInput(f"{option} {text!r} is no NAME=VALUE")
         pairs[name] = value
     return pairs
+
+
+def _commit(text: str) -> dict[str, Any]:
+    url, sign, commit = text.rpartition("@")
+    if not sign:
+        raise InvalidInput(f"--git {text!r} names no commit; write https://host/path.git@COMMIT")
+    return {"git": {"url": url, "commit": commit}}
+
+
+def _packed(client: Client, workdir: Path, max_mb: int) -> dict[str, Any]:
+    code = client.upload_code(workdir, max_mb * _MEGABYTE)
+    complain(f"{workdir} is {_counted(code['num_files'])}, {_origin(code)}")
+    return {"sha256": code["sha256"]}
 
 
 def _show_packed(workdir: Path, max_mb: int) -> None:

@@ -40,6 +40,17 @@ class EnvironmentPlan(BaseModel):
     max_unused_s: float
 
 
+class GitPlan(BaseModel):
+    """How a commit is fetched."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cache_dir: Path
+    timeout_s: float
+    max_bytes: int  # of one commit
+    max_cache_bytes: int
+
+
 class RunFile(BaseModel):
     """Everything that a rank needs. Paths are absolute."""
 
@@ -50,6 +61,7 @@ class RunFile(BaseModel):
     spec: TrainSpec
     entry_point: str | None  # registered: "module:function" or the path of a script; None: the built-in trainer
     command: list[str] | None = None  # of code that the job brings, or of a script without torchrun
+    git: GitPlan | None = None  # of code that is a commit
     environment: EnvironmentPlan | None = None  # Python of a user script; None: that of the service
     dataset_file: Path | None  # None: the built-in data set
     dataset_format: DatasetFormat = DatasetFormat.TEXT

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from apt_jobs.jobs.code import Sha256
+from apt_jobs.jobs.code_source import Code
 from apt_jobs.jobs.data_options import DataOptions
 from apt_jobs.jobs.environment import Argument, VariableName
 from apt_jobs.jobs.lora_options import LoraOptions
@@ -186,12 +186,6 @@ class JobSpec(Strict):
     time_limit_s: float | None = Field(
         None, gt=0, le=366 * 86_400, description="Longest time of one attempt, in seconds; then it saves and fails."
     )
-
-
-class Code(Strict):
-    """The code that a job brings: a packed folder, whose command `argv` is."""
-
-    sha256: Sha256 = Field(description="Of the packed folder, uploaded by `PUT /api/code/{sha256}` (`apt-jobs run`).")
 
 
 class TrainSpec(JobSpec):

@@ -15,6 +15,7 @@ from apt_jobs.db.queues import require_place
 from apt_jobs.db.secrets import missing_secrets
 from apt_jobs.db.workers import list_workers
 from apt_jobs.errors import AptJobsError, InvalidInput, InvalidReferences, NotFound, Unavailable
+from apt_jobs.git_hosts import host_of
 from apt_jobs.jobs.dataset_format import DatasetFormat
 from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.spec import (
@@ -194,7 +195,11 @@ def _code_faults(settings: Settings, spec: TrainSpec) -> list[ReferenceFault]:
     if settings.code_role is None and spec.brings_code:
         field, seen = ("environment", "packages") if spec.code is None else ("code", "a packed folder")
         return [ReferenceFault(field, seen, "the operator's consent: APT_JOBS_ALLOW_CODE")]
-    if spec.code is None:
+    if spec.code is not None and spec.code.git is not None:
+        if host_of(spec.code.git.url, settings.git_hosts) is not None:
+            return []
+        return [ReferenceFault("code/git/url", repr(spec.code.git.url), "an address below one of APT_JOBS_GIT_HOSTS")]
+    if spec.code is None or spec.code.sha256 is None:
         return []
     touch_code(settings.code_dir, spec.code.sha256)  # it is kept until the job's row holds it
     try:

@@ -21,8 +21,9 @@ from apt_jobs.db.engine import Database
 from apt_jobs.db.models import Checkpoint, Job
 from apt_jobs.db.workers import list_workers, node_name
 from apt_jobs.errors import InvalidCheckpoint, InvalidDataset, InvalidInput, NotFound, WorkerLacks
+from apt_jobs.git_hosts import host_of
 from apt_jobs.jobs.environment import as_flag
-from apt_jobs.jobs.run_file import SCRIPT_SUFFIX, EnvironmentPlan, NamedSource, RunFile
+from apt_jobs.jobs.run_file import SCRIPT_SUFFIX, EnvironmentPlan, GitPlan, NamedSource, RunFile
 from apt_jobs.jobs.spec import BUILTIN_DATASET, BUILTIN_ENTRY_POINT, CHECKPOINT_ID_PATTERN, TrainSpec
 from apt_jobs.operations.data_directory import require_room
 from apt_jobs.operations.liveness import alive_within_s
@@ -168,8 +169,22 @@ def _what_to_run(settings: Settings, spec: TrainSpec, output_dir: Path) -> dict[
     return {
         "entry_point": entry_point,
         "command": _command(settings, spec, entry_point, output_dir),
+        "git": _git_plan(settings, spec),
         "environment": _environment_plan(settings, spec),
     }
+
+
+def _git_plan(settings: Settings, spec: TrainSpec) -> GitPlan | None:
+    if spec.code is None or spec.code.git is None:
+        return None
+    if host_of(spec.code.git.url, settings.git_hosts) is None:
+        raise WorkerLacks(f"this worker fetches nothing from {spec.code.git.url}: APT_JOBS_GIT_HOSTS does not list it")
+    return GitPlan(
+        cache_dir=settings.git_dir,
+        timeout_s=settings.git_timeout_s,
+        max_bytes=settings.max_git_bytes,
+        max_cache_bytes=settings.max_environments_bytes,
+    )
 
 
 def _environment_plan(settings: Settings, spec: TrainSpec) -> EnvironmentPlan | None:
@@ -200,7 +215,8 @@ def _command(settings: Settings, spec: TrainSpec, entry_point: str | None, outpu
     if spec.code is not None:
         output_dir.mkdir(parents=True, exist_ok=True)
         try:
-            unpack_code(settings.code_dir, spec.code.sha256, output_dir)
+            if spec.code.sha256 is not None:  # a commit is fetched in the attempt's own processes
+                unpack_code(settings.code_dir, spec.code.sha256, output_dir)
         except NotFound as exc:
             raise WorkerLacks(f"the job's code is not on this worker: {exc}") from exc
         return list(spec.argv)

@@ -6,11 +6,12 @@ It holds the lock of the environment, and so does the command that it becomes.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import apt_jobs
-from apt_jobs.artifacts.environments import EnvironmentBuilder, StopRequested
+from apt_jobs.artifacts.environments import EnvironmentBuilder
+from apt_jobs.artifacts.git_code import GitFetcher
 from apt_jobs.errors import AptJobsError
 from apt_jobs.events.kinds import RankFailed
 from apt_jobs.events.spool import SpoolWriter
@@ -24,9 +25,13 @@ LIGHT_FOLDER = "python"  # of an attempt: `apt_jobs` alone, so that every Python
 BUILD_VARIABLES = "UV_"  # the operator's settings of uv: for the build, not for the job
 
 
+class StopRequested(Exception):
+    """The attempt was asked to stop before its command began."""
+
+
 def needs_set_up(run_file: RunFile) -> bool:
     """Return whether something has to be prepared before the command starts."""
-    return run_file.environment is not None
+    return run_file.environment is not None or run_file.git is not None
 
 
 def light_path(run_file: RunFile) -> Path:
@@ -48,7 +53,9 @@ def main(arguments: Sequence[str]) -> int:
     os.umask(PRIVATE_UMASK)
     file, *command = arguments
     run_file = RunFile.model_validate_json(Path(file).read_text())
+    (run_file.run_dir / SET_UP_LOG).touch()
     try:
+        _fetch_code(run_file)
         environment = _command_environment(run_file)
     except StopRequested:
         write_outcome(run_file.outcome_path, Outcome.STOPPED)
@@ -59,6 +66,30 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     os.execve(command[0], command, environment)  # noqa: S606  # a list, no shell
     return None
+
+
+def _fetch_code(run_file: RunFile) -> None:
+    """Fetch the commit that the job names, into its folder."""
+    code = run_file.spec.code
+    if run_file.git is None or code is None or code.git is None:
+        return
+    assert run_file.output_dir is not None  # of every user script
+    fetcher = GitFetcher(run_file.git, run_file.run_dir / SET_UP_LOG, _own_environment(run_file), _stop_check(run_file))
+    fetcher.write(code.git, run_file.output_dir)
+
+
+def _own_environment(run_file: RunFile) -> dict[str, str]:
+    """Return what git and uv see: nothing that the job brought, as others share what they make."""
+    of_the_job = {*run_file.spec.env, *run_file.spec.secrets}
+    return {name: value for name, value in os.environ.items() if name not in of_the_job}
+
+
+def _stop_check(run_file: RunFile) -> Callable[[], None]:
+    def check() -> None:
+        if run_file.stop_path.exists():
+            raise StopRequested
+
+    return check
 
 
 def _command_environment(run_file: RunFile) -> dict[str, str]:
@@ -74,11 +105,7 @@ def _command_environment(run_file: RunFile) -> dict[str, str]:
 
 
 def _built(run_file: RunFile, plan: EnvironmentPlan, wanted: PythonEnvironment) -> Path:
-    log_file = run_file.run_dir / SET_UP_LOG
-    log_file.touch()
-    of_the_job = {*run_file.spec.env, *run_file.spec.secrets}
-    environment = {name: value for name, value in os.environ.items() if name not in of_the_job}
-    builder = EnvironmentBuilder(plan, log_file, environment, run_file.stop_path.exists)
+    builder = EnvironmentBuilder(plan, run_file.run_dir / SET_UP_LOG, _own_environment(run_file), _stop_check(run_file))
     folder, lock = builder.provide(_packages(run_file, wanted), is_lock=wanted.lock is not None)
     lock.keep_over_exec()
     return folder

@@ -108,3 +108,13 @@ def test_what_is_uploaded_is_what_it_is_called_and_bounded(
 )
 def test_consent_is_given_by_default_on_loopback_only(values: dict[str, Any], role: str | None) -> None:
     assert Settings(**values).code_role == role
+
+
+@pytest.mark.parametrize("served", [{"allow_code": "submitter", "git_hosts": ("git.example/team",)}], indirect=True)
+def test_a_commit_is_taken_from_the_hosts_that_are_listed(served: Served, client: httpx.Client) -> None:
+    answers = {}
+    for url in ("https://git.example/team/a.git", "https://git.example/others/a.git", "file:///etc/a"):
+        code = {"git": {"url": url, "commit": "0" * 40}}
+        answers[url] = client.post("/api/jobs", json={"kind": "train", "code": code, "argv": ["python", "a.py"]})
+    assert [answer.status_code for answer in answers.values()] == [202, 422, 422]
+    assert answers["file:///etc/a"].json()["errors"][0]["pointer"] == "#/code/git/url"

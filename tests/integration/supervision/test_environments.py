@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from apt_jobs.artifacts.environments import EnvironmentBuilder, StopRequested, find_environment
+from apt_jobs.artifacts.environments import EnvironmentBuilder, find_environment
 from apt_jobs.errors import InvalidInput, WorkerLacks
 from apt_jobs.events.spool import SpoolReader
 from apt_jobs.folder_lock import FolderLock, lock_path
@@ -20,6 +20,7 @@ from apt_jobs.settings import Settings
 from apt_jobs.supervision.launch import start_node
 from apt_jobs.supervision.prepare_run import run_file_path
 from apt_jobs.supervision.rank_logs import SET_UP_LOG, RankLogs
+from apt_jobs.supervision.set_up import StopRequested
 from tests.acceptance.stack import until
 from tests.integration.run_files import run_file_in
 
@@ -61,7 +62,7 @@ def _builder(root: Path, wheels: Path, **fields: object) -> EnvironmentBuilder:
     root.mkdir(exist_ok=True)
     (root / SET_UP_LOG).touch()
     offline = {**os.environ, "UV_CONFIG_FILE": str(wheels / "uv.toml")}
-    return EnvironmentBuilder(_plan(root, **fields), root / SET_UP_LOG, offline, lambda: False)
+    return EnvironmentBuilder(_plan(root, **fields), root / SET_UP_LOG, offline, lambda: None)
 
 
 def test_jobs_at_once_build_one_environment_once_and_use_it_together(tmp_path: Path, wheels: Path) -> None:
@@ -122,7 +123,7 @@ def test_what_cannot_be_built_says_why_in_the_words_of_uv(
 def test_a_network_that_is_away_is_no_fault_of_the_job(tmp_path: Path) -> None:
     (tmp_path / SET_UP_LOG).touch()
     away = {**os.environ, "UV_DEFAULT_INDEX": "http://127.0.0.1:9/simple", "UV_HTTP_RETRIES": "0"}
-    builder = EnvironmentBuilder(_plan(tmp_path), tmp_path / SET_UP_LOG, away, lambda: False)
+    builder = EnvironmentBuilder(_plan(tmp_path), tmp_path / SET_UP_LOG, away, lambda: None)
     with pytest.raises(WorkerLacks, match="cannot be built"):
         builder.provide("tiny\n", is_lock=False)
 
@@ -142,7 +143,11 @@ def test_waiting_for_another_build_ends_at_its_time_or_when_asked_to(tmp_path: P
     assert other.try_exclusive()
     with pytest.raises(WorkerLacks, match=r"not ready within 0\.2 s"):
         _builder(tmp_path, wheels, timeout_s=0.2).provide("", is_lock=False)
-    builder = EnvironmentBuilder(_plan(tmp_path), tmp_path / SET_UP_LOG, os.environ, lambda: True)
+
+    def stop() -> None:
+        raise StopRequested
+
+    builder = EnvironmentBuilder(_plan(tmp_path), tmp_path / SET_UP_LOG, os.environ, stop)
     with pytest.raises(StopRequested):
         builder.provide("", is_lock=False)
     other.close()
@@ -200,7 +205,7 @@ def test_a_registered_environment_is_used_as_it_is(tmp_path: Path, wheels: Path)
     (next(made.glob("lib/python*/site-packages")) / "tiny.py").write_text("VALUE = 2.0\n")
     run_file = _attempt(tmp_path, {"name": "mine"}, registered_dir=made)
     assert _ended(tmp_path, run_file) == 0
-    assert not (run_file.run_dir / SET_UP_LOG).exists()
+    assert (run_file.run_dir / SET_UP_LOG).read_text() == ""
 
 
 def test_a_build_that_fails_is_the_failure_of_the_job(

@@ -285,6 +285,7 @@ export const TRAIN_FIELDS: Record<string, FieldRule> = {
   "max_attempts": {"type": "integer", "nullable": false, "description": "Attempts before the job is given up.", "minimum": 1, "maximum": 100, "default": 3},
   "time_limit_s": {"type": "number", "nullable": true, "description": "Longest time of one attempt, in seconds; then it saves and fails.", "exclusiveMinimum": 0, "maximum": 31622400, "default": null},
   "entry_point": {"type": "string", "nullable": false, "description": "Registered on the worker; never a command line.", "default": "language-model"},
+  "code.sha256": {"type": "string", "nullable": true, "description": "Of the packed folder, uploaded by `PUT /api/code/{sha256}` (`apt-jobs run`).", "default": null},
   "launcher": {"type": "string", "nullable": false, "description": "none: one process, which may start others; `num_ranks` is how many GPUs it sees.", "enum": ["torchrun", "none"], "default": "torchrun"},
   "environment.name": {"type": "string", "nullable": true, "description": "An environment that the worker's operator registered, in APT_JOBS_ENVIRONMENTS.", "default": null},
   "environment.python": {"type": "string", "nullable": true, "description": "Version, as `3.12`, from 3.11 on; null: that of the service.", "default": null},

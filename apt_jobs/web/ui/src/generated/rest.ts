@@ -1878,10 +1878,18 @@ export interface components {
              */
             logprobs: components["schemas"]["TokenLogprob"][] | null;
         };
-        /** @description The code that a job brings: a packed folder, whose command `argv` is. */
+        /** @description The code that a job brings, whose command `argv` is: a packed folder, or a commit of git. */
         Code: {
-            /** @description Of the packed folder, uploaded by `PUT /api/code/{sha256}` (`apt-jobs run`). */
-            sha256: string;
+            /**
+             * @description Of the packed folder, uploaded by `PUT /api/code/{sha256}` (`apt-jobs run`).
+             * @default null
+             */
+            sha256?: string | null;
+            /**
+             * @description A commit that the worker fetches.
+             * @default null
+             */
+            git?: components["schemas"]["GitCode"] | null;
         };
         CodeAnswer: {
             sha256: string;
@@ -2666,6 +2674,13 @@ export interface components {
              * @default null
              */
             embed?: (string | number[])[] | null;
+        };
+        /** @description One commit of a repository. */
+        GitCode: {
+            /** @description As `https://host/path.git`, of a host that the operator lists in APT_JOBS_GIT_HOSTS. */
+            url: string;
+            /** @description Whole name of a commit, 40 digits and letters: a branch would be other code another day. */
+            commit: string;
         };
         /** @description Norms by point and layer, in the order of `names`. A value is null if no norm of the point was finite. */
         GradientOverviewAnswer: {
@@ -4279,6 +4294,7 @@ export type FineTuningRequest = components['schemas']['FineTuningRequest'];
 export type GenerateAnswer = components['schemas']['GenerateAnswer'];
 export type GenerateRequest = components['schemas']['GenerateRequest'];
 export type GenerateSpec = components['schemas']['GenerateSpec'];
+export type GitCode = components['schemas']['GitCode'];
 export type GradientOverviewAnswer = components['schemas']['GradientOverviewAnswer'];
 export type GradientsAnswer = components['schemas']['GradientsAnswer'];
 export type HistoryAnswer = components['schemas']['HistoryAnswer'];
