@@ -103,6 +103,7 @@ class Attempt(Base):
     reason: Mapped[str | None] = mapped_column(Words)
     resumed_from_step: Mapped[int | None] = mapped_column(BigInteger)
     last_step: Mapped[int | None] = mapped_column(BigInteger)
+    facts: Mapped[dict[str, Any] | None]  # what it ran with: see jobs/attempt_facts.py
 
 
 class EventRow(Base):

@@ -5,20 +5,23 @@ It holds the lock of the environment, and so does the command that it becomes.
 """
 
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import apt_jobs
-from apt_jobs.artifacts.environments import EnvironmentBuilder
+from apt_jobs.artifacts.environments import EnvironmentBuilder, find_environment
 from apt_jobs.artifacts.git_code import GitFetcher
 from apt_jobs.errors import AptJobsError
 from apt_jobs.events.kinds import RankFailed
 from apt_jobs.events.spool import SpoolWriter
+from apt_jobs.jobs.attempt_facts import PythonFacts
 from apt_jobs.jobs.outcome import Outcome, write_outcome
 from apt_jobs.jobs.python_environment import PythonEnvironment, read_lock
 from apt_jobs.jobs.run_file import EnvironmentPlan, RunFile
 from apt_jobs.private_files import PRIVATE_UMASK
+from apt_jobs.supervision.attempt_facts import PYTHON_FACTS, installed_packages
 from apt_jobs.supervision.rank_logs import SET_UP_LOG
 
 LIGHT_FOLDER = "python"  # of an attempt: `apt_jobs` alone, so that every Python finds the run and nothing else
@@ -100,6 +103,7 @@ def _command_environment(run_file: RunFile) -> dict[str, str]:
     if plan is None or wanted is None:
         return kept
     folder = plan.registered_dir or _built(run_file, plan, wanted)
+    _write_facts(run_file, folder, wanted)
     path = os.pathsep.join([str(folder / "bin"), kept.get("PATH", os.defpath)])
     return {**kept, "PATH": path, "VIRTUAL_ENV": str(folder)}
 
@@ -109,6 +113,21 @@ def _built(run_file: RunFile, plan: EnvironmentPlan, wanted: PythonEnvironment) 
     folder, lock = builder.provide(_packages(run_file, wanted), is_lock=wanted.lock is not None)
     lock.keep_over_exec()
     return folder
+
+
+def _write_facts(run_file: RunFile, folder: Path, wanted: PythonEnvironment) -> None:
+    """Note the packages of the environment for the supervisor, in a file that appears whole."""
+    record = find_environment(folder)
+    if record is not None:
+        facts = PythonFacts(python=record.python, packages=record.packages, environment=folder.name)
+    else:
+        packages = installed_packages(map(str, folder.glob("lib/python3*/site-packages")))
+        command = [str(folder / "bin" / "python"), "-c", "import platform; print(platform.python_version())"]
+        asked = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60.0)
+        facts = PythonFacts(python=asked.stdout.strip()[:100], packages=packages, environment=wanted.name)
+    temporary = run_file.run_dir / f".{PYTHON_FACTS}"
+    temporary.write_text(facts.model_dump_json())
+    temporary.rename(run_file.run_dir / PYTHON_FACTS)
 
 
 def _packages(run_file: RunFile, wanted: PythonEnvironment) -> str:

@@ -34,6 +34,7 @@ from apt_jobs.operations.liveness import node_alive_within_s
 from apt_jobs.operations.secrets import read_secrets
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
+from apt_jobs.supervision.attempt_facts import FactsRecorder
 from apt_jobs.supervision.launch import start_node
 from apt_jobs.supervision.lease import KILL_FRACTION, STOP_FRACTION, LeaseKeeper
 from apt_jobs.supervision.network import rendezvous_address
@@ -128,7 +129,7 @@ class Supervisor:
         relay = Relay(self._database, self._publisher, run_file, logs, lease_s, mask=masker.mask)
         threading.Thread(target=self._guard, args=(lease, tree), name="guard", daemon=True).start()
         try:
-            with lease:
+            with lease, FactsRecorder(self._database, run_file, self._worker_name, self._gpus):
                 ending = self._follow(tree, lease, relay, run_file)
                 if ending is not Ending.FENCED:
                     relay.drain(LAST_EVENTS_TIMEOUT_S)

@@ -19,6 +19,7 @@ from apt_jobs.web import pages
 from apt_jobs.web.admissions import Admissions
 from apt_jobs.web.api import (
     checkpoints,
+    clones,
     code,
     dataset_previews,
     datasets,
@@ -65,6 +66,7 @@ ROUTES: list[BaseRoute] = [
     Route("/api/jobs", jobs.submit_job, methods=["POST"]),
     Route("/api/jobs/{job_id}", jobs.get_one_job, methods=["GET"]),
     Route("/api/jobs/{job_id}", jobs.remove_job, methods=["DELETE"]),
+    Route("/api/jobs/{job_id}/clone", clones.clone_job, methods=["POST"]),
     Route("/api/jobs/{job_id}/cancel", jobs.cancel_job, methods=["POST"]),
     Route("/api/jobs/{job_id}/pause", jobs.pause_job, methods=["POST"]),
     Route("/api/jobs/{job_id}/resume", jobs.resume_job, methods=["POST"]),

@@ -93,6 +93,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/jobs/{job_id}/clone": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Submit a job again
+         * @description Submit a job again: its own spec, changed by a merge patch. The code is the very same.
+         */
+        post: operations["clone_job"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/jobs/{job_id}/cancel": {
         parameters: {
             query?: never;
@@ -1493,6 +1513,45 @@ export interface components {
              * @default null
              */
             steps_lost: number | null;
+            /**
+             * @description What it ran with; null: not known, or not yet.
+             * @default null
+             */
+            facts: components["schemas"]["AttemptFacts"] | null;
+        };
+        /** @description What an attempt ran with. */
+        AttemptFacts: {
+            /** @description Its version, as `3.12.3`. */
+            python: string;
+            /** @description As `torch==2.10.0`, by name. */
+            packages: string[];
+            /**
+             * @description Name or hash of the environment; null: that of the service.
+             * @default null
+             */
+            environment: string | null;
+            host: string;
+            /** @description Kernel and machine, as `Linux-6.1-x86_64`. */
+            system: string;
+            /** @description Names of those that it was given. */
+            gpus: string[];
+            /**
+             * @description Version of NVIDIA's kernel driver.
+             * @default null
+             */
+            gpu_driver: string | null;
+            /**
+             * @description Content of the data set; null: built in.
+             * @default null
+             */
+            dataset_sha256: string | null;
+            /** @default null */
+            validation_dataset_sha256: string | null;
+            /**
+             * @description SHA-256 of the packed folder, or the commit; null: the worker's.
+             * @default null
+             */
+            code: string | null;
         };
         BatchAnswer: {
             results: components["schemas"]["BatchItem"][];
@@ -1877,6 +1936,33 @@ export interface components {
              * @default null
              */
             logprobs: components["schemas"]["TokenLogprob"][] | null;
+        };
+        /**
+         * @example {
+         *       "patch": {
+         *         "training": {
+         *           "seed": 2
+         *         }
+         *       },
+         *       "exact": false,
+         *       "checkpoint": null
+         *     }
+         */
+        CloneBody: {
+            /** @description JSON merge patch (RFC 7396) of the job's `spec`; null takes a field out. */
+            patch?: {
+                [key: string]: unknown;
+            };
+            /**
+             * @description With the packages that its last attempt ran with and the same content of its data set; refused where that cannot be had.
+             * @default false
+             */
+            exact?: boolean;
+            /**
+             * @description Start from this checkpoint of the job.
+             * @default null
+             */
+            checkpoint?: ("best" | "latest") | null;
         };
         /** @description The code that a job brings, whose command `argv` is: a packed folder, or a commit of git. */
         Code: {
@@ -3501,6 +3587,11 @@ export interface components {
             created_at: string;
             updated_at: string;
         };
+        /**
+         * @example {
+         *       "value": "hf_0123456789abcdef"
+         *     }
+         */
         SecretBody: {
             /**
              * Format: password
@@ -4237,6 +4328,7 @@ export type AnomalyPolicy = components['schemas']['AnomalyPolicy'];
 export type AnyJobSpec = components['schemas']['AnyJobSpec'];
 export type AssistantMessage = components['schemas']['AssistantMessage'];
 export type AttemptAnswer = components['schemas']['AttemptAnswer'];
+export type AttemptFacts = components['schemas']['AttemptFacts'];
 export type BatchAnswer = components['schemas']['BatchAnswer'];
 export type BatchCounts = components['schemas']['BatchCounts'];
 export type BatchCreateRequest = components['schemas']['BatchCreateRequest'];
@@ -4256,6 +4348,7 @@ export type CheckpointInfo = components['schemas']['CheckpointInfo'];
 export type CheckpointList = components['schemas']['CheckpointList'];
 export type CheckpointMetrics = components['schemas']['CheckpointMetrics'];
 export type Choice = components['schemas']['Choice'];
+export type CloneBody = components['schemas']['CloneBody'];
 export type Code = components['schemas']['Code'];
 export type CodeAnswer = components['schemas']['CodeAnswer'];
 export type CompletionAnswer = components['schemas']['CompletionAnswer'];
@@ -4569,6 +4662,51 @@ export interface operations {
             403: components["responses"]["Problem403"];
             404: components["responses"]["Problem404"];
             409: components["responses"]["Problem409"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    clone_job: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description A repeated request with this key within 24 hours creates nothing and has the same answer; the same key with another request is refused with 422. */
+                "Idempotency-Key"?: string;
+            };
+            path: {
+                /** @description Id of the job. */
+                job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CloneBody"];
+            };
+        };
+        responses: {
+            /** @description Accepted. */
+            202: {
+                headers: {
+                    /** @description `true`: this repeats the answer to an earlier request with the same `Idempotency-Key`. */
+                    "Idempotent-Replayed"?: "true";
+                    /** @description Path of what was created. */
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            408: components["responses"]["Problem408"];
+            409: components["responses"]["Problem409"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };

@@ -1,4 +1,4 @@
-"""Keep secrets of jobs, encrypted"""
+"""Keep secrets of jobs, encrypted, and what each attempt ran with"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -20,7 +20,9 @@ def upgrade() -> None:
         sa.Column("updated_at", INSTANT, nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_secrets")),
     )
+    op.add_column("attempts", sa.Column("facts", sa.JSON(), nullable=True))
 
 
 def downgrade() -> None:
+    op.drop_column("attempts", "facts")
     op.drop_table("secrets")
