@@ -21,6 +21,10 @@ class FolderLock:
         """Hold it with others, if nobody holds it alone."""
         return self._try(fcntl.LOCK_SH)
 
+    def keep_over_exec(self) -> None:
+        """Hold it also in the program that this process becomes."""
+        os.set_inheritable(self._fd, True)
+
     def close(self) -> None:
         """Release it."""
         os.close(self._fd)

@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from apt_jobs.addresses import connect_host, http_origin, is_loopback
+from apt_jobs.git_hosts import GitHost
 from apt_jobs.socket_folder import find_socket
 
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
@@ -169,7 +170,34 @@ class Settings(BaseSettings):
         description="Who may run code of their own (`apt-jobs run`), as the workers' user: off, admin, or submitter. "
         "Default: submitter where all is on loopback and no proxy is named, else off.",
     )
+    secrets_key: SecretStr | None = Field(
+        None,
+        description="Key that encrypts secrets of jobs, of `apt-jobs secrets new-key`; of several, with commas, "
+        "the first encrypts. Default: `secrets.key` in the data directory, made with the first secret.",
+    )
     max_code_bytes: int = Field(50 << 20, ge=1024, description="Largest packed folder of code, in bytes.")
+    git_hosts: tuple[str, ...] = Field(
+        (),
+        description="Where jobs may fetch code from: `github.com` (by https), `github.com/team`, `ssh://git@host`, "
+        "`file:///srv/git` (JSON list).",
+    )
+    max_git_bytes: int = Field(1 << 30, ge=1024, description="Largest commit that is fetched, in bytes.")
+    git_timeout_s: float = Field(300.0, gt=0, description="Longest time to fetch a commit, in seconds.")
+    environments: dict[str, str] = Field(
+        default_factory=dict,
+        description="Python environments that jobs may name, each a folder of venv or conda (JSON object).",
+    )
+    max_environments_bytes: int = Field(
+        100 << 30,
+        ge=0,
+        description="Bytes of built environments that are kept; those not used for longest go first, none in use.",
+    )
+    environment_days: float = Field(
+        30.0, gt=0, le=3650, description="An environment that no job used for so many days is removed."
+    )
+    environment_timeout_s: float = Field(
+        1200.0, gt=0, description="Longest time to build an environment, or to wait for one that is being built."
+    )
     generate_concurrency: int = Field(8, ge=1, le=64, description="Generation jobs that one worker serves at once.")
     generate_threads: int = Field(
         0, ge=0, le=1_024, description="Threads of a generation worker's computations on CPU; 0: half of the cores."
@@ -238,6 +266,13 @@ class Settings(BaseSettings):
         for host in hosts:
             if not host or any(sign in host for sign in "/@*, "):
                 raise ValueError(f"{host!r} is no value of a Host header; write jobs.example or jobs.example:8443")
+        return hosts
+
+    @field_validator("git_hosts")
+    @classmethod
+    def _git_hosts_are_hosts(cls, hosts: tuple[str, ...]) -> tuple[str, ...]:
+        for host in hosts:
+            GitHost.parse(host)
         return hosts
 
     @field_validator("trusted_proxies")
@@ -338,6 +373,16 @@ class Settings(BaseSettings):
     @property
     def datasets_dir(self) -> Path:
         return self.root / "datasets"
+
+    @property
+    def environments_dir(self) -> Path:
+        """Python environments that were built for jobs; see `artifacts/environments.py`."""
+        return self.root / "environments"
+
+    @property
+    def git_dir(self) -> Path:
+        """Commits that jobs run, as they were fetched; see `artifacts/git_code.py`."""
+        return self.root / "git"
 
     @property
     def files_dir(self) -> Path:

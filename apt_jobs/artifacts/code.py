@@ -7,7 +7,7 @@ import os
 import shutil
 import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -92,15 +92,25 @@ def unpack_code(code_dir: Path, sha256: str, folder: Path) -> None:
         OSError: the disk does not take it.
     """
     find_code(code_dir, sha256)
-    root = folder.resolve()
-    links: list[tarfile.TarInfo] = []
     with _tar_path(code_dir, sha256).open("rb") as file:
         tar, _ = open_packed(file)
-        for member in packed_members(tar):
-            if member.issym():
-                links.append(member)
-            elif member.name != ABOUT_NAME:
-                _write_file(tar, member, root)
+        write_members(tar, packed_members(tar), folder)
+
+
+def write_members(tar: tarfile.TarFile, members: Iterable[tarfile.TarInfo], folder: Path) -> None:
+    """Write checked members of a tar file into a folder, over what is there.
+
+    Raises:
+        InvalidInput: one is damaged, or a link that leads out by way of others.
+        OSError: the disk does not take it.
+    """
+    root = folder.resolve()
+    links: list[tarfile.TarInfo] = []
+    for member in members:
+        if member.issym():
+            links.append(member)
+        elif member.name != ABOUT_NAME:
+            _write_file(tar, member, root)
     for link in links:  # last: no file is written through one
         path = _free_place(root, link.name)
         path.symlink_to(link.linkname)

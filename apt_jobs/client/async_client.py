@@ -100,6 +100,37 @@ class AsyncClient(AsyncModelCalls, AsyncDataCalls):
         """
         return await self._job(calls.submit_job(job, idempotency_key))
 
+    async def clone(
+        self,
+        job_id: str,
+        patch: Mapping[str, Any] | None = None,
+        *,
+        exact: bool = False,
+        checkpoint: Literal["best", "latest"] | None = None,
+        idempotency_key: str | None = None,
+    ) -> AsyncJob:
+        """Submit a job again, with changes.
+
+        Args:
+            job_id: The job.
+            patch: JSON merge patch (RFC 7396) of its `spec`; None as a value takes a field out.
+            exact: With the packages that its last attempt ran with, and the same content of its data set.
+            checkpoint: Start from this one of the job.
+            idempotency_key: As that of `submit`.
+
+        Returns:
+            The new job.
+
+        Raises:
+            InvalidInput: with the patch it is no job; the error names each fault.
+            Conflict: what was asked for cannot be had again.
+
+        Example:
+            await client.clone(job.id, {"training": {"seed": 2}})
+        """
+        body = {"patch": dict(patch or {}), "exact": exact, "checkpoint": checkpoint}
+        return await self._job(calls.clone_job(job_id, body, idempotency_key))
+
     async def get(self, job_id: str) -> AsyncJob:
         """Get one job.
 

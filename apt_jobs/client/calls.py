@@ -71,11 +71,7 @@ def job_path(job_id: str, *rest: str) -> str:
 
 def submit_job(job: Mapping[str, Any], idempotency_key: str | None) -> Call[JobAnswer]:
     """Build the submission. Without a key it gets one of its own, so that repeating it is safe."""
-    key = idempotency_key or f"client-{secrets.token_hex(16)}"
-    if len(key) > MAX_KEY_CHARS:
-        raise InvalidInput(f"the idempotency key has {len(key):,} characters; at most {MAX_KEY_CHARS} are allowed")
-    headers = {"idempotency-key": require_header(key, "the idempotency key")}
-    return _with_json("POST", "/api/jobs", job, JobAnswer, headers=headers)
+    return _with_json("POST", "/api/jobs", job, JobAnswer, headers=_key_headers(idempotency_key))
 
 
 def get_job(job_id: str) -> Call[JobAnswer]:
@@ -90,6 +86,11 @@ def list_jobs(filters: Mapping[str, Any]) -> Call[tuple[list[JobAnswer], bool]]:
 def change_job(job_id: str, action: Literal["cancel", "pause", "resume", "retry"]) -> Call[JobAnswer]:
     is_repeatable = action in ("cancel", "pause")
     return Call("POST", job_path(job_id, action), JobAnswer, is_repeatable=is_repeatable)
+
+
+def clone_job(job_id: str, body: Mapping[str, Any], idempotency_key: str | None) -> Call[JobAnswer]:
+    """Build the request; repeating it is safe, as that of a submission."""
+    return _with_json("POST", job_path(job_id, "clone"), body, JobAnswer, headers=_key_headers(idempotency_key))
 
 
 def delete_job(job_id: str) -> Call[None]:
@@ -147,7 +148,17 @@ def delete_alias(alias: str) -> Call[None]:
     return Call("DELETE", f"/api/models/aliases/{segment(alias, 'alias')}", _nothing, is_repeatable=False)
 
 
-def list_of_all(what: Literal["workers", "queues", "schedules", "datasets", "models"]) -> Call[list[dict[str, Any]]]:
+def set_secret(name: str, value: str) -> Call[dict[str, Any]]:
+    return _with_json("PUT", f"/api/secrets/{segment(name, 'secret')}", {"value": value}, dict)
+
+
+def delete_secret(name: str) -> Call[None]:
+    return Call("DELETE", f"/api/secrets/{segment(name, 'secret')}", _nothing, is_repeatable=False)
+
+
+def list_of_all(
+    what: Literal["workers", "queues", "schedules", "datasets", "models", "secrets"],
+) -> Call[list[dict[str, Any]]]:
     return Call("GET", f"/api/{what}", list_of)
 
 
@@ -200,6 +211,13 @@ def get_code(sha256: str) -> Call[dict[str, Any]]:
 def code_path(sha256: str) -> str:
     """Return the address of packed code."""
     return f"/api/code/{segment(sha256, 'packed code')}"
+
+
+def _key_headers(idempotency_key: str | None) -> dict[str, str]:
+    key = idempotency_key or f"client-{secrets.token_hex(16)}"
+    if len(key) > MAX_KEY_CHARS:
+        raise InvalidInput(f"the idempotency key has {len(key):,} characters; at most {MAX_KEY_CHARS} are allowed")
+    return {"idempotency-key": require_header(key, "the idempotency key")}
 
 
 def _with_json(

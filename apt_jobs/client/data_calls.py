@@ -1,4 +1,4 @@
-"""What a client brings to the service for jobs: data sets and packed code. A part of `Client`."""
+"""What a client brings to the service for jobs: data sets, secrets and packed code. A part of `Client`."""
 
 import os
 from pathlib import Path
@@ -34,6 +34,18 @@ class DataCalls(Transport):
     def delete_dataset(self, name: str) -> None:
         """Delete a data set."""
         self._send(calls.delete_dataset(name))
+
+    def secrets(self) -> list[dict[str, Any]]:
+        """Get the names of the secrets that jobs may ask for; nobody gets their values."""
+        return self._send(calls.list_of_all("secrets"))
+
+    def set_secret(self, name: str, value: str) -> dict[str, Any]:
+        """Store a value, which jobs with `"secrets": [name]` get as an environment variable. Needs the role admin."""
+        return self._send(calls.set_secret(name, value))
+
+    def delete_secret(self, name: str) -> None:
+        """Remove a secret; jobs that run keep it."""
+        self._send(calls.delete_secret(name))
 
     def upload_code(self, folder: str | os.PathLike[str], max_bytes: int = DEFAULT_MAX_BYTES) -> dict[str, Any]:
         """Pack a folder and upload it, unless the service has it: what git tracks and what it does not ignore.

@@ -1,7 +1,7 @@
 """`apt-jobs submit`, `ps`, `watch`, `logs` and all else that is about jobs and what comes of them."""
 
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, cast
 
 import typer
 
@@ -16,7 +16,8 @@ from apt_jobs.commands.terminal import (
     print_table,
     read_job,
 )
-from apt_jobs.errors import NotFound
+from apt_jobs.errors import InvalidInput, NotFound
+from apt_jobs.jobs.merge_patch import patch_of
 
 app = typer.Typer()
 JobId = Annotated[str, typer.Argument(help="As `apt-jobs ps` shows it.")]
@@ -34,6 +35,29 @@ def submit(
         job = client.submit(spec)
         echo(f"{job.id} is {job.state}")
         if not detach and follow(client, job.id).state != "succeeded":
+            raise typer.Exit(1)
+
+
+@app.command()
+def clone(
+    job_id: JobId,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="training.max_steps=10; JSON or text, null removes; may be repeated."),
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="The same packages and data, or none.")] = False,
+    checkpoint: Annotated[str | None, typer.Option(help="Start from its checkpoint: best or latest.")] = None,
+    watched: Annotated[bool, typer.Option("--watch", help="Follow it as watch does.")] = False,
+) -> None:
+    """Submit a job again, with changes; prints the new job's id. Its code is the very same."""
+    if checkpoint not in (None, "best", "latest"):
+        raise InvalidInput(f"--checkpoint {checkpoint!r} is neither best nor latest")
+    patch = patch_of(changes or [])
+    with open_client() as client:
+        which = cast("Literal['best', 'latest'] | None", checkpoint)
+        job = client.clone(job_id, patch, exact=exact, checkpoint=which)
+        echo(job.id)
+        if watched and follow(client, job.id).state != "succeeded":
             raise typer.Exit(1)
 
 
@@ -64,7 +88,7 @@ def inspect(job_id: JobId) -> None:
     """Print all about one job, as JSON; with the commit and the diff of the code that it brought."""
     with open_client() as client:
         job = client.get(job_id)
-        if (code := job["spec"].get("code")) is not None:
+        if (code := job["spec"].get("code")) is not None and code.get("sha256"):
             with suppress(NotFound):
                 job["code"] = client.code(code["sha256"])
         print_json(job)

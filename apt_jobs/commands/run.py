@@ -10,6 +10,7 @@ from apt_jobs.client.packing import pack_folder
 from apt_jobs.commands.terminal import complain, echo, open_client
 from apt_jobs.errors import InvalidInput
 from apt_jobs.jobs.printable import escaped
+from apt_jobs.jobs.python_environment import listed_packages
 from apt_jobs.run.log_command import log_command
 
 app = typer.Typer()
@@ -31,7 +32,20 @@ def run(
     queue: Annotated[str | None, typer.Option(help="Queue to wait in.")] = None,
     dataset: Annotated[str | None, typer.Option(help="Data set of `current_run().dataset()`.")] = None,
     env: Annotated[list[str] | None, typer.Option(help="NAME=VALUE, no secret; may be repeated.")] = None,
+    secret: Annotated[list[str] | None, typer.Option(help="Name of apt-jobs secrets; may be repeated.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="key=value; may be repeated.")] = None,
+    requirements: Annotated[
+        Path | None, typer.Option(help="File of packages to install for it, one a line, as trl>=1.16.")
+    ] = None,
+    lock: Annotated[
+        str | None, typer.Option(help="File of the folder that pins all packages, as of uv pip compile.")
+    ] = None,
+    python: Annotated[str | None, typer.Option(help="Version of Python for those packages, as 3.12.")] = None,
+    environment: Annotated[str | None, typer.Option(help="Environment that the operator registered.")] = None,
+    git: Annotated[
+        str | None,
+        typer.Option(help="Run a commit instead of this folder: https://host/path.git@COMMIT, its whole name."),
+    ] = None,
     max_mb: Annotated[int, typer.Option(min=1, max=100_000, help="Largest packed folder.")] = 50,
     detach: Annotated[bool, typer.Option("-d", "--detach", help="Do not follow it.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be packed, and submit nothing.")] = False,
@@ -41,13 +55,12 @@ def run(
     Ctrl-C only stops following.
     """
     job = _job(command, gpus, launcher, {"queue": queue, "dataset": dataset, "name": name}, env or [], label or [])
+    job |= {"secrets": secret or [], **_environment(requirements, lock, python, environment)}
     if dry_run:
         _show_packed(workdir, max_mb)
         return
     with open_client() as client:
-        code = client.upload_code(workdir, max_mb * _MEGABYTE)
-        complain(f"{workdir} is {_counted(code['num_files'])}, {_origin(code)}")
-        submitted = client.submit({**job, "code": {"sha256": code["sha256"]}})
+        submitted = client.submit({**job, "code": _commit(git) if git else _packed(client, workdir, max_mb)})
         if detach:
             echo(submitted.id)
             return
@@ -79,6 +92,25 @@ def _job(
     return job | {"env": _pairs(env, "--env"), "labels": _pairs(label, "--label")}
 
 
+def _environment(
+    requirements: Path | None, lock: str | None, python: str | None, name: str | None
+) -> dict[str, dict[str, Any]]:
+    """Return the job's `environment`, if any option asks for one."""
+    listed = None if requirements is None else _packages_of(requirements)
+    if python is not None and listed is None and lock is None:
+        listed = []
+    given = {"requirements": listed, "lock": lock, "python": python, "name": name}
+    environment = {key: value for key, value in given.items() if value is not None}
+    return {"environment": environment} if environment else {}
+
+
+def _packages_of(file: Path) -> list[str]:
+    try:
+        return listed_packages(file.read_text())
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InvalidInput(f"--requirements {str(file)!r} cannot be read: {exc}") from exc
+
+
 def _pairs(texts: list[str], option: str) -> dict[str, str]:
     pairs = {}
     for text in texts:
@@ -87,6 +119,19 @@ def _pairs(texts: list[str], option: str) -> dict[str, str]:
             raise InvalidInput(f"{option} {text!r} is no NAME=VALUE")
         pairs[name] = value
     return pairs
+
+
+def _commit(text: str) -> dict[str, Any]:
+    url, sign, commit = text.rpartition("@")
+    if not sign:
+        raise InvalidInput(f"--git {text!r} names no commit; write https://host/path.git@COMMIT")
+    return {"git": {"url": url, "commit": commit}}
+
+
+def _packed(client: Client, workdir: Path, max_mb: int) -> dict[str, Any]:
+    code = client.upload_code(workdir, max_mb * _MEGABYTE)
+    complain(f"{workdir} is {_counted(code['num_files'])}, {_origin(code)}")
+    return {"sha256": code["sha256"]}
 
 
 def _show_packed(workdir: Path, max_mb: int) -> None:

@@ -106,6 +106,7 @@ class Attempt(Base):
     reason: Mapped[str | None] = mapped_column(Words)
     resumed_from_step: Mapped[int | None] = mapped_column(BigInteger)
     last_step: Mapped[int | None] = mapped_column(BigInteger)
+    facts: Mapped[dict[str, Any] | None]  # what it ran with: see jobs/attempt_facts.py
 
 
 class EventRow(Base):
@@ -294,6 +295,17 @@ class ApiKey(Base):
     expires_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]  # to about a minute
+
+
+class Secret(Base):
+    """A value that jobs are given by name."""
+
+    __tablename__ = "secrets"
+
+    name: Mapped[str] = mapped_column(String(100), primary_key=True)
+    encrypted: Mapped[str]  # by a key that is not in the database: see operations/secrets.py
+    created_at: Mapped[datetime] = mapped_column(default=now_plus(0))
+    updated_at: Mapped[datetime] = mapped_column(default=now_plus(0))
 
 
 class IdempotencyKeyRow(Base):

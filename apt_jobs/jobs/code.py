@@ -41,8 +41,12 @@ class CodeOrigin(BaseModel):
     )
 
 
-def packed_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yield the files and links of a packed folder, each checked; `read_origin` comes before.
+def packed_members(tar: tarfile.TarFile, *, has_folders: bool = False) -> Iterator[tarfile.TarInfo]:
+    """Yield the files and links of a packed folder, each checked; `open_packed` comes before.
+
+    Args:
+        tar: Where they are.
+        has_folders: Folders are members as well, and left out, as in what `git archive` writes.
 
     Raises:
         InvalidInput: one could not be unpacked inside a folder; the message names it.
@@ -50,6 +54,8 @@ def packed_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     seen: set[str] = set()
     try:
         for member in tar:
+            if has_folders and member.isdir():
+                continue
             _require_member(member)
             if member.name in seen:
                 raise InvalidInput(f"the packed code has {shown(member.name)} twice")

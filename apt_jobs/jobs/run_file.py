@@ -27,6 +27,30 @@ class NamedSource(BaseModel):
     sha256: str | None = None  # of the file; None: rank 0 computes it
 
 
+class EnvironmentPlan(BaseModel):
+    """Where the Python of a user script is, or how it is built from what the spec lists."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    registered_dir: Path | None = None  # None: it is built
+    environments_dir: Path  # where built ones are
+    python: str  # version of one to build
+    timeout_s: float
+    max_bytes: int  # of all built ones
+    max_unused_s: float
+
+
+class GitPlan(BaseModel):
+    """How a commit is fetched."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cache_dir: Path
+    timeout_s: float
+    max_bytes: int  # of one commit
+    max_cache_bytes: int
+
+
 class RunFile(BaseModel):
     """Everything that a rank needs. Paths are absolute."""
 
@@ -37,6 +61,8 @@ class RunFile(BaseModel):
     spec: TrainSpec
     entry_point: str | None  # registered: "module:function" or the path of a script; None: the built-in trainer
     command: list[str] | None = None  # of code that the job brings, or of a script without torchrun
+    git: GitPlan | None = None  # of code that is a commit
+    environment: EnvironmentPlan | None = None  # Python of a user script; None: that of the service
     dataset_file: Path | None  # None: the built-in data set
     dataset_format: DatasetFormat = DatasetFormat.TEXT
     dataset_column: str = DEFAULT_COLUMN  # of JSONL and Parquet

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from apt_jobs.jobs.code import Sha256
+from apt_jobs.jobs.code_source import Code
 from apt_jobs.jobs.data_options import DataOptions
 from apt_jobs.jobs.environment import Argument, VariableName
 from apt_jobs.jobs.lora_options import LoraOptions
@@ -24,8 +24,10 @@ from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.monitor_options import MonitorOptions
 from apt_jobs.jobs.parameter_options import ParameterGroup, ParameterPattern
 from apt_jobs.jobs.printable import require_printable
+from apt_jobs.jobs.python_environment import PythonEnvironment
 from apt_jobs.jobs.resources import Resources
 from apt_jobs.jobs.sampling_options import MAX_SEQUENCES, SamplingOptions
+from apt_jobs.jobs.secrets import MAX_SECRETS_OF_JOB
 from apt_jobs.jobs.strict_model import Strict
 
 BUILTIN_DATASET = "pydoc-topics"  # English text shipped with CPython (pydoc_data.topics), 0.7 MB
@@ -186,12 +188,6 @@ class JobSpec(Strict):
     )
 
 
-class Code(Strict):
-    """The code that a job brings: a packed folder, whose command `argv` is."""
-
-    sha256: Sha256 = Field(description="Of the packed folder, uploaded by `PUT /api/code/{sha256}` (`apt-jobs run`).")
-
-
 class TrainSpec(JobSpec):
     """A training job: `num_ranks` processes under torchrun, or one that does as it likes."""
 
@@ -214,7 +210,15 @@ class TrainSpec(JobSpec):
     env: dict[VariableName, Argument] = Field(
         default_factory=dict,
         max_length=64,
-        description="Environment variables of the ranks. All who may read the job see them: no secrets.",
+        description="Environment variables of the ranks. All who may read the job see them: see `secrets`.",
+    )
+    secrets: list[VariableName] = Field(
+        default_factory=list,
+        max_length=MAX_SECRETS_OF_JOB,
+        description="Secrets of `GET /api/secrets` that a user script gets as environment variables of these names.",
+    )
+    environment: PythonEnvironment | None = Field(
+        None, description="Python and packages of a user script; null: those of the service."
     )
     dataset: Name = Field(BUILTIN_DATASET, description="A data set of `GET /api/datasets`.")
     validation_dataset: Name | None = Field(
@@ -273,6 +277,26 @@ class TrainSpec(JobSpec):
         return self
 
     @model_validator(mode="after")
+    def _environment_is_of_a_script(self) -> Self:
+        if self.environment is None:
+            return self
+        if self.entry_point == BUILTIN_ENTRY_POINT:
+            raise ValueError("environment is for user scripts: the built-in trainer runs in that of the service")
+        if self.environment.lock is not None and self.code is None:
+            raise ValueError("environment.lock names a file of the job's code, and the job has no code")
+        if self.environment.is_built and self.num_nodes > 1:
+            raise ValueError("an environment is built on one machine; for several have the operator register it")
+        return self
+
+    @model_validator(mode="after")
+    def _secrets_are_of_a_script(self) -> Self:
+        if self.secrets and self.entry_point == BUILTIN_ENTRY_POINT:
+            raise ValueError("secrets are for user scripts: the built-in trainer needs none")
+        if twice := sorted({name for name in self.secrets if name in self.env or self.secrets.count(name) > 1}):
+            raise ValueError(f"{twice[0]} is given twice, in secrets and env or twice in secrets; name it once")
+        return self
+
+    @model_validator(mode="after")
     def _dpo_has_a_reference(self) -> Self:
         if self.training.objective == "dpo" and self.base_model is None:
             raise ValueError("training.objective 'dpo' needs base_model: the model that answers are compared with")
@@ -307,6 +331,11 @@ class TrainSpec(JobSpec):
     def is_preemptible(self) -> bool:
         """Whether it yields to jobs of higher priority."""
         return self.entry_point == BUILTIN_ENTRY_POINT if self.preemptible is None else self.preemptible
+
+    @property
+    def brings_code(self) -> bool:
+        """Whether it runs what the operator did not put there: packages run code, too, as they are installed."""
+        return self.code is not None or (self.environment is not None and self.environment.is_built)
 
 
 EmbedInput = (

@@ -12,8 +12,10 @@ from apt_jobs.db.job_groups import insert_jobs
 from apt_jobs.db.jobs import get_job, insert_job, new_job
 from apt_jobs.db.models import Job
 from apt_jobs.db.queues import require_place
+from apt_jobs.db.secrets import missing_secrets
 from apt_jobs.db.workers import list_workers, warm_models
 from apt_jobs.errors import AptJobsError, InvalidInput, InvalidReferences, NotFound, Unavailable
+from apt_jobs.git_hosts import host_of
 from apt_jobs.jobs.dataset_format import DatasetFormat
 from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.spec import (
@@ -132,6 +134,10 @@ def reference_faults(session: Session, settings: Settings, spec: Spec) -> list[R
         *_shape_faults(spec),
         *_entry_point_faults(session, settings, spec),
         *_code_faults(settings, spec),
+        *(
+            ReferenceFault("secrets", repr(name), f"a name that GET /api/secrets lists: apt-jobs secrets set {name}")
+            for name in missing_secrets(session, spec.secrets)
+        ),
     ]
 
 
@@ -194,10 +200,15 @@ def _faults_of_dataset(settings: Settings, spec: TrainSpec, field: str, name: st
 
 def _code_faults(settings: Settings, spec: TrainSpec) -> list[ReferenceFault]:
     """Return a fault if nobody may bring code, or if that of the job was not uploaded."""
-    if spec.code is None:
+    if settings.code_role is None and spec.brings_code:
+        field, seen = ("environment", "packages") if spec.code is None else ("code", "a packed folder")
+        return [ReferenceFault(field, seen, "the operator's consent: APT_JOBS_ALLOW_CODE")]
+    if spec.code is not None and spec.code.git is not None:
+        if host_of(spec.code.git.url, settings.git_hosts) is not None:
+            return []
+        return [ReferenceFault("code/git/url", repr(spec.code.git.url), "an address below one of APT_JOBS_GIT_HOSTS")]
+    if spec.code is None or spec.code.sha256 is None:
         return []
-    if settings.code_role is None:
-        return [ReferenceFault("code", "a packed folder", "the operator's consent: APT_JOBS_ALLOW_CODE")]
     touch_code(settings.code_dir, spec.code.sha256)  # it is kept until the job's row holds it
     try:
         find_code(settings.code_dir, spec.code.sha256)

@@ -27,8 +27,10 @@ from apt_jobs.supervision.network import (
 from apt_jobs.supervision.prepare_run import run_file_path
 from apt_jobs.supervision.process_tree import WORKER_MARKER, ProcessTree
 from apt_jobs.supervision.rank_environment import passed_environment
+from apt_jobs.supervision.set_up import BUILD_VARIABLES, light_path, needs_set_up
 
 MIRROR_SITE = Path(run.__file__).parent / "mirror_site"  # Python loads what is in it before a script
+NO_SECRETS: Mapping[str, str] = {}
 PROGRESS_BAR_SWITCHES = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_DATASETS_DISABLE_PROGRESS_BARS")
 
 
@@ -38,17 +40,27 @@ def worker_marker(settings: Settings, worker_name: str) -> str:
 
 
 def start_node(
-    settings: Settings, run_file: RunFile, node_rank: int, gpus: Sequence[int], worker_name: str
+    settings: Settings,
+    run_file: RunFile,
+    node_rank: int,
+    gpus: Sequence[int],
+    worker_name: str,
+    secrets: Mapping[str, str] = NO_SECRETS,
 ) -> ProcessTree:
-    """Start torchrun with this node's ranks. Call it from the main thread, before there are others: see ProcessTree."""
+    """Start torchrun with this node's ranks. Call it from the main thread, before there are others: see ProcessTree.
+
+    `secrets` are in the environment of the processes alone: no file has them.
+    """
     marker = f"{run_file.job_id}:{run_file.attempt}"
     if node_rank:
         marker += f":node-{node_rank}"
     log_file = run_file.run_dir / f"torchrun-{node_rank}.log"
-    environment = _environment(settings, run_file, node_rank, gpus) | {
-        WORKER_MARKER: worker_marker(settings, worker_name)
-    }
-    return ProcessTree(_command(settings, run_file, node_rank), environment, marker, log_file)
+    environment = {**_environment(settings, run_file, node_rank, gpus), **secrets}
+    environment[WORKER_MARKER] = worker_marker(settings, worker_name)
+    command = _command(settings, run_file, node_rank)
+    if needs_set_up(run_file):
+        command = [sys.executable, "-m", "apt_jobs.supervision.set_up", str(run_file_path(run_file)), *command]
+    return ProcessTree(command, environment, marker, log_file)
 
 
 def _command(settings: Settings, run_file: RunFile, node_rank: int) -> list[str]:
@@ -80,9 +92,12 @@ def _environment(settings: Settings, run_file: RunFile, node_rank: int, gpus: Se
     spec, is_script = run_file.spec, run_file.is_user_script
     environment = passed_environment(os.environ, settings.pass_environment)
     is_offline = environment.get("HF_HUB_OFFLINE", "1") if is_script else "1"
-    if spec.code is not None:  # `python`, `torchrun`, `accelerate` are those of this installation
-        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
+    if spec.code is not None:
         gpus = gpus[: ceil(spec.resources.gpus or spec.ranks_per_node)]
+    if run_file.environment is not None:
+        environment = _with_its_own_python(environment, run_file)
+    elif spec.code is not None:  # `python`, `torchrun`, `accelerate` are those of this installation
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
     threads = run_file.threads_per_rank if node_rank == 0 else None
     if threads is None:
         threads = max(1, offered_cpus(settings) // spec.ranks_per_node)
@@ -108,6 +123,16 @@ def _environment(settings: Settings, run_file: RunFile, node_rank: int, gpus: Se
     if not is_script:  # the trainer's own progress bars say nothing that its events do not
         environment |= dict.fromkeys(PROGRESS_BAR_SWITCHES, "1")
     return environment | _interfaces(settings, run_file, node_rank, environment)
+
+
+def _with_its_own_python(environment: Mapping[str, str], run_file: RunFile) -> dict[str, str]:
+    """Return it without what leads to other Pythons' packages; `set_up` adds PATH once its own is there."""
+    plan = run_file.environment
+    of_others = ("PYTHONPATH", "VIRTUAL_ENV", "CONDA_PREFIX")
+    kept = {name: value for name, value in environment.items() if name not in of_others}
+    if plan is not None and plan.registered_dir is None:
+        kept |= {name: value for name, value in os.environ.items() if name.startswith(BUILD_VARIABLES)}
+    return {**kept, "PYTHONPATH": str(light_path(run_file))}
 
 
 def _interfaces(

@@ -13,8 +13,8 @@ from apt_jobs.artifacts.checkpoints import checkpoint_dir, checkpoints_of_job, c
 from apt_jobs.artifacts.code import unpack_code
 from apt_jobs.artifacts.datasets import identify_dataset
 from apt_jobs.artifacts.models import local_model_dir, resolve_model
-from apt_jobs.artifacts.prepared_space import prune_prepared
 from apt_jobs.artifacts.runs import run_dir, runs_of_job
+from apt_jobs.artifacts.shared_space import prune_shared
 from apt_jobs.db.checkpoints import get_checkpoint, newest_of_job
 from apt_jobs.db.dataset_pins import pin_dataset
 from apt_jobs.db.engine import Database
@@ -22,8 +22,9 @@ from apt_jobs.db.gangs import gang_of
 from apt_jobs.db.models import Checkpoint, Job
 from apt_jobs.db.workers import list_workers, node_name
 from apt_jobs.errors import InvalidCheckpoint, InvalidDataset, InvalidInput, NotFound, WorkerLacks
+from apt_jobs.git_hosts import host_of
 from apt_jobs.jobs.environment import as_flag
-from apt_jobs.jobs.run_file import SCRIPT_SUFFIX, NamedSource, RunFile
+from apt_jobs.jobs.run_file import SCRIPT_SUFFIX, EnvironmentPlan, GitPlan, NamedSource, RunFile
 from apt_jobs.jobs.spec import BUILTIN_DATASET, BUILTIN_ENTRY_POINT, CHECKPOINT_ID_PATTERN, TrainSpec
 from apt_jobs.operations.data_directory import require_room
 from apt_jobs.operations.liveness import alive_within_s
@@ -61,7 +62,7 @@ def plan_attempt(
     folder.mkdir(parents=True, exist_ok=True)
     require_room(settings)
     sources = _pinned_sources(settings, database, job.id, spec)
-    prune_prepared(settings.prepared_dir, settings.max_prepared_bytes)
+    prune_shared(settings.prepared_dir, settings.max_prepared_bytes)
     output_dir = runs_of_job(settings, job.id) / OUTPUT_FOLDER
     run_file = RunFile(
         job_id=job.id,
@@ -171,26 +172,74 @@ def _entry_point(settings: Settings, spec: TrainSpec) -> str | None:
 
 def _what_to_run(settings: Settings, spec: TrainSpec, output_dir: Path) -> dict[str, Any]:
     """Return what the run file says of the code; that of a job that brings some is unpacked where it runs."""
+    if spec.brings_code and settings.code_role is None:
+        raise WorkerLacks(
+            "this worker runs no code and installs no packages that jobs bring: its operator has not set "
+            "APT_JOBS_ALLOW_CODE"
+        )
     entry_point = _entry_point(settings, spec)
-    return {"entry_point": entry_point, "command": _command(settings, spec, entry_point, output_dir)}
+    return {
+        "entry_point": entry_point,
+        "command": _command(settings, spec, entry_point, output_dir),
+        "git": _git_plan(settings, spec),
+        "environment": _environment_plan(settings, spec),
+    }
+
+
+def _git_plan(settings: Settings, spec: TrainSpec) -> GitPlan | None:
+    if spec.code is None or spec.code.git is None:
+        return None
+    if host_of(spec.code.git.url, settings.git_hosts) is None:
+        raise WorkerLacks(f"this worker fetches nothing from {spec.code.git.url}: APT_JOBS_GIT_HOSTS does not list it")
+    return GitPlan(
+        cache_dir=settings.git_dir,
+        timeout_s=settings.git_timeout_s,
+        max_bytes=settings.max_git_bytes,
+        max_cache_bytes=settings.max_environments_bytes,
+    )
+
+
+def _environment_plan(settings: Settings, spec: TrainSpec) -> EnvironmentPlan | None:
+    if spec.environment is None:
+        return None
+    registered = _registered_environment(settings, spec.environment.name) if spec.environment.name else None
+    return EnvironmentPlan(
+        registered_dir=registered,
+        environments_dir=settings.environments_dir,
+        python=spec.environment.python or f"{sys.version_info.major}.{sys.version_info.minor}",
+        timeout_s=settings.environment_timeout_s,
+        max_bytes=settings.max_environments_bytes,
+        max_unused_s=86_400.0 * settings.environment_days,
+    )
+
+
+def _registered_environment(settings: Settings, name: str) -> Path:
+    if name not in settings.environments:
+        known = ", ".join(sorted(settings.environments)) or "none"
+        raise WorkerLacks(f"this worker has no environment {name!r} in APT_JOBS_ENVIRONMENTS; it has: {known}")
+    folder = Path(settings.environments[name]).expanduser().absolute()
+    if not (folder / "bin" / "python").is_file():
+        raise WorkerLacks(f"the environment {name!r} of this worker is {folder}, which has no bin/python")
+    return folder
 
 
 def _command(settings: Settings, spec: TrainSpec, entry_point: str | None, output_dir: Path) -> list[str] | None:
     if spec.code is not None:
-        if settings.code_role is None:
-            raise WorkerLacks("this worker runs no code that jobs bring: its operator has not set APT_JOBS_ALLOW_CODE")
         output_dir.mkdir(parents=True, exist_ok=True)
         try:
-            unpack_code(settings.code_dir, spec.code.sha256, output_dir)
+            if spec.code.sha256 is not None:  # a commit is fetched in the attempt's own processes
+                unpack_code(settings.code_dir, spec.code.sha256, output_dir)
         except NotFound as exc:
             raise WorkerLacks(f"the job's code is not on this worker: {exc}") from exc
         return list(spec.argv)
-    if spec.launcher != "none" or entry_point is None:
+    if entry_point is None or (spec.launcher != "none" and spec.environment is None):
         return None
     if not entry_point.endswith(SCRIPT_SUFFIX):
-        raise InvalidInput(f"launcher='none' runs scripts, and the entry point {spec.entry_point!r} is a function")
+        what = "launcher='none'" if spec.environment is None else "a job with an environment"
+        raise InvalidInput(f"{what} runs scripts, and the entry point {spec.entry_point!r} is a function")
     flags = (as_flag(name, value) for name, value in spec.arguments.items())
-    return [sys.executable, entry_point, *spec.argv, *flags]
+    python = sys.executable if spec.environment is None else "python"  # the first of its PATH
+    return [python, entry_point, *spec.argv, *flags]
 
 
 def _pinned_sources(settings: Settings, database: Database, job_id: str, spec: TrainSpec) -> list[NamedSource]:

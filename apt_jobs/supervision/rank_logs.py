@@ -16,6 +16,7 @@ from apt_jobs.supervision.line_framing import LineFramer, shown_lines
 from apt_jobs.supervision.line_gate import Line, LineGate
 from apt_jobs.supervision.rank_log_file import OutputFile
 
+SET_UP_LOG = "set-up.log"  # what an attempt printed before its command: the build of its environment
 TAIL_BYTES = 1 << 18
 TAIL_LINES = 20
 MAX_LAST_READS = 100  # of each file, when the ranks have ended: far more than `output_file.MAX_BEHIND_BYTES` needs
@@ -33,9 +34,23 @@ class RankLogs:
     """Follows what torchrun and the ranks of all nodes of one attempt print. Used by one thread."""
 
     def __init__(
-        self, run_dir: Path, ranks_per_node: int, num_ranks: int = 1, clock: Callable[[], float] = time.monotonic
+        self,
+        run_dir: Path,
+        ranks_per_node: int,
+        num_ranks: int = 1,
+        clock: Callable[[], float] = time.monotonic,
+        mask: Callable[[str], str] = str,
     ) -> None:
-        """`num_ranks`: of the attempt; they share the limits. `clock`: seconds, CLOCK_MONOTONIC."""
+        """Follow the files of a folder.
+
+        Args:
+            run_dir: Folder of the attempt.
+            ranks_per_node: By which files name their rank.
+            num_ranks: Of the attempt; they share the limits.
+            clock: Seconds, CLOCK_MONOTONIC.
+            mask: Hides the secrets of the job.
+        """
+        self._mask = mask
         self._folder, self._run_dir, self._ranks_per_node = run_dir / "torchrun", run_dir, ranks_per_node
         self._num_ranks, self._clock = num_ranks, clock
         self._followed: dict[Path, _Followed] = {}
@@ -70,12 +85,13 @@ class RankLogs:
         lines: list[str] = []
         for path in sorted(self._folder.glob("**/stderr.log")):
             lines += [f"[{self._source(path)}] {line}" for line in _last_lines(path)]
-        return "\n".join(lines or [line for path in self._torchrun_logs() for line in _last_lines(path)])
+        return self._mask("\n".join(lines or [line for path in self._torchrun_logs() for line in _last_lines(path)]))
 
     def _look(self) -> int:
         """Read on in each file; how many bytes there were."""
         now_s, num_bytes = self._clock(), 0
-        for path in [*self._folder.glob("**/std*.log"), *self._torchrun_logs()]:
+        set_up = self._run_dir.glob(SET_UP_LOG)
+        for path in [*set_up, *self._folder.glob("**/std*.log"), *self._torchrun_logs()]:
             followed = self._followed.get(path)
             if followed is None:
                 followed = self._followed[path] = _Followed(path, self._source(path))
@@ -99,7 +115,7 @@ class RankLogs:
     def _add(self, followed: _Followed, lines: list[str]) -> None:
         at, gate = datetime.now(UTC), self._gate(followed.source)
         for text in lines:
-            gate.add(Line(at, text))
+            gate.add(Line(at, self._mask(text)))
 
     def _gate(self, source: str) -> LineGate:
         if source not in self._gates:
@@ -120,6 +136,8 @@ class RankLogs:
 
     def _source(self, path: Path) -> str:
         """Return who writes to a file. Which of a process's two streams it is does not tell how grave a line is."""
+        if path.name == SET_UP_LOG:
+            return "set-up"
         found = _RANK_FILE.search(str(path))
         if found is None:
             return "torchrun"

@@ -6,7 +6,8 @@ stays in the spool, which the ranks go on filling without noticing.
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 
@@ -48,8 +49,16 @@ class Relay:
     """Moves events of one attempt. Used by one thread."""
 
     def __init__(
-        self, database: Database, publisher: LivePublisher, run_file: RunFile, logs: RankLogs, lease_s: float
+        self,
+        database: Database,
+        publisher: LivePublisher,
+        run_file: RunFile,
+        logs: RankLogs,
+        lease_s: float,
+        mask: Callable[[str], str] = str,
     ) -> None:
+        """`mask` hides the secrets of the job in what it says."""
+        self._mask = mask
         self._database, self._publisher = database, publisher
         self._job_id, self._attempt, self._lease_s = run_file.job_id, run_file.attempt, lease_s
         self._spools = [SpoolReader(run_file.spool_path(rank)) for rank in range(run_file.spec.num_ranks)]
@@ -143,6 +152,7 @@ class Relay:
                 if isinstance(event, CheckpointSaved) and not self._is_own_checkpoint(event):
                     yield at, _refused(rank, event)
                     continue
+                event = self._masked(event)
                 self._notice(event)
                 yield from self._watch.add(at, event)
         except InvalidInput as exc:
@@ -153,6 +163,13 @@ class Relay:
         """Return whether the folder is one of this job's: others read, resume from and delete what is registered."""
         is_own = event.filename.startswith(f"{self._checkpoint_prefix}/")
         return is_own and is_plain_name(event.filename) and len(event.filename) <= MAX_FILENAME_CHARS
+
+    def _masked(self, event: Event) -> Event:
+        if isinstance(event, LineLogged):
+            return replace(event, message=self._mask(event.message))
+        if isinstance(event, RankFailed):
+            return replace(event, message=self._mask(event.message), traceback=self._mask(event.traceback))
+        return event
 
     def _pass_on_commands(self) -> None:
         """Write what policies want of the ranks. What the disk does not take now is written with the next events."""

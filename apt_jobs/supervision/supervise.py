@@ -21,17 +21,20 @@ from apt_jobs.db.checkpoints import newest_of_job
 from apt_jobs.db.engine import Database
 from apt_jobs.db.hand_backs import hand_back
 from apt_jobs.db.jobs import fence, finish, finish_faulted, get_job, stop_requests_of
-from apt_jobs.errors import AptJobsError, Fenced, InvalidInput, OutOfSpace, Unavailable, WorkerLacks
+from apt_jobs.errors import AptJobsError, Fenced, InvalidInput, NotFound, OutOfSpace, Unavailable, WorkerLacks
 from apt_jobs.events.kinds import RankFailed, StoredEvent
 from apt_jobs.events.live import LivePublisher
 from apt_jobs.jobs.outcome import Outcome, read_outcome
 from apt_jobs.jobs.retry import Fault, retry_rules
 from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.jobs.secrets import Masker
 from apt_jobs.jobs.states import JobState
 from apt_jobs.logs import configure_logging
 from apt_jobs.operations.liveness import node_alive_within_s
+from apt_jobs.operations.secrets import read_secrets
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
+from apt_jobs.supervision.attempt_facts import FactsRecorder
 from apt_jobs.supervision.launch import start_node
 from apt_jobs.supervision.lease import KILL_FRACTION, STOP_FRACTION, LeaseKeeper
 from apt_jobs.supervision.network import rendezvous_address
@@ -52,6 +55,7 @@ LIVELY_S = 1.0
 QUIET_PAUSE_S = 0.1  # between two looks at all else: logs, lease, stop requests
 LAST_EVENTS_TIMEOUT_S = 30.0  # to store what the ranks left behind
 MAX_TRACEBACK_CHARS = 20_000
+HANDED_BACK = (OutOfSpace.__name__, WorkerLacks.__name__)  # errors that are no fault of the job
 
 
 class Ending(enum.Enum):
@@ -114,18 +118,20 @@ class Supervisor:
         )
         try:
             run_file = self._plan()
-        except InvalidInput as exc:
+            secrets = self._read_secrets(run_file)
+        except (InvalidInput, NotFound) as exc:
             self._finish(JobState.FAILED, str(exc), error={"message": str(exc), "error": type(exc).__name__})
             return
         except (WorkerLacks, OutOfSpace, Unavailable, OSError) as exc:  # no fault of the job: another worker may do it
             self._hand_back(str(exc))
             return
-        tree = start_node(self._settings, run_file, 0, self._gpus, self._worker_name)
-        logs = RankLogs(run_file.run_dir, run_file.spec.ranks_per_node, run_file.spec.num_ranks)
-        relay = Relay(self._database, self._publisher, run_file, logs, lease_s)
+        tree = start_node(self._settings, run_file, 0, self._gpus, self._worker_name, secrets)
+        masker, spec = Masker(secrets.values()), run_file.spec
+        logs = RankLogs(run_file.run_dir, spec.ranks_per_node, spec.num_ranks, mask=masker.mask)
+        relay = Relay(self._database, self._publisher, run_file, logs, lease_s, mask=masker.mask)
         threading.Thread(target=self._guard, args=(lease, tree), name="guard", daemon=True).start()
         try:
-            with lease:
+            with lease, FactsRecorder(self._database, run_file, self._worker_name, self._gpus):
                 ending = self._follow(tree, lease, relay, run_file)
                 if ending is not Ending.FENCED:
                     relay.drain(LAST_EVENTS_TIMEOUT_S)
@@ -148,6 +154,10 @@ class Supervisor:
             lambda: rendezvous_address(settings),
             threads_per_rank=self._threads_per_rank,
         )
+
+    def _read_secrets(self, run_file: RunFile) -> dict[str, str]:
+        with self._database.read() as session:
+            return read_secrets(session, self._settings, run_file.spec.secrets)
 
     def _follow(self, tree: ProcessTree, lease: LeaseKeeper, relay: Relay, run_file: RunFile) -> Ending | None:
         """Relay until the tree has ended; end it when there is a reason to."""
@@ -245,7 +255,7 @@ class Supervisor:
             self._report_stopped(relay, saved=outcome is Outcome.STOPPED)
         elif ending is Ending.WORKER_GONE:
             self._finish(JobState.QUEUED, ending.value)
-        elif (cause := first_cause(relay.failures)) and cause.error == OutOfSpace.__name__:
+        elif (cause := first_cause(relay.failures)) and cause.error in HANDED_BACK:
             self._hand_back(cause.message)
         elif cause:
             self._report_failure(cause, logs)

@@ -1,7 +1,7 @@
 """Prepared data on disk: a folder of tokens that jobs share, and the pointer by which the ranks of an attempt find it.
 
 `<data directory>/prepared/<key>/` appears by one rename and is never changed after it. Who uses it holds a shared lock
-on `<key>.lock` beside it; who makes or removes it holds that lock alone. `artifacts/prepared_space.py` removes.
+on `<key>.lock` beside it; who makes or removes it holds that lock alone. `artifacts/shared_space.py` removes.
 """
 
 import json

@@ -19,6 +19,7 @@ from apt_jobs.web import pages
 from apt_jobs.web.admissions import Admissions
 from apt_jobs.web.api import (
     checkpoints,
+    clones,
     code,
     dataset_previews,
     datasets,
@@ -29,6 +30,7 @@ from apt_jobs.web.api import (
     models,
     operations,
     schedules,
+    secrets,
     training,
 )
 from apt_jobs.web.api.idempotency import sweep_loop
@@ -64,6 +66,7 @@ ROUTES: list[BaseRoute] = [
     Route("/api/jobs", jobs.submit_job, methods=["POST"]),
     Route("/api/jobs/{job_id}", jobs.get_one_job, methods=["GET"]),
     Route("/api/jobs/{job_id}", jobs.remove_job, methods=["DELETE"]),
+    Route("/api/jobs/{job_id}/clone", clones.clone_job, methods=["POST"]),
     Route("/api/jobs/{job_id}/cancel", jobs.cancel_job, methods=["POST"]),
     Route("/api/jobs/{job_id}/pause", jobs.pause_job, methods=["POST"]),
     Route("/api/jobs/{job_id}/resume", jobs.resume_job, methods=["POST"]),
@@ -111,6 +114,9 @@ ROUTES: list[BaseRoute] = [
     Route("/api/workers/{name:path}/drain", operations.drain_worker, methods=["POST"]),
     Route("/api/workers/{name:path}/resume", operations.resume_worker, methods=["POST"]),
     Route("/api/keys", operations.get_keys, methods=["GET"]),
+    Route("/api/secrets", secrets.get_secrets, methods=["GET"]),
+    Route("/api/secrets/{name}", secrets.set_secret, methods=["PUT"]),
+    Route("/api/secrets/{name}", secrets.remove_secret, methods=["DELETE"]),
     Route("/v1/models", openai_models.get_models, methods=["GET"]),
     Route("/v1/models/{model:path}", openai_models.get_model, methods=["GET"]),
     Route("/v1/completions", openai_completions.complete, methods=["POST"]),

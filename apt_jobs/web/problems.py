@@ -122,10 +122,10 @@ def problem_response(
     return JSONResponse(problem.model_dump(mode="json"), status, headers=extra, media_type=MEDIA_TYPE)
 
 
-def faults_of(error: ValidationError, *, in_body: bool) -> list[Fault]:
+def faults_of(error: ValidationError, *, in_body: bool, hides_input: bool = False) -> list[Fault]:
     """Return pydantic's faults in words: the first `MAX_FAULTS`, and how many more there are."""
     faults = [
-        Fault(pointer=_pointer(fault["loc"], in_body), seen=_shown(fault), detail=fault["msg"])
+        Fault(pointer=_pointer(fault["loc"], in_body), seen=None if hides_input else _shown(fault), detail=fault["msg"])
         for fault in error.errors(include_url=False)[:MAX_FAULTS]
     ]
     if (num_more := error.error_count() - MAX_FAULTS) > 0:

@@ -15,6 +15,7 @@ from typing_extensions import TypedDict
 
 from apt_jobs.db.models import Attempt, Checkpoint, Job
 from apt_jobs.events.codec import Number, timestamp
+from apt_jobs.jobs.attempt_facts import AttemptFacts
 from apt_jobs.jobs.dataset_format import DEFAULT_COLUMN, DatasetFormat
 from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.spec import BUILTIN_ENTRY_POINT
@@ -33,6 +34,7 @@ class AttemptAnswer(BaseModel):
     resumed_from_step: int | None
     last_step: int | None
     steps_lost: int | None = Field(None, description="Steps that the next attempt did again.")
+    facts: AttemptFacts | None = Field(None, description="What it ran with; null: not known, or not yet.")
 
 
 class MetricSummary(TypedDict):
@@ -274,6 +276,7 @@ def attempt_answers(attempts: Sequence[Attempt]) -> list[AttemptAnswer]:
             resumed_from_step=row.resumed_from_step,
             last_step=row.last_step,
             steps_lost=_steps_lost(row, following),
+            facts=None if row.facts is None else AttemptFacts.model_validate(row.facts),
         )
         for row, following in zip_longest(attempts, attempts[1:])
     ]

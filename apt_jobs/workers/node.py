@@ -24,12 +24,13 @@ from apt_jobs.db.jobs import attempts_of_owner, owns
 from apt_jobs.db.service_values import get_value
 from apt_jobs.db.upgrade import require_current_schema
 from apt_jobs.db.workers import node_name, pause_worker, record_worker, remove_worker, require_free_name
-from apt_jobs.errors import AlreadyRunning, OutOfSpace, Unavailable
+from apt_jobs.errors import AlreadyRunning, NotFound, OutOfSpace, Unavailable, WorkerLacks
 from apt_jobs.jobs.node_share import ShareState, read_share, write_share
 from apt_jobs.jobs.packing import RoomReport
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.operations.data_directory import DATA_ID, why_not_usable
 from apt_jobs.operations.liveness import alive_within_s
+from apt_jobs.operations.secrets import read_secrets
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.compile_cache import prune_compile_cache
@@ -167,8 +168,10 @@ class Node:
         job_id, attempt = run_file.job_id, run_file.attempt
         logger.info("joining", extra={"job_id": job_id, "attempt": attempt, "node_rank": self._node_rank})
         try:
-            tree = start_node(self._settings, run_file, self._node_rank, self._gpus, self._name)
-        except Unavailable as exc:
+            with self._database.read() as session:
+                secrets = read_secrets(session, self._settings, run_file.spec.secrets)
+            tree = start_node(self._settings, run_file, self._node_rank, self._gpus, self._name, secrets)
+        except (Unavailable, NotFound, WorkerLacks) as exc:
             self._leave(run_file, str(exc))
             return
         known_s = boot_clock_s()  # when the attempt was last known to own the job

@@ -82,17 +82,31 @@ def test_a_folder_runs_is_killed_and_runs_on_with_the_very_same_code(
 
 
 def test_it_exits_as_the_command_does(stack: Stack, client: Client, tmp_path: Path) -> None:
-    (tmp_path / "fails.py").write_text("import sys; print('as it was'); sys.exit('why it failed')\n")
+    script = (
+        "import os, sys; value = os.environ['TOKEN']; print('as it was', value); sys.exit('why it failed ' + value)"
+    )
+    (tmp_path / "fails.py").write_text(script)
     (tmp_path / "run.sh").write_text("echo from a shell; exit 3\n")
     workdir = ["--workdir", str(tmp_path), "--label", "exit=1", "--"]
-    out, _ = ran(stack, *workdir, "python", "fails.py", status=1)
-    assert out.splitlines() == ["as it was", "why it failed"]
+    stored = subprocess.run(
+        [stack.python, "-m", "apt_jobs", "secrets", "set", "TOKEN"],
+        env=stack.environment,
+        input="hf_0123456789\n",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "hf_0123456789" not in stored.stdout + stored.stderr
+    out, _ = ran(stack, "--secret", "TOKEN", *workdir, "python", "fails.py", status=1)
+    assert out.splitlines() == ["as it was ***", "why it failed ***"]
+    _, err = ran(stack, "--secret", "NO_TOKEN", *workdir, "python", "fails.py", status=2)
+    assert "apt-jobs secrets set NO_TOKEN" in err
     out, err = ran(stack, *workdir, "sh", "run.sh", status=3)
     assert (out, "the command exited with 3" in err) == ("from a shell\n", True)
     _, err = ran(stack, *workdir, "pyhton", "fails.py", status=127)
     assert "the command 'pyhton' cannot be started: No such file or directory" in err
     error = client.list_jobs(label="exit=1")[-1]["error"]
-    assert (error["exit_status"], "why it failed" in error["traceback"]) == (1, True)
+    assert (error["exit_status"], "why it failed ***" in error["traceback"]) == (1, True)
 
 
 def test_what_cannot_run_is_refused_by_name_before_anything_is_submitted(stack: Stack, tmp_path: Path) -> None:

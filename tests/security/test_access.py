@@ -19,6 +19,8 @@ ADMIN_ONLY = frozenset(
         ("DELETE", "/api/datasets/some_name"),
         ("GET", "/api/keys"),
         ("PUT", "/api/queues/some_name"),
+        ("PUT", "/api/secrets/some_name"),
+        ("DELETE", "/api/secrets/some_name"),
         ("POST", "/api/workers/some_name/drain"),
         ("POST", "/api/workers/some_name/resume"),
     }

@@ -52,8 +52,9 @@ def test_without_consent_no_door_takes_code(served: Served, client: httpx.Client
     served.settings.code_dir.mkdir(parents=True)
     (served.settings.code_dir / ".upload-1").write_bytes(body)
     add_code(served.settings.code_dir, served.settings.code_dir / ".upload-1", sha256)  # of a time when it was allowed
+    packages = {"kind": "train", "entry_point": "mine", "environment": {"requirements": ["six"]}}  # run code as well
     schedule = {"name": "s", "cron": "@daily", "job": job}
-    for path, sent in (("/api/jobs", job), ("/api/schedules", schedule)):
+    for path, sent in (("/api/jobs", job), ("/api/schedules", schedule), ("/api/jobs", packages)):
         answer = client.post(path, json=sent)
         assert (answer.status_code, "APT_JOBS_ALLOW_CODE" in answer.json()["detail"]) == (403, True)
 
@@ -107,3 +108,13 @@ def test_what_is_uploaded_is_what_it_is_called_and_bounded(
 )
 def test_consent_is_given_by_default_on_loopback_only(values: dict[str, Any], role: str | None) -> None:
     assert Settings(**values).code_role == role
+
+
+@pytest.mark.parametrize("served", [{"allow_code": "submitter", "git_hosts": ("git.example/team",)}], indirect=True)
+def test_a_commit_is_taken_from_the_hosts_that_are_listed(served: Served, client: httpx.Client) -> None:
+    answers = {}
+    for url in ("https://git.example/team/a.git", "https://git.example/others/a.git", "file:///etc/a"):
+        code = {"git": {"url": url, "commit": "0" * 40}}
+        answers[url] = client.post("/api/jobs", json={"kind": "train", "code": code, "argv": ["python", "a.py"]})
+    assert [answer.status_code for answer in answers.values()] == [202, 422, 422]
+    assert answers["file:///etc/a"].json()["errors"][0]["pointer"] == "#/code/git/url"

@@ -25,7 +25,9 @@ CHUNK_BYTES = 1 << 18
 TAR_TYPE = "application/x-tar"
 BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
 TAR = {TAR_TYPE: BINARY, "application/octet-stream": BINARY}  # the same bytes: some clients ask for these
-NOT_ALLOWED = "this service runs no code that jobs bring; its operator allows it by APT_JOBS_ALLOW_CODE"
+NOT_ALLOWED = (
+    "this service runs no code and installs no packages that jobs bring; its operator allows it by APT_JOBS_ALLOW_CODE"
+)
 
 
 class CodeAnswer(BaseModel):
@@ -90,7 +92,7 @@ def require_consent(request: Request, spec: TrainSpec | GenerateSpec | None = No
     Raises:
         ProblemError: 403.
     """
-    if isinstance(spec, GenerateSpec) or (spec is not None and spec.code is None):
+    if isinstance(spec, GenerateSpec) or (spec is not None and not spec.brings_code):
         return
     role = service_of(request).settings.code_role
     if role is None:

@@ -58,6 +58,7 @@ def endpoint(
         The decorator.
     """
     adapter: TypeAdapter[Any] | None = TypeAdapter(body) if body is not None else None
+    hides_input = bool(getattr(body, "model_config", {}).get("hide_input_in_errors"))
 
     def decorate(handler: Handler) -> Handler:
         @functools.wraps(handler)
@@ -73,7 +74,7 @@ def endpoint(
                 try:
                     request.state.body = adapter.validate_json(await read_json(request))
                 except ValidationError as exc:
-                    faults += faults_of(exc, in_body=True)
+                    faults += faults_of(exc, in_body=True, hides_input=hides_input)
             if faults:
                 detail = f"{len(faults)} fault{'s' * (len(faults) > 1)} in the request; see `errors`"
                 raise ProblemError(422, detail, kind="invalid-request", errors=faults)

@@ -99,6 +99,8 @@ EXAMPLES: dict[str, Any] = {
     },
     "ScheduleBody": {"name": "nightly", "cron": "30 3 * * *", "time_zone": "Europe/Berlin", "job": _TRAIN},
     "DueBody": {"cron": "30 3 * * *", "time_zone": "Europe/Berlin"},
+    "CloneBody": {"patch": {"training": {"seed": 2}}, "exact": False, "checkpoint": None},
+    "SecretBody": {"value": "hf_0123456789abcdef"},
     "QueueBody": {"max_running": 4, "paused": False},
     "QueueAnswer": {
         "name": "train",

@@ -238,14 +238,24 @@ async def submit_once(service: Service, spec: TrainSpec | GenerateSpec, key: Ide
     return await submit(service, spec, key)
 
 
-async def submit(service: Service, spec: TrainSpec | GenerateSpec, key: IdempotencyKey | None) -> tuple[Job, bool]:
-    """Submit a job, then wake a worker, waiting at most `PUBLISH_WAIT_S` for the broker."""
+async def submit(
+    service: Service,
+    spec: TrainSpec | GenerateSpec,
+    key: IdempotencyKey | None,
+    also: Callable[[Session, Job], None] | None = None,
+) -> tuple[Job, bool]:
+    """Submit a job, then wake a worker, waiting at most `PUBLISH_WAIT_S` for the broker.
+
+    `also` is done in the same transaction.
+    """
 
     def insert(session: Session) -> tuple[Job | str, bool]:
         made: list[Job] = []
 
         def create() -> str:
             made.append(operations.submit_job(session, service.settings, spec))
+            if also is not None:
+                also(session, made[0])
             return made[0].id
 
         job_id, is_replay = create_once(session, key, create)

@@ -31,6 +31,7 @@ TAGS = {
     "datasets": "Texts to train on.",
     "code": "Packed folders of code that jobs bring.",
     "schedules": "Jobs that come due by a cron expression.",
+    "secrets": "Values that jobs are given by name; they are written and never read.",
     "service": "Queues, workers, API keys and sessions.",
     "openai": "OpenAI's dialect: what the official clients send and expect.",
 }

@@ -34,6 +34,9 @@ METHODS: dict[str, Callable[[Any, str], Any]] = {
     "configure_queue": lambda client, name: client.configure_queue(name),
     "preview_dataset": lambda client, name: client.preview_dataset(name),
     "delete_dataset": lambda client, name: client.delete_dataset(name),
+    "clone": lambda client, name: client.clone(name),
+    "set_secret": lambda client, name: client.set_secret(name, "a value"),
+    "delete_secret": lambda client, name: client.delete_secret(name),
 }
 NO_IDS = [
     "",

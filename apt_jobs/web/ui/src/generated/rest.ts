@@ -93,6 +93,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/jobs/{job_id}/clone": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Submit a job again
+         * @description Submit a job again: its own spec, changed by a merge patch. The code is the very same.
+         */
+        post: operations["clone_job"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/jobs/{job_id}/cancel": {
         parameters: {
             query?: never;
@@ -929,6 +949,50 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/secrets": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the names of the secrets that jobs may ask for
+         * @description List the names of the secrets that jobs may ask for.
+         */
+        get: operations["list_secrets"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/secrets/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Store a value under the name of the environment variable that jobs get it in, in place of an earlier one
+         * @description Store a value under the name of the environment variable that jobs get it in, in place of an earlier one.
+         */
+        put: operations["set_secret"];
+        post?: never;
+        /**
+         * Remove a secret
+         * @description Remove a secret. Jobs that run keep it; those that wait for it fail as they start.
+         */
+        delete: operations["delete_secret"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/models": {
         parameters: {
             query?: never;
@@ -1449,6 +1513,45 @@ export interface components {
              * @default null
              */
             steps_lost: number | null;
+            /**
+             * @description What it ran with; null: not known, or not yet.
+             * @default null
+             */
+            facts: components["schemas"]["AttemptFacts"] | null;
+        };
+        /** @description What an attempt ran with. */
+        AttemptFacts: {
+            /** @description Its version, as `3.12.3`. */
+            python: string;
+            /** @description As `torch==2.10.0`, by name. */
+            packages: string[];
+            /**
+             * @description Name or hash of the environment; null: that of the service.
+             * @default null
+             */
+            environment: string | null;
+            host: string;
+            /** @description Kernel and machine, as `Linux-6.1-x86_64`. */
+            system: string;
+            /** @description Names of those that it was given. */
+            gpus: string[];
+            /**
+             * @description Version of NVIDIA's kernel driver.
+             * @default null
+             */
+            gpu_driver: string | null;
+            /**
+             * @description Content of the data set; null: built in.
+             * @default null
+             */
+            dataset_sha256: string | null;
+            /** @default null */
+            validation_dataset_sha256: string | null;
+            /**
+             * @description SHA-256 of the packed folder, or the commit; null: the worker's.
+             * @default null
+             */
+            code: string | null;
         };
         BatchAnswer: {
             results: components["schemas"]["BatchItem"][];
@@ -1834,10 +1937,45 @@ export interface components {
              */
             logprobs: components["schemas"]["TokenLogprob"][] | null;
         };
-        /** @description The code that a job brings: a packed folder, whose command `argv` is. */
+        /**
+         * @example {
+         *       "patch": {
+         *         "training": {
+         *           "seed": 2
+         *         }
+         *       },
+         *       "exact": false,
+         *       "checkpoint": null
+         *     }
+         */
+        CloneBody: {
+            /** @description JSON merge patch (RFC 7396) of the job's `spec`; null takes a field out. */
+            patch?: {
+                [key: string]: unknown;
+            };
+            /**
+             * @description With the packages that its last attempt ran with and the same content of its data set; refused where that cannot be had.
+             * @default false
+             */
+            exact?: boolean;
+            /**
+             * @description Start from this checkpoint of the job.
+             * @default null
+             */
+            checkpoint?: ("best" | "latest") | null;
+        };
+        /** @description The code that a job brings, whose command `argv` is: a packed folder, or a commit of git. */
         Code: {
-            /** @description Of the packed folder, uploaded by `PUT /api/code/{sha256}` (`apt-jobs run`). */
-            sha256: string;
+            /**
+             * @description Of the packed folder, uploaded by `PUT /api/code/{sha256}` (`apt-jobs run`).
+             * @default null
+             */
+            sha256?: string | null;
+            /**
+             * @description A commit that the worker fetches.
+             * @default null
+             */
+            git?: components["schemas"]["GitCode"] | null;
         };
         CodeAnswer: {
             sha256: string;
@@ -2623,6 +2761,13 @@ export interface components {
              */
             embed?: (string | number[])[] | null;
         };
+        /** @description One commit of a repository. */
+        GitCode: {
+            /** @description As `https://host/path.git`, of a host that the operator lists in APT_JOBS_GIT_HOSTS. */
+            url: string;
+            /** @description Whole name of a commit, 40 digits and letters: a branch would be other code another day. */
+            commit: string;
+        };
         /** @description Norms by point and layer, in the order of `names`. A value is null if no norm of the point was finite. */
         GradientOverviewAnswer: {
             names: string[];
@@ -3252,6 +3397,29 @@ export interface components {
             /** @description Known from another text that began with them. */
             cached_tokens: number;
         };
+        /** @description The Python that a user script runs in: `requirements` or `lock`, built once for all jobs, or `name`. */
+        PythonEnvironment: {
+            /**
+             * @description An environment that the worker's operator registered, in APT_JOBS_ENVIRONMENTS.
+             * @default null
+             */
+            name?: string | null;
+            /**
+             * @description Version, as `3.12`, from 3.11 on; null: that of the service.
+             * @default null
+             */
+            python?: string | null;
+            /**
+             * @description Packages, as `trl>=1.16`; resolved when it is first built.
+             * @default null
+             */
+            requirements?: string[] | null;
+            /**
+             * @description A file of the job's code that pins every package, as `uv pip compile` or `pip freeze` write it.
+             * @default null
+             */
+            lock?: string | null;
+        };
         /**
          * @example {
          *       "name": "train",
@@ -3428,6 +3596,33 @@ export interface components {
             job_state: components["schemas"]["JobState"] | null;
             reason: string | null;
         };
+        SecretAnswer: {
+            name: string;
+            created_at: string;
+            updated_at: string;
+        };
+        /**
+         * @example {
+         *       "value": "hf_0123456789abcdef"
+         *     }
+         */
+        SecretBody: {
+            /**
+             * Format: password
+             * @description 8 to 16,384 characters. No answer ever has it.
+             */
+            value: string;
+        };
+        SecretList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["SecretAnswer"][];
+            /** @default false */
+            has_more: boolean;
+        };
         StatusAnswer: {
             job_id: string | null;
             is_training: boolean;
@@ -3551,10 +3746,17 @@ export interface components {
              * @enum {string}
              */
             launcher?: "torchrun" | "none";
-            /** @description Environment variables of the ranks. All who may read the job see them: no secrets. */
+            /** @description Environment variables of the ranks. All who may read the job see them: see `secrets`. */
             env?: {
                 [key: string]: string;
             };
+            /** @description Secrets of `GET /api/secrets` that a user script gets as environment variables of these names. */
+            secrets?: string[];
+            /**
+             * @description Python and packages of a user script; null: those of the service.
+             * @default null
+             */
+            environment?: components["schemas"]["PythonEnvironment"] | null;
             /**
              * @description A data set of `GET /api/datasets`.
              * @default pydoc-topics
@@ -4156,6 +4358,7 @@ export type AnomalyPolicy = components['schemas']['AnomalyPolicy'];
 export type AnyJobSpec = components['schemas']['AnyJobSpec'];
 export type AssistantMessage = components['schemas']['AssistantMessage'];
 export type AttemptAnswer = components['schemas']['AttemptAnswer'];
+export type AttemptFacts = components['schemas']['AttemptFacts'];
 export type BatchAnswer = components['schemas']['BatchAnswer'];
 export type BatchCounts = components['schemas']['BatchCounts'];
 export type BatchCreateRequest = components['schemas']['BatchCreateRequest'];
@@ -4175,6 +4378,7 @@ export type CheckpointInfo = components['schemas']['CheckpointInfo'];
 export type CheckpointList = components['schemas']['CheckpointList'];
 export type CheckpointMetrics = components['schemas']['CheckpointMetrics'];
 export type Choice = components['schemas']['Choice'];
+export type CloneBody = components['schemas']['CloneBody'];
 export type Code = components['schemas']['Code'];
 export type CodeAnswer = components['schemas']['CodeAnswer'];
 export type CompletionAnswer = components['schemas']['CompletionAnswer'];
@@ -4213,6 +4417,7 @@ export type FineTuningRequest = components['schemas']['FineTuningRequest'];
 export type GenerateAnswer = components['schemas']['GenerateAnswer'];
 export type GenerateRequest = components['schemas']['GenerateRequest'];
 export type GenerateSpec = components['schemas']['GenerateSpec'];
+export type GitCode = components['schemas']['GitCode'];
 export type GradientOverviewAnswer = components['schemas']['GradientOverviewAnswer'];
 export type GradientsAnswer = components['schemas']['GradientsAnswer'];
 export type HistoryAnswer = components['schemas']['HistoryAnswer'];
@@ -4245,6 +4450,7 @@ export type PreviewRow = components['schemas']['PreviewRow'];
 export type Problem = components['schemas']['Problem'];
 export type Progress = components['schemas']['Progress'];
 export type PromptTokensDetails = components['schemas']['PromptTokensDetails'];
+export type PythonEnvironment = components['schemas']['PythonEnvironment'];
 export type QueueAnswer = components['schemas']['QueueAnswer'];
 export type QueueBody = components['schemas']['QueueBody'];
 export type QueueList = components['schemas']['QueueList'];
@@ -4254,6 +4460,9 @@ export type ScheduleAnswer = components['schemas']['ScheduleAnswer'];
 export type ScheduleBody = components['schemas']['ScheduleBody'];
 export type ScheduleList = components['schemas']['ScheduleList'];
 export type ScheduleRunAnswer = components['schemas']['ScheduleRunAnswer'];
+export type SecretAnswer = components['schemas']['SecretAnswer'];
+export type SecretBody = components['schemas']['SecretBody'];
+export type SecretList = components['schemas']['SecretList'];
 export type StatusAnswer = components['schemas']['StatusAnswer'];
 export type StreamOptions = components['schemas']['StreamOptions'];
 export type Supervised = components['schemas']['Supervised'];
@@ -4483,6 +4692,51 @@ export interface operations {
             403: components["responses"]["Problem403"];
             404: components["responses"]["Problem404"];
             409: components["responses"]["Problem409"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    clone_job: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description A repeated request with this key within 24 hours creates nothing and has the same answer; the same key with another request is refused with 422. */
+                "Idempotency-Key"?: string;
+            };
+            path: {
+                /** @description Id of the job. */
+                job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CloneBody"];
+            };
+        };
+        responses: {
+            /** @description Accepted. */
+            202: {
+                headers: {
+                    /** @description `true`: this repeats the answer to an earlier request with the same `Idempotency-Key`. */
+                    "Idempotent-Replayed"?: "true";
+                    /** @description Path of what was created. */
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            408: components["responses"]["Problem408"];
+            409: components["responses"]["Problem409"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };
@@ -6049,6 +6303,96 @@ export interface operations {
             400: components["responses"]["Problem400"];
             401: components["responses"]["Problem401"];
             403: components["responses"]["Problem403"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    list_secrets: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SecretList"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    set_secret: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SecretBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SecretAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            408: components["responses"]["Problem408"];
+            409: components["responses"]["Problem409"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    delete_secret: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done; there is no body. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };

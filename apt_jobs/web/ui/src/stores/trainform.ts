@@ -94,6 +94,7 @@ const ABOVE = new Set([
   "launcher",
   ...FORM_GROUPS.flatMap((group) => group.fields),
   ...LORA_FIELDS,
+  ...Object.keys(TRAIN_FIELDS).filter((path) => path.startsWith("environment.")), // of scripts
 ]);
 /** All others: under “More options”. */
 export const OTHER_FIELDS = Object.keys(TRAIN_FIELDS).filter((path) => !ABOVE.has(path));
