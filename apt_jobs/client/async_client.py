@@ -19,6 +19,7 @@ from apt_jobs.client.calls import Call
 from apt_jobs.client.following import Event, Follower
 from apt_jobs.client.model_calls import AsyncModelCalls
 from apt_jobs.client.retry import MAX_RETRIES
+from apt_jobs.client.sweep_calls import AsyncSweepCalls
 
 
 class AsyncJob(JobAnswer):
@@ -49,7 +50,7 @@ class AsyncJob(JobAnswer):
         return await self._client.cancel(self.id)
 
 
-class AsyncClient(AsyncModelCalls, AsyncDataCalls):
+class AsyncClient(AsyncModelCalls, AsyncDataCalls, AsyncSweepCalls):
     """One service.
 
     Every call raises the `AptJobsError` that the service's problem stands for, and `Unavailable` if the service cannot

@@ -70,12 +70,8 @@ def job_path(job_id: str, *rest: str) -> str:
 
 
 def submit_job(job: Mapping[str, Any], idempotency_key: str | None) -> Call[JobAnswer]:
-    """Build the submission. Without a key it gets one of its own, so that repeating it is safe."""
-    key = idempotency_key or f"client-{secrets.token_hex(16)}"
-    if len(key) > MAX_KEY_CHARS:
-        raise InvalidInput(f"the idempotency key has {len(key):,} characters; at most {MAX_KEY_CHARS} are allowed")
-    headers = {"idempotency-key": require_header(key, "the idempotency key")}
-    return _with_json("POST", "/api/jobs", job, JobAnswer, headers=headers)
+    """Build the submission of a job."""
+    return _with_json("POST", "/api/jobs", job, JobAnswer, headers=_key_header(idempotency_key))
 
 
 def get_job(job_id: str) -> Call[JobAnswer]:
@@ -177,6 +173,34 @@ def delete_schedule(schedule_id: str) -> Call[None]:
     return Call("DELETE", f"/api/schedules/{segment(schedule_id, 'schedule')}", _nothing, is_repeatable=False)
 
 
+def create_sweep(sweep: Mapping[str, Any], idempotency_key: str | None) -> Call[dict[str, Any]]:
+    """Build the submission of a sweep."""
+    return _with_json("POST", "/api/sweeps", sweep, dict, headers=_key_header(idempotency_key))
+
+
+def get_sweep(sweep_id: str) -> Call[dict[str, Any]]:
+    return Call("GET", f"/api/sweeps/{segment(sweep_id, 'sweep')}", dict)
+
+
+def list_sweeps(after: str | None, limit: int) -> Call[list[dict[str, Any]]]:
+    return Call("GET", "/api/sweeps", list_of, params=_given({"after": after, "limit": limit}))
+
+
+def steer_sweep(sweep_id: str, action: Literal["cancel", "pause", "resume"]) -> Call[dict[str, Any]]:
+    return Call("POST", f"/api/sweeps/{segment(sweep_id, 'sweep')}/{action}", dict, is_repeatable=action != "resume")
+
+
+def is_over(sweep: Mapping[str, Any]) -> bool:
+    """Return whether all jobs of a sweep have ended."""
+    return sweep["state"] in ("succeeded", "failed", "cancelled")
+
+
+def not_over(sweep: Mapping[str, Any], timeout_s: float | None) -> str:
+    """Return what to say of a sweep that takes longer."""
+    progress = sweep["progress"]
+    return f"{sweep['id']} has ended {progress['ended']} of {progress['total']} jobs after {timeout_s:g} s"
+
+
 def upload_parameters(name: str, dataset_format: str, column: str) -> dict[str, str]:
     """Return the query of an upload. What is as usual is left out, for a server of an earlier version."""
     usual = {"format": "text", "column": "text"}
@@ -223,6 +247,14 @@ def _with_json(
         raise InvalidInput(f"the body of {method} {path} has no form in JSON: {exc}") from exc
     all_headers = {"content-type": "application/json", **(headers or {})}
     return Call(method, path, read, body=encoded, headers=all_headers, timeout_s=timeout_s, is_repeatable=is_repeatable)
+
+
+def _key_header(idempotency_key: str | None) -> dict[str, str]:
+    """Return the header of a submission. Without a key it gets one of its own, so that repeating it is safe."""
+    key = idempotency_key or f"client-{secrets.token_hex(16)}"
+    if len(key) > MAX_KEY_CHARS:
+        raise InvalidInput(f"the idempotency key has {len(key):,} characters; at most {MAX_KEY_CHARS} are allowed")
+    return {"idempotency-key": require_header(key, "the idempotency key")}
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

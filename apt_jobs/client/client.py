@@ -19,6 +19,7 @@ from apt_jobs.client.data_calls import DataCalls
 from apt_jobs.client.following import Event, Follower
 from apt_jobs.client.model_calls import ModelCalls
 from apt_jobs.client.retry import MAX_RETRIES
+from apt_jobs.client.sweep_calls import SweepCalls
 
 
 class Job(JobAnswer):
@@ -49,7 +50,7 @@ class Job(JobAnswer):
         return self._client.cancel(self.id)
 
 
-class Client(ModelCalls, DataCalls):
+class Client(ModelCalls, DataCalls, SweepCalls):
     """One service.
 
     Every call raises the `AptJobsError` that the service's problem stands for, and `Unavailable` if the service cannot

@@ -41,7 +41,12 @@ def claim_due(session: Session, queue: str, worker: str, lease_s: float, kind: s
         return []
     rows = session.scalars(
         update(Job)
-        .where(Job.id.in_(job_ids), Job.state.in_(sources_of(JobState.RUNNING)), Job.not_before_at <= now_plus(0))
+        .where(
+            Job.id.in_(job_ids),
+            Job.state.in_(sources_of(JobState.RUNNING)),
+            Job.holds == 0,
+            Job.not_before_at <= now_plus(0),
+        )
         .values(claim_values(worker, lease_s))
         .returning(Job)
         .execution_options(synchronize_session=False, populate_existing=True)

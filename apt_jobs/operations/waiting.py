@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from apt_jobs.db import holds
 from apt_jobs.db.clock import now_plus
 from apt_jobs.db.hand_backs import hand_backs_of
 from apt_jobs.db.jobs import queue_position
@@ -72,6 +73,8 @@ class _Queues:
         row = self._rows.get(job.queue)
         if row is not None and row.paused_at is not None:
             return f"the queue {job.queue!r} is paused"
+        if job.holds & holds.SWEEP:
+            return f"its sweep {job.sweep_id} runs as many jobs at once as it may"
         if job.not_before_at > self._now:
             until = job.not_before_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
             return f"back-off until {until}" + (f": {job.reason}" if job.reason else "")

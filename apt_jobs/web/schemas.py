@@ -102,6 +102,7 @@ class JobAnswer(BaseModel):
     error: Annotated[JobError | None, SkipValidation]
     spec: dict[str, Any]
     schedule_id: str | None
+    sweep_id: str | None
     attempts: list[AttemptAnswer] | None = Field(None, description="Only in the view of one job.")
     queue_position: int | None = Field(
         None, description="1: next. In lists null for jobs far behind; null if it does not wait."
@@ -291,6 +292,7 @@ def job_answer(job: Job) -> JobAnswer:
         error=job.error,
         spec=_spec(job),
         schedule_id=job.schedule_id,
+        sweep_id=job.sweep_id,
     )
 
 

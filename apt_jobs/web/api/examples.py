@@ -38,6 +38,7 @@ _JOB: dict[str, Any] = {
     "error": None,
     "spec": _TRAIN,
     "schedule_id": None,
+    "sweep_id": None,
     "attempts": None,
     "queue_position": None,
     "waiting_for": None,
