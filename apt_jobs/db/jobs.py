@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import UtcDateTime, now_plus
 from apt_jobs.db.models import Attempt, HandBack, Job
+from apt_jobs.db.parents import attach_parents
 from apt_jobs.db.queues import may_claim, require_place
 from apt_jobs.db.transitions import (
     back_in_queue,
@@ -65,6 +66,7 @@ def insert_job(
         session.flush()
     elif known := _insert_or_known(session, job, import_key):
         return known
+    attach_parents(session, [job])
     record_state(session, job, None, None)
     return job
 

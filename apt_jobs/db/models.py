@@ -95,6 +95,17 @@ class Job(Base):
     holds: Mapped[int] = mapped_column(default=0, server_default="0")  # db/holds.py; claimed at 0 only
 
 
+class JobParent(Base):
+    """That a job comes after another one."""
+
+    __tablename__ = "job_parents"
+    __table_args__ = (Index("ix_job_parents_parent_id", "parent_id"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    parent_id: Mapped[str] = mapped_column(String(40), primary_key=True)  # it may be deleted when it has ended
+    on_end: Mapped[bool]  # any end of the parent will do, not only success
+
+
 class Attempt(Base):
     __tablename__ = "attempts"
 

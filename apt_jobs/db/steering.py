@@ -8,10 +8,10 @@ from typing import Any
 from sqlalchemy import delete, update
 from sqlalchemy.orm import Session
 
-from apt_jobs.db import holds
 from apt_jobs.db.clock import now_plus
 from apt_jobs.db.jobs import get_job
 from apt_jobs.db.models import Job
+from apt_jobs.db.parents import columns_of_retry
 from apt_jobs.db.transitions import back_in_queue, begin_pausing, change_state, locked_job
 from apt_jobs.errors import Conflict
 from apt_jobs.events.kinds import StoredEvent
@@ -93,7 +93,7 @@ def request_retry(session: Session, job_id: str) -> tuple[Job, list[StoredEvent]
         "num_infrastructure_faults": 0,
     }
     fresh |= {"error": None, "result": None, "cancel_requested_at": None, "finished_at": None}
-    fresh["holds"] = Job.holds.bitwise_and(~holds.SWEEP)  # its sweep may have ended, and somebody asked for it
+    fresh |= columns_of_retry(session, job)  # its sweep holds it no more: that may have ended
     return change_state(session, job, JobState.QUEUED, "retried by a user", **fresh, **back_in_queue(0))
 
 

@@ -18,9 +18,19 @@ def upgrade() -> None:
     op.create_index("ix_jobs_sweep_id", "jobs", ["sweep_id", "state"])
     _index_claims("holds")
     _create_sweeps()
+    op.create_table(
+        "job_parents",
+        sa.Column("job_id", sa.String(length=40), nullable=False),
+        sa.Column("parent_id", sa.String(length=40), nullable=False),
+        sa.Column("on_end", sa.Boolean(), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_job_parents_job_id_jobs"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("job_id", "parent_id", name=op.f("pk_job_parents")),
+    )
+    op.create_index("ix_job_parents_parent_id", "job_parents", ["parent_id"])
 
 
 def downgrade() -> None:
+    op.drop_table("job_parents")
     for table in ("sweep_rungs", "sweep_trials", "sweeps"):
         op.drop_table(table)
     _index_claims()

@@ -1461,6 +1461,17 @@ export interface components {
              */
             tie_embeddings?: boolean;
         };
+        /** @description A job that has to end first. */
+        After: {
+            /** @description Its id. */
+            job: string;
+            /**
+             * @description success: this job is cancelled if that one does not succeed; end: any end will do.
+             * @default success
+             * @enum {string}
+             */
+            on?: "success" | "end";
+        };
         AliasAnswer: {
             alias: string;
             /** @description What it stands for. */
@@ -2704,6 +2715,8 @@ export interface components {
              * @default null
              */
             time_limit_s?: number | null;
+            /** @description Jobs to wait for. Fields may name their results, as `{{job.best_checkpoint}}`. */
+            after?: components["schemas"]["After"][];
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
@@ -3781,6 +3794,8 @@ export interface components {
              * @default null
              */
             time_limit_s?: number | null;
+            /** @description Jobs to wait for. Fields may name their results, as `{{job.best_checkpoint}}`. */
+            after?: components["schemas"]["After"][];
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
@@ -4423,6 +4438,7 @@ export interface components {
     pathItems: never;
 }
 export type AptConfig = components['schemas']['APTConfig'];
+export type After = components['schemas']['After'];
 export type AliasAnswer = components['schemas']['AliasAnswer'];
 export type AliasBody = components['schemas']['AliasBody'];
 export type AnomalyPolicy = components['schemas']['AnomalyPolicy'];
