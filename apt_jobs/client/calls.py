@@ -88,6 +88,11 @@ def change_job(job_id: str, action: Literal["cancel", "pause", "resume", "retry"
     return Call("POST", job_path(job_id, action), JobAnswer, is_repeatable=is_repeatable)
 
 
+def update_job(job_id: str, changes: Mapping[str, Any], etag: str | None) -> Call[JobAnswer]:
+    headers = {} if etag is None else {"if-match": require_header(etag, "the ETag")}
+    return _with_json("PATCH", job_path(job_id), changes, JobAnswer, headers=headers)
+
+
 def delete_job(job_id: str) -> Call[None]:
     return Call("DELETE", job_path(job_id), _nothing, is_repeatable=False)
 

@@ -142,6 +142,14 @@ class Client(ModelCalls, DataCalls, SweepCalls):
         """Queue a failed, cancelled or dead job again, from its last checkpoint."""
         return self._job(calls.change_job(job_id, "retry"))
 
+    def update(self, job_id: str, etag: str | None = None, **changes: Any) -> Job:
+        """Change a job's `name`, `labels` (merged; None removes one) or `notes`, or while it waits `priority`, `queue`.
+
+        Raises:
+            Conflict: it does not wait, or somebody changed it since it had this ETag.
+        """
+        return self._job(calls.update_job(job_id, changes, etag))
+
     def delete(self, job_id: str) -> None:
         """Delete an ended job with its log, its checkpoints and its files."""
         self._send(calls.delete_job(job_id))

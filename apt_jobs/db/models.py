@@ -92,6 +92,7 @@ class Job(Base):
     reserved_by: Mapped[str | None] = mapped_column(String(200))  # worker that keeps room for it
     reserved_until: Mapped[datetime | None]
     sweep_id: Mapped[str | None] = mapped_column(String(40))  # who made it
+    notes: Mapped[str | None] = mapped_column(Words)  # of users; see db/job_edits.py
     holds: Mapped[int] = mapped_column(default=0, server_default="0")  # db/holds.py; claimed at 0 only
 
 

@@ -165,11 +165,11 @@ def plan_jobs(sweep: SweepSpec) -> list[PlannedJob]:
     _require_separate(list(sweep.parameters))
     settings = plan_settings(sweep)
     planned = []
-    name = sweep.name or sweep.spec.get("name") or "sweep"
     for number, setting in enumerate(settings, start=1):
         for repeat in range(sweep.repeats):
             spec = _spec_of(sweep, setting, repeat)
             suffix = f" #{number}" + (f".{repeat + 1}" if sweep.repeats > 1 else "")
+            name = sweep.name or spec.name or "sweep"
             titled = spec.model_copy(update={"name": f"{name[: 200 - len(suffix)]}{suffix}"})
             planned.append(PlannedJob(number, repeat, setting, titled))
     if sweep.halving is not None:

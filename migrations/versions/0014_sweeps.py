@@ -1,4 +1,4 @@
-"""Sweeps, and jobs that are held until something else has happened"""
+"""Sweeps, jobs that are held until something else has happened, and notes of jobs"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -15,6 +15,7 @@ depends_on = None
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("sweep_id", sa.String(length=40), nullable=True))
     op.add_column("jobs", sa.Column("holds", sa.Integer(), nullable=False, server_default="0"))
+    op.add_column("jobs", sa.Column("notes", sa.String(), nullable=True))
     op.create_index("ix_jobs_sweep_id", "jobs", ["sweep_id", "state"])
     _index_claims("holds")
     _create_sweeps()
@@ -35,6 +36,7 @@ def downgrade() -> None:
         op.drop_table(table)
     _index_claims()
     op.drop_index("ix_jobs_sweep_id", "jobs")
+    op.drop_column("jobs", "notes")
     op.drop_column("jobs", "holds")
     op.drop_column("jobs", "sweep_id")
 

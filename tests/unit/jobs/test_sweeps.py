@@ -71,6 +71,11 @@ def test_parameters_reach_fields_arguments_and_lists() -> None:
     assert list(planned.spec.argv) == ["-x"]
 
 
+def test_names_may_be_a_parameter() -> None:
+    planned = plan_jobs(sweep({"name": {"values": ["a", "b"]}}, spec={"name": 5}))
+    assert [one.spec.name for one in planned] == ["a #1", "b #2"]
+
+
 @pytest.mark.parametrize(
     ("parameters", "fields", "where"),
     [

@@ -90,7 +90,13 @@ export interface paths {
         delete: operations["delete_job"];
         options?: never;
         head?: never;
-        patch?: never;
+        /**
+         * Change a job's name, labels or notes, or its priority or queue while it waits
+         * @description Change a job's name, labels or notes, or its priority or queue while it waits.
+         *
+         *     With `If-Match: <ETag of GET /api/jobs/{id}>` it is refused (412) if somebody else changed one of these meanwhile.
+         */
+        patch: operations["update_job"];
         trace?: never;
     };
     "/api/jobs/{job_id}/cancel": {
@@ -2863,6 +2869,7 @@ export interface components {
          *       },
          *       "schedule_id": null,
          *       "sweep_id": null,
+         *       "notes": null,
          *       "attempts": null,
          *       "queue_position": null,
          *       "waiting_for": null
@@ -2904,6 +2911,7 @@ export interface components {
             };
             schedule_id: string | null;
             sweep_id: string | null;
+            notes: string | null;
             /**
              * @description Only in the view of one job.
              * @default null
@@ -2982,6 +2990,7 @@ export interface components {
          *           },
          *           "schedule_id": null,
          *           "sweep_id": null,
+         *           "notes": null,
          *           "attempts": null,
          *           "queue_position": null,
          *           "waiting_for": null
@@ -2998,6 +3007,36 @@ export interface components {
             object: "list";
             data: components["schemas"]["JobAnswer"][];
             has_more: boolean;
+        };
+        /**
+         * @description What to change of a job; what is left out stays.
+         * @example {
+         *       "name": "nightly, again",
+         *       "labels": {
+         *         "team": "b"
+         *       },
+         *       "notes": "With twice the data."
+         *     }
+         */
+        JobPatch: {
+            /** @default null */
+            name?: string | null;
+            /** @description Merged with those it has; null removes one. */
+            labels?: {
+                [key: string]: string | null;
+            };
+            /** @default null */
+            notes?: string | null;
+            /**
+             * @description Only while it waits.
+             * @default 0
+             */
+            priority?: number;
+            /**
+             * @description Only while it waits.
+             * @default train
+             */
+            queue?: string;
         };
         /** @enum {string} */
         JobState: "queued" | "running" | "pausing" | "paused" | "succeeded" | "failed" | "cancelled" | "dead";
@@ -3670,7 +3709,47 @@ export interface components {
                 [key: string]: number;
             };
         };
-        /** @description A sweep: jobs that differ in `parameters`. */
+        /**
+         * @description A sweep: jobs that differ in `parameters`.
+         * @example {
+         *       "name": "rates",
+         *       "spec": {
+         *         "kind": "train",
+         *         "name": "nightly",
+         *         "dataset": "builtin",
+         *         "num_ranks": 2,
+         *         "labels": {
+         *           "team": "a"
+         *         },
+         *         "model": {
+         *           "d_model": 128,
+         *           "num_layers": 4
+         *         },
+         *         "training": {
+         *           "max_steps": 200,
+         *           "learning_rate": 0.001
+         *         }
+         *       },
+         *       "parameters": {
+         *         "training.learning_rate": {
+         *           "min": 0.0001,
+         *           "max": 0.01,
+         *           "scale": "log"
+         *         },
+         *         "training.batch_size": {
+         *           "values": [
+         *             4,
+         *             8
+         *           ]
+         *         }
+         *       },
+         *       "method": "random",
+         *       "num_jobs": 20,
+         *       "max_running": 4,
+         *       "metric": "val_loss",
+         *       "goal": "minimize"
+         *     }
+         */
         SweepSpec: {
             /**
              * @description Shown in lists; default: the job's name.
@@ -4306,6 +4385,15 @@ export interface components {
                 "application/json": components["schemas"]["ErrorAnswer"];
             };
         };
+        /** @description Somebody changed it meanwhile: `If-Match` names another version. */
+        Problem412: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
         /** @description The body is too large. */
         Problem413: {
             headers: {
@@ -4510,6 +4598,7 @@ export type Hyperparameters = components['schemas']['Hyperparameters'];
 export type JobAnswer = components['schemas']['JobAnswer'];
 export type JobError = components['schemas']['JobError'];
 export type JobList = components['schemas']['JobList'];
+export type JobPatch = components['schemas']['JobPatch'];
 export type JobState = components['schemas']['JobState'];
 export type KeyAnswer = components['schemas']['KeyAnswer'];
 export type KeyList = components['schemas']['KeyList'];
@@ -4584,6 +4673,7 @@ export type ResponseProblem408 = components['responses']['Problem408'];
 export type ResponseOpenAiError408 = components['responses']['OpenAIError408'];
 export type ResponseProblem409 = components['responses']['Problem409'];
 export type ResponseOpenAiError409 = components['responses']['OpenAIError409'];
+export type ResponseProblem412 = components['responses']['Problem412'];
 export type ResponseProblem413 = components['responses']['Problem413'];
 export type ResponseOpenAiError413 = components['responses']['OpenAIError413'];
 export type ResponseProblem415 = components['responses']['Problem415'];
@@ -4783,6 +4873,45 @@ export interface operations {
             403: components["responses"]["Problem403"];
             404: components["responses"]["Problem404"];
             409: components["responses"]["Problem409"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    update_job: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the job. */
+                job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JobPatch"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            408: components["responses"]["Problem408"];
+            409: components["responses"]["Problem409"];
+            412: components["responses"]["Problem412"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };
