@@ -11,7 +11,7 @@ import traceback
 
 import typer
 
-from apt_jobs.commands import admin, backup, datasets, jobs, models, run, schedules, secrets, workers
+from apt_jobs.commands import admin, backup, datasets, jobs, models, run, schedules, secrets, sweeps, workers
 from apt_jobs.commands.progress import follow
 from apt_jobs.commands.terminal import complain, echo, load_settings, prepare_streams
 from apt_jobs.errors import AptJobsError
@@ -33,6 +33,8 @@ app.add_typer(models.models_app, name="models")
 app.add_typer(workers.start_app, name="worker")
 app.add_typer(workers.app, name="workers")
 app.add_typer(schedules.app, name="schedules")
+app.add_typer(sweeps.start_app)
+app.add_typer(sweeps.app, name="sweeps")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(admin.keys_app, name="keys")

@@ -21,6 +21,7 @@ _ERROR_OF: Mapping[int, type[AptJobsError]] = {
     408: Unavailable,
     409: Conflict,
     410: NotFound,
+    412: Conflict,
     425: Unavailable,
     429: Unavailable,
     507: OutOfSpace,

@@ -19,6 +19,7 @@ from apt_jobs.client.calls import Call
 from apt_jobs.client.following import Event, Follower
 from apt_jobs.client.model_calls import AsyncModelCalls
 from apt_jobs.client.retry import MAX_RETRIES
+from apt_jobs.client.sweep_calls import AsyncSweepCalls
 
 
 class AsyncJob(JobAnswer):
@@ -49,7 +50,7 @@ class AsyncJob(JobAnswer):
         return await self._client.cancel(self.id)
 
 
-class AsyncClient(AsyncModelCalls, AsyncDataCalls):
+class AsyncClient(AsyncModelCalls, AsyncDataCalls, AsyncSweepCalls):
     """One service.
 
     Every call raises the `AptJobsError` that the service's problem stands for, and `Unavailable` if the service cannot
@@ -172,6 +173,14 @@ class AsyncClient(AsyncModelCalls, AsyncDataCalls):
     async def retry(self, job_id: str) -> AsyncJob:
         """Queue a failed, cancelled or dead job again, from its last checkpoint."""
         return await self._job(calls.change_job(job_id, "retry"))
+
+    async def update(self, job_id: str, etag: str | None = None, **changes: Any) -> AsyncJob:
+        """Change a job's `name`, `labels` (merged; None removes one) or `notes`, or while it waits `priority`, `queue`.
+
+        Raises:
+            Conflict: it does not wait, or somebody changed it since it had this ETag.
+        """
+        return await self._job(calls.update_job(job_id, changes, etag))
 
     async def delete(self, job_id: str) -> None:
         """Delete an ended job with its log, its checkpoints and its files."""

@@ -71,7 +71,7 @@ def job_path(job_id: str, *rest: str) -> str:
 
 def submit_job(job: Mapping[str, Any], idempotency_key: str | None) -> Call[JobAnswer]:
     """Build the submission. Without a key it gets one of its own, so that repeating it is safe."""
-    return _with_json("POST", "/api/jobs", job, JobAnswer, headers=_key_headers(idempotency_key))
+    return _with_json("POST", "/api/jobs", job, JobAnswer, headers=_key_header(idempotency_key))
 
 
 def get_job(job_id: str) -> Call[JobAnswer]:
@@ -90,7 +90,12 @@ def change_job(job_id: str, action: Literal["cancel", "pause", "resume", "retry"
 
 def clone_job(job_id: str, body: Mapping[str, Any], idempotency_key: str | None) -> Call[JobAnswer]:
     """Build the request; repeating it is safe, as that of a submission."""
-    return _with_json("POST", job_path(job_id, "clone"), body, JobAnswer, headers=_key_headers(idempotency_key))
+    return _with_json("POST", job_path(job_id, "clone"), body, JobAnswer, headers=_key_header(idempotency_key))
+
+
+def update_job(job_id: str, changes: Mapping[str, Any], etag: str | None) -> Call[JobAnswer]:
+    headers = {} if etag is None else {"if-match": require_header(etag, "the ETag")}
+    return _with_json("PATCH", job_path(job_id), changes, JobAnswer, headers=headers)
 
 
 def delete_job(job_id: str) -> Call[None]:
@@ -188,6 +193,34 @@ def delete_schedule(schedule_id: str) -> Call[None]:
     return Call("DELETE", f"/api/schedules/{segment(schedule_id, 'schedule')}", _nothing, is_repeatable=False)
 
 
+def create_sweep(sweep: Mapping[str, Any], idempotency_key: str | None) -> Call[dict[str, Any]]:
+    """Build the submission of a sweep."""
+    return _with_json("POST", "/api/sweeps", sweep, dict, headers=_key_header(idempotency_key))
+
+
+def get_sweep(sweep_id: str) -> Call[dict[str, Any]]:
+    return Call("GET", f"/api/sweeps/{segment(sweep_id, 'sweep')}", dict)
+
+
+def list_sweeps(after: str | None, limit: int) -> Call[list[dict[str, Any]]]:
+    return Call("GET", "/api/sweeps", list_of, params=_given({"after": after, "limit": limit}))
+
+
+def steer_sweep(sweep_id: str, action: Literal["cancel", "pause", "resume"]) -> Call[dict[str, Any]]:
+    return Call("POST", f"/api/sweeps/{segment(sweep_id, 'sweep')}/{action}", dict, is_repeatable=action != "resume")
+
+
+def is_over(sweep: Mapping[str, Any]) -> bool:
+    """Return whether all jobs of a sweep have ended."""
+    return sweep["state"] in ("succeeded", "failed", "cancelled")
+
+
+def not_over(sweep: Mapping[str, Any], timeout_s: float | None) -> str:
+    """Return what to say of a sweep that takes longer."""
+    progress = sweep["progress"]
+    return f"{sweep['id']} has ended {progress['ended']} of {progress['total']} jobs after {timeout_s:g} s"
+
+
 def upload_parameters(name: str, dataset_format: str, column: str) -> dict[str, str]:
     """Return the query of an upload. What is as usual is left out, for a server of an earlier version."""
     usual = {"format": "text", "column": "text"}
@@ -213,13 +246,6 @@ def code_path(sha256: str) -> str:
     return f"/api/code/{segment(sha256, 'packed code')}"
 
 
-def _key_headers(idempotency_key: str | None) -> dict[str, str]:
-    key = idempotency_key or f"client-{secrets.token_hex(16)}"
-    if len(key) > MAX_KEY_CHARS:
-        raise InvalidInput(f"the idempotency key has {len(key):,} characters; at most {MAX_KEY_CHARS} are allowed")
-    return {"idempotency-key": require_header(key, "the idempotency key")}
-
-
 def _with_json(
     method: str,
     path: str,
@@ -241,6 +267,14 @@ def _with_json(
         raise InvalidInput(f"the body of {method} {path} has no form in JSON: {exc}") from exc
     all_headers = {"content-type": "application/json", **(headers or {})}
     return Call(method, path, read, body=encoded, headers=all_headers, timeout_s=timeout_s, is_repeatable=is_repeatable)
+
+
+def _key_header(idempotency_key: str | None) -> dict[str, str]:
+    """Return the header of a submission. Without a key it gets one of its own, so that repeating it is safe."""
+    key = idempotency_key or f"client-{secrets.token_hex(16)}"
+    if len(key) > MAX_KEY_CHARS:
+        raise InvalidInput(f"the idempotency key has {len(key):,} characters; at most {MAX_KEY_CHARS} are allowed")
+    return {"idempotency-key": require_header(key, "the idempotency key")}
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from apt_jobs.client.data_calls import DataCalls
 from apt_jobs.client.following import Event, Follower
 from apt_jobs.client.model_calls import ModelCalls
 from apt_jobs.client.retry import MAX_RETRIES
+from apt_jobs.client.sweep_calls import SweepCalls
 
 
 class Job(JobAnswer):
@@ -49,7 +50,7 @@ class Job(JobAnswer):
         return self._client.cancel(self.id)
 
 
-class Client(ModelCalls, DataCalls):
+class Client(ModelCalls, DataCalls, SweepCalls):
     """One service.
 
     Every call raises the `AptJobsError` that the service's problem stands for, and `Unavailable` if the service cannot
@@ -171,6 +172,14 @@ class Client(ModelCalls, DataCalls):
     def retry(self, job_id: str) -> Job:
         """Queue a failed, cancelled or dead job again, from its last checkpoint."""
         return self._job(calls.change_job(job_id, "retry"))
+
+    def update(self, job_id: str, etag: str | None = None, **changes: Any) -> Job:
+        """Change a job's `name`, `labels` (merged; None removes one) or `notes`, or while it waits `priority`, `queue`.
+
+        Raises:
+            Conflict: it does not wait, or somebody changed it since it had this ETag.
+        """
+        return self._job(calls.update_job(job_id, changes, etag))
 
     def delete(self, job_id: str) -> None:
         """Delete an ended job with its log, its checkpoints and its files."""

@@ -1,10 +1,11 @@
 """The registry of checkpoints. A row is the commit point: a folder without one does not count."""
 
-from sqlalchemy import delete, select
+from sqlalchemy import and_, delete, exists, or_, select
 from sqlalchemy.orm import Session
 
-from apt_jobs.db.models import Checkpoint
+from apt_jobs.db.models import Checkpoint, Job
 from apt_jobs.errors import NotFound
+from apt_jobs.jobs.states import TERMINAL_STATES
 
 
 def list_checkpoints(
@@ -47,6 +48,23 @@ def best_of_job(session: Session, job_id: str) -> Checkpoint | None:
     """Return the checkpoint marked best; when that one was deleted, the lowest validation loss of the others."""
     order = (Checkpoint.is_best.desc(), Checkpoint.val_loss.asc().nulls_last(), Checkpoint.step.desc())
     return session.scalar(select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(*order).limit(1))
+
+
+def needed_by(session: Session, job_id: str) -> tuple[str, str] | None:
+    """Return another job that needs a checkpoint of this one, and its state; None: there is none.
+
+    It needs it while it has not ended, or as the base of an adapter that it has saved.
+    """
+    of_this = select(Checkpoint.id).where(Checkpoint.job_id == job_id)
+    named = or_(Job.spec["base_model"].as_string().in_(of_this), Job.spec["model"].as_string().in_(of_this))
+    by_job = Job.spec["model"].as_string().startswith(job_id, autoescape=True)  # as `job_...@best`
+    has_adapter = and_(
+        Job.spec["training"]["lora"]["r"].as_string().is_not(None), exists().where(Checkpoint.job_id == Job.id)
+    )
+    lives = and_(Job.state.not_in(TERMINAL_STATES), or_(named, by_job))
+    query = select(Job.id, Job.state).where(Job.id != job_id, or_(lives, and_(has_adapter, named))).limit(1)
+    row = session.execute(query).one_or_none()
+    return None if row is None else (row.id, row.state)
 
 
 def checkpoint_at_step(session: Session, job_id: str, step: int) -> Checkpoint | None:

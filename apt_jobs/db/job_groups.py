@@ -13,7 +13,9 @@ from sqlalchemy.orm import Session
 from apt_jobs.db.clock import now_plus
 from apt_jobs.db.jobs import Claimed, claim_values, due_jobs
 from apt_jobs.db.models import Attempt, EventRow, HandBack, Job, WorkerRow
+from apt_jobs.db.parents import attach_parents, has_children
 from apt_jobs.db.queues import room_to_run
+from apt_jobs.db.transitions import end_parent
 from apt_jobs.db.workers import has_handed_back, is_held_back
 from apt_jobs.events.codec import encode_payload
 from apt_jobs.events.kinds import StateChanged, StoredEvent
@@ -24,6 +26,7 @@ def insert_jobs(session: Session, jobs: Sequence[Job]) -> list[StoredEvent]:
     """Add queued jobs of `new_job` and their first events."""
     session.add_all(jobs)
     session.flush()
+    attach_parents(session, jobs)
     return _record_states(session, [(job, None, None) for job in jobs])
 
 
@@ -41,7 +44,12 @@ def claim_due(session: Session, queue: str, worker: str, lease_s: float, kind: s
         return []
     rows = session.scalars(
         update(Job)
-        .where(Job.id.in_(job_ids), Job.state.in_(sources_of(JobState.RUNNING)), Job.not_before_at <= now_plus(0))
+        .where(
+            Job.id.in_(job_ids),
+            Job.state.in_(sources_of(JobState.RUNNING)),
+            Job.holds == 0,
+            Job.not_before_at <= now_plus(0),
+        )
         .values(claim_values(worker, lease_s))
         .returning(Job)
         .execution_options(synchronize_session=False, populate_existing=True)
@@ -101,6 +109,8 @@ def finish_succeeded(session: Session, results: Mapping[tuple[str, int], dict[st
     ended = session.scalars(
         select(Job).where(Job.id.in_(list(previous))).execution_options(populate_existing=True)
     ).all()
+    for parent_id in has_children(session, list(previous)):
+        end_parent(session, parent_id)
     return _record_states(session, [(job, previous[job.id], None) for job in ended])
 
 

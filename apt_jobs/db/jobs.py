@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import UtcDateTime, now_plus
 from apt_jobs.db.models import Attempt, HandBack, Job
+from apt_jobs.db.parents import attach_parents
 from apt_jobs.db.queues import may_claim, require_place
 from apt_jobs.db.transitions import (
     back_in_queue,
@@ -65,6 +66,7 @@ def insert_job(
         session.flush()
     elif known := _insert_or_known(session, job, import_key):
         return known
+    attach_parents(session, [job])
     record_state(session, job, None, None)
     return job
 
@@ -163,7 +165,11 @@ def due_jobs(queue: str, worker: str, kind: str | None = None) -> Select[str]:
     """Select the ids of jobs that `worker` may claim from the queue now."""
     kept_off = exists().where(HandBack.job_id == Job.id, HandBack.worker == worker, HandBack.until_at > now_plus(0))
     query = select(Job.id).where(
-        Job.queue == queue, Job.state == JobState.QUEUED, Job.not_before_at <= now_plus(0), ~kept_off
+        Job.queue == queue,
+        Job.state == JobState.QUEUED,
+        Job.holds == 0,
+        Job.not_before_at <= now_plus(0),
+        ~kept_off,
     )
     return query if kind is None else query.where(Job.kind == kind)
 
@@ -191,6 +197,7 @@ def claim(session: Session, job_id: str, worker: str, lease_s: float) -> Claimed
         .where(
             Job.id == job_id,
             Job.state.in_(sources_of(JobState.RUNNING)),
+            Job.holds == 0,
             Job.not_before_at <= now_plus(0),
         )
         .values(claim_values(worker, lease_s))
@@ -304,10 +311,14 @@ def owns(session: Session, job_id: str, attempt: int) -> bool:
 
 
 def queue_position(session: Session, job: Job) -> int | None:
-    """Return 1 for the next one of its queue; None: it does not wait. Two ranges of the index of claims, no rows."""
-    if job.state != JobState.QUEUED:
+    """Return 1 for the next one of its queue; None: it does not wait, or is held.
+
+    Two ranges of the index of claims, no rows.
+    """
+    if job.state != JobState.QUEUED or job.holds:
         return None
-    waiting = select(func.count()).select_from(Job).where(Job.queue == job.queue, Job.state == JobState.QUEUED)
+    waiting = select(func.count()).select_from(Job)
+    waiting = waiting.where(Job.queue == job.queue, Job.state == JobState.QUEUED, Job.holds == 0)
     higher = session.scalar(waiting.where(Job.priority > job.priority)) or 0
     older = tuple_(Job.created_at, Job.id) < tuple_(literal(job.created_at, UtcDateTime()), job.id)
     return 1 + higher + (session.scalar(waiting.where(Job.priority == job.priority, older)) or 0)

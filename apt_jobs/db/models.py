@@ -38,8 +38,9 @@ class Job(Base):
         CheckConstraint(_one_of("state", tuple(state.value for state in JobState)), name="state"),
         CheckConstraint("(state IN ('running', 'pausing')) = (lease_until IS NOT NULL)", name="lease"),
         CheckConstraint("attempt >= 0 AND last_seq >= 0", name="counts"),
-        Index("ix_jobs_waiting", "queue", "state", desc("priority"), "created_at", "id"),  # the order of claims
-        Index("ix_jobs_needs", "queue", "state", "needs", desc("priority"), "created_at", "id"),  # see db/placements.py
+        Index("ix_jobs_waiting", "queue", "state", "holds", desc("priority"), "created_at", "id"),  # order of claims
+        # See db/placements.py.
+        Index("ix_jobs_needs", "queue", "state", "holds", "needs", desc("priority"), "created_at", "id"),
         # One range of an index for each filter of the list, in the list's order; see db/listing.py.
         Index("ix_jobs_by_kind", "state", "kind", "id"),
         Index("ix_jobs_by_queue", "state", "queue", "kind", "id"),
@@ -51,6 +52,7 @@ class Job(Base):
         ),
         Index("ix_jobs_schedule_id", "schedule_id", "state"),
         Index("ix_jobs_code_sha256", "code_sha256"),
+        Index("ix_jobs_sweep_id", "sweep_id", "state"),
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)
@@ -92,6 +94,20 @@ class Job(Base):
     is_preemptible: Mapped[bool] = mapped_column(default=False, server_default=false())  # jobs/preemption.py
     preempted_by: Mapped[str | None] = mapped_column(String(40))  # job that its attempt yields to
     num_preemptions: Mapped[int] = mapped_column(default=0, server_default="0")
+    sweep_id: Mapped[str | None] = mapped_column(String(40))  # who made it
+    notes: Mapped[str | None] = mapped_column(Words)  # of users; see db/job_edits.py
+    holds: Mapped[int] = mapped_column(default=0, server_default="0")  # db/holds.py; claimed at 0 only
+
+
+class JobParent(Base):
+    """That a job comes after another one."""
+
+    __tablename__ = "job_parents"
+    __table_args__ = (Index("ix_job_parents_parent_id", "parent_id"),)
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    parent_id: Mapped[str] = mapped_column(String(40), primary_key=True)  # it may be deleted when it has ended
+    on_end: Mapped[bool]  # any end of the parent will do, not only success
 
 
 class Attempt(Base):

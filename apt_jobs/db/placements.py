@@ -217,10 +217,11 @@ def different_needs(session: Session, queue: str) -> list[str]:
         text(
             """
             WITH RECURSIVE waiting(needs) AS (
-              SELECT min(needs) FROM jobs WHERE queue = :queue AND state = 'queued'
+              SELECT min(needs) FROM jobs WHERE queue = :queue AND state = 'queued' AND holds = 0
               UNION ALL
               SELECT (SELECT min(jobs.needs) FROM jobs
-                      WHERE jobs.queue = :queue AND jobs.state = 'queued' AND jobs.needs > waiting.needs)
+                      WHERE jobs.queue = :queue AND jobs.state = 'queued' AND jobs.holds = 0
+                        AND jobs.needs > waiting.needs)
               FROM waiting WHERE waiting.needs IS NOT NULL
             )
             SELECT needs FROM waiting WHERE needs IS NOT NULL LIMIT :limit

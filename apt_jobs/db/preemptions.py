@@ -71,7 +71,7 @@ def plan_preemptions(session: Session, rules: PreemptionRules, alive_within_s: f
 def request_preemption(session: Session, plan: Preemption, rules: PreemptionRules) -> bool:
     """Ask the victims of one plan to save and yield; whether this process was the first to."""
     is_free = or_(Job.reserved_by.is_(None), Job.reserved_by == plan.worker, Job.reserved_until <= now_plus(0))
-    waits = select(Job.id).where(Job.id == plan.job_id, Job.state == JobState.QUEUED, is_free)
+    waits = select(Job.id).where(Job.id == plan.job_id, Job.state == JobState.QUEUED, Job.holds == 0, is_free)
     if session.scalar(waits.with_for_update()) is None or yielding_to(session, [plan.job_id]):  # asked under the lock
         return False
     specs = session.scalars(select(Job.spec).where(Job.id.in_([job_id for job_id, _ in plan.victims])))
@@ -194,6 +194,7 @@ def _heads(session: Session, queue: str, lowest: int) -> list[Any]:
         .where(
             Job.queue == queue,
             Job.state == JobState.QUEUED,
+            Job.holds == 0,
             Job.kind == "train",
             Job.priority > lowest,
             Job.not_before_at <= now_plus(-DUE_FOR_S),

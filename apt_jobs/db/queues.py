@@ -108,7 +108,7 @@ def first_waiting(session: Session, names: Sequence[str], limit: int) -> dict[st
     firsts = [
         select(
             select(Job.id, literal(name).label("queue"), Job.priority, Job.created_at)
-            .where(Job.queue == name, Job.state == JobState.QUEUED)
+            .where(Job.queue == name, Job.state == JobState.QUEUED, Job.holds == 0)
             .order_by(Job.priority.desc(), Job.created_at, Job.id)
             .limit(limit)
             .subquery()
@@ -137,7 +137,7 @@ def waits_of_first(session: Session, names: Sequence[str]) -> dict[str, float]:
     firsts = [
         select(
             select(literal(name).label("queue"), Job.not_before_at)
-            .where(Job.queue == name, Job.state == JobState.QUEUED)
+            .where(Job.queue == name, Job.state == JobState.QUEUED, Job.holds == 0)
             .order_by(Job.priority.desc(), Job.created_at, Job.id)
             .limit(1)
             .subquery()
@@ -151,23 +151,24 @@ def waits_of_first(session: Session, names: Sequence[str]) -> dict[str, float]:
     return waits
 
 
-def require_place(session: Session, max_queued_jobs: int) -> None:
-    """Return if another job may wait.
+def require_place(session: Session, max_queued_jobs: int, num_jobs: int = 1) -> None:
+    """Return if another job may wait, or `num_jobs` of them.
 
     The jobs that wait are counted only when the limit can have been reached since the last count, so that a submission
-    costs the same however many wait. Near the limit every submission counts.
+    costs the same however many wait. Near the limit every submission counts, as do those of many jobs.
 
     Raises:
         Unavailable: `max_queued_jobs` wait already.
     """
     engine = session.connection().engine
     limits = _uncounted_until_s.setdefault(engine, {})
-    if time.monotonic() < limits.get(max_queued_jobs, 0.0):
+    if num_jobs == 1 and time.monotonic() < limits.get(max_queued_jobs, 0.0):
         return
     waiting = session.scalar(select(func.count()).select_from(Job).where(Job.state == JobState.QUEUED)) or 0
-    if waiting >= max_queued_jobs:
-        raise Unavailable(f"{waiting} jobs wait already; at most {max_queued_jobs}: try again later")
-    free_s = (max_queued_jobs - waiting) / MAX_SUBMISSIONS_PER_S
+    if waiting + num_jobs > max_queued_jobs:
+        more = f", and {num_jobs} more are to" if num_jobs > 1 else ""
+        raise Unavailable(f"{waiting} jobs wait already{more}; at most {max_queued_jobs}: try again later")
+    free_s = (max_queued_jobs - waiting - num_jobs) / MAX_SUBMISSIONS_PER_S
     if free_s >= 1.0:
         limits[max_queued_jobs] = time.monotonic() + min(free_s, RECOUNT_MAX_S)
 
@@ -194,7 +195,8 @@ def queues_with_due_jobs(session: Session) -> list[str]:
               )
               AND EXISTS (
                 SELECT 1 FROM jobs
-                WHERE jobs.queue = waiting.queue AND jobs.state = 'queued' AND jobs.not_before_at <= {now}
+                WHERE jobs.queue = waiting.queue AND jobs.state = 'queued' AND jobs.holds = 0
+                  AND jobs.not_before_at <= {now}
               )
             LIMIT {MAX_WOKEN_QUEUES}
             """  # noqa: S608  # nothing of it comes from outside

@@ -8,9 +8,11 @@ from typing import Any
 from sqlalchemy import delete, update
 from sqlalchemy.orm import Session
 
+from apt_jobs.db.checkpoints import needed_by
 from apt_jobs.db.clock import now_plus
 from apt_jobs.db.jobs import get_job
 from apt_jobs.db.models import Job
+from apt_jobs.db.parents import columns_of_retry
 from apt_jobs.db.transitions import back_in_queue, begin_pausing, change_state, locked_job
 from apt_jobs.errors import Conflict
 from apt_jobs.events.kinds import StoredEvent
@@ -92,6 +94,7 @@ def request_retry(session: Session, job_id: str) -> tuple[Job, list[StoredEvent]
         "num_infrastructure_faults": 0,
     }
     fresh |= {"error": None, "result": None, "cancel_requested_at": None, "finished_at": None}
+    fresh |= columns_of_retry(session, job)  # its sweep holds it no more: that may have ended
     return change_state(session, job, JobState.QUEUED, "retried by a user", **fresh, **back_in_queue(0))
 
 
@@ -100,9 +103,11 @@ def delete_job(session: Session, job_id: str) -> None:
 
     Raises:
         NotFound: there is no such job.
-        Conflict: it has not ended.
+        Conflict: it has not ended, or another job needs a checkpoint of it.
     """
     job = locked_job(session, job_id)
     if job.state not in TERMINAL_STATES:
         raise Conflict(f"job {job_id} is {job.state}; cancel it first, then delete it")
+    if (other := needed_by(session, job_id)) is not None:
+        raise Conflict(f"a checkpoint of job {job_id} is needed by job {other[0]}, which is {other[1]}: it stays")
     session.execute(delete(Job).where(Job.id == job_id).execution_options(synchronize_session=False))

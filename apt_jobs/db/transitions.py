@@ -10,10 +10,12 @@ from typing import Any
 from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
+from apt_jobs.db import holds
 from apt_jobs.db.clock import now_plus
 from apt_jobs.db.documents import storable_text
 from apt_jobs.db.gangs import release_gang
 from apt_jobs.db.models import Attempt, EventRow, HandBack, Job, WorkerRow
+from apt_jobs.db.parents import outcomes_of_children
 from apt_jobs.errors import Fenced, NotFound, TransitionRefused
 from apt_jobs.events.codec import encode_payload
 from apt_jobs.events.kinds import StateChanged, StoredEvent
@@ -61,6 +63,34 @@ def change_state(
     Raises:
         TransitionRefused: the table does not allow it; nothing was changed.
     """
+    changed, event = _change(session, job, target, reason, is_hand_back=is_hand_back, **values)
+    if target in TERMINAL_STATES:
+        end_parent(session, changed.id)
+    return changed, [event]
+
+
+def end_parent(session: Session, job_id: str) -> None:
+    """Let the jobs that come after an ended one be claimed, or end them, and those after them.
+
+    Those who watch them learn of it as of any event that was not published: heads are checked.
+    """
+    ended = [job_id]
+    while ended:
+        for outcome in outcomes_of_children(session, ended.pop()):
+            child = outcome.job
+            if outcome.why_not is not None:
+                _change(session, child, JobState.CANCELLED, outcome.why_not, holds=0)
+                ended.append(child.id)
+                continue
+            values = {**outcome.values, **back_in_queue(0), "holds": Job.holds - holds.PARENTS}
+            session.execute(
+                update(Job).where(Job.id == child.id).values(**values).execution_options(synchronize_session=False)
+            )
+
+
+def _change(
+    session: Session, job: Job, target: JobState, reason: str | None, *, is_hand_back: bool = False, **values: Any
+) -> tuple[Job, StoredEvent]:
     previous, owner = JobState(job.state), job.lease_owner
     require_transition(previous, target)
     reason = None if reason is None else storable_text(without_server_paths(reason))
@@ -88,7 +118,7 @@ def change_state(
         )
         if not is_hand_back:
             _forget_hand_backs(session, owner, job.id)
-    return changed, [record_state(session, changed, previous, reason)]
+    return changed, record_state(session, changed, previous, reason)
 
 
 def begin_pausing(session: Session, job: Job, reason: str) -> tuple[Job, list[StoredEvent]]:

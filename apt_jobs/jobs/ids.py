@@ -20,6 +20,10 @@ def new_schedule_id() -> str:
     return _new_id("sched")
 
 
+def new_sweep_id() -> str:
+    return _new_id("sweep")
+
+
 def new_file_id() -> str:
     return _new_id("file", "-")  # as OpenAI writes it
 

@@ -23,6 +23,7 @@ from apt_jobs.jobs.lora_options import LoraOptions
 from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.monitor_options import MonitorOptions
 from apt_jobs.jobs.parameter_options import ParameterGroup, ParameterPattern
+from apt_jobs.jobs.parent_results import FIELDS, RESULTS, references_in
 from apt_jobs.jobs.printable import require_printable
 from apt_jobs.jobs.python_environment import PythonEnvironment
 from apt_jobs.jobs.resources import Resources
@@ -37,6 +38,9 @@ MAX_TEXT_CHARS = 32_768
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@(best|latest|[0-9]{1,18}))?$")]
+ParentResult = Annotated[
+    str, StringConstraints(pattern=r"^\{\{ ?job(_[0-9a-z]{20})?\.(best|last)_checkpoint ?\}\}$", max_length=60)
+]
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS)]
 Title = Annotated[str, StringConstraints(max_length=200), AfterValidator(require_printable)]
 LabelValue = Title
@@ -175,6 +179,15 @@ class TrainingOptions(Strict):
         return self.learning_rate or _usual_learning_rate(self, has_base_model=False)
 
 
+class After(Strict):
+    """A job that has to end first."""
+
+    job: Annotated[str, StringConstraints(pattern=r"^job_[0-9a-z]{20}$")] = Field(description="Its id.")
+    on: Literal["success", "end"] = Field(
+        "success", description="success: this job is cancelled if that one does not succeed; end: any end will do."
+    )
+
+
 class JobSpec(Strict):
     """What all kinds of job share."""
 
@@ -186,6 +199,32 @@ class JobSpec(Strict):
     time_limit_s: float | None = Field(
         None, gt=0, le=366 * 86_400, description="Longest time of one attempt, in seconds; then it saves and fails."
     )
+    after: list[After] = Field(
+        default_factory=list,
+        max_length=100,
+        description="Jobs to wait for. Fields may name their results, as `{{job.best_checkpoint}}`.",
+    )
+
+    @model_validator(mode="after")
+    def _comes_after_each_once(self) -> Self:
+        named = [one.job for one in self.after]
+        if len(named) > len(set(named)):
+            raise ValueError(f"after names a job twice: {max(named, key=named.count)}")
+        return self
+
+    @model_validator(mode="after")
+    def _names_results_of_its_parents(self) -> Self:
+        named = [one.job for one in self.after]
+        for field, parent, result in references_in({name: getattr(self, name, None) for name in FIELDS}):
+            if not named and field in ("argv", "arguments", "env"):
+                continue  # the script's own braces
+            if result not in RESULTS:
+                raise ValueError(f"{field} names {result!r} of a job; expected one of {', '.join(RESULTS)}")
+            if parent == "job" and len(named) != 1:
+                raise ValueError(f"{field} names a result of `job`, but after has {len(named)} jobs: write its id")
+            if parent != "job" and parent not in named:
+                raise ValueError(f"{field} names a result of {parent}, which is not in after")
+        return self
 
 
 class TrainSpec(JobSpec):
@@ -224,7 +263,7 @@ class TrainSpec(JobSpec):
     validation_dataset: Name | None = Field(
         None, description="Validate on this data set; null: on `validation_fraction` of `dataset`, held out."
     )
-    base_model: Name | None = Field(
+    base_model: Name | ParentResult | None = Field(
         None, description="Start from a local model or a checkpoint id (`GET /api/models`)."
     )
     num_ranks: int = Field(1, ge=1, le=512, description="Processes, one per GPU where there are GPUs.")
@@ -356,7 +395,7 @@ class GenerateSpec(JobSpec, SamplingOptions):
 
     kind: Literal["generate"]
     texts: list[Text] = Field(min_length=1, max_length=MAX_SEQUENCES, description="Prompts, in any language.")
-    model: ModelName | None = Field(
+    model: ModelName | ParentResult | None = Field(
         None, description="Id or alias of `GET /api/models`, or `job_...@best`; default: the newest checkpoint."
     )
     messages: list[ChatMessage] | None = Field(

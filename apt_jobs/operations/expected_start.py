@@ -31,7 +31,7 @@ def expected_start_in_s(session: Session, job: Job, position: int, workers: Sequ
     ]
     first = (
         select(Job.needs)
-        .where(Job.queue == job.queue, Job.state == JobState.QUEUED)
+        .where(Job.queue == job.queue, Job.state == JobState.QUEUED, Job.holds == 0)
         .order_by(Job.priority.desc(), Job.created_at, Job.id)
         .limit(position - 1)
     )

@@ -18,6 +18,7 @@ from apt_jobs.errors import AptJobsError, InvalidInput, InvalidReferences, NotFo
 from apt_jobs.git_hosts import host_of
 from apt_jobs.jobs.dataset_format import DatasetFormat
 from apt_jobs.jobs.model_config import APTConfig
+from apt_jobs.jobs.parent_results import REFERENCE
 from apt_jobs.jobs.spec import (
     BUILTIN_DATASET,
     BUILTIN_ENTRY_POINT,
@@ -27,6 +28,7 @@ from apt_jobs.jobs.spec import (
     parse_spec,
     queue_of,
 )
+from apt_jobs.jobs.states import TERMINAL_STATES, JobState
 from apt_jobs.operations.data_directory import require_room
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.settings import Settings
@@ -106,7 +108,9 @@ def require_retriable(session: Session, settings: Settings, job_id: str) -> None
     spec = parse_spec(get_job(session, job_id).spec)
     require_room(settings)
     # It was accepted once: what does nothing in it is no reason to leave it where it is.
-    faults = [fault for fault in reference_faults(session, settings, spec) if not fault.field.startswith("model.")]
+    faults = [
+        fault for fault in reference_faults(session, settings, spec) if not fault.field.startswith(("model.", "after/"))
+    ]
     if faults:
         raise _invalid_references(faults)
 
@@ -124,11 +128,13 @@ def require_references(session: Session, settings: Settings, spec: Spec) -> None
 
 def reference_faults(session: Session, settings: Settings, spec: Spec) -> list[ReferenceFault]:
     """Return every field of the job that names what does not exist, or does nothing beside the others."""
+    parents = _parent_faults(session, spec)
     if isinstance(spec, GenerateSpec):
         if spec.model is not None and spec.model.startswith(EXTERNAL_PREFIX):
-            return _external_faults(session, settings, spec.model)
-        return _model_faults(session, settings, "model", spec.model)
+            return [*parents, *_external_faults(session, settings, spec.model)]
+        return [*parents, *_model_faults(session, settings, "model", spec.model)]
     return [
+        *parents,
         *_dataset_faults(settings, spec),
         *_model_faults(session, settings, "base_model", spec.base_model),
         *_shape_faults(spec),
@@ -139,6 +145,19 @@ def reference_faults(session: Session, settings: Settings, spec: Spec) -> list[R
             for name in missing_secrets(session, spec.secrets)
         ),
     ]
+
+
+def _parent_faults(session: Session, spec: Spec) -> list[ReferenceFault]:
+    """Return a fault for each job to come after that is not there, or that ended without the success it needs."""
+    faults = []
+    for index, after in enumerate(spec.after):
+        field, parent = f"after/{index}/job", session.get(Job, after.job)
+        if parent is None:
+            faults.append(ReferenceFault(field, repr(after.job), "the id of a job"))
+        elif after.on == "success" and parent.state in TERMINAL_STATES and parent.state != JobState.SUCCEEDED:
+            expected = f"a job that can still succeed, or on: end; it is {parent.state}"
+            faults.append(ReferenceFault(field, repr(after.job), expected))
+    return faults
 
 
 def _invalid_references(faults: Sequence[ReferenceFault]) -> InvalidReferences:
@@ -153,8 +172,8 @@ def _external_faults(session: Session, settings: Settings, model: str) -> list[R
 
 
 def _model_faults(session: Session, settings: Settings, field: str, model: str | None) -> list[ReferenceFault]:
-    if model is None:
-        return []
+    if model is None or REFERENCE.fullmatch(model):
+        return []  # of a parent, whose checkpoint is there when it has ended
     if not model_exists(session, settings, model):
         return [ReferenceFault(field, repr(model), "an id that GET /api/models lists")]
     base = lost_base(session, settings, model)

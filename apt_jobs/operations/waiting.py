@@ -7,20 +7,23 @@ from datetime import UTC, datetime, timedelta
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from apt_jobs.db import holds
 from apt_jobs.db.clock import now_plus
 from apt_jobs.db.gangs import Pool
 from apt_jobs.db.hand_backs import hand_backs_of
 from apt_jobs.db.jobs import queue_position
 from apt_jobs.db.models import Job, QueueRow, WorkerRow
+from apt_jobs.db.parents import parents_of
 from apt_jobs.db.preemptions import yielding_to
 from apt_jobs.db.queues import first_waiting, num_running
 from apt_jobs.db.workers import list_workers, paused_workers
 from apt_jobs.jobs.needs import Needs, decode_needs
 from apt_jobs.jobs.packing import RoomReport
-from apt_jobs.jobs.states import JobState
+from apt_jobs.jobs.states import TERMINAL_STATES, JobState
 from apt_jobs.operations.expected_start import expected_start_in_s
 
 MAX_NAMED_WORKERS = 3
+MAX_NAMED_PARENTS = 3
 MAX_LISTED_POSITION = 100  # in lists: beyond it, it says that at least so many are ahead
 
 
@@ -98,6 +101,10 @@ class _Queues:
         row = self._rows.get(job.queue)
         if row is not None and row.paused_at is not None:
             return f"the queue {job.queue!r} is paused"
+        if job.holds & holds.PARENTS:
+            return self._of_parents(job)
+        if job.holds & holds.SWEEP:
+            return f"its sweep {job.sweep_id} runs as many jobs at once as it may"
         if job.not_before_at > self._now:
             until = job.not_before_at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
             return f"back-off until {until}" + (f": {job.reason}" if job.reason else "")
@@ -109,6 +116,12 @@ class _Queues:
         if running < row.max_running:
             return None
         return f"the queue {job.queue!r} runs {running} of at most {row.max_running} jobs at once"
+
+    def _of_parents(self, job: Job) -> str:
+        open_parents = [one for one, _ in parents_of(self._session, job.id) if one.state not in TERMINAL_STATES]
+        named = ", ".join(f"{one.id} ({one.state})" for one in open_parents[:MAX_NAMED_PARENTS])
+        more = len(open_parents) - MAX_NAMED_PARENTS
+        return f"comes after {named}" + (f" and {more} more" if more > 0 else "")
 
     def _of_workers(self, job: Job, workers: Sequence[WorkerRow]) -> str | None:
         if not workers:

@@ -25,12 +25,14 @@ from apt_jobs.web.api import (
     datasets,
     generation,
     histories,
+    job_edits,
     jobs,
     media,
     models,
     operations,
     schedules,
     secrets,
+    sweeps,
     training,
 )
 from apt_jobs.web.api.idempotency import sweep_loop
@@ -40,7 +42,7 @@ from apt_jobs.web.live.generation_streams import GenerationStreams
 from apt_jobs.web.live.job_socket import refuse_unknown, upgrade_required, watch_job
 from apt_jobs.web.live.multiplexed_socket import watch_jobs
 from apt_jobs.web.live.streams import LiveStreams
-from apt_jobs.web.loops import fire_loop, preempt_loop, prune_loop, reap_loop, wake_up_loop
+from apt_jobs.web.loops import advance_loop, fire_loop, preempt_loop, prune_loop, reap_loop, wake_up_loop
 from apt_jobs.web.metrics import Measured, Metrics
 from apt_jobs.web.openai import batches as openai_batches
 from apt_jobs.web.openai import completions as openai_completions
@@ -65,6 +67,7 @@ ROUTES: list[BaseRoute] = [
     Route("/api/jobs", jobs.get_jobs, methods=["GET"]),
     Route("/api/jobs", jobs.submit_job, methods=["POST"]),
     Route("/api/jobs/{job_id}", jobs.get_one_job, methods=["GET"]),
+    Route("/api/jobs/{job_id}", job_edits.update_job, methods=["PATCH"]),
     Route("/api/jobs/{job_id}", jobs.remove_job, methods=["DELETE"]),
     Route("/api/jobs/{job_id}/clone", clones.clone_job, methods=["POST"]),
     Route("/api/jobs/{job_id}/cancel", jobs.cancel_job, methods=["POST"]),
@@ -108,6 +111,12 @@ ROUTES: list[BaseRoute] = [
     Route("/api/schedules/{schedule_id}/pause", schedules.pause_one_schedule, methods=["POST"]),
     Route("/api/schedules/{schedule_id}/resume", schedules.resume_schedule, methods=["POST"]),
     Route("/api/schedules/{schedule_id}/run", schedules.run_schedule, methods=["POST"]),
+    Route("/api/sweeps", sweeps.get_sweeps, methods=["GET"]),
+    Route("/api/sweeps", sweeps.add_sweep, methods=["POST"]),
+    Route("/api/sweeps/{sweep_id}", sweeps.get_one_sweep, methods=["GET"]),
+    Route("/api/sweeps/{sweep_id}/cancel", sweeps.cancel_sweep, methods=["POST"]),
+    Route("/api/sweeps/{sweep_id}/pause", sweeps.pause_sweep, methods=["POST"]),
+    Route("/api/sweeps/{sweep_id}/resume", sweeps.resume_sweep, methods=["POST"]),
     Route("/api/queues", operations.get_queues, methods=["GET"]),
     Route("/api/queues/{name}", operations.set_queue, methods=["PUT"]),
     Route("/api/workers", operations.get_workers, methods=["GET"]),
@@ -174,7 +183,7 @@ def create_app(settings: Settings) -> Starlette:
         loops = [generations.follow(), streams.follow(), streams.check_heads(), streams.run_maintenance()]
         loops += [sweep_loop(service), admissions.recheck_loop()]
         loops += [wake_up_loop(service), reap_loop(service), fire_loop(service), prune_loop(service)]
-        loops += [preempt_loop(service), batch_loop(service)]
+        loops += [preempt_loop(service), batch_loop(service), advance_loop(service)]
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             yield

@@ -1,4 +1,4 @@
-"""The small loops of every web process: wake workers of queues, reap lost attempts, preempt jobs, fire schedules.
+"""The small loops of every web process: wake workers, reap attempts, preempt jobs, fire schedules, advance sweeps.
 
 All of it is compare-and-set in the database, so any number of processes may run them and none is the leader.
 """
@@ -14,12 +14,14 @@ from apt_jobs.db.jobs import has_expired, reap_expired
 from apt_jobs.db.preemptions import plan_preemptions, request_preemption
 from apt_jobs.db.queues import queues_with_due_jobs
 from apt_jobs.db.schedules import fire_due, has_due
+from apt_jobs.db.sweeps import open_sweeps
 from apt_jobs.errors import AptJobsError, Unavailable
 from apt_jobs.jobs.preemption import preemption_rules
 from apt_jobs.jobs.retry import retry_rules
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.operations.prune_code import prune_code
 from apt_jobs.operations.submit import checker
+from apt_jobs.operations.sweeps import advance_sweep
 from apt_jobs.web.service import Service
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ WAKE_UP_BACKOFF = Backoff(2.0, 60.0)  # of a queue with due jobs that nobody cla
 REAP_EVERY_OF_LEASE = 1 / 12
 FIRE_EVERY_S = 1.0
 PREEMPT_EVERY_S = 1.0
+ADVANCE_EVERY_S = 1.0
 PRUNE_EVERY_S = 3_600.0
 REAP_GRACE_OF_LEASE = 0.5  # an attempt is reaped when its lease has been over for half of its length
 
@@ -98,6 +101,13 @@ async def fire_loop(service: Service) -> None:
         await asyncio.sleep(FIRE_EVERY_S)
 
 
+async def advance_loop(service: Service) -> None:
+    """Do the next steps of sweeps: release held jobs, compare those that reached a rung, end what is over."""
+    while True:
+        await _tried("advance", lambda: _advance(service))
+        await asyncio.sleep(ADVANCE_EVERY_S)
+
+
 def _wake_up(service: Service, wake_ups: WakeUps) -> None:
     with service.database.read() as session:
         queues = queues_with_due_jobs(session)
@@ -149,6 +159,15 @@ async def _fire(service: Service) -> None:
     service.metrics.jobs_fired.inc(len(fired.jobs))
     if fired.jobs:
         service.wake_up_now.set()
+
+
+async def _advance(service: Service) -> None:
+    for sweep_id in await service.read(open_sweeps):
+        events, is_changed = await asyncio.to_thread(advance_sweep, service.database, sweep_id)
+        for event in events:
+            await service.publish(event.job_id, [event])
+        if is_changed:
+            service.wake_up_now.set()
 
 
 async def _tried(name: str, work: Callable[[], Awaitable[None]]) -> None:

@@ -4,7 +4,6 @@ Every web process says the same of queues and workers, so that any one may be sc
 costs a scan: what waits and runs is counted in an index, and what has ended is not counted at all.
 """
 
-import time
 from collections import Counter as Counts
 from collections.abc import Iterator
 from typing import Protocol
@@ -15,7 +14,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 from sqlalchemy.orm import Session
 from starlette._utils import get_route_path
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from apt_jobs import __version__
 from apt_jobs.db.engine import Database
@@ -24,6 +23,7 @@ from apt_jobs.db.workers import list_workers, paused_workers
 from apt_jobs.errors import AptJobsError
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.settings import Settings
+from apt_jobs.web.noted import Noted
 
 MAX_QUEUES = 200  # with samples of their own, the longest first; the others are added up as `OTHERS`
 OTHERS = "(others)"  # no queue may be named so
@@ -73,26 +73,13 @@ class Metrics:
         return encode(self._registry), content_type
 
 
-class Measured:
+class Measured(Noted):
     """ASGI middleware: how many requests of which route and status, and how soon they were answered."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began_s = time.perf_counter()
-
-        async def wrapped(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                labels = _method(scope), _route(scope), str(message["status"])
-                metrics: Metrics = scope["app"].state.metrics
-                metrics.requests.labels(*labels).observe(time.perf_counter() - began_s)
-            await send(message)
-
-        await self._app(scope, receive, wrapped)
+    def note_status(self, scope: Scope, status: int, elapsed_s: float) -> None:
+        """Count the request."""
+        metrics: Metrics = scope["app"].state.metrics
+        metrics.requests.labels(_method(scope), _route(scope), str(status)).observe(elapsed_s)
 
 
 class _FromDatabase(Collector):

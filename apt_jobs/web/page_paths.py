@@ -2,5 +2,14 @@
 
 import re
 
-PAGE_PATHS = ("/", "/jobs/{job_id}", "/checkpoints", "/generate", "/schedules", "/workers")
+PAGE_PATHS = (
+    "/",
+    "/jobs/{job_id}",
+    "/sweeps",
+    "/sweeps/{sweep_id}",
+    "/checkpoints",
+    "/generate",
+    "/schedules",
+    "/workers",
+)
 PATTERN = "|".join(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(path)) for path in PAGE_PATHS)  # of all of them

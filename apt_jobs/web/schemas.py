@@ -3,12 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from itertools import zip_longest
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NotRequired,  # as pydantic wants it before Python 3.12
-)
+from typing import Annotated, Any, Literal, NotRequired  # as pydantic wants it before Python 3.12
 
 from pydantic import BaseModel, ConfigDict, Field, SkipValidation
 from typing_extensions import TypedDict
@@ -103,6 +98,8 @@ class JobAnswer(BaseModel):
     error: Annotated[JobError | None, SkipValidation]
     spec: dict[str, Any]
     schedule_id: str | None
+    sweep_id: str | None
+    notes: str | None
     attempts: list[AttemptAnswer] | None = Field(None, description="Only in the view of one job.")
     queue_position: int | None = Field(
         None, description="1: next. In lists null for jobs far behind; null if it does not wait."
@@ -234,6 +231,8 @@ def job_answer(job: Job) -> JobAnswer:
         spec=_spec(job),
         schedule_id=job.schedule_id,
         num_preemptions=job.num_preemptions,
+        sweep_id=job.sweep_id,
+        notes=job.notes,
     )
 
 

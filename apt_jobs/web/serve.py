@@ -6,16 +6,16 @@ import gc
 import logging
 import resource
 import socket
-import time
 from typing import Any
 
 import uvicorn
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Scope
 
 from apt_jobs.errors import AlreadyRunning
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.web.app import create_app
+from apt_jobs.web.noted import Noted
 from apt_jobs.web.server.connection_table import ConnectionTable
 from apt_jobs.web.server.http_protocol import SPARE_CONNECTIONS, BoundedProtocol
 from apt_jobs.web.server.websocket_protocol import DirectWebSocketProtocol
@@ -84,30 +84,10 @@ def _protocol(settings: Settings) -> type[asyncio.Protocol]:
     return protocol
 
 
-class AccessLog:
+class AccessLog(Noted):
     """One line a request: method, path without query, status, duration."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started = time.monotonic()
-        status = 0
-
-        async def noting(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, noting)
-        finally:
-            duration_ms = round((time.monotonic() - started) * 1000.0, 1)
-            logger.info(
-                "request",
-                extra={"method": scope["method"], "path": scope["path"], "status": status, "duration_ms": duration_ms},
-            )
+    def note_end(self, scope: Scope, status: int, elapsed_s: float) -> None:
+        """Write the line."""
+        fields = {"method": scope["method"], "path": scope["path"], "status": status}
+        logger.info("request", extra={**fields, "duration_ms": round(elapsed_s * 1000.0, 1)})

@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 from apt_jobs.db import jobs
 from apt_jobs.db.events import append_events
 from apt_jobs.db.hand_backs import hand_back
-from apt_jobs.db.jobs import Claimed
+from apt_jobs.db.jobs import Claimed, StopRequests
 from apt_jobs.db.models import Job
 from apt_jobs.errors import Fenced, OutOfSpace, Unavailable
 from apt_jobs.events.kinds import CheckpointSaved, StepTrained
@@ -39,31 +39,38 @@ def serve(consumer: Consumer, claimed: Claimed) -> None:
         consumer.database, job.id, job.attempt, lease_s=settings.lease_s, heartbeat_s=settings.heartbeat_s
     ):
         for step in range(int(job.labels["steps"])):
-            event = StepTrained(step + 1, 0, 1.0, 0.1, 1.0, 1000 * STEP_S, 1.0)
+            event = StepTrained(step + 1, 0, float(job.labels.get("loss", "1")), 0.1, 1.0, 1000 * STEP_S, 1.0)
             checkpoint_id = new_checkpoint_id()
             saved = CheckpointSaved(checkpoint_id, f"{job.id}/{checkpoint_id}", step + 1, 0, None, None, 1, False)
-            while not stored(consumer, job, [event, saved]):
+            while (asked := stored(consumer, job, [event, saved])) is None:
                 time.sleep(STEP_S)
+            if asked.cancel:
+                end(consumer, job, JobState.CANCELLED)
+                return
             time.sleep(STEP_S)
-        while not finished(consumer, job):
-            time.sleep(STEP_S)
+        end(consumer, job, JobState.SUCCEEDED)
 
 
-def stored(consumer: Consumer, job: Job, events: list[Any]) -> bool:
-    """Store events; False: the database has to be asked again. Raises `Fenced` when the job is another's."""
+def stored(consumer: Consumer, job: Job, events: list[Any]) -> StopRequests | None:
+    """Store events; None: the database has to be asked again. Raises `Fenced` when the job is another's."""
     now = datetime.now(UTC)
+    timed = [(now, event) for event in events]
     try:
         with consumer.database.write() as session:
-            append_events(session, job.id, job.attempt, [(now, event) for event in events], consumer.settings.lease_s)
+            return append_events(session, job.id, job.attempt, timed, consumer.settings.lease_s).stop_requests
     except (Unavailable, OutOfSpace):
-        return False
-    return True
+        return None
 
 
-def finished(consumer: Consumer, job: Job) -> bool:
+def end(consumer: Consumer, job: Job, outcome: JobState) -> None:
+    while not finished(consumer, job, outcome):
+        time.sleep(STEP_S)
+
+
+def finished(consumer: Consumer, job: Job, outcome: JobState) -> bool:
     try:
         with consumer.database.write() as session:
-            jobs.finish(session, job.id, job.attempt, JobState.SUCCEEDED)
+            jobs.finish(session, job.id, job.attempt, outcome)
     except Unavailable:
         return False
     return True

@@ -9,9 +9,20 @@ from apt_jobs.web.guard import is_open
 from tests.security.attacked import METHODS, AttackedWeb, routes
 
 OPEN = frozenset(
-    {"/healthz", "/readyz", "/login", "/", "/favicon.svg", "/checkpoints", "/generate", "/schedules", "/workers"}
+    {
+        "/healthz",
+        "/readyz",
+        "/login",
+        "/",
+        "/favicon.svg",
+        "/checkpoints",
+        "/generate",
+        "/schedules",
+        "/sweeps",
+        "/workers",
+    }
 )
-OPEN_WITH_NAME = frozenset({"/jobs/some_job_id", "/assets/some_name"})
+OPEN_WITH_NAME = frozenset({"/jobs/some_job_id", "/sweeps/some_sweep_id", "/assets/some_name"})
 ADMIN_ONLY = frozenset(
     {
         ("DELETE", "/api/jobs/some_job_id"),

@@ -38,6 +38,8 @@ _JOB: dict[str, Any] = {
     "error": None,
     "spec": _TRAIN,
     "schedule_id": None,
+    "sweep_id": None,
+    "notes": None,
     "attempts": None,
     "queue_position": None,
     "waiting_for": None,
@@ -60,6 +62,20 @@ _CHECKPOINT: dict[str, Any] = {
 _USAGE = {"prompt_tokens": 9, "completion_tokens": 20, "total_tokens": 29, "cached_tokens": 0}
 
 EXAMPLES: dict[str, Any] = {
+    "SweepSpec": {
+        "name": "rates",
+        "spec": _TRAIN,
+        "parameters": {
+            "training.learning_rate": {"min": 0.0001, "max": 0.01, "scale": "log"},
+            "training.batch_size": {"values": [4, 8]},
+        },
+        "method": "random",
+        "num_jobs": 20,
+        "max_running": 4,
+        "metric": "val_loss",
+        "goal": "minimize",
+    },
+    "JobPatch": {"name": "nightly, again", "labels": {"team": "b"}, "notes": "With twice the data."},
     "AnyJobSpec": _TRAIN,
     "TrainSpec": _TRAIN,
     "GenerateSpec": {"kind": "generate", "texts": ["Once upon a time"], "max_length": 20, "temperature": 0.8},

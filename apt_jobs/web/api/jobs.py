@@ -32,6 +32,7 @@ from apt_jobs.settings import Settings
 from apt_jobs.web.api.code import require_consent
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.idempotency import made_job, replay_headers
+from apt_jobs.web.api.job_edits import etag_of
 from apt_jobs.web.live.server_sent_events import event_stream, wants_event_stream
 from apt_jobs.web.problems import REFERENCES_DETAIL, ProblemError, reference_faults
 from apt_jobs.web.schemas import JobAnswer, JobList, at, attempt_answers, job_answer
@@ -135,17 +136,17 @@ async def get_one_job(request: Request) -> Response:
     """Return one job with its attempts, its place in the queue and what it waits for."""
     service = service_of(request)
 
-    def look(session: Session, job_id: str) -> JobAnswer:
+    def look(session: Session, job_id: str) -> tuple[JobAnswer, str]:
         job = get_job(session, job_id)
         answer = job_answer(job)
         answer.attempts = attempt_answers(list_attempts(session, job_id))
         if (waiting := waiting_of(session, job, alive_within_s(service.settings))) is not None:
             answer.queue_position, answer.waiting_for = waiting.position, waiting.reason
             answer.expected_start_at = at(waiting.expected_start_at)
-        return answer
+        return answer, etag_of(job)
 
-    answer = await service.read(look, request.path_params["job_id"])
-    return JSONResponse(answer.model_dump(mode="json"))
+    answer, etag = await service.read(look, request.path_params["job_id"])
+    return JSONResponse(answer.model_dump(mode="json"), headers={"etag": etag})
 
 
 @endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer}, problems={409})

@@ -42,6 +42,7 @@ _STATUSES = {  # what a status of an error means here
     404: "There is no such thing.",
     408: "The body did not arrive in time.",
     409: "The state of something forbids this now.",
+    412: "Somebody changed it meanwhile: `If-Match` names another version.",
     413: "The body is too large.",
     415: "The body has a type or encoding that is not read here.",
     422: "The request is well-formed, but has values that are not possible; `errors` names them.",

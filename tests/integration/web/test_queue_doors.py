@@ -89,6 +89,23 @@ def test_a_shape_beside_a_base_model_is_refused_by_field(served: Served, http: h
     assert http.post(f"/api/jobs/{row.id}/retry").status_code == 200
 
 
+def test_a_job_comes_after_one_that_is_there_and_can_succeed(served: Served, http: httpx.Client) -> None:
+    parent = http.post("/api/jobs", json={"kind": "train"}).json()["id"]
+    body = {"kind": "train", "after": [{"job": parent}]}
+    child = http.post("/api/jobs", json=body).json()["id"]
+    held = http.get(f"/api/jobs/{child}").json()
+    assert (held["waiting_for"], held["queue_position"]) == (f"comes after {parent} (queued)", None)
+    assert http.get("/api/jobs").json()["data"][0]["waiting_for"] == held["waiting_for"]
+    http.post(f"/api/jobs/{parent}/cancel").raise_for_status()
+    ended = http.get(f"/api/jobs/{child}").json()
+    assert (ended["state"], parent in ended["reason"]) == ("cancelled", True)
+    for wrong in (body, {"kind": "generate", "texts": ["x"], "after": [{"job": f"job_{0:020d}"}]}):
+        answer = http.post("/api/jobs", json=wrong)
+        assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, "#/after/0/job"), answer.text
+        schedule = http.post("/api/schedules", json={**CRON, "job": wrong})
+        assert (schedule.status_code, schedule.json()["errors"][0]["pointer"]) == (422, "#/job/after/0/job")
+
+
 def stored(job: dict[str, Any]) -> dict[str, Any]:
     return parse_spec(job).model_dump(mode="json")
 

@@ -27,6 +27,11 @@ export function jobUrlOf(jobId: string): string {
   return urlOf(`/jobs/${encodeURIComponent(jobId)}`);
 }
 
+/** Address of a sweep's page. */
+export function sweepUrlOf(sweepId: string): string {
+  return urlOf(`/sweeps/${encodeURIComponent(sweepId)}`);
+}
+
 /** The path of the service that an address names, or null when the address is outside of the service. */
 export function pathOf(pathname: string, base = basePath): string | null {
   if (pathname === base) return "/";

@@ -90,7 +90,13 @@ export interface paths {
         delete: operations["delete_job"];
         options?: never;
         head?: never;
-        patch?: never;
+        /**
+         * Change a job's name, labels or notes, or its priority or queue while it waits
+         * @description Change a job's name, labels or notes, or its priority or queue while it waits.
+         *
+         *     With `If-Match: <ETag of GET /api/jobs/{id}>` it is refused (412) if somebody else changed one of these meanwhile.
+         */
+        patch: operations["update_job"];
         trace?: never;
     };
     "/api/jobs/{job_id}/clone": {
@@ -829,6 +835,110 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/sweeps": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List sweeps, newest first
+         * @description List sweeps, newest first.
+         */
+        get: operations["list_sweeps"];
+        put?: never;
+        /**
+         * Submit a sweep with all of its jobs, or none of them
+         * @description Submit a sweep with all of its jobs, or none of them. The answer is durable, as that of a job.
+         */
+        post: operations["create_sweep"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/sweeps/{sweep_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return one sweep
+         * @description Return one sweep: its progress, its settings by what they reached, the best one.
+         */
+        get: operations["get_sweep"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/sweeps/{sweep_id}/cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Cancel all jobs of a sweep that have not ended
+         * @description Cancel all jobs of a sweep that have not ended. Repeating it changes nothing.
+         */
+        post: operations["cancel_sweep"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/sweeps/{sweep_id}/pause": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Pause all jobs of a sweep
+         * @description Pause all jobs of a sweep: those that run save first. Repeating it changes nothing.
+         */
+        post: operations["pause_sweep"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/sweeps/{sweep_id}/resume": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Let a paused sweep go on
+         * @description Let a paused sweep go on. Jobs that were paused one by one stay paused.
+         */
+        post: operations["resume_sweep"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/queues": {
         parameters: {
             query?: never;
@@ -1420,6 +1530,17 @@ export interface components {
              * @default true
              */
             tie_embeddings?: boolean;
+        };
+        /** @description A job that has to end first. */
+        After: {
+            /** @description Its id. */
+            job: string;
+            /**
+             * @description success: this job is cancelled if that one does not succeed; end: any end will do.
+             * @default success
+             * @enum {string}
+             */
+            on?: "success" | "end";
         };
         AliasAnswer: {
             alias: string;
@@ -2738,6 +2859,8 @@ export interface components {
              * @default null
              */
             time_limit_s?: number | null;
+            /** @description Jobs to wait for. Fields may name their results, as `{{job.best_checkpoint}}`. */
+            after?: components["schemas"]["After"][];
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
@@ -2808,6 +2931,21 @@ export interface components {
             total_steps: number;
             timestamp: number;
         };
+        /** @description When jobs are compared, and how many of them go on (ASHA, Li et al. 2018, in its form that stops jobs). */
+        Halving: {
+            /** @description Steps before the first comparison. */
+            min_steps: number;
+            /**
+             * @description One of so many goes on; each comparison is so many times later.
+             * @default 3
+             */
+            reduction_factor?: number;
+            /**
+             * @description Steps of a whole job; default: what it reports.
+             * @default null
+             */
+            max_steps?: number | null;
+        };
         HistoryAnswer: {
             job_id: string;
             training_history: components["schemas"]["TrainingCurves"];
@@ -2875,6 +3013,8 @@ export interface components {
          *         }
          *       },
          *       "schedule_id": null,
+         *       "sweep_id": null,
+         *       "notes": null,
          *       "attempts": null,
          *       "queue_position": null,
          *       "waiting_for": null,
@@ -2917,6 +3057,8 @@ export interface components {
                 [key: string]: unknown;
             };
             schedule_id: string | null;
+            sweep_id: string | null;
+            notes: string | null;
             /**
              * @description Only in the view of one job.
              * @default null
@@ -3004,6 +3146,8 @@ export interface components {
          *             }
          *           },
          *           "schedule_id": null,
+         *           "sweep_id": null,
+         *           "notes": null,
          *           "attempts": null,
          *           "queue_position": null,
          *           "waiting_for": null,
@@ -3022,6 +3166,36 @@ export interface components {
             object: "list";
             data: components["schemas"]["JobAnswer"][];
             has_more: boolean;
+        };
+        /**
+         * @description What to change of a job; what is left out stays.
+         * @example {
+         *       "name": "nightly, again",
+         *       "labels": {
+         *         "team": "b"
+         *       },
+         *       "notes": "With twice the data."
+         *     }
+         */
+        JobPatch: {
+            /** @default null */
+            name?: string | null;
+            /** @description Merged with those it has; null removes one. */
+            labels?: {
+                [key: string]: string | null;
+            };
+            /** @default null */
+            notes?: string | null;
+            /**
+             * @description Only while it waits.
+             * @default 0
+             */
+            priority?: number;
+            /**
+             * @description Only while it waits.
+             * @default train
+             */
+            queue?: string;
         };
         /** @enum {string} */
         JobState: "queued" | "running" | "pausing" | "paused" | "succeeded" | "failed" | "cancelled" | "dead";
@@ -3464,6 +3638,17 @@ export interface components {
             /** @default false */
             has_more: boolean;
         };
+        /** @description A range to sample from; of integers if both ends are integers. */
+        Range: {
+            min: number;
+            max: number;
+            /**
+             * @description log: every order of magnitude alike.
+             * @default linear
+             * @enum {string}
+             */
+            scale?: "linear" | "log";
+        };
         /** @description What a job takes of each machine that it runs on, for itself alone. A worker runs as many jobs as fit. */
         Resources: {
             /**
@@ -3498,6 +3683,13 @@ export interface components {
             type: "text" | "json_object" | "json_schema";
             /** @default null */
             json_schema?: components["schemas"]["NamedSchema"] | null;
+        };
+        /** @description What halving found at one rung. */
+        Rung: {
+            step: number;
+            /** @description null: it is not finite. */
+            value: number | null;
+            promoted: boolean;
         };
         ScheduleAnswer: {
             /**
@@ -3652,6 +3844,177 @@ export interface components {
             /** @default null */
             supervised?: components["schemas"]["Supervised"] | null;
         };
+        SweepAnswer: {
+            /**
+             * @default sweep
+             * @constant
+             */
+            object: "sweep";
+            id: string;
+            name: string | null;
+            /** @enum {string} */
+            state: "running" | "paused" | "cancelling" | "succeeded" | "failed" | "cancelled";
+            /**
+             * @description Why it failed. Only in the view of one sweep.
+             * @default null
+             */
+            reason: string | null;
+            method: string;
+            metric: string;
+            /** @enum {string} */
+            goal: "minimize" | "maximize";
+            num_jobs: number;
+            repeats: number;
+            max_running: number | null;
+            created_at: string;
+            finished_at: string | null;
+            progress: components["schemas"]["SweepProgress"];
+            spec: {
+                [key: string]: unknown;
+            };
+            parameters: {
+                [key: string]: unknown;
+            };
+            /**
+             * @description Only in the view of one sweep.
+             * @default null
+             */
+            best: components["schemas"]["SweepBest"] | null;
+            /**
+             * @description All settings, the best first. Only in the view of one sweep.
+             * @default null
+             */
+            table: components["schemas"]["Trial"][] | null;
+        };
+        /** @description The setting that is ahead. */
+        SweepBest: {
+            number: number;
+            parameters: {
+                [key: string]: unknown;
+            };
+            value: number;
+            interval: [
+                number,
+                number
+            ] | null;
+            /** @description Its best job. */
+            job_id: string;
+        };
+        SweepList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["SweepAnswer"][];
+            has_more: boolean;
+        };
+        /** @description How many jobs are where. */
+        SweepProgress: {
+            total: number;
+            ended: number;
+            /** @description Jobs in each state that there are. */
+            states: {
+                [key: string]: number;
+            };
+        };
+        /**
+         * @description A sweep: jobs that differ in `parameters`.
+         * @example {
+         *       "name": "rates",
+         *       "spec": {
+         *         "kind": "train",
+         *         "name": "nightly",
+         *         "dataset": "builtin",
+         *         "num_ranks": 2,
+         *         "labels": {
+         *           "team": "a"
+         *         },
+         *         "model": {
+         *           "d_model": 128,
+         *           "num_layers": 4
+         *         },
+         *         "training": {
+         *           "max_steps": 200,
+         *           "learning_rate": 0.001
+         *         }
+         *       },
+         *       "parameters": {
+         *         "training.learning_rate": {
+         *           "min": 0.0001,
+         *           "max": 0.01,
+         *           "scale": "log"
+         *         },
+         *         "training.batch_size": {
+         *           "values": [
+         *             4,
+         *             8
+         *           ]
+         *         }
+         *       },
+         *       "method": "random",
+         *       "num_jobs": 20,
+         *       "max_running": 4,
+         *       "metric": "val_loss",
+         *       "goal": "minimize"
+         *     }
+         */
+        SweepSpec: {
+            /**
+             * @description Shown in lists; default: the job's name.
+             * @default null
+             */
+            name?: string | null;
+            /** @description The training job, as `POST /api/jobs` takes it. */
+            spec: {
+                [key: string]: unknown;
+            };
+            /** @description By field of the job, as `training.learning_rate`. */
+            parameters: {
+                [key: string]: components["schemas"]["Values"] | components["schemas"]["Range"];
+            };
+            /**
+             * @description grid: all combinations; list: the first values of all, the second ones, ...; random: `num_jobs` samples; halving: the same, of which those that fall short are stopped early.
+             * @default grid
+             * @enum {string}
+             */
+            method?: "grid" | "random" | "list" | "halving";
+            /**
+             * @description How many settings random and halving sample.
+             * @default null
+             */
+            num_jobs?: number | null;
+            /**
+             * @description Of the samples.
+             * @default 1
+             */
+            seed?: number;
+            /**
+             * @description Jobs of each setting, which differ in training.seed.
+             * @default 1
+             */
+            repeats?: number;
+            /**
+             * @description train_loss, val_loss, best_val_loss, grad_norm, tokens_per_s, or a name that the script logs.
+             * @default val_loss
+             */
+            metric?: string;
+            /**
+             * @description Default: what the metric's name suggests.
+             * @default null
+             */
+            goal?: ("minimize" | "maximize") | null;
+            /**
+             * @description Most of its jobs at once; null: no limit.
+             * @default null
+             */
+            max_running?: number | null;
+            /**
+             * @description Of the method halving.
+             * @default null
+             */
+            halving?: components["schemas"]["Halving"] | null;
+        };
         /** @description A part of a message. */
         TextPart: {
             /** @constant */
@@ -3719,6 +4082,8 @@ export interface components {
              * @default null
              */
             time_limit_s?: number | null;
+            /** @description Jobs to wait for. Fields may name their results, as `{{job.best_checkpoint}}`. */
+            after?: components["schemas"]["After"][];
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
@@ -4007,6 +4372,34 @@ export interface components {
              */
             lora?: components["schemas"]["LoraOptions"] | null;
         };
+        /** @description One setting of a sweep, and what it reached. */
+        Trial: {
+            number: number;
+            parameters: {
+                [key: string]: unknown;
+            };
+            /** @description Mean over the jobs that succeeded; null: none yet, or one is not finite. */
+            value: number | null;
+            /** @description 95 % interval of the mean; null: of one job. */
+            interval: [
+                number,
+                number
+            ] | null;
+            jobs: components["schemas"]["TrialJob"][];
+            rungs: components["schemas"]["Rung"][];
+        };
+        /** @description One job of a setting. */
+        TrialJob: {
+            id: string;
+            repeat: number;
+            /** @description A job's state; `stopped`: by halving; `deleted`: it is gone. */
+            state: string;
+            step: number | null;
+            num_steps: number | null;
+            /** @description What it reported last of the metric. */
+            value: number | ("NaN" | "Infinity" | "-Infinity") | null;
+            reason: string | null;
+        };
         TunedHyperparameters: {
             n_epochs: number;
             batch_size: number;
@@ -4033,6 +4426,10 @@ export interface components {
         };
         UsedSupervised: {
             hyperparameters: components["schemas"]["TunedHyperparameters"];
+        };
+        /** @description Values to try. */
+        Values: {
+            values: unknown[];
         };
         WorkerAnswer: {
             name: string;
@@ -4220,6 +4617,15 @@ export interface components {
                 "application/json": components["schemas"]["ErrorAnswer"];
             };
         };
+        /** @description Somebody changed it meanwhile: `If-Match` names another version. */
+        Problem412: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
+            };
+        };
         /** @description The body is too large. */
         Problem413: {
             headers: {
@@ -4352,6 +4758,7 @@ export interface components {
     pathItems: never;
 }
 export type AptConfig = components['schemas']['APTConfig'];
+export type After = components['schemas']['After'];
 export type AliasAnswer = components['schemas']['AliasAnswer'];
 export type AliasBody = components['schemas']['AliasBody'];
 export type AnomalyPolicy = components['schemas']['AnomalyPolicy'];
@@ -4420,11 +4827,13 @@ export type GenerateSpec = components['schemas']['GenerateSpec'];
 export type GitCode = components['schemas']['GitCode'];
 export type GradientOverviewAnswer = components['schemas']['GradientOverviewAnswer'];
 export type GradientsAnswer = components['schemas']['GradientsAnswer'];
+export type Halving = components['schemas']['Halving'];
 export type HistoryAnswer = components['schemas']['HistoryAnswer'];
 export type Hyperparameters = components['schemas']['Hyperparameters'];
 export type JobAnswer = components['schemas']['JobAnswer'];
 export type JobError = components['schemas']['JobError'];
 export type JobList = components['schemas']['JobList'];
+export type JobPatch = components['schemas']['JobPatch'];
 export type JobState = components['schemas']['JobState'];
 export type KeyAnswer = components['schemas']['KeyAnswer'];
 export type KeyList = components['schemas']['KeyList'];
@@ -4454,8 +4863,10 @@ export type PythonEnvironment = components['schemas']['PythonEnvironment'];
 export type QueueAnswer = components['schemas']['QueueAnswer'];
 export type QueueBody = components['schemas']['QueueBody'];
 export type QueueList = components['schemas']['QueueList'];
+export type Range = components['schemas']['Range'];
 export type Resources = components['schemas']['Resources'];
 export type ResponseFormat = components['schemas']['ResponseFormat'];
+export type Rung = components['schemas']['Rung'];
 export type ScheduleAnswer = components['schemas']['ScheduleAnswer'];
 export type ScheduleBody = components['schemas']['ScheduleBody'];
 export type ScheduleList = components['schemas']['ScheduleList'];
@@ -4467,16 +4878,24 @@ export type StatusAnswer = components['schemas']['StatusAnswer'];
 export type StreamOptions = components['schemas']['StreamOptions'];
 export type Supervised = components['schemas']['Supervised'];
 export type SupervisedMethod = components['schemas']['SupervisedMethod'];
+export type SweepAnswer = components['schemas']['SweepAnswer'];
+export type SweepBest = components['schemas']['SweepBest'];
+export type SweepList = components['schemas']['SweepList'];
+export type SweepProgress = components['schemas']['SweepProgress'];
+export type SweepSpec = components['schemas']['SweepSpec'];
 export type TextPart = components['schemas']['TextPart'];
 export type TokenDetails = components['schemas']['TokenDetails'];
 export type TokenLogprob = components['schemas']['TokenLogprob'];
 export type TrainSpec = components['schemas']['TrainSpec'];
 export type TrainingCurves = components['schemas']['TrainingCurves'];
 export type TrainingOptions = components['schemas']['TrainingOptions'];
+export type Trial = components['schemas']['Trial'];
+export type TrialJob = components['schemas']['TrialJob'];
 export type TunedHyperparameters = components['schemas']['TunedHyperparameters'];
 export type Usage = components['schemas']['Usage'];
 export type UsedMethod = components['schemas']['UsedMethod'];
 export type UsedSupervised = components['schemas']['UsedSupervised'];
+export type Values = components['schemas']['Values'];
 export type WorkerAnswer = components['schemas']['WorkerAnswer'];
 export type WorkerJob = components['schemas']['WorkerJob'];
 export type WorkerList = components['schemas']['WorkerList'];
@@ -4493,6 +4912,7 @@ export type ResponseProblem408 = components['responses']['Problem408'];
 export type ResponseOpenAiError408 = components['responses']['OpenAIError408'];
 export type ResponseProblem409 = components['responses']['Problem409'];
 export type ResponseOpenAiError409 = components['responses']['OpenAIError409'];
+export type ResponseProblem412 = components['responses']['Problem412'];
 export type ResponseProblem413 = components['responses']['Problem413'];
 export type ResponseOpenAiError413 = components['responses']['OpenAIError413'];
 export type ResponseProblem415 = components['responses']['Problem415'];
@@ -4692,6 +5112,45 @@ export interface operations {
             403: components["responses"]["Problem403"];
             404: components["responses"]["Problem404"];
             409: components["responses"]["Problem409"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    update_job: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the job. */
+                job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JobPatch"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            408: components["responses"]["Problem408"];
+            409: components["responses"]["Problem409"];
+            412: components["responses"]["Problem412"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };
@@ -6133,6 +6592,197 @@ export interface operations {
             404: components["responses"]["Problem404"];
             409: components["responses"]["Problem409"];
             422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    list_sweeps: {
+        parameters: {
+            query?: {
+                /** @description Last id seen. */
+                after?: string;
+                /** @description At most so many. */
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SweepList"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    create_sweep: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description A repeated request with this key within 24 hours creates nothing and has the same answer; the same key with another request is refused with 422. */
+                "Idempotency-Key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SweepSpec"];
+            };
+        };
+        responses: {
+            /** @description Accepted. */
+            202: {
+                headers: {
+                    /** @description `true`: this repeats the answer to an earlier request with the same `Idempotency-Key`. */
+                    "Idempotent-Replayed"?: "true";
+                    /** @description Path of what was created. */
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SweepAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            409: components["responses"]["Problem409"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    get_sweep: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the sweep. */
+                sweep_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SweepAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    cancel_sweep: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the sweep. */
+                sweep_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SweepAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            409: components["responses"]["Problem409"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    pause_sweep: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the sweep. */
+                sweep_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SweepAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            409: components["responses"]["Problem409"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    resume_sweep: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the sweep. */
+                sweep_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SweepAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            409: components["responses"]["Problem409"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };

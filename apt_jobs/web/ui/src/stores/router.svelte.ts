@@ -1,8 +1,9 @@
-// Client-side routing by path, and the state of the page in its query: seven pages do not need a library.
+// Client-side routing by path, and the state of the page in its query: ten pages do not need a library.
 import { pathOf, urlOf } from "../api/urls.ts";
 
 /** Pages that need nothing but their address, with their links: `workers` is `/workers`, shown by `WorkersPage.svelte`. */
 export const PAGES = {
+  sweeps: "Sweeps",
   schedules: "Schedules",
   checkpoints: "Checkpoints",
   generate: "Generate",
@@ -14,6 +15,7 @@ export type Route =
   | { page: "jobs" }
   | { page: "new" }
   | { page: "job"; jobId: string; tab: string }
+  | { page: "sweep"; sweepId: string }
   | { page: PlainPage }
   | { page: "missing" };
 
@@ -65,6 +67,7 @@ export function routeOf(path: string, hash: string): Route {
     if (parts[1] === "new") return { page: "new" };
     return { page: "job", jobId: decoded(parts[1]), tab: hash.replace("#", "") };
   }
+  if (parts.length === 2 && parts[0] === "sweeps") return { page: "sweep", sweepId: decoded(parts[1]) };
   const [name] = parts;
   if (parts.length > 1) return { page: "missing" };
   return isPlainPage(name) ? { page: name } : { page: "missing" };
