@@ -15,7 +15,8 @@ from torch import Tensor
 
 from apt_jobs.artifacts.conversations import RowKind
 from apt_jobs.errors import InvalidDataset, InvalidInput
-from apt_jobs.jobs.spec import BUILTIN_DATASET, TrainingOptions, TrainSpec
+from apt_jobs.jobs.spec import BUILTIN_DATASET, TrainSpec
+from apt_jobs.jobs.training_options import TrainingOptions
 from apt_jobs.training.prepared import VALIDATION, Examples, Pointer, read_pointer
 from apt_jobs.training.sequences import (
     IGNORED_LABEL,

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from apt_jobs.errors import InvalidInput
 from apt_jobs.gradient_monitor.norms import local_part
-from apt_jobs.jobs.spec import TrainingOptions
+from apt_jobs.jobs.training_options import TrainingOptions
 from apt_jobs.training.optimizers import SkippingAdamW
 
 CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
