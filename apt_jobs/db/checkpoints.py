@@ -3,8 +3,9 @@
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from apt_jobs.db.models import Checkpoint
+from apt_jobs.db.models import Checkpoint, Job
 from apt_jobs.errors import NotFound
+from apt_jobs.jobs.states import JobState
 
 
 def list_checkpoints(
@@ -47,6 +48,19 @@ def best_of_job(session: Session, job_id: str) -> Checkpoint | None:
     """Return the checkpoint marked best; when that one was deleted, the lowest validation loss of the others."""
     order = (Checkpoint.is_best.desc(), Checkpoint.val_loss.asc().nulls_last(), Checkpoint.step.desc())
     return session.scalar(select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(*order).limit(1))
+
+
+def model_of_job(session: Session, job_id: str) -> Checkpoint | None:
+    """Return the checkpoint that the id of a job names: its furthest, or its best if it ended and asked for that."""
+    job = session.get(Job, job_id)
+    if job is not None and job.state == JobState.SUCCEEDED and wants_best(job):
+        return best_of_job(session, job_id)
+    return newest_of_job(session, job_id)
+
+
+def wants_best(job: Job) -> bool:
+    """Return whether the best checkpoint of a job is its model when it has ended."""
+    return bool(job.spec.get("training", {}).get("load_best_model_at_end"))
 
 
 def checkpoint_at_step(session: Session, job_id: str, step: int) -> Checkpoint | None:

@@ -161,6 +161,21 @@ class TrainSpec(JobSpec):
         return self
 
     @model_validator(mode="after")
+    def _validates_if_it_must(self) -> Self:
+        options = self.training
+        if options.validation_fraction == 0.0 and self.validation_dataset is None:
+            asked = {
+                "load_best_model_at_end": options.load_best_model_at_end,
+                "early_stopping_patience": options.early_stopping_patience is not None,
+            }
+            if names := [name for name, is_given in asked.items() if is_given]:
+                raise ValueError(
+                    f"training.{names[0]} compares validation losses, and there is no validation: raise "
+                    "training.validation_fraction above 0 or name a validation_dataset"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _adapter_has_a_base(self) -> Self:
         if self.training.lora is not None and self.base_model is None:
             raise ValueError("training.lora trains an adapter of a base model: name one in base_model")

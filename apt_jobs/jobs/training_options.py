@@ -69,6 +69,11 @@ class TrainingOptions(Strict):
         le=1_000_000,
         description="End after so many validations in a row without a better loss; null: no.",
     )
+    load_best_model_at_end: bool = Field(
+        False,
+        description="When all steps are done, let the job's id and result name the checkpoint with the lowest loss in "
+        "validation, not the last one. Either way it is kept, and is `job_...@best`.",
+    )
     validate_every_steps: int = Field(50, ge=1, description="Optimizer steps between two validations.")
     max_validation_batches: int | None = Field(
         None, ge=1, description="Validate on at most so many batches of each rank; null: on the whole split."
@@ -77,8 +82,17 @@ class TrainingOptions(Strict):
     keep_checkpoints: int = Field(3, ge=1, le=1_000, description="Newest checkpoints kept, besides the best one.")
     keep_every_steps: int | None = Field(None, ge=1, description="Also keep each checkpoint at a multiple of this.")
     seed: int = Field(1, ge=0, le=2**63 - 1, description="Seed of weights, data order and dropout.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 autocast where the GPU has it, else fp16; fp32 on CPU."
+    precision: Literal["auto", "fp32", "bf16", "fp16", "bf16-true"] = Field(
+        "auto",
+        description="bf16, fp16: autocast, of weights in float32; auto: bf16 where the GPU has it, else fp16, fp32 on "
+        "CPU. bf16-true: weights, gradients and optimizer in bfloat16, a third of the memory; small updates are lost.",
+    )
+    ema_decay: float | None = Field(
+        None,
+        gt=0.0,
+        lt=1.0,
+        description="Average the weights exponentially with this decay, 0.999 say: the average is validated, and is "
+        "the model of each checkpoint. null: no.",
     )
     activation_checkpointing: bool = Field(
         False, description="Keep no activations within a block, but compute them again in the backward pass."
@@ -102,6 +116,12 @@ class TrainingOptions(Strict):
     def _sharded_optimizer(self) -> Self:
         if self.sharding == "fsdp2" and self.optimizer in ("adafactor", "adamw_8bit"):
             raise ValueError(f"optimizer={self.optimizer} keeps no state that fsdp2 can shard; use adamw, lion or muon")
+        return self
+
+    @model_validator(mode="after")
+    def _average_is_exact(self) -> Self:
+        if self.ema_decay is not None and self.precision == "bf16-true":
+            raise ValueError("ema_decay averages weights in float32, and precision 'bf16-true' has none; use 'bf16'")
         return self
 
     @model_validator(mode="after")

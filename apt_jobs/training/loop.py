@@ -29,6 +29,7 @@ from apt_jobs.training.context import context_length
 from apt_jobs.training.cuda_graph import CapturedPass
 from apt_jobs.training.data import Batch, Batches, open_batches
 from apt_jobs.training.ddp import Rank, barrier, process_group, repeatable, summed
+from apt_jobs.training.ema import WeightAverage
 from apt_jobs.training.loss import LossTerms, chunked_loss_of
 from apt_jobs.training.model import checkpoint_activations, make_model
 from apt_jobs.training.objectives import make_objective
@@ -84,6 +85,7 @@ class _Trainer:
         optimizers = build_optimizers(self._model, options)
         self._scaler = torch.amp.GradScaler(rank.device.type, enabled=self._precision is torch.float16)
         self._optimizer_step = OptimizerStep(self._model, optimizers, self._scaler, options.grad_clip_norm)
+        self._average = None if options.ema_decay is None else WeightAverage(self._model, options.ema_decay)
         self._progress, self._adjustments = Progress(), Adjustments()
         self._commands, self._num_commands, self._stop = Commands(run_file.commands_path, rank), 0, False
         self._signals = Signals(run_file.stop_path, self._commands, rank)
@@ -97,7 +99,7 @@ class _Trainer:
         )
         self._checkpoints = CheckpointManager(
             *(run_file, rank, self._reporter, self._model, tokenizer, optimizers),
-            *(self._scaler, self._monitor, self._progress, self._adjustments),
+            *(self._scaler, self._monitor, self._progress, self._adjustments, self._average),
         )
 
     def run(self) -> None:
@@ -185,6 +187,8 @@ class _Trainer:
         shared = summed(torch.cat([loss[None], self._signals.read()]))
         self._results.send(step, learning_rate, began_s, torch.cat([shared, norm[None]]))
         self._optimizer_step.apply(norm)
+        if self._average is not None:
+            self._average.update(step)
         self._results.note_queued()
 
     def _backward(self, step: int) -> Tensor:
@@ -265,9 +269,10 @@ class _Trainer:
             return None
         nn.Module.train(self._spread.module, False)
         totals = torch.zeros(2, dtype=torch.float64, device=self._rank.device)
-        for batch in self._batches.validation_batches(self._rank.rank):
-            loss, count = self._loss(batch.rows.to(self._rank.device)).double(), batch.num_targets
-            totals += torch.stack([loss * count, torch.full_like(loss, count)]) if count else 0.0
+        with nullcontext() if self._average is None else self._average.applied():
+            for batch in self._batches.validation_batches(self._rank.rank):
+                loss, count = self._loss(batch.rows.to(self._rank.device)).double(), batch.num_targets
+                totals += torch.stack([loss * count, torch.full_like(loss, count)]) if count else 0.0
         nn.Module.train(self._spread.module, True)
         # Collective, all ranks take part; and a sync point.
         loss_sum, num_targets = summed(totals).tolist()

@@ -101,11 +101,11 @@ class OptimizerStep:
 
 
 def precision_of(wanted: str, device: torch.device) -> torch.dtype | None:
-    """Return the autocast type; None: float32 throughout."""
+    """Return the autocast type; None: all is computed in the type of the weights."""
     if wanted == "auto":
         if device.type != "cuda":
             return None
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if wanted == "fp16" and device.type != "cuda":
         raise InvalidInput("precision 'fp16' needs a GPU; use 'auto', 'bf16' or 'fp32'")
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
+    return {"fp32": None, "bf16-true": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]

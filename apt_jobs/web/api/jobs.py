@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from apt_jobs.db.access import Role
+from apt_jobs.db.checkpoints import best_of_job
 from apt_jobs.db.events import events_after, log_events_before
 from apt_jobs.db.idempotency import IdempotencyKey, create_once, known_resource
 from apt_jobs.db.jobs import get_job, list_attempts
@@ -139,6 +140,8 @@ async def get_one_job(request: Request) -> Response:
         job = get_job(session, job_id)
         answer = job_answer(job)
         answer.attempts = attempt_answers(list_attempts(session, job_id))
+        best = best_of_job(session, job_id)
+        answer.best_checkpoint = None if best is None or best.val_loss is None else best.id
         if (waiting := waiting_of(session, job, alive_within_s(service.settings))) is not None:
             answer.queue_position, answer.waiting_for = waiting.position, waiting.reason
         return answer

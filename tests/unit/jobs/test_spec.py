@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.monitor_options import MonitorOptions
 from apt_jobs.jobs.spec import AnyJobSpec, GenerateSpec, TrainSpec, queue_of
+from apt_jobs.jobs.training_options import TrainingOptions
 
 ADAPTER: TypeAdapter[TrainSpec | GenerateSpec] = TypeAdapter(AnyJobSpec)
 
@@ -62,6 +63,10 @@ def test_all_faults_are_reported_at_once() -> None:
         {"kind": "train", "labels": {str(number): "x" for number in range(33)}},
         {"kind": "train", "monitor": {"vanishing_below": 2000.0}},
         {"kind": "train", "num_ranks": 513},
+        {"kind": "train", "training": {"ema_decay": 1.0}},
+        {"kind": "train", "training": {"ema_decay": 0.0}},
+        {"kind": "train", "training": {"ema_decay": 0.9, "precision": "bf16-true"}},
+        {"kind": "train", "model": {"rope_theta": 0.5}},
         {"kind": "train", "num_ranks": 3, "num_nodes": 2},
         {"kind": "generate", "texts": []},
         {"kind": "generate", "texts": ["x" * 32_769]},
@@ -109,3 +114,24 @@ def test_a_nul_is_refused_where_the_database_holds_plain_text() -> None:
     assert faults_of({"kind": "train", "name": "a\0b", "labels": {"team": "\0"}}) == {"train.name", "train.labels.team"}
     spec = TypeAdapter(GenerateSpec).validate_python({"kind": "generate", "texts": ["a\0b"], "name": "a b"})
     assert spec.texts == ["a\0b"]
+
+
+@pytest.mark.parametrize("option", [{"load_best_model_at_end": True}, {"early_stopping_patience": 2}])
+def test_what_compares_validations_needs_them(option: dict[str, Any]) -> None:
+    never = {"kind": "train", "training": {**option, "validation_fraction": 0.0}}
+    with pytest.raises(ValidationError, match=f"{next(iter(option))} compares.*validation_fraction"):
+        TrainSpec.model_validate(never)
+    TrainSpec.model_validate({**never, "validation_dataset": "held-out"})
+    TrainSpec.model_validate({"kind": "train", "training": option})
+
+
+def test_a_job_keeps_the_learning_rate_that_suits_it() -> None:
+    def rate_of(**fields: Any) -> float | None:
+        return TrainSpec.model_validate({"kind": "train", **fields}).training.learning_rate
+
+    assert rate_of() == 1e-3
+    assert rate_of(base_model="m") == 2e-5
+    assert rate_of(base_model="m", training={"lora": {}}) == 2e-4
+    assert rate_of(training={"optimizer": "lion"}) == 1e-4
+    assert rate_of(base_model="m", training={"learning_rate": 0.5}) == 0.5
+    assert TrainSpec(kind="train", training=TrainingOptions()).training.learning_rate == 1e-3

@@ -1347,6 +1347,11 @@ export interface components {
              */
             max_seq_len?: number;
             /**
+             * @description Base of the rotary position embedding; larger for longer sequences.
+             * @default 10000
+             */
+            rope_theta?: number;
+            /**
              * @description Dropout of the attention weights.
              * @default 0
              */
@@ -2776,6 +2781,11 @@ export interface components {
              */
             attempts: components["schemas"]["AttemptAnswer"][] | null;
             /**
+             * @description Id of the one with the lowest validation loss, which is kept. Only in the view of one job.
+             * @default null
+             */
+            best_checkpoint: string | null;
+            /**
              * @description 1: next. In lists null for jobs far behind; null if it does not wait.
              * @default null
              */
@@ -3718,6 +3728,11 @@ export interface components {
              */
             early_stopping_patience?: number | null;
             /**
+             * @description When all steps are done, let the job's id and result name the checkpoint with the lowest loss in validation, not the last one. Either way it is kept, and is `job_...@best`.
+             * @default false
+             */
+            load_best_model_at_end?: boolean;
+            /**
              * @description Optimizer steps between two validations.
              * @default 50
              */
@@ -3748,11 +3763,16 @@ export interface components {
              */
             seed?: number;
             /**
-             * @description auto: bf16 autocast where the GPU has it, else fp16; fp32 on CPU.
+             * @description bf16, fp16: autocast, of weights in float32; auto: bf16 where the GPU has it, else fp16, fp32 on CPU. bf16-true: weights, gradients and optimizer in bfloat16, a third of the memory; small updates are lost.
              * @default auto
              * @enum {string}
              */
-            precision?: "auto" | "fp32" | "bf16" | "fp16";
+            precision?: "auto" | "fp32" | "bf16" | "fp16" | "bf16-true";
+            /**
+             * @description Average the weights exponentially with this decay, 0.999 say: the average is validated, and is the model of each checkpoint. null: no.
+             * @default null
+             */
+            ema_decay?: number | null;
             /**
              * @description Keep no activations within a block, but compute them again in the backward pass.
              * @default false
