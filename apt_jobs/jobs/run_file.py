@@ -42,6 +42,8 @@ class RunFile(BaseModel):
     dataset_column: str = DEFAULT_COLUMN  # of JSONL and Parquet
     dataset_sha256: str | None = None  # of the file; None: rank 0 computes it
     validation_source: NamedSource | None = None  # None: a share of the data set is held out
+    mixed_sources: list[NamedSource] = []  # of a mixture: the data sets besides `dataset_source`
+    evaluation_sources: dict[str, NamedSource] = {}  # `validation_datasets` of the job
     prepared_dir: Path | None = None  # tokens that jobs share; None: a folder of this attempt
     base_model_dir: Path | None = None  # weights to start from; None: random weights
     base_adapter_dirs: list[Path] = []  # adapters to add to them first, in this order

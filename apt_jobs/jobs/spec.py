@@ -21,6 +21,7 @@ from pydantic import (
 from apt_jobs.jobs.code import Sha256
 from apt_jobs.jobs.data_options import DataOptions
 from apt_jobs.jobs.environment import Argument, VariableName
+from apt_jobs.jobs.mixture import MAX_EVALUATED, MAX_MIXED, WeightedDataset
 from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.monitor_options import MonitorOptions
 from apt_jobs.jobs.printable import require_printable
@@ -105,6 +106,15 @@ class TrainSpec(JobSpec):
     validation_dataset: Name | None = Field(
         None, description="Validate on this data set; null: on `validation_fraction` of `dataset`, held out."
     )
+    datasets: Annotated[list[WeightedDataset], Field(min_length=1, max_length=MAX_MIXED)] | None = Field(
+        None, description="Train on a mixture of data sets, in place of `dataset`; null: on that one."
+    )
+    validation_datasets: dict[Name, Name] = Field(
+        default_factory=dict,
+        max_length=MAX_EVALUATED,
+        description="Also evaluate on these data sets at each validation: {name: data set}; the losses are the metrics "
+        "`eval/<name>/loss`.",
+    )
     base_model: Name | None = Field(
         None, description="Start from a local model or a checkpoint id (`GET /api/models`)."
     )
@@ -137,6 +147,27 @@ class TrainSpec(JobSpec):
         if isinstance(values, dict) and values.get("code") is not None and "entry_point" not in values:
             return {**values, "entry_point": CODE_ENTRY_POINT}
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mixture_begins_with_a_dataset(cls, values: Any) -> Any:
+        """Let `dataset` be the first of `datasets`, so that whoever reads it alone finds one that is trained on."""
+        mixed = values.get("datasets") if isinstance(values, dict) else None
+        if not mixed or "dataset" in values or not isinstance(mixed, list):
+            return values
+        first = mixed[0]
+        return {**values, "dataset": first.get("name") if isinstance(first, dict) else getattr(first, "name", first)}
+
+    @model_validator(mode="after")
+    def _mixture_is_one(self) -> Self:
+        names = [one.name for one in self.datasets or ()]
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"datasets names {repeated!r} more than once: give it one weight")
+        if names and self.dataset != names[0]:
+            raise ValueError(f"dataset={self.dataset!r} and datasets are given; name it among `datasets` alone")
+        if names and self.entry_point != BUILTIN_ENTRY_POINT:
+            raise ValueError("datasets is of the built-in trainer; a script finds data sets by current_run().dataset()")
+        return self
 
     @model_validator(mode="after")
     def _code_has_a_command(self) -> Self:
@@ -189,6 +220,21 @@ class TrainSpec(JobSpec):
     @property
     def ranks_per_node(self) -> int:
         return self.num_ranks // self.num_nodes
+
+    @property
+    def mixture(self) -> list[WeightedDataset]:
+        """What it trains on, with weights: of one data set that alone."""
+        return self.datasets or [WeightedDataset(name=self.dataset)]
+
+    @property
+    def dataset_fields(self) -> dict[str, str]:
+        """Every data set that the job names, by its place in the request."""
+        fields = {"dataset": self.dataset}
+        if self.datasets is not None:
+            fields = {f"datasets/{number}/name": one.name for number, one in enumerate(self.datasets)}
+        if self.validation_dataset is not None:
+            fields["validation_dataset"] = self.validation_dataset
+        return fields | {f"validation_datasets/{name}": dataset for name, dataset in self.validation_datasets.items()}
 
 
 EmbedInput = (

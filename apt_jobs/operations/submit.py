@@ -162,9 +162,8 @@ def _shape_faults(spec: TrainSpec) -> list[ReferenceFault]:
 
 
 def _dataset_faults(settings: Settings, spec: TrainSpec) -> list[ReferenceFault]:
-    names = {"dataset": spec.dataset, "validation_dataset": spec.validation_dataset}
-    given = {field: name for field, name in names.items() if name not in (None, BUILTIN_DATASET)}
-    return [fault for field, name in given.items() for fault in _faults_of_dataset(settings, spec, field, name or "")]
+    given = {field: name for field, name in spec.dataset_fields.items() if name != BUILTIN_DATASET}
+    return [fault for field, name in given.items() for fault in _faults_of_dataset(settings, spec, field, name)]
 
 
 def _faults_of_dataset(settings: Settings, spec: TrainSpec, field: str, name: str) -> list[ReferenceFault]:

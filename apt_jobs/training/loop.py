@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from apt_jobs.artifacts.conversations import RowKind
@@ -27,12 +27,13 @@ from apt_jobs.training.commands import Command, Commands
 from apt_jobs.training.compilation import compile_or_fall_back, is_wanted
 from apt_jobs.training.context import context_length
 from apt_jobs.training.cuda_graph import CapturedPass
-from apt_jobs.training.data import Batch, Batches, open_batches
+from apt_jobs.training.data import Batch, Batches
 from apt_jobs.training.ddp import Rank, barrier, process_group, repeatable, summed
 from apt_jobs.training.ema import WeightAverage
 from apt_jobs.training.loss import LossTerms, chunked_loss_of
 from apt_jobs.training.model import checkpoint_activations, make_model
 from apt_jobs.training.objectives import make_objective
+from apt_jobs.training.open_batches import open_batches
 from apt_jobs.training.optimization import OptimizerStep, learning_rate_at, precision_of
 from apt_jobs.training.optimizers import build_optimizers
 from apt_jobs.training.parallel import Alone, Replicated, Sharded, spread
@@ -43,6 +44,7 @@ from apt_jobs.training.progress import Progress
 from apt_jobs.training.reporter import Reporter
 from apt_jobs.training.step_results import Signals, StepResults
 from apt_jobs.training.torchrun import read_rank_info
+from apt_jobs.training.validation import Validator
 
 
 def train(run_file: RunFile, spool: SpoolWriter) -> None:
@@ -96,6 +98,10 @@ class _Trainer:
             vanishing_below=run_file.spec.monitor.vanishing_below,
             exploding_above=run_file.spec.monitor.exploding_above,
             every_steps=run_file.spec.monitor.every_steps,
+        )
+        self._validator = Validator(
+            *(self._batches, self._spread.module, self._loss, tokenizer, rank, self._reporter),
+            *(self._progress, self._average),
         )
         self._checkpoints = CheckpointManager(
             *(run_file, rank, self._reporter, self._model, tokenizer, optimizers),
@@ -241,7 +247,7 @@ class _Trainer:
             return
         if is_saved or step % options.validate_every_steps == 0:
             self._receive_results(num_left=0)  # its time ends here; a stop may come to light
-            val_loss = None if self._stop else self._validate()
+            val_loss = None if self._stop else self._validator.validate()
             if is_saved:
                 self._save(val_loss, wait=is_last)
 
@@ -261,25 +267,6 @@ class _Trainer:
             barrier()
         else:
             self._save(None, wait=True)
-
-    @torch.no_grad()
-    def _validate(self) -> float | None:
-        """Return the mean loss over the validation split, the same on every rank; None without a split."""
-        if not len(self._batches.validation):
-            return None
-        nn.Module.train(self._spread.module, False)
-        totals = torch.zeros(2, dtype=torch.float64, device=self._rank.device)
-        with nullcontext() if self._average is None else self._average.applied():
-            for batch in self._batches.validation_batches(self._rank.rank):
-                loss, count = self._loss(batch.rows.to(self._rank.device)).double(), batch.num_targets
-                totals += torch.stack([loss * count, torch.full_like(loss, count)]) if count else 0.0
-        nn.Module.train(self._spread.module, True)
-        # Collective, all ranks take part; and a sync point.
-        loss_sum, num_targets = summed(totals).tolist()
-        val_loss: float = loss_sum / num_targets
-        self._reporter.validated(self._progress.step, val_loss, self._progress.best_val_loss)
-        self._progress.note_validation(val_loss)
-        return val_loss
 
     def _save(self, val_loss: float | None, *, wait: bool) -> None:
         """Save this step, with its own loss. All ranks take part; a sync point."""
@@ -308,7 +295,7 @@ class _Trainer:
             case "rollback":
                 return self._roll_back(command)
         if not self._checkpoints.is_saved:
-            self._save(self._validate(), wait=False)
+            self._save(self._validator.validate(), wait=False)
         return True, f"a checkpoint of step {step} is saved"
 
     def _roll_back(self, command: Command) -> tuple[bool, str]:

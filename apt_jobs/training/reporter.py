@@ -11,6 +11,7 @@ from apt_jobs.events.kinds import (
     CheckpointRemoved,
     Event,
     LineLogged,
+    MetricsLogged,
     StepTrained,
     TrainingFinished,
     TrainingStarted,
@@ -78,6 +79,11 @@ class Reporter:
     def validated(self, step: int, val_loss: float, best: float | None) -> None:
         """Emit a validation loss; `best`: of the checkpoints so far."""
         self.emit(Validated(step, self._batches.epoch_of(step), val_loss, is_better(val_loss, best)))
+
+    def measured(self, step: int, values: dict[str, int | float]) -> None:
+        """Emit further numbers of a step, by name, as user scripts do."""
+        if values:
+            self.emit(MetricsLogged(step, 0, values))
 
     def checkpoint_removed(self, checkpoint_id: str, reason: str) -> None:
         """Emit that a checkpoint is about to be deleted."""

@@ -1,5 +1,6 @@
 """What a job may choose of its optimizer and schedule: all of it resumes bit by bit, on one rank and with shards."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from apt_jobs.events.kinds import CheckpointSaved, LayersNamed, LineLogged, StepTrained, TrainingStarted, Validated
+from apt_jobs.events.kinds import (
+    CheckpointSaved,
+    LayersNamed,
+    LineLogged,
+    MetricsLogged,
+    StepTrained,
+    TrainingStarted,
+    Validated,
+)
 from apt_jobs.jobs.checkpoint_state import read_checkpoint_state
-from apt_jobs.jobs.run_file import RunFile
+from apt_jobs.jobs.run_file import NamedSource, RunFile
 from apt_jobs.training.checkpoint import TRAINED
 from apt_jobs.training.loss import LossTerms, chunked_loss_of
 from tests.integration.training.one_rank import MODEL, require_same_checkpoints, run_file_of, train_here
@@ -190,3 +199,30 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path) -> None:
     assert best.step < 5
     kept = {folder.name for folder in run_file.checkpoints_dir.iterdir()}
     assert kept == {f"step-{step:08d}-a1" for step in (best.step, 5)}
+
+
+def test_a_mixture_resumes_bitwise_and_is_evaluated_by_name(tmp_path: Path) -> None:
+    def run(name: str, resume_dir: Path | None = None) -> RunFile:
+        mixed = {
+            "datasets": [{"name": "text"}, {"name": "second", "weight": 2.0}],
+            "validation_datasets": {"held": "h"},
+        }
+        run_file = run_file_of(tmp_path / name, {**SPEC, **mixed}, {}, resume_dir=resume_dir)
+        for file in ("second", "h"):
+            (tmp_path / file).write_text(f"another text, {file}, of other words\n" * 100)
+        second, held = (NamedSource(name=file, file=tmp_path / file) for file in ("second", "h"))
+        run_file = run_file.model_copy(update={"mixed_sources": [second], "evaluation_sources": {"held": held}})
+        events = train_here(run_file)
+        measured = [event for event in events if isinstance(event, MetricsLogged)]
+        assert [event.step for event in measured] == ([2, 4] if resume_dir is None else [4])
+        losses = [event.val_loss for event in events if isinstance(event, Validated)]
+        for event, val_loss in zip(measured, losses, strict=True):
+            assert event.values["validation/perplexity"] == pytest.approx(math.exp(val_loss))
+            assert event.values["eval/held/perplexity"] == pytest.approx(math.exp(event.values["eval/held/loss"]))
+            assert 0 < event.values["eval/held/bits_per_byte"] < event.values["eval/held/loss"] / math.log(2)
+            assert event.values["eval/held/loss"] != val_loss
+        return run_file
+
+    whole = run("whole")
+    resumed = run("resumed", whole.checkpoints_dir / "step-00000002-a1")
+    require_same_checkpoints(whole.checkpoints_dir / LAST, resumed.checkpoints_dir / LAST)

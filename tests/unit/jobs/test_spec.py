@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from apt_jobs.jobs.mixture import shares_of
 from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.monitor_options import MonitorOptions
-from apt_jobs.jobs.spec import AnyJobSpec, GenerateSpec, TrainSpec, queue_of
+from apt_jobs.jobs.spec import AnyJobSpec, GenerateSpec, TrainSpec, parse_spec, queue_of
 from apt_jobs.jobs.training_options import TrainingOptions
 
 ADAPTER: TypeAdapter[TrainSpec | GenerateSpec] = TypeAdapter(AnyJobSpec)
@@ -135,3 +136,45 @@ def test_a_job_keeps_the_learning_rate_that_suits_it() -> None:
     assert rate_of(training={"optimizer": "lion"}) == 1e-4
     assert rate_of(base_model="m", training={"learning_rate": 0.5}) == 0.5
     assert TrainSpec(kind="train", training=TrainingOptions()).training.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"datasets": []}, "at least 1 item"),
+        ({"datasets": [{"name": "a", "weight": 0.0}]}, "greater than 0"),
+        ({"datasets": [{"name": "a", "weight": -1.0}]}, "greater than 0"),
+        ({"datasets": [{"name": "a", "weight": float("nan")}]}, "finite number"),
+        ({"datasets": [{"name": "a", "weight": float("inf")}]}, "finite number"),
+        ({"datasets": [{"name": "a", "weight": "2"}]}, "valid number"),
+        ({"datasets": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}, "names 'a' more than once"),
+        ({"datasets": [{"name": "../a"}]}, "pattern"),
+        ({"datasets": ["a"]}, "dictionary or"),
+        ({"datasets": "a"}, "valid list"),
+        ({"datasets": [{"name": "a"}], "dataset": "b"}, "dataset='b' and datasets are given"),
+        ({"datasets": [{"name": "a"}], "entry_point": "mine"}, "built-in trainer"),
+        ({"datasets": [{"name": f"a{number}"} for number in range(65)]}, "at most 64"),
+        ({"validation_datasets": {"a/b": "a"}}, "pattern"),
+        ({"validation_datasets": {str(number): "a" for number in range(17)}}, "at most 16"),
+    ],
+)
+def test_a_mixture_that_means_nothing_is_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        TrainSpec.model_validate({"kind": "train", **fields})
+
+
+def test_a_mixture_survives_storage_and_names_all_its_data_sets() -> None:
+    mixed = [{"name": "a", "weight": 3.0}, {"name": "b"}]
+    spec = TrainSpec.model_validate(
+        {"kind": "train", "datasets": mixed, "validation_dataset": "c", "validation_datasets": {"wiki": "d"}}
+    )
+    assert parse_spec(spec.model_dump(mode="json")) == spec
+    assert spec.dataset == "a"
+    assert shares_of(spec.mixture) == [0.75, 0.25]
+    assert spec.dataset_fields == {
+        "datasets/0/name": "a",
+        "datasets/1/name": "b",
+        "validation_dataset": "c",
+        "validation_datasets/wiki": "d",
+    }
+    assert TrainSpec(kind="train", dataset="a").dataset_fields == {"dataset": "a"}

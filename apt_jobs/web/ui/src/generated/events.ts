@@ -288,6 +288,7 @@ export const TRAIN_FIELDS: Record<string, FieldRule> = {
   "launcher": {"type": "string", "nullable": false, "description": "none: one process, which may start others; `num_ranks` is how many GPUs it sees.", "enum": ["torchrun", "none"], "default": "torchrun"},
   "dataset": {"type": "string", "nullable": false, "description": "A data set of `GET /api/datasets`.", "default": "pydoc-topics"},
   "validation_dataset": {"type": "string", "nullable": true, "description": "Validate on this data set; null: on `validation_fraction` of `dataset`, held out.", "default": null},
+  "datasets": {"type": "array", "nullable": true, "description": "Train on a mixture of data sets, in place of `dataset`; null: on that one.", "default": null},
   "base_model": {"type": "string", "nullable": true, "description": "Start from a local model or a checkpoint id (`GET /api/models`).", "default": null},
   "num_ranks": {"type": "integer", "nullable": false, "description": "Processes, one per GPU where there are GPUs.", "minimum": 1, "maximum": 512, "default": 1},
   "num_nodes": {"type": "integer", "nullable": false, "description": "Machines to spread the ranks over, equally many on each.", "minimum": 1, "maximum": 64, "default": 1},

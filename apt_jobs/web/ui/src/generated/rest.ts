@@ -3562,6 +3562,15 @@ export interface components {
              */
             validation_dataset?: string | null;
             /**
+             * @description Train on a mixture of data sets, in place of `dataset`; null: on that one.
+             * @default null
+             */
+            datasets?: components["schemas"]["WeightedDataset"][] | null;
+            /** @description Also evaluate on these data sets at each validation: {name: data set}; the losses are the metrics `eval/<name>/loss`. */
+            validation_datasets?: {
+                [key: string]: string;
+            };
+            /**
              * @description Start from a local model or a checkpoint id (`GET /api/models`).
              * @default null
              */
@@ -3827,6 +3836,16 @@ export interface components {
         };
         UsedSupervised: {
             hyperparameters: components["schemas"]["TunedHyperparameters"];
+        };
+        /** @description A data set of a mixture. */
+        WeightedDataset: {
+            /** @description A data set of `GET /api/datasets`. */
+            name: string;
+            /**
+             * @description Its share of the sequences is this over the sum of all weights.
+             * @default 1
+             */
+            weight?: number;
         };
         WorkerAnswer: {
             name: string;
@@ -4258,6 +4277,7 @@ export type TunedHyperparameters = components['schemas']['TunedHyperparameters']
 export type Usage = components['schemas']['Usage'];
 export type UsedMethod = components['schemas']['UsedMethod'];
 export type UsedSupervised = components['schemas']['UsedSupervised'];
+export type WeightedDataset = components['schemas']['WeightedDataset'];
 export type WorkerAnswer = components['schemas']['WorkerAnswer'];
 export type WorkerJob = components['schemas']['WorkerJob'];
 export type WorkerList = components['schemas']['WorkerList'];
