@@ -78,6 +78,10 @@ def submit_job(job: Mapping[str, Any], idempotency_key: str | None) -> Call[JobA
     return _with_json("POST", "/api/jobs", job, JobAnswer, headers=headers)
 
 
+def preflight(job: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    return _with_json("POST", "/api/jobs", job, dict, params={"dry_run": "true"})
+
+
 def get_job(job_id: str) -> Call[JobAnswer]:
     return Call("GET", job_path(job_id), JobAnswer)
 
@@ -209,6 +213,7 @@ def _with_json(
     read: Callable[[Any], Answer],
     *,
     headers: Mapping[str, str] | None = None,
+    params: Mapping[str, Any] | None = None,
     timeout_s: float = TIMEOUT_S,
     is_repeatable: bool = True,
 ) -> Call[Answer]:
@@ -222,7 +227,7 @@ def _with_json(
     except (TypeError, ValueError, RecursionError) as exc:  # a set, NaN, half a surrogate pair, a loop
         raise InvalidInput(f"the body of {method} {path} has no form in JSON: {exc}") from exc
     all_headers = {"content-type": "application/json", **(headers or {})}
-    return Call(method, path, read, body=encoded, headers=all_headers, timeout_s=timeout_s, is_repeatable=is_repeatable)
+    return Call(method, path, read, params or {}, encoded, all_headers, timeout_s, is_repeatable)
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

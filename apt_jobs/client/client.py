@@ -100,6 +100,14 @@ class Client(ModelCalls, DataCalls):
         """
         return self._job(calls.submit_job(job, idempotency_key))
 
+    def preflight(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Check a job and get what it would take, and which workers could run it: `POST /api/jobs?dry_run=true`.
+
+        Raises:
+            InvalidInput: the job is wrong; the error names each fault.
+        """
+        return self._send(calls.preflight(job))
+
     def get(self, job_id: str) -> Job:
         """Get one job.
 

@@ -27,6 +27,7 @@ from apt_jobs.jobs.spec import (
 )
 from apt_jobs.operations.data_directory import require_room
 from apt_jobs.operations.liveness import alive_within_s
+from apt_jobs.operations.preflight import require_fitting
 from apt_jobs.settings import Settings
 
 Spec = TrainSpec | GenerateSpec
@@ -46,11 +47,13 @@ def submit_job(session: Session, settings: Settings, spec: Spec) -> Job:
 
     Raises:
         InvalidReferences: it names what does not exist.
+        InvalidInput: it fits on no GPU of its queue.
         OutOfSpace: the disk has no room for it.
         Unavailable: too many jobs wait.
     """
     require_room(settings)
     require_references(session, settings, spec)
+    require_fitting(session, settings, spec)
     return insert_job(session, spec, max_queued_jobs=settings.max_queued_jobs)
 
 
@@ -90,6 +93,7 @@ def checker(settings: Settings) -> Callable[[Session, Spec], None]:
     def check(session: Session, spec: Spec) -> None:
         require_room(settings)
         require_references(session, settings, spec)
+        require_fitting(session, settings, spec)
 
     return check
 

@@ -166,7 +166,7 @@ def test_a_mixture_shares_one_vocabulary_and_counts_by_its_weights(tmp_path: Pat
 
 def test_a_mixture_of_different_rows_is_refused(tmp_path: Path) -> None:
     row = b'{"prompt": "a", "completion": "b"}\n'
-    with pytest.raises(InvalidDataset, match="datasets: .* 'second' holds completion rows, the training has text"):
+    with pytest.raises(InvalidDataset, match=r"datasets: .* 'second' holds completion rows, the training has text"):
         _prepare(_mixed(tmp_path / "a", row * 10, format=DatasetFormat.JSONL))
     with pytest.raises(InvalidDataset, match="data set 'second' holds token ids, which mean nothing without"):
         _prepare(_mixed(tmp_path / "b", bytes(640), format=DatasetFormat.UINT16))

@@ -61,6 +61,8 @@ export interface paths {
         /**
          * Submit a training or generation job
          * @description Submit a training or generation job. The answer is durable: the job will reach an end.
+         *
+         *     With `dry_run` it is checked alone: 200 says what it would take, and which workers could run it.
          */
         post: operations["submit_job"];
         delete?: never;
@@ -3172,6 +3174,30 @@ export interface components {
              */
             weight_decay?: number | null;
         };
+        /** @description What is null is not known: of user scripts, of generation, or of a model that cannot be read. */
+        PreflightAnswer: {
+            /** @default preflight */
+            object: string;
+            /** @description Whether a worker could run it, now or later; null: none is alive. */
+            fits: boolean | null;
+            /** @description Those of the queue that are alive. */
+            workers: components["schemas"]["WorkerFitAnswer"][];
+            /** @description Options of `training` that would make it fit, if no GPU is large enough. */
+            advice: string[];
+            memory_per_rank_bytes: components["schemas"]["RankMemoryAnswer"] | null;
+            num_parameters: number | null;
+            num_trainable_parameters: number | null;
+            /** @description About how many the data sets have. */
+            num_tokens: number | null;
+            tokens_per_step: number | null;
+            /** @description About how many there would be. */
+            num_steps: number | null;
+            /** @description Of one checkpoint. */
+            checkpoint_bytes: number | null;
+            /** @description Of all checkpoints that are kept at once. */
+            checkpoints_bytes: number | null;
+            disk_free_bytes: number | null;
+        };
         /** @description A text of a row. */
         PreviewPart: {
             /** @description Its field, or the role of its message. */
@@ -3291,6 +3317,17 @@ export interface components {
             data: components["schemas"]["QueueAnswer"][];
             /** @default false */
             has_more: boolean;
+        };
+        /** @description About how many bytes of GPU memory (without GPUs: of main memory) one rank takes. */
+        RankMemoryAnswer: {
+            weights: number;
+            gradients: number;
+            optimizer: number;
+            activations: number;
+            logits: number;
+            /** @description Average, reference model, buckets, weights that are cast, CUDA itself. */
+            other: number;
+            total: number;
         };
         /** @description What a job takes of each machine that it runs on, for itself alone. A worker runs as many jobs as fit. */
         Resources: {
@@ -3877,6 +3914,11 @@ export interface components {
              */
             paused_reason: string | null;
         };
+        WorkerFitAnswer: {
+            worker: string;
+            fits: boolean;
+            why_not: string | null;
+        };
         /** @description A job that a worker runs, and what it has to itself. */
         WorkerJob: {
             id: string;
@@ -4249,6 +4291,7 @@ export type OpenAiModel = components['schemas']['OpenAIModel'];
 export type OpenAiModelList = components['schemas']['OpenAIModelList'];
 export type OutputTokenDetails = components['schemas']['OutputTokenDetails'];
 export type ParameterGroup = components['schemas']['ParameterGroup'];
+export type PreflightAnswer = components['schemas']['PreflightAnswer'];
 export type PreviewPart = components['schemas']['PreviewPart'];
 export type PreviewRow = components['schemas']['PreviewRow'];
 export type Problem = components['schemas']['Problem'];
@@ -4257,6 +4300,7 @@ export type PromptTokensDetails = components['schemas']['PromptTokensDetails'];
 export type QueueAnswer = components['schemas']['QueueAnswer'];
 export type QueueBody = components['schemas']['QueueBody'];
 export type QueueList = components['schemas']['QueueList'];
+export type RankMemoryAnswer = components['schemas']['RankMemoryAnswer'];
 export type Resources = components['schemas']['Resources'];
 export type ResponseFormat = components['schemas']['ResponseFormat'];
 export type ScheduleAnswer = components['schemas']['ScheduleAnswer'];
@@ -4279,6 +4323,7 @@ export type UsedMethod = components['schemas']['UsedMethod'];
 export type UsedSupervised = components['schemas']['UsedSupervised'];
 export type WeightedDataset = components['schemas']['WeightedDataset'];
 export type WorkerAnswer = components['schemas']['WorkerAnswer'];
+export type WorkerFitAnswer = components['schemas']['WorkerFitAnswer'];
 export type WorkerJob = components['schemas']['WorkerJob'];
 export type WorkerList = components['schemas']['WorkerList'];
 export type WorkerResources = components['schemas']['WorkerResources'];
@@ -4401,7 +4446,10 @@ export interface operations {
     };
     submit_job: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Check the job and estimate what it takes; queue nothing. */
+                dry_run?: boolean;
+            };
             header?: {
                 /** @description A repeated request with this key within 24 hours creates nothing and has the same answer; the same key with another request is refused with 422. */
                 "Idempotency-Key"?: string;
@@ -4415,6 +4463,17 @@ export interface operations {
             };
         };
         responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    /** @description `true`: this repeats the answer to an earlier request with the same `Idempotency-Key`. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PreflightAnswer"];
+                };
+            };
             /** @description Accepted. */
             202: {
                 headers: {
