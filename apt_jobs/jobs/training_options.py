@@ -1,12 +1,14 @@
 """How the built-in trainer trains: every option with its type, bounds, default and the sentence that documents it."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from apt_jobs.jobs.lora_options import LoraOptions
 from apt_jobs.jobs.parameter_options import ParameterGroup, ParameterPattern
 from apt_jobs.jobs.strict_model import Strict
+
+SamplePrompt = Annotated[str, StringConstraints(min_length=1, max_length=2_000)]
 
 
 class TrainingOptions(Strict):
@@ -81,6 +83,15 @@ class TrainingOptions(Strict):
     checkpoint_every_steps: int = Field(100, ge=1, description="Optimizer steps between two checkpoints.")
     keep_checkpoints: int = Field(3, ge=1, le=1_000, description="Newest checkpoints kept, besides the best one.")
     keep_every_steps: int | None = Field(None, ge=1, description="Also keep each checkpoint at a multiple of this.")
+    sample_prompts: list[SamplePrompt] = Field(
+        default_factory=list,
+        max_length=8,
+        description="Continue these texts at each checkpoint, and show what comes of it; of chats they are questions.",
+    )
+    sample_tokens: int = Field(48, ge=1, le=256, description="Most new tokens of each sample; each is a forward pass.")
+    sample_temperature: float = Field(
+        0.0, ge=0.0, le=10.0, description="Of samples; 0: always the likeliest token. Others are drawn by `seed`."
+    )
     seed: int = Field(1, ge=0, le=2**63 - 1, description="Seed of weights, data order and dropout.")
     precision: Literal["auto", "fp32", "bf16", "fp16", "bf16-true"] = Field(
         "auto",

@@ -42,6 +42,7 @@ from apt_jobs.training.prepare import prepared_data
 from apt_jobs.training.prepared import read_pointer
 from apt_jobs.training.progress import Progress
 from apt_jobs.training.reporter import Reporter
+from apt_jobs.training.samples import Samples
 from apt_jobs.training.step_results import Signals, StepResults
 from apt_jobs.training.torchrun import read_rank_info
 from apt_jobs.training.validation import Validator
@@ -102,6 +103,10 @@ class _Trainer:
         self._validator = Validator(
             *(self._batches, self._spread.module, self._loss, tokenizer, rank, self._reporter),
             *(self._progress, self._average),
+        )
+        self._samples = Samples(
+            *(self._model, tokenizer, options, context_length(run_file), read_pointer(run_file.run_dir).kind),
+            *(rank, self._reporter, self._autocast, self._average),
         )
         self._checkpoints = CheckpointManager(
             *(run_file, rank, self._reporter, self._model, tokenizer, optimizers),
@@ -250,6 +255,8 @@ class _Trainer:
             val_loss = None if self._stop else self._validator.validate()
             if is_saved:
                 self._save(val_loss, wait=is_last)
+            if is_saved and not self._stop:
+                self._samples.generate(step)
 
     def _is_out_of_patience(self) -> bool:
         """Tell whether validations have brought nothing better for too long; the same on every rank."""

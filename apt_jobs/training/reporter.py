@@ -3,6 +3,8 @@
 Other ranks make a reporter, too, and it does nothing there: callers need not ask which rank they are.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -12,6 +14,7 @@ from apt_jobs.events.kinds import (
     Event,
     LineLogged,
     MetricsLogged,
+    SamplesGenerated,
     StepTrained,
     TrainingFinished,
     TrainingStarted,
@@ -84,6 +87,10 @@ class Reporter:
         """Emit further numbers of a step, by name, as user scripts do."""
         if values:
             self.emit(MetricsLogged(step, 0, values))
+
+    def sampled(self, step: int, prompts: Sequence[str], texts: Sequence[str]) -> None:
+        """Emit what was generated at a checkpoint."""
+        self.emit(SamplesGenerated(step, tuple(prompts), tuple(texts)))
 
     def checkpoint_removed(self, checkpoint_id: str, reason: str) -> None:
         """Emit that a checkpoint is about to be deleted."""

@@ -39,6 +39,7 @@ _JOB: dict[str, Any] = {
     "spec": _TRAIN,
     "schedule_id": None,
     "attempts": None,
+    "best_checkpoint": None,
     "queue_position": None,
     "waiting_for": None,
 }

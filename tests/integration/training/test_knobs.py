@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from apt_jobs.events.kinds import (
     CheckpointSaved,
     LayersNamed,
     LineLogged,
     MetricsLogged,
+    SamplesGenerated,
     StepTrained,
     TrainingStarted,
     Validated,
@@ -226,3 +227,42 @@ def test_a_mixture_resumes_bitwise_and_is_evaluated_by_name(tmp_path: Path) -> N
     whole = run("whole")
     resumed = run("resumed", whole.checkpoints_dir / "step-00000002-a1")
     require_same_checkpoints(whole.checkpoints_dir / LAST, resumed.checkpoints_dir / LAST)
+
+
+@pytest.mark.parametrize("sharding", ["alone", "fsdp2"])
+def test_samples_are_what_the_checkpoint_generates_and_change_no_weight(tmp_path: Path, sharding: str) -> None:
+    prompts = ["A short text", "一段很短的", "x" * 500]  # the last one is longer than the context
+    asked: dict[str, Any] = {"sample_prompts": prompts, "sample_tokens": 6, "max_steps": 4}
+    num_ranks = 1 if sharding == "alone" else 2
+    spec = {**SPEC, "num_ranks": num_ranks}
+    if num_ranks > 1:
+        asked["sharding"] = sharding
+    run_file = run_file_of(tmp_path / "run", spec, asked)
+    if num_ranks == 1:
+        train_here(run_file)
+    else:
+        assert launch(run_file) == 0, events_of(run_file)
+    events = [event for event in events_of(run_file) if isinstance(event, SamplesGenerated)]
+    assert [event.step for event in events] == [2, 4]
+    assert events[0].prompts == tuple(prompts)
+    folder = run_file.checkpoints_dir / LAST
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    model.eval()
+    for prompt, text in zip(prompts, events[1].texts, strict=True):
+        ids = tokenizer(prompt, return_tensors="pt").input_ids[:, -26:]
+        expected = model.generate(ids, max_new_tokens=6, do_sample=False, attention_mask=torch.ones_like(ids))
+        assert text == tokenizer.decode(expected[0, ids.shape[1] :], skip_special_tokens=True)
+    if num_ranks == 1:
+        plain = run_file_of(tmp_path / "plain", spec, {"max_steps": 4})
+        train_here(plain)
+        require_same_checkpoints(folder, plain.checkpoints_dir / LAST)
+
+
+def test_samples_are_drawn_by_the_seed(tmp_path: Path) -> None:
+    asked = {"sample_prompts": ["A short"], "sample_temperature": 1.5, "max_steps": 2, "batch_size": 1}
+    drawn = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        events = train_here(run_file_of(tmp_path / name, SPEC, {**asked, "seed": seed, "learning_rate": 1e-9}))
+        drawn += [event.texts for event in events if isinstance(event, SamplesGenerated)]
+    assert drawn[0] == drawn[1] != drawn[2]

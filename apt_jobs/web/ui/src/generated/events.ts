@@ -105,6 +105,14 @@ export interface Validated {
   is_best: boolean;
 }
 
+/** What the model of a checkpoint made of the job's `sample_prompts`, in their order. */
+export interface SamplesGenerated {
+  kind: "samples";
+  step: number;
+  prompts: string[];
+  texts: string[];
+}
+
 /** L2 norm of every layer's global gradient at one step, in the order of `layers`. */
 export interface GradientsRecorded {
   kind: "gradient";
@@ -242,7 +250,7 @@ export interface TrainingFinished {
   best_val_loss: Float | null;
 }
 
-export type Event = StateChanged | TrainingStarted | LayersNamed | StepTrained | MetricsLogged | MediaLogged | ProgressReported | Validated | GradientsRecorded | AnomaliesFound | RankGradientsRecorded | BackwardOrderSeen | UpdatesMeasured | RanksJoined | IncidentChanged | ActionTaken | CheckpointSaved | CheckpointRemoved | LineLogged | RankFailed | TrainingFinished;
+export type Event = StateChanged | TrainingStarted | LayersNamed | StepTrained | MetricsLogged | MediaLogged | ProgressReported | Validated | SamplesGenerated | GradientsRecorded | AnomaliesFound | RankGradientsRecorded | BackwardOrderSeen | UpdatesMeasured | RanksJoined | IncidentChanged | ActionTaken | CheckpointSaved | CheckpointRemoved | LineLogged | RankFailed | TrainingFinished;
 
 /** An event as the log and the wire show it. */
 export type StoredEvent = { seq: number; attempt: number; at: string } & Event;
@@ -273,6 +281,7 @@ export interface FieldRule {
   maximum?: number;
   exclusiveMaximum?: number;
   maxLength?: number;
+  maxItems?: number;
   enum?: string[];
   default?: string | number | boolean | null;
 }
@@ -285,6 +294,7 @@ export const TRAIN_FIELDS: Record<string, FieldRule> = {
   "max_attempts": {"type": "integer", "nullable": false, "description": "Attempts before the job is given up.", "minimum": 1, "maximum": 100, "default": 3},
   "time_limit_s": {"type": "number", "nullable": true, "description": "Longest time of one attempt, in seconds; then it saves and fails.", "exclusiveMinimum": 0, "maximum": 31622400, "default": null},
   "entry_point": {"type": "string", "nullable": false, "description": "Registered on the worker; never a command line.", "default": "language-model"},
+  "argv": {"type": "lines", "nullable": true, "description": "Command line of a registered script, as `[\"--lr\", \"3e-4\"]`; `arguments` follow it. With `code` the whole command, as `[\"python\", \"train.py\"]`; no shell reads it.", "maxItems": 256, "maxLength": 4000},
   "launcher": {"type": "string", "nullable": false, "description": "none: one process, which may start others; `num_ranks` is how many GPUs it sees.", "enum": ["torchrun", "none"], "default": "torchrun"},
   "dataset": {"type": "string", "nullable": false, "description": "A data set of `GET /api/datasets`.", "default": "pydoc-topics"},
   "validation_dataset": {"type": "string", "nullable": true, "description": "Validate on this data set; null: on `validation_fraction` of `dataset`, held out.", "default": null},
@@ -335,6 +345,9 @@ export const TRAIN_FIELDS: Record<string, FieldRule> = {
   "training.checkpoint_every_steps": {"type": "integer", "nullable": false, "description": "Optimizer steps between two checkpoints.", "minimum": 1, "default": 100},
   "training.keep_checkpoints": {"type": "integer", "nullable": false, "description": "Newest checkpoints kept, besides the best one.", "minimum": 1, "maximum": 1000, "default": 3},
   "training.keep_every_steps": {"type": "integer", "nullable": true, "description": "Also keep each checkpoint at a multiple of this.", "minimum": 1, "default": null},
+  "training.sample_prompts": {"type": "lines", "nullable": true, "description": "Continue these texts at each checkpoint, and show what comes of it; of chats they are questions.", "maxItems": 8, "maxLength": 2000},
+  "training.sample_tokens": {"type": "integer", "nullable": false, "description": "Most new tokens of each sample; each is a forward pass.", "minimum": 1, "maximum": 256, "default": 48},
+  "training.sample_temperature": {"type": "number", "nullable": false, "description": "Of samples; 0: always the likeliest token. Others are drawn by `seed`.", "minimum": 0.0, "maximum": 10.0, "default": 0.0},
   "training.seed": {"type": "integer", "nullable": false, "description": "Seed of weights, data order and dropout.", "minimum": 0, "default": 1},
   "training.precision": {"type": "string", "nullable": false, "description": "bf16, fp16: autocast, of weights in float32; auto: bf16 where the GPU has it, else fp16, fp32 on CPU. bf16-true: weights, gradients and optimizer in bfloat16, a third of the memory; small updates are lost.", "enum": ["auto", "fp32", "bf16", "fp16", "bf16-true"], "default": "auto"},
   "training.ema_decay": {"type": "number", "nullable": true, "description": "Average the weights exponentially with this decay, 0.999 say: the average is validated, and is the model of each checkpoint. null: no.", "exclusiveMinimum": 0.0, "exclusiveMaximum": 1.0, "default": null},

@@ -2738,6 +2738,7 @@ export interface components {
          *       },
          *       "schedule_id": null,
          *       "attempts": null,
+         *       "best_checkpoint": null,
          *       "queue_position": null,
          *       "waiting_for": null
          *     }
@@ -2860,6 +2861,7 @@ export interface components {
          *           },
          *           "schedule_id": null,
          *           "attempts": null,
+         *           "best_checkpoint": null,
          *           "queue_position": null,
          *           "waiting_for": null
          *         }
@@ -3803,6 +3805,18 @@ export interface components {
              * @default null
              */
             keep_every_steps?: number | null;
+            /** @description Continue these texts at each checkpoint, and show what comes of it; of chats they are questions. */
+            sample_prompts?: string[];
+            /**
+             * @description Most new tokens of each sample; each is a forward pass.
+             * @default 48
+             */
+            sample_tokens?: number;
+            /**
+             * @description Of samples; 0: always the likeliest token. Others are drawn by `seed`.
+             * @default 0
+             */
+            sample_temperature?: number;
             /**
              * @description Seed of weights, data order and dropout.
              * @default 1
