@@ -188,6 +188,26 @@ def upload_parameters(name: str, dataset_format: str, column: str) -> dict[str, 
     return {key: value for key, value in given.items() if usual.get(key) != value}
 
 
+def begin_upload(name: str, dataset_format: str, column: str, size_bytes: int, sha256: str) -> Call[dict[str, Any]]:
+    """Build the beginning of an upload in parts; repeating it finds the same one."""
+    body = {"name": name, "format": dataset_format, "column": column, "size_bytes": size_bytes, "sha256": sha256}
+    return _with_json("POST", "/api/uploads", body, dict)
+
+
+def get_upload(upload_id: str) -> Call[dict[str, Any]]:
+    return Call("GET", f"/api/uploads/{segment(upload_id, 'upload')}", dict)
+
+
+def add_part(upload_id: str, offset: int, part: bytes) -> Call[dict[str, Any]]:
+    path, headers = f"/api/uploads/{segment(upload_id, 'upload')}", {"content-type": "application/octet-stream"}
+    return Call("PUT", path, dict, {"offset": offset}, part, headers, UPLOAD_TIMEOUT_S, is_repeatable=False)
+
+
+def complete_upload(upload_id: str) -> Call[dict[str, Any]]:
+    path = f"/api/uploads/{segment(upload_id, 'upload')}/complete"
+    return Call("POST", path, dict, timeout_s=UPLOAD_TIMEOUT_S, is_repeatable=False)
+
+
 def preview_dataset(name: str, rows: int, model: str | None) -> Call[dict[str, Any]]:
     path = f"/api/datasets/{segment(name, 'data set')}/preview"
     return Call("GET", path, dict, params=_given({"rows": rows, "model": model}))
