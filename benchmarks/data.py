@@ -22,6 +22,7 @@ from apt_jobs.training.prepare import prepared_data
 from apt_jobs.training.tokenizer import train_tokenizer
 from benchmarks.rows import Row, paired_row
 
+Peer = tuple[str, Callable[[], None]]
 NUM_TURNS = 3
 TEXT_MB, NUM_CONVERSATIONS = 4, 2_000
 PEER_LINES = 10_000  # encoded at once
@@ -46,18 +47,17 @@ def rows() -> Iterator[Row]:
         tokenizer.save_pretrained(folder / "model")
         (folder / "model" / "config.json").write_text('{"model_type": "llama"}')
         (folder / "text").write_text("".join(lines))
-        ours = _prepared(folder, folder / "text", DatasetFormat.TEXT)
-        peer = "tokenizers.encode_batch_fast"
-        yield _row("data/text", ours, lambda: _encode(tokenizer, lines), peer, folder / "text")
+        encode = ("tokenizers.encode_batch_fast", lambda: _encode(tokenizer, lines))
+        yield _row("data/text", folder, folder / "text", DatasetFormat.TEXT, encode)
         chats = [_conversation(draw, lines) for _ in range(NUM_CONVERSATIONS)]
         (folder / "chats").write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
-        ours = _prepared(folder, folder / "chats", DatasetFormat.JSONL)
-        peer = "apply_chat_template, one by one as TRL does"
-        yield _row("data/conversations", ours, lambda: _apply(tokenizer, chats), peer, folder / "chats")
+        apply = ("apply_chat_template, one by one as TRL does", lambda: _apply(tokenizer, chats))
+        yield _row("data/conversations", folder, folder / "chats", DatasetFormat.JSONL, apply)
 
 
-def _row(name: str, ours: Callable[[], None], peer: Callable[[], None], peer_name: str, file: Path) -> Row:
-    megabytes = file.stat().st_size / 1e6
+def _row(name: str, folder: Path, file: Path, dataset_format: DatasetFormat, named_peer: Peer) -> Row:
+    ours, megabytes = _prepared(folder, file, dataset_format), file.stat().st_size / 1e6
+    peer_name, peer = named_peer
     pairs = [(megabytes / _time_s(ours), megabytes / _time_s(peer)) for _ in range(NUM_TURNS)]
     return paired_row(name, [pair[0] for pair in pairs], [pair[1] for pair in pairs], peer_name, "MB/s")
 
@@ -86,11 +86,9 @@ def _run_file(run_dir: Path, model: Path, file: Path, dataset_format: DatasetFor
         job_id="job_x",
         attempt=1,
         spec=TrainSpec.model_validate(spec),
-        entry_point=None,
         dataset_file=file,
         dataset_format=dataset_format,
         base_model_dir=model,
-        resume_dir=None,
         run_dir=run_dir,
         checkpoints_dir=run_dir / "checkpoints",
         checkpoint_prefix="job_x",

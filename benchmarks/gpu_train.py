@@ -122,8 +122,6 @@ class Runs:
             attempt=1,
             spec=spec,
             entry_point=entry_point,
-            dataset_file=None,
-            base_model_dir=None,
             resume_dir=resume_dir,
             run_dir=run_dir,
             checkpoints_dir=run_dir / "checkpoints",

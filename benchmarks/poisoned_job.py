@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.jobs.run_file import RunFile
-from apt_jobs.training.data import open_batches
 from apt_jobs.training.loop import train
+from apt_jobs.training.open_batches import open_batches
 from apt_jobs.training.torchrun import read_rank_info
 
 

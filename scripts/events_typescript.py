@@ -101,6 +101,7 @@ def _train_fields() -> str:
         "export interface FieldRule {\n"
         "  type: string;\n  nullable: boolean;\n  description: string;\n  minimum?: number;\n"
         "  exclusiveMinimum?: number;\n  maximum?: number;\n  exclusiveMaximum?: number;\n  maxLength?: number;\n"
+        "  maxItems?: number;\n"
         "  enum?: string[];\n  default?: string | number | boolean | null;\n}\n\n"
         "/** Every plain field of a training job, by its path in the request. */\n"
         f"export const TRAIN_FIELDS: Record<string, FieldRule> = {{\n{body}}};\n"
@@ -116,12 +117,21 @@ def _leaves(schema: dict[str, Any], node: dict[str, Any], prefix: str) -> list[t
             continue  # an object that nobody has to give and that has no defaults, as `code`
         if "properties" in target:
             leaves.extend(_leaves(schema, target, f"{prefix}{name}."))
-        elif target.get("type") not in ("object", "array") and name != "kind":
+        elif (target.get("type") not in ("object", "array") or _is_lines(target)) and name != "kind":
             leaves.append((f"{prefix}{name}", target))
     return leaves
 
 
+def _is_lines(field: dict[str, Any]) -> bool:
+    """Return whether a field is a list of any texts: the form takes one a line."""
+    items = field.get("items", {})
+    return items.get("type") == "string" and "maxLength" in items and "pattern" not in items
+
+
 def _field(field: dict[str, Any]) -> dict[str, Any]:
+    if _is_lines(field):
+        bounds = {"maxItems": field["maxItems"], "maxLength": field["items"]["maxLength"]}
+        return {"type": "lines", "nullable": True, "description": field.get("description", ""), **bounds}
     options = field.get("anyOf", [field])
     value = next(option for option in options if option.get("type") != "null")
     rule: dict[str, Any] = {

@@ -1,8 +1,9 @@
 """Models that can generate or be trained further: from a name to an id, from an id to a folder.
 
 An id is a checkpoint's or the name of a local model, a folder with a `config.json` in the models directory. A name is
-also an alias, which somebody gave (`db/model_aliases.py`), a job's id, which is its newest checkpoint, or that with
-`@best`, `@latest` or a step, which is the checkpoint that it has at that moment.
+also an alias, which somebody gave (`db/model_aliases.py`), a job's id, which is its newest checkpoint, or its best one
+if it has ended and asked for that, or the id with `@best`, `@latest` or a step, which is the checkpoint that it has at
+that moment.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from sqlalchemy.orm import Session
 from apt_jobs.artifacts.adapters import MAX_ADAPTERS, base_model_of, is_adapter_dir
 from apt_jobs.artifacts.checkpoints import complete_checkpoint_dir
 from apt_jobs.artifacts.paths import inside
-from apt_jobs.db.checkpoints import best_of_job, checkpoint_at_step, get_checkpoint, newest_of_job
+from apt_jobs.db.checkpoints import best_of_job, checkpoint_at_step, get_checkpoint, model_of_job, newest_of_job
 from apt_jobs.db.model_aliases import alias_target
 from apt_jobs.errors import InvalidCheckpoint, LostBase, NotFound
 from apt_jobs.jobs.spec import CHECKPOINT_ID_PATTERN, JOB_ID_PATTERN, NAME_PATTERN
@@ -62,8 +63,10 @@ def resolve_model(session: Session, name: str) -> str:
         return name
     if which == "best":
         row = best_of_job(session, job_id)
-    elif which in ("", "latest"):
+    elif which == "latest":
         row = newest_of_job(session, job_id)
+    elif not which:
+        row = model_of_job(session, job_id)
     else:
         row = checkpoint_at_step(session, job_id, int(which))
     if row is None:
@@ -118,17 +121,17 @@ def model_folders(session: Session, settings: Settings, model_id: str) -> ModelF
 
 
 def model_dir(session: Session, settings: Settings, model_id: str) -> Path:
-    """Return the folder of a checkpoint id, of a job's newest checkpoint or of a local model's name.
+    """Return the folder of a checkpoint id, of what a job's id names or of a local model's name.
 
     Raises:
         NotFound: there is no such model.
         InvalidCheckpoint: the checkpoint's folder is gone, incomplete or not where checkpoints are.
     """
     if JOB_ID_PATTERN.match(model_id):
-        newest = newest_of_job(session, model_id)
-        if newest is None:
+        row = model_of_job(session, model_id)
+        if row is None:
             raise NotFound(f"job {model_id} has no checkpoint")
-        model_id = newest.id
+        model_id = row.id
     if CHECKPOINT_ID_PATTERN.match(model_id):
         folder = complete_checkpoint_dir(settings, get_checkpoint(session, model_id).filename)
         if folder is None:

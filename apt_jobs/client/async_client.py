@@ -132,6 +132,14 @@ class AsyncClient(AsyncModelCalls, AsyncDataCalls, AsyncSweepCalls):
         body = {"patch": dict(patch or {}), "exact": exact, "checkpoint": checkpoint}
         return await self._job(calls.clone_job(job_id, body, idempotency_key))
 
+    async def preflight(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Check a job and get what it would take, and which workers could run it: `POST /api/jobs?dry_run=true`.
+
+        Raises:
+            InvalidInput: the job is wrong; the error names each fault.
+        """
+        return await self._send(calls.preflight(job))
+
     async def get(self, job_id: str) -> AsyncJob:
         """Get one job.
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -10,7 +10,8 @@ from typing import IO, Any
 from apt_jobs.client import calls
 from apt_jobs.client.async_transport import AsyncTransport
 from apt_jobs.client.packing import pack_folder
-from apt_jobs.errors import NotFound
+from apt_jobs.client.upload_plan import next_step, upload_steps
+from apt_jobs.errors import AptJobsError, NotFound
 from apt_jobs.jobs.code import DEFAULT_MAX_BYTES
 
 PART_BYTES = 1 << 20  # of an upload
@@ -32,6 +33,36 @@ class AsyncDataCalls(AsyncTransport):
             "POST", "/api/datasets", params=calls.upload_parameters(name, format, column), content=body
         )
         return dict(answer)
+
+    async def upload_dataset_file(
+        self,
+        name: str,
+        file: str | os.PathLike[str],
+        *,
+        format: str = "text",
+        column: str = "text",
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, Any]:
+        """Add a data set from a file, in parts, as `Client.upload_dataset_file` does.
+
+        Raises:
+            InvalidInput: the file cannot be read, or is not of the format.
+            Conflict: there is such a data set.
+        """
+        steps = upload_steps(Path(file), name, format, column, on_progress)
+        answer: dict[str, Any] | AptJobsError | None = None
+        while True:
+            step = await asyncio.to_thread(next_step, steps, answer)  # it reads the file
+            if isinstance(step, dict):
+                return step
+            answer = None
+            if isinstance(step, float):
+                await asyncio.sleep(step)
+                continue
+            try:
+                answer = await self._send(step)
+            except AptJobsError as exc:
+                answer = exc
 
     async def preview_dataset(self, name: str, *, rows: int = 5, model: str | None = None) -> dict[str, Any]:
         """Get the first rows of a data set, and their tokens by the tokenizer of `model`."""

@@ -74,6 +74,10 @@ def submit_job(job: Mapping[str, Any], idempotency_key: str | None) -> Call[JobA
     return _with_json("POST", "/api/jobs", job, JobAnswer, headers=_key_header(idempotency_key))
 
 
+def preflight(job: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    return _with_json("POST", "/api/jobs", job, dict, params={"dry_run": "true"})
+
+
 def get_job(job_id: str) -> Call[JobAnswer]:
     return Call("GET", job_path(job_id), JobAnswer)
 
@@ -228,6 +232,26 @@ def upload_parameters(name: str, dataset_format: str, column: str) -> dict[str, 
     return {key: value for key, value in given.items() if usual.get(key) != value}
 
 
+def begin_upload(name: str, dataset_format: str, column: str, size_bytes: int, sha256: str) -> Call[dict[str, Any]]:
+    """Build the beginning of an upload in parts; repeating it finds the same one."""
+    body = {"name": name, "format": dataset_format, "column": column, "size_bytes": size_bytes, "sha256": sha256}
+    return _with_json("POST", "/api/uploads", body, dict)
+
+
+def get_upload(upload_id: str) -> Call[dict[str, Any]]:
+    return Call("GET", f"/api/uploads/{segment(upload_id, 'upload')}", dict)
+
+
+def add_part(upload_id: str, offset: int, part: bytes) -> Call[dict[str, Any]]:
+    path, headers = f"/api/uploads/{segment(upload_id, 'upload')}", {"content-type": "application/octet-stream"}
+    return Call("PUT", path, dict, {"offset": offset}, part, headers, UPLOAD_TIMEOUT_S, is_repeatable=False)
+
+
+def complete_upload(upload_id: str) -> Call[dict[str, Any]]:
+    path = f"/api/uploads/{segment(upload_id, 'upload')}/complete"
+    return Call("POST", path, dict, timeout_s=UPLOAD_TIMEOUT_S, is_repeatable=False)
+
+
 def preview_dataset(name: str, rows: int, model: str | None) -> Call[dict[str, Any]]:
     path = f"/api/datasets/{segment(name, 'data set')}/preview"
     return Call("GET", path, dict, params=_given({"rows": rows, "model": model}))
@@ -253,6 +277,7 @@ def _with_json(
     read: Callable[[Any], Answer],
     *,
     headers: Mapping[str, str] | None = None,
+    params: Mapping[str, Any] | None = None,
     timeout_s: float = TIMEOUT_S,
     is_repeatable: bool = True,
 ) -> Call[Answer]:
@@ -266,7 +291,7 @@ def _with_json(
     except (TypeError, ValueError, RecursionError) as exc:  # a set, NaN, half a surrogate pair, a loop
         raise InvalidInput(f"the body of {method} {path} has no form in JSON: {exc}") from exc
     all_headers = {"content-type": "application/json", **(headers or {})}
-    return Call(method, path, read, body=encoded, headers=all_headers, timeout_s=timeout_s, is_repeatable=is_repeatable)
+    return Call(method, path, read, params or {}, encoded, all_headers, timeout_s, is_repeatable)
 
 
 def _key_header(idempotency_key: str | None) -> dict[str, str]:

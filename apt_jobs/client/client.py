@@ -132,6 +132,14 @@ class Client(ModelCalls, DataCalls, SweepCalls):
         body = {"patch": dict(patch or {}), "exact": exact, "checkpoint": checkpoint}
         return self._job(calls.clone_job(job_id, body, idempotency_key))
 
+    def preflight(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Check a job and get what it would take, and which workers could run it: `POST /api/jobs?dry_run=true`.
+
+        Raises:
+            InvalidInput: the job is wrong; the error names each fault.
+        """
+        return self._send(calls.preflight(job))
+
     def get(self, job_id: str) -> Job:
         """Get one job.
 

@@ -1,13 +1,16 @@
 """What a client brings to the service for jobs: data sets, secrets and packed code. A part of `Client`."""
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from apt_jobs.client import calls
 from apt_jobs.client.packing import pack_folder
 from apt_jobs.client.transport import Transport
-from apt_jobs.errors import NotFound
+from apt_jobs.client.upload_plan import next_step, upload_steps
+from apt_jobs.errors import AptJobsError, NotFound
 from apt_jobs.jobs.code import DEFAULT_MAX_BYTES
 
 
@@ -26,6 +29,43 @@ class DataCalls(Transport):
             "POST", "/api/datasets", params=calls.upload_parameters(name, format, column), content=content
         )
         return dict(answer)
+
+    def upload_dataset_file(
+        self,
+        name: str,
+        file: str | os.PathLike[str],
+        *,
+        format: str = "text",
+        column: str = "text",
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> dict[str, Any]:
+        """Add a data set from a file, in parts: an upload that broke off, of whatever process, goes on where it was.
+
+        Args:
+            name: What jobs will call it.
+            file: The file.
+            format: As `POST /api/datasets` has it.
+            column: The same.
+            on_progress: Called with the bytes that have arrived, and all of them.
+
+        Raises:
+            InvalidInput: the file cannot be read, or is not of the format.
+            Conflict: there is such a data set.
+        """
+        steps = upload_steps(Path(file), name, format, column, on_progress)
+        answer: dict[str, Any] | AptJobsError | None = None
+        while True:
+            step = next_step(steps, answer)
+            if isinstance(step, dict):
+                return step
+            answer = None
+            if isinstance(step, float):
+                time.sleep(step)
+                continue
+            try:
+                answer = self._send(step)
+            except AptJobsError as exc:
+                answer = exc
 
     def preview_dataset(self, name: str, *, rows: int = 5, model: str | None = None) -> dict[str, Any]:
         """Get the first rows of a data set, and their tokens by the tokenizer of `model`."""

@@ -1,5 +1,6 @@
 """`apt-jobs datasets`: what jobs train on."""
 
+import time
 from pathlib import Path
 from typing import IO, Annotated
 
@@ -11,6 +12,7 @@ from apt_jobs.errors import InvalidInput
 from apt_jobs.jobs.dataset_format import DatasetFormat, format_of_name
 
 app = typer.Typer(no_args_is_help=True, help="The data sets that jobs train on.")
+PROGRESS_EVERY_S = 5.0
 Name = Annotated[str, typer.Argument(help="What jobs call it.")]
 
 
@@ -36,16 +38,38 @@ def add(
     ] = None,
     column: Annotated[str, typer.Option(help="Field of JSONL or column of Parquet with the documents.")] = "text",
 ) -> None:
-    """Upload a data set."""
+    """Upload a data set. A file goes in parts: the same command goes on where an earlier one broke off."""
     chosen = dataset_format or (DatasetFormat.JSONL if file.is_dir() else format_of_name(file.name))
-    try:
-        opened: IO[bytes] = rows_of_folder(file) if file.is_dir() else file.open("rb")
-    except (OSError, ValueError) as exc:
-        why = exc.strerror if isinstance(exc, OSError) else exc
-        raise InvalidInput(f"{file} cannot be read: {why}") from exc
-    with opened, open_client() as client:
-        client.upload_dataset(name, opened, format=chosen.value, column=column)
+    if file.is_file():
+        with open_client() as client:
+            client.upload_dataset_file(name, file, format=chosen.value, column=column, on_progress=_Progress())
+    else:
+        try:
+            opened: IO[bytes] = rows_of_folder(file) if file.is_dir() else file.open("rb")  # a pipe, say
+        except (OSError, ValueError) as exc:
+            why = exc.strerror if isinstance(exc, OSError) else exc
+            raise InvalidInput(f"{file} cannot be read: {why}") from exc
+        with opened, open_client() as client:
+            client.upload_dataset(name, opened, format=chosen.value, column=column)
     echo(f"{name} is there")
+
+
+class _Progress:
+    """Prints how far an upload is: where it goes on, then every few seconds."""
+
+    def __init__(self) -> None:
+        self._printed_s: float | None = None
+
+    def __call__(self, num_arrived: int, num_bytes: int) -> None:
+        now_s = time.monotonic()
+        if self._printed_s is None:
+            if num_arrived:
+                echo(f"goes on at {num_arrived:,} of {num_bytes:,} bytes")
+        elif now_s - self._printed_s < PROGRESS_EVERY_S:
+            return
+        else:
+            echo(f"{num_arrived:,} of {num_bytes:,} bytes")
+        self._printed_s = now_s
 
 
 @app.command()

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, cast
 import typer
 
 from apt_jobs.client.output_file import is_stream
+from apt_jobs.commands.preflight import print_preflight
 from apt_jobs.commands.progress import follow, place
 from apt_jobs.commands.terminal import (
     AsJson,
@@ -28,10 +29,21 @@ PAGE = 200  # jobs
 def submit(
     file: JobFile,
     detach: Annotated[bool, typer.Option("-d", "--detach", help="Do not follow it.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take and which worker could run it; queue nothing.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Submit a job and follow it; the exit status is 0 if it succeeds. Ctrl-C only stops following."""
+    """Submit a job and follow it; the exit status is 0 if it succeeds. Ctrl-C only stops following.
+
+    With --dry-run it is 1 if no worker that is alive could run the job. --json is for that alone.
+    """
     spec = read_job(file)
     with open_client() as client:
+        if dry_run:
+            found = client.preflight(spec)
+            print_json(found) if as_json else print_preflight(found)
+            raise typer.Exit(1 if found["fits"] is False else 0)
         job = client.submit(spec)
         echo(f"{job.id} is {job.state}")
         if not detach and follow(client, job.id).state != "succeeded":

@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 
 from apt_jobs.db.models import Checkpoint, Job
 from apt_jobs.errors import NotFound
-from apt_jobs.jobs.states import TERMINAL_STATES
+from apt_jobs.jobs.states import TERMINAL_STATES, JobState
 
 
 def list_checkpoints(
@@ -65,6 +65,19 @@ def needed_by(session: Session, job_id: str) -> tuple[str, str] | None:
     query = select(Job.id, Job.state).where(Job.id != job_id, or_(lives, and_(has_adapter, named))).limit(1)
     row = session.execute(query).one_or_none()
     return None if row is None else (row.id, row.state)
+
+
+def model_of_job(session: Session, job_id: str) -> Checkpoint | None:
+    """Return the checkpoint that the id of a job names: its furthest, or its best if it ended and asked for that."""
+    job = session.get(Job, job_id)
+    if job is not None and job.state == JobState.SUCCEEDED and wants_best(job):
+        return best_of_job(session, job_id)
+    return newest_of_job(session, job_id)
+
+
+def wants_best(job: Job) -> bool:
+    """Return whether the best checkpoint of a job is its model when it has ended."""
+    return bool(job.spec.get("training", {}).get("load_best_model_at_end"))
 
 
 def checkpoint_at_step(session: Session, job_id: str, step: int) -> Checkpoint | None:

@@ -167,6 +167,16 @@ class Validated(Event):
 
 
 @event
+class SamplesGenerated(Event):
+    """What the model of a checkpoint made of the job's `sample_prompts`, in their order."""
+
+    kind: ClassVar[str] = "samples"
+    step: int
+    prompts: tuple[str, ...]
+    texts: tuple[str, ...]  # without the prompts
+
+
+@event
 class GradientsRecorded(Event):
     """L2 norm of every layer's global gradient at one step, in the order of `layers`."""
 

@@ -31,6 +31,9 @@ class APTConfig(Strict):
     d_ff: int | None = Field(None, ge=8, le=131_072, description="Width of the MLP; default: 8/3 d_model.")
     vocab_size: int = Field(2_048, ge=260, le=262_144, description="Size of the byte-level BPE vocabulary.")
     max_seq_len: int = Field(128, ge=8, le=131_072, description="Longest sequence, in tokens.")
+    rope_theta: float = Field(
+        10_000.0, ge=1.0, le=1e9, description="Base of the rotary position embedding; larger for longer sequences."
+    )
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout of the attention weights.")
     tie_embeddings: bool = Field(True, description="Share the input and output embedding.")
 

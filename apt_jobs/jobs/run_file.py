@@ -59,19 +59,21 @@ class RunFile(BaseModel):
     job_id: str
     attempt: int
     spec: TrainSpec
-    entry_point: str | None  # registered: "module:function" or the path of a script; None: the built-in trainer
+    entry_point: str | None = None  # registered: "module:function" or the path of a script; None: the built-in trainer
     command: list[str] | None = None  # of code that the job brings, or of a script without torchrun
     git: GitPlan | None = None  # of code that is a commit
     environment: EnvironmentPlan | None = None  # Python of a user script; None: that of the service
-    dataset_file: Path | None  # None: the built-in data set
+    dataset_file: Path | None = None  # None: the built-in data set
     dataset_format: DatasetFormat = DatasetFormat.TEXT
     dataset_column: str = DEFAULT_COLUMN  # of JSONL and Parquet
     dataset_sha256: str | None = None  # of the file; None: rank 0 computes it
     validation_source: NamedSource | None = None  # None: a share of the data set is held out
+    mixed_sources: list[NamedSource] = []  # of a mixture: the data sets besides `dataset_source`
+    evaluation_sources: dict[str, NamedSource] = {}  # `validation_datasets` of the job
     prepared_dir: Path | None = None  # tokens that jobs share; None: a folder of this attempt
-    base_model_dir: Path | None  # weights to start from; None: random weights
+    base_model_dir: Path | None = None  # weights to start from; None: random weights
     base_adapter_dirs: list[Path] = []  # adapters to add to them first, in this order
-    resume_dir: Path | None  # checkpoint of an earlier attempt to continue; None: start at step 0
+    resume_dir: Path | None = None  # checkpoint of an earlier attempt to continue; None: start at step 0
     resume_step: int = 0  # of that checkpoint
     datasets_dir: Path | None = None  # where all data sets are, for user scripts
     output_dir: Path | None = None  # a user script's own folder, the same for all attempts of the job

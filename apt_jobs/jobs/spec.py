@@ -13,16 +13,17 @@ from pydantic import (
     Field,
     StringConstraints,
     TypeAdapter,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
 from apt_jobs.jobs.code_source import Code
 from apt_jobs.jobs.data_options import DataOptions
 from apt_jobs.jobs.environment import Argument, VariableName
-from apt_jobs.jobs.lora_options import LoraOptions
+from apt_jobs.jobs.mixture import MAX_EVALUATED, MAX_MIXED, WeightedDataset
 from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.monitor_options import MonitorOptions
-from apt_jobs.jobs.parameter_options import ParameterGroup, ParameterPattern
 from apt_jobs.jobs.parent_results import FIELDS, RESULTS, references_in
 from apt_jobs.jobs.printable import require_printable
 from apt_jobs.jobs.python_environment import PythonEnvironment
@@ -30,6 +31,7 @@ from apt_jobs.jobs.resources import Resources
 from apt_jobs.jobs.sampling_options import MAX_SEQUENCES, SamplingOptions
 from apt_jobs.jobs.secrets import MAX_SECRETS_OF_JOB
 from apt_jobs.jobs.strict_model import Strict
+from apt_jobs.jobs.training_options import TrainingOptions
 
 BUILTIN_DATASET = "pydoc-topics"  # English text shipped with CPython (pydoc_data.topics), 0.7 MB
 BUILTIN_ENTRY_POINT = "language-model"
@@ -61,122 +63,6 @@ ArgumentValue = Annotated[
 def _default_model(value: object) -> object:
     """Take the null that answers show for a script that was given no model."""
     return APTConfig() if value is None else value
-
-
-def _usual_learning_rate(options: "TrainingOptions", *, has_base_model: bool) -> float:
-    """Return the rate of who names none: that of others' defaults (Trainer 5e-5 and TRL 2e-5, of peft's adapters 2e-4).
-
-    Lion wants a third to a tenth of AdamW's (Chen et al. 2023, section 5).
-    """
-    rate = 2e-4 if options.lora is not None else 2e-5 if has_base_model else 1e-3
-    return rate / 10.0 if options.optimizer == "lion" else rate
-
-
-class TrainingOptions(Strict):
-    """How to train. One optimizer step sees `batch_size * gradient_accumulation_steps * num_ranks` sequences."""
-
-    objective: Literal["next_token", "dpo"] = Field(
-        "next_token",
-        description="next_token: the cross entropy of documents, or of the answers of conversations and completions; "
-        "dpo: prefer the `chosen` answer to the `rejected` one (Direct Preference Optimization), against base_model.",
-    )
-    dpo_beta: float = Field(0.1, gt=0.0, le=100.0, description="How close `dpo` keeps the model to base_model.")
-    epochs: int = Field(1, ge=1, le=100_000, description="Passes over the training split.")
-    max_steps: int | None = Field(None, ge=1, le=100_000_000, description="Stop after so many optimizer steps.")
-    batch_size: int = Field(8, ge=1, le=4_096, description="Sequences per rank and micro step.")
-    gradient_accumulation_steps: int = Field(1, ge=1, le=4_096, description="Micro steps per optimizer step.")
-    optimizer: Literal["adamw", "adafactor", "lion", "muon", "adamw_8bit"] = Field(
-        "adamw",
-        description="muon: the matrices of blocks by Muon, all else by AdamW; adamw_8bit needs a GPU and bitsandbytes.",
-    )
-    learning_rate: float | None = Field(
-        None,
-        gt=0.0,
-        le=10.0,
-        description="Peak of the schedule; null: 1e-3 from nothing, 2e-5 from a base model, 2e-4 of its adapter, a "
-        "tenth of these for lion. Of adafactor it is relative to the size of each weight.",
-    )
-    min_learning_rate_ratio: float = Field(
-        0.1, ge=0.0, le=1.0, description="End of the schedule, relative to the peak."
-    )
-    warmup_steps: int = Field(20, ge=0, le=10_000_000, description="Optimizer steps of linear warm-up.")
-    warmup_ratio: float | None = Field(
-        None, ge=0.0, lt=1.0, description="Warm up for this share of all steps; null: for `warmup_steps`."
-    )
-    schedule: Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"] = Field(
-        "cosine",
-        description="Of the learning rate after the warm-up. wsd: constant, then linear over the last `decay_ratio`; "
-        "inverse_sqrt: with the root of warm-up steps over steps.",
-    )
-    decay_ratio: float = Field(0.2, gt=0.0, le=1.0, description="Share of all steps in which `wsd` decays.")
-    weight_decay: float = Field(0.1, ge=0.0, le=10.0, description="Decoupled decay, on matrices only.")
-    beta1: float = Field(0.9, ge=0.0, lt=1.0, description="First momentum of AdamW and Lion.")
-    beta2: float = Field(0.95, ge=0.0, lt=1.0, description="Second momentum of AdamW and Lion.")
-    freeze: list[ParameterPattern] = Field(
-        default_factory=list, max_length=100, description="Train no parameter whose name is like one of these patterns."
-    )
-    parameter_groups: list[ParameterGroup] = Field(
-        default_factory=list, max_length=100, description="Other rates for some parameters; the first that fits counts."
-    )
-    label_smoothing: float = Field(
-        0.0, ge=0.0, lt=1.0, description="Share of each target that goes to all tokens alike; not in validations."
-    )
-    z_loss: float = Field(
-        0.0, ge=0.0, le=1.0, description="Weight of the squared log of the softmax's denominator; 1e-4 is usual."
-    )
-    grad_clip_norm: float | None = Field(1.0, gt=0.0, description="Clip the global norm to this; null: never.")
-    validation_fraction: float = Field(0.05, ge=0.0, le=0.5, description="Share of the data held out.")
-    early_stopping_patience: int | None = Field(
-        None,
-        ge=1,
-        le=1_000_000,
-        description="End after so many validations in a row without a better loss; null: no.",
-    )
-    validate_every_steps: int = Field(50, ge=1, description="Optimizer steps between two validations.")
-    max_validation_batches: int | None = Field(
-        None, ge=1, description="Validate on at most so many batches of each rank; null: on the whole split."
-    )
-    checkpoint_every_steps: int = Field(100, ge=1, description="Optimizer steps between two checkpoints.")
-    keep_checkpoints: int = Field(3, ge=1, le=1_000, description="Newest checkpoints kept, besides the best one.")
-    keep_every_steps: int | None = Field(None, ge=1, description="Also keep each checkpoint at a multiple of this.")
-    seed: int = Field(1, ge=0, le=2**63 - 1, description="Seed of weights, data order and dropout.")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 autocast where the GPU has it, else fp16; fp32 on CPU."
-    )
-    activation_checkpointing: bool = Field(
-        False, description="Keep no activations within a block, but compute them again in the backward pass."
-    )
-    compile: Literal["auto", "on", "off"] = Field(
-        "auto",
-        description="Compile each transformer block and the loss with torch.compile. auto: on GPUs. What cannot be "
-        "compiled is trained without, and the log says so.",
-    )
-    deterministic: bool = Field(
-        True,
-        description="On GPUs take only operations that give the same bits each time, so that a resumed training equals "
-        "one without a break. false: faster attention, and models that need an operation without such a form.",
-    )
-    sharding: Literal["ddp", "fsdp2"] = Field("ddp", description="fsdp2 shards models that outgrow one GPU.")
-    lora: LoraOptions | None = Field(
-        None, description="Train an adapter of `base_model` instead of all its weights; null: all of them."
-    )
-
-    @model_validator(mode="after")
-    def _sharded_optimizer(self) -> Self:
-        if self.sharding == "fsdp2" and self.optimizer in ("adafactor", "adamw_8bit"):
-            raise ValueError(f"optimizer={self.optimizer} keeps no state that fsdp2 can shard; use adamw, lion or muon")
-        return self
-
-    @model_validator(mode="after")
-    def _terms_of_cross_entropy(self) -> Self:
-        if self.objective == "dpo" and (self.label_smoothing or self.z_loss):
-            raise ValueError("label_smoothing and z_loss belong to the objective 'next_token': leave them out")
-        return self
-
-    @property
-    def peak_learning_rate(self) -> float:
-        """`learning_rate`, or what suits a training from nothing."""
-        return self.learning_rate or _usual_learning_rate(self, has_base_model=False)
 
 
 class After(Strict):
@@ -263,6 +149,15 @@ class TrainSpec(JobSpec):
     validation_dataset: Name | None = Field(
         None, description="Validate on this data set; null: on `validation_fraction` of `dataset`, held out."
     )
+    datasets: Annotated[list[WeightedDataset], Field(min_length=1, max_length=MAX_MIXED)] | None = Field(
+        None, description="Train on a mixture of data sets, in place of `dataset`; null: on that one."
+    )
+    validation_datasets: dict[Name, Name] = Field(
+        default_factory=dict,
+        max_length=MAX_EVALUATED,
+        description="Also evaluate on these data sets at each validation: {name: data set}; the losses are the metrics "
+        "`eval/<name>/loss`.",
+    )
     base_model: Name | ParentResult | None = Field(
         None, description="Start from a local model or a checkpoint id (`GET /api/models`)."
     )
@@ -284,9 +179,15 @@ class TrainSpec(JobSpec):
     model: Annotated[APTConfig, BeforeValidator(_default_model, json_schema_input_type=APTConfig | None)] = Field(
         default_factory=APTConfig, description="null: the default, as answers show it for a script."
     )
-    training: TrainingOptions = Field(default_factory=TrainingOptions)
+    training: TrainingOptions = Field(default_factory=TrainingOptions, validate_default=True)
     data: DataOptions = Field(default_factory=DataOptions)
     monitor: MonitorOptions = Field(default_factory=MonitorOptions)
+
+    @field_validator("training", mode="after")
+    @classmethod
+    def _rate_is_known(cls, training: TrainingOptions, info: ValidationInfo) -> TrainingOptions:
+        """Keep with the job what it trains with, whatever later versions take where nothing is said."""
+        return training.with_learning_rate(has_base_model=info.data.get("base_model") is not None)
 
     @model_validator(mode="after")
     def _nodes_divide(self) -> Self:
@@ -300,6 +201,27 @@ class TrainSpec(JobSpec):
         if isinstance(values, dict) and values.get("code") is not None and "entry_point" not in values:
             return {**values, "entry_point": CODE_ENTRY_POINT}
         return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mixture_begins_with_a_dataset(cls, values: Any) -> Any:
+        """Let `dataset` be the first of `datasets`, so that whoever reads it alone finds one that is trained on."""
+        mixed = values.get("datasets") if isinstance(values, dict) else None
+        if not mixed or "dataset" in values or not isinstance(mixed, list):
+            return values
+        first = mixed[0]
+        return {**values, "dataset": first.get("name") if isinstance(first, dict) else getattr(first, "name", first)}
+
+    @model_validator(mode="after")
+    def _mixture_is_one(self) -> Self:
+        names = [one.name for one in self.datasets or ()]
+        if repeated := next((name for name in names if names.count(name) > 1), None):
+            raise ValueError(f"datasets names {repeated!r} more than once: give it one weight")
+        if names and self.dataset != names[0]:
+            raise ValueError(f"dataset={self.dataset!r} and datasets are given; name it among `datasets` alone")
+        if names and self.entry_point != BUILTIN_ENTRY_POINT:
+            raise ValueError("datasets is of the built-in trainer; a script finds data sets by current_run().dataset()")
+        return self
 
     @model_validator(mode="after")
     def _code_has_a_command(self) -> Self:
@@ -344,11 +266,18 @@ class TrainSpec(JobSpec):
         return self
 
     @model_validator(mode="after")
-    def _rate_is_known(self) -> Self:
-        if self.training.learning_rate is None:
-            rate = _usual_learning_rate(self.training, has_base_model=self.base_model is not None)
-            # The job keeps what it trains with, whatever later versions take where nothing is said.
-            self.__dict__["training"] = self.training.model_copy(update={"learning_rate": rate})
+    def _validates_if_it_must(self) -> Self:
+        options = self.training
+        if options.validation_fraction == 0.0 and self.validation_dataset is None:
+            asked = {
+                "load_best_model_at_end": options.load_best_model_at_end,
+                "early_stopping_patience": options.early_stopping_patience is not None,
+            }
+            if names := [name for name, is_given in asked.items() if is_given]:
+                raise ValueError(
+                    f"training.{names[0]} compares validation losses, and there is no validation: raise "
+                    "training.validation_fraction above 0 or name a validation_dataset"
+                )
         return self
 
     @model_validator(mode="after")
@@ -375,6 +304,21 @@ class TrainSpec(JobSpec):
     def brings_code(self) -> bool:
         """Whether it runs what the operator did not put there: packages run code, too, as they are installed."""
         return self.code is not None or (self.environment is not None and self.environment.is_built)
+
+    @property
+    def mixture(self) -> list[WeightedDataset]:
+        """What it trains on, with weights: of one data set that alone."""
+        return self.datasets or [WeightedDataset(name=self.dataset)]
+
+    @property
+    def dataset_fields(self) -> dict[str, str]:
+        """Every data set that the job names, by its place in the request."""
+        fields = {"dataset": self.dataset}
+        if self.datasets is not None:
+            fields = {f"datasets/{number}/name": one.name for number, one in enumerate(self.datasets)}
+        if self.validation_dataset is not None:
+            fields["validation_dataset"] = self.validation_dataset
+        return fields | {f"validation_datasets/{name}": dataset for name, dataset in self.validation_datasets.items()}
 
 
 EmbedInput = (

@@ -66,14 +66,18 @@ def require_room(settings: Settings) -> None:
     Raises:
         OutOfSpace: fewer than `min_free_bytes` are free.
     """
-    folder = _existing(settings.root)
-    status = os.statvfs(folder)
-    free_bytes = status.f_bavail * status.f_frsize
+    free_bytes = free_bytes_of(settings)
     if free_bytes < settings.min_free_bytes:
         raise OutOfSpace(
             f"only {free_bytes:,} bytes are free in {settings.root}; at least {settings.min_free_bytes:,} are needed: "
             "free disk space"
         )
+
+
+def free_bytes_of(settings: Settings) -> int:
+    """Return what the service may still write into its data directory."""
+    status = os.statvfs(_existing(settings.root))
+    return status.f_bavail * status.f_frsize
 
 
 def why_not_usable(settings: Settings, data_id: str | None) -> str | None:

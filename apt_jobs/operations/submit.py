@@ -31,6 +31,7 @@ from apt_jobs.jobs.spec import (
 from apt_jobs.jobs.states import TERMINAL_STATES, JobState
 from apt_jobs.operations.data_directory import require_room
 from apt_jobs.operations.liveness import alive_within_s
+from apt_jobs.operations.preflight import require_fitting
 from apt_jobs.settings import Settings
 
 Spec = TrainSpec | GenerateSpec
@@ -50,11 +51,13 @@ def submit_job(session: Session, settings: Settings, spec: Spec) -> Job:
 
     Raises:
         InvalidReferences: it names what does not exist.
+        InvalidInput: it fits on no GPU of its queue.
         OutOfSpace: the disk has no room for it.
         Unavailable: too many jobs wait.
     """
     require_room(settings)
     require_references(session, settings, spec)
+    require_fitting(session, settings, spec)
     return insert_job(session, spec, max_queued_jobs=settings.max_queued_jobs)
 
 
@@ -94,6 +97,7 @@ def checker(settings: Settings) -> Callable[[Session, Spec], None]:
     def check(session: Session, spec: Spec) -> None:
         require_room(settings)
         require_references(session, settings, spec)
+        require_fitting(session, settings, spec)
 
     return check
 
@@ -195,9 +199,8 @@ def _shape_faults(spec: TrainSpec) -> list[ReferenceFault]:
 
 
 def _dataset_faults(settings: Settings, spec: TrainSpec) -> list[ReferenceFault]:
-    names = {"dataset": spec.dataset, "validation_dataset": spec.validation_dataset}
-    given = {field: name for field, name in names.items() if name not in (None, BUILTIN_DATASET)}
-    return [fault for field, name in given.items() for fault in _faults_of_dataset(settings, spec, field, name or "")]
+    given = {field: name for field, name in spec.dataset_fields.items() if name != BUILTIN_DATASET}
+    return [fault for field, name in given.items() for fault in _faults_of_dataset(settings, spec, field, name)]
 
 
 def _faults_of_dataset(settings: Settings, spec: TrainSpec, field: str, name: str) -> list[ReferenceFault]:

@@ -242,23 +242,20 @@ def _command(settings: Settings, spec: TrainSpec, entry_point: str | None, outpu
     return [python, entry_point, *spec.argv, *flags]
 
 
-def _pinned_sources(settings: Settings, database: Database, job_id: str, spec: TrainSpec) -> list[NamedSource]:
-    """Return what the job trains on, and validates on if that is apart.
-
-    The first attempt pins the content, the others check it.
-    """
-    names = [spec.dataset, *([] if spec.validation_dataset is None else [spec.validation_dataset])]
-    sources = [_source(settings, name) for name in names]
-    hashes = [source.sha256 for source in sources if source.sha256 is not None]
+def _pinned_sources(settings: Settings, database: Database, job_id: str, spec: TrainSpec) -> dict[str, NamedSource]:
+    """Return all data sets of the job, by their fields. The first attempt pins their content, the others check it."""
+    sources = {field: _source(settings, name) for field, name in spec.dataset_fields.items()}
+    hashes = [source.sha256 for source in sources.values() if source.sha256 is not None]
     if not hashes:
         return sources
     content = hashes[0] if len(hashes) == 1 else hashlib.sha256(" ".join(hashes).encode()).hexdigest()
     with database.write() as session:
         pinned = pin_dataset(session, job_id, content)
     if pinned != content:
+        names = " or ".join(repr(source.name) for source in sources.values())
         raise InvalidDataset(
-            f"data set {' or '.join(map(repr, names))} was replaced since this job began: its content has the SHA-256 "
-            f"{content}, the job trains on {pinned}; bring that content back and retry, or submit a new job"
+            f"data set {names} was replaced since this job began: its content has the SHA-256 {content}, the job "
+            f"trains on {pinned}; bring that content back and retry, or submit a new job"
         )
     return sources
 
@@ -279,10 +276,18 @@ def _source(settings: Settings, name: str) -> NamedSource:
     )
 
 
-def _dataset_fields(sources: Sequence[NamedSource]) -> dict[str, Any]:
-    """Return what the run file says of the data set to train on, and of that to validate on if it is apart."""
-    fields = {f"dataset_{field}": value for field, value in sources[0] if field != "name"}
-    return {**fields, "validation_source": sources[1] if len(sources) > 1 else None}
+def _dataset_fields(sources: dict[str, NamedSource]) -> dict[str, Any]:
+    """Return what the run file says of the data sets to train on, and of those to validate and evaluate on."""
+    first, *mixed = [source for field, source in sources.items() if field.startswith("dataset")]
+    prefix = "validation_datasets/"
+    return {
+        **{f"dataset_{field}": value for field, value in first if field != "name"},
+        "mixed_sources": mixed,
+        "validation_source": sources.get("validation_dataset"),
+        "evaluation_sources": {
+            field.removeprefix(prefix): source for field, source in sources.items() if field.startswith(prefix)
+        },
+    }
 
 
 def _base_fields(settings: Settings, database: Database, spec: TrainSpec) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from apt_jobs.db.checkpoints import newest_of_job
+from apt_jobs.db.checkpoints import best_of_job, newest_of_job, wants_best
 from apt_jobs.db.engine import Database
 from apt_jobs.db.hand_backs import hand_back
 from apt_jobs.db.jobs import fence, finish, finish_faulted, get_job, stop_requests_of
@@ -297,7 +297,8 @@ class Supervisor:
 
     def _result(self, relay: Relay) -> dict[str, Any]:
         with self._database.read() as session:
-            checkpoint = newest_of_job(session, self._job_id)
+            find = best_of_job if wants_best(get_job(session, self._job_id)) else newest_of_job
+            checkpoint = find(session, self._job_id)
         finished = relay.finished
         return {
             "step": finished.step if finished else None,

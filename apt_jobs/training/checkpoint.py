@@ -34,8 +34,10 @@ from apt_jobs.jobs.ids import new_checkpoint_id
 from apt_jobs.training.adapters import has_adapter, write_adapter
 from apt_jobs.training.byte_collectives import gather_bytes
 from apt_jobs.training.ddp import Rank
+from apt_jobs.training.ema import WeightAverage
 
 OPTIMIZER = "optimizer.safetensors"
+TRAINED = "trained_weights.safetensors"  # where the model of the checkpoint is their average
 RESERVE_BYTES = 16 << 20  # left free on the disk besides the checkpoint
 
 
@@ -52,33 +54,39 @@ class Saved:
 class Snapshot:
     """A training at one step, in memory of rank 0: nothing of it changes when training goes on."""
 
-    weights: dict[str, Tensor]
+    weights: dict[str, Tensor]  # of the model that the checkpoint is
     optimizer: dict[str, Tensor]  # "parameter/value"
     optimizer_groups: list[dict[str, Any]]
     generators: list[bytes]  # random generators of each rank, as a safetensors file
+    trained: dict[str, Tensor] | None = None  # of which the model is an average; None: the model itself is trained
 
     @property
     def size_bytes(self) -> int:
         """About what it takes on disk."""
-        tensors = (*self.weights.values(), *self.optimizer.values())
+        tensors = (*self.weights.values(), *(self.trained or {}).values(), *self.optimizer.values())
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def take_snapshot(model: nn.Module, optimizers: Sequence[Optimizer], rank: Rank) -> Snapshot | None:
+def take_snapshot(
+    model: nn.Module, optimizers: Sequence[Optimizer], rank: Rank, average: WeightAverage | None = None
+) -> Snapshot | None:
     """Copy what a checkpoint needs. Called by all ranks; rank 0 gets the result."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    of_model = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=has_adapter(model))
-    weights: Any = get_model_state_dict(model, options=of_model)
+    weights, trained = _copied_weights(model, rank), None
+    if average is not None:
+        trained = weights
+        with average.applied():
+            weights = _copied_weights(model, rank)
     whole = get_optimizer_state_dict(model, optimizers, options=options)
     generators = gather_bytes(save(_rng_state(rank)), rank.device)
     if generators is None:
         return None
     states: Any = whole["state"]
     groups: Any = whole["param_groups"]
-    tied = getattr(model, "all_tied_weights_keys", {})  # names under which other parameters appear again
-    is_own = rank.device.type == "cpu"  # what the offload returns is then the training's own tensors
+    is_own = _is_own(rank)
     return Snapshot(
-        weights={name: _copied(tensor, is_own) for name, tensor in weights.items() if name not in tied},
+        weights=weights,
+        trained=trained,
         optimizer={
             f"{parameter}/{name}": _copied(torch.as_tensor(value).cpu(), is_own)
             for parameter, values in states.items()
@@ -87,6 +95,19 @@ def take_snapshot(model: nn.Module, optimizers: Sequence[Optimizer], rank: Rank)
         optimizer_groups=groups,
         generators=generators,
     )
+
+
+def _copied_weights(model: nn.Module, rank: Rank) -> dict[str, Tensor]:
+    """Copy the weights that a checkpoint has: of an adapter those alone. All ranks take part; rank 0 gets them."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=has_adapter(model))
+    weights: Any = get_model_state_dict(model, options=options)
+    tied = getattr(model, "all_tied_weights_keys", {})  # names under which other parameters appear again
+    return {name: _copied(tensor, _is_own(rank)) for name, tensor in weights.items() if name not in tied}
+
+
+def _is_own(rank: Rank) -> bool:
+    """Return whether what the offload returns are the training's own tensors."""
+    return rank.device.type == "cpu"
 
 
 def write_checkpoint(
@@ -111,6 +132,8 @@ def write_checkpoint(
         _write_weights(temporary, model, snapshot.weights)
         tokenizer.save_pretrained(temporary)
         save_file(snapshot.optimizer, temporary / OPTIMIZER)
+        if snapshot.trained is not None:
+            save_file(snapshot.trained, temporary / TRAINED)
         for number, generators in enumerate(snapshot.generators):
             (temporary / _rng_file(number)).write_bytes(generators)
         known_now = {"checkpoint_id": checkpoint_id, "optimizer_groups": snapshot.optimizer_groups}

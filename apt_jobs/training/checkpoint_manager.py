@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.optim import Optimizer
@@ -25,12 +26,14 @@ from apt_jobs.jobs.checkpoint_state import Adjustments, CheckpointEntry, Checkpo
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.training.adapters import has_adapter, read_adapter
 from apt_jobs.training.checkpoint import (
+    TRAINED,
     Snapshot,
     load_training_state,
     take_snapshot,
     write_checkpoint,
 )
 from apt_jobs.training.ddp import Rank, barrier
+from apt_jobs.training.ema import WeightAverage, reshard
 from apt_jobs.training.model import load_model
 from apt_jobs.training.progress import Progress, is_better
 from apt_jobs.training.reporter import Reporter
@@ -54,12 +57,13 @@ class CheckpointManager:
         monitor: GradientMonitor,
         progress: Progress,
         adjustments: Adjustments,
+        average: WeightAverage | None,
     ) -> None:
         self._run_file, self._rank, self._reporter = run_file, rank, reporter
         self._options = run_file.spec.training
         self._model, self._tokenizer = model, tokenizer
         self._optimizers, self._scaler, self._monitor = optimizers, scaler, monitor
-        self._progress, self._adjustments = progress, adjustments
+        self._progress, self._adjustments, self._average = progress, adjustments, average
         self._saved_step = 0
         self._writing: Future[None] | None = None  # of the last checkpoint, on rank 0
         self._writer = ThreadPoolExecutor(1, "checkpoint") if rank.is_first else None
@@ -76,7 +80,7 @@ class CheckpointManager:
         self.wait_for_checkpoint()
         self._saved_step = self._progress.step
         state = self._state(val_loss, epoch)
-        snapshot = take_snapshot(self._model, self._optimizers, self._rank)
+        snapshot = take_snapshot(self._model, self._optimizers, self._rank, self._average)
         if snapshot is not None and self._writer is not None:
             stall_ms = 1000.0 * (time.perf_counter() - began)
             self._writing = self._writer.submit(self._write, snapshot, state, stall_ms)
@@ -96,7 +100,7 @@ class CheckpointManager:
         self._writing = None
 
     def resume(self, folder: Path) -> None:
-        """Restore everything but the weights, which the model was loaded with. All ranks take part."""
+        """Restore everything but the model, which was loaded from the same folder. All ranks take part."""
         state = self._load(folder)
         self._progress.kept = [*state.kept, state.as_entry()]
         for field in fields(Adjustments):
@@ -110,10 +114,9 @@ class CheckpointManager:
         """
         folder, progress = self._run_file.checkpoint_path(name), self._progress
         is_adapter = has_adapter(self._model)
-        weights: Any = read_adapter(self._model, folder) if is_adapter else load_model(folder).state_dict()
-        set_model_state_dict(
-            self._model, weights, options=StateDictOptions(full_state_dict=True, strict=not is_adapter)
-        )
+        reshard(self._model)
+        weights = read_adapter(self._model, folder) if is_adapter else load_model(folder).state_dict()
+        self._set_weights(weights, strict=not is_adapter)
         came_from = progress.step
         self._load(folder)
         for entry in [entry for entry in progress.kept if entry.step > progress.step]:
@@ -121,8 +124,19 @@ class CheckpointManager:
         self._saved_step = progress.step
         return came_from - progress.step
 
+    def _set_weights(self, weights: dict[str, Any], *, strict: bool = False) -> None:
+        """Replace weights of the model by these, whole and by name. All ranks take part."""
+        set_model_state_dict(self._model, weights, options=StateDictOptions(full_state_dict=True, strict=strict))
+
     def _load(self, folder: Path) -> CheckpointState:
-        """Restore optimizer, random generators, loss scale and progress; returns the state that was saved."""
+        """Restore optimizer, random generators, loss scale and progress; returns the state that was saved.
+
+        The model is that of the folder. Where it is an average, the weights that are trained take its place.
+        """
+        if self._average is not None:
+            self._average.reset()
+            if (folder / TRAINED).exists():  # else the average begins here
+                self._set_weights(load_file(folder / TRAINED))
         state = load_training_state(folder, self._model, self._optimizers, self._rank)
         progress = self._progress
         progress.step, progress.train_loss = state.global_step, state.train_loss

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from apt_jobs.artifacts.conversations import RowKind
@@ -27,11 +27,13 @@ from apt_jobs.training.commands import Command, Commands
 from apt_jobs.training.compilation import compile_or_fall_back, is_wanted
 from apt_jobs.training.context import context_length
 from apt_jobs.training.cuda_graph import CapturedPass
-from apt_jobs.training.data import Batch, Batches, open_batches
+from apt_jobs.training.data import Batch, Batches
 from apt_jobs.training.ddp import Rank, barrier, process_group, repeatable, summed
+from apt_jobs.training.ema import WeightAverage
 from apt_jobs.training.loss import LossTerms, chunked_loss_of
 from apt_jobs.training.model import checkpoint_activations, make_model
 from apt_jobs.training.objectives import make_objective
+from apt_jobs.training.open_batches import open_batches
 from apt_jobs.training.optimization import OptimizerStep, learning_rate_at, precision_of
 from apt_jobs.training.optimizers import build_optimizers
 from apt_jobs.training.parallel import Alone, Replicated, Sharded, spread
@@ -40,8 +42,10 @@ from apt_jobs.training.prepare import prepared_data
 from apt_jobs.training.prepared import read_pointer
 from apt_jobs.training.progress import Progress
 from apt_jobs.training.reporter import Reporter
+from apt_jobs.training.samples import Samples
 from apt_jobs.training.step_results import Signals, StepResults
 from apt_jobs.training.torchrun import read_rank_info
+from apt_jobs.training.validation import Validator
 
 
 def train(run_file: RunFile, spool: SpoolWriter) -> None:
@@ -84,6 +88,7 @@ class _Trainer:
         optimizers = build_optimizers(self._model, options)
         self._scaler = torch.amp.GradScaler(rank.device.type, enabled=self._precision is torch.float16)
         self._optimizer_step = OptimizerStep(self._model, optimizers, self._scaler, options.grad_clip_norm)
+        self._average = None if options.ema_decay is None else WeightAverage(self._model, options.ema_decay)
         self._progress, self._adjustments = Progress(), Adjustments()
         self._commands, self._num_commands, self._stop = Commands(run_file.commands_path, rank), 0, False
         self._signals = Signals(run_file.stop_path, self._commands, rank)
@@ -95,9 +100,17 @@ class _Trainer:
             exploding_above=run_file.spec.monitor.exploding_above,
             every_steps=run_file.spec.monitor.every_steps,
         )
+        self._validator = Validator(
+            *(self._batches, self._spread.module, self._loss, tokenizer, rank, self._reporter),
+            *(self._progress, self._average),
+        )
+        self._samples = Samples(
+            *(self._model, tokenizer, options, context_length(run_file), read_pointer(run_file.run_dir).kind),
+            *(rank, self._reporter, self._autocast, self._average),
+        )
         self._checkpoints = CheckpointManager(
             *(run_file, rank, self._reporter, self._model, tokenizer, optimizers),
-            *(self._scaler, self._monitor, self._progress, self._adjustments),
+            *(self._scaler, self._monitor, self._progress, self._adjustments, self._average),
         )
 
     def run(self) -> None:
@@ -185,6 +198,8 @@ class _Trainer:
         shared = summed(torch.cat([loss[None], self._signals.read()]))
         self._results.send(step, learning_rate, began_s, torch.cat([shared, norm[None]]))
         self._optimizer_step.apply(norm)
+        if self._average is not None:
+            self._average.update(step)
         self._results.note_queued()
 
     def _backward(self, step: int) -> Tensor:
@@ -237,9 +252,11 @@ class _Trainer:
             return
         if is_saved or step % options.validate_every_steps == 0:
             self._receive_results(num_left=0)  # its time ends here; a stop may come to light
-            val_loss = None if self._stop else self._validate()
+            val_loss = None if self._stop else self._validator.validate()
             if is_saved:
                 self._save(val_loss, wait=is_last)
+            if is_saved and not self._stop:
+                self._samples.generate(step)
 
     def _is_out_of_patience(self) -> bool:
         """Tell whether validations have brought nothing better for too long; the same on every rank."""
@@ -257,24 +274,6 @@ class _Trainer:
             barrier()
         else:
             self._save(None, wait=True)
-
-    @torch.no_grad()
-    def _validate(self) -> float | None:
-        """Return the mean loss over the validation split, the same on every rank; None without a split."""
-        if not len(self._batches.validation):
-            return None
-        nn.Module.train(self._spread.module, False)
-        totals = torch.zeros(2, dtype=torch.float64, device=self._rank.device)
-        for batch in self._batches.validation_batches(self._rank.rank):
-            loss, count = self._loss(batch.rows.to(self._rank.device)).double(), batch.num_targets
-            totals += torch.stack([loss * count, torch.full_like(loss, count)]) if count else 0.0
-        nn.Module.train(self._spread.module, True)
-        # Collective, all ranks take part; and a sync point.
-        loss_sum, num_targets = summed(totals).tolist()
-        val_loss: float = loss_sum / num_targets
-        self._reporter.validated(self._progress.step, val_loss, self._progress.best_val_loss)
-        self._progress.note_validation(val_loss)
-        return val_loss
 
     def _save(self, val_loss: float | None, *, wait: bool) -> None:
         """Save this step, with its own loss. All ranks take part; a sync point."""
@@ -303,7 +302,7 @@ class _Trainer:
             case "rollback":
                 return self._roll_back(command)
         if not self._checkpoints.is_saved:
-            self._save(self._validate(), wait=False)
+            self._save(self._validator.validate(), wait=False)
         return True, f"a checkpoint of step {step} is saved"
 
     def _roll_back(self, command: Command) -> tuple[bool, str]:

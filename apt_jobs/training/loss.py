@@ -50,7 +50,7 @@ NO_TERMS = LossTerms()
 
 
 class ChunkedLoss:
-    """Replaces the `forward` of one model: it then takes `input_ids` and `labels` and returns the loss alone."""
+    """Replaces the `forward` of one model: with `labels` it returns the loss alone, without them the logits."""
 
     def __init__(self, model: nn.Module, terms: LossTerms = NO_TERMS) -> None:
         self._terms = terms
@@ -67,9 +67,19 @@ class ChunkedLoss:
         """Undo `compile`."""
         self._chunk_loss, self._chunk_logits = _chunk_loss, CHUNK_LOGITS
 
-    def _forward(self, model: Any, input_ids: Tensor, labels: Tensor, **options: Any) -> CausalLMOutputWithPast:
+    def _forward(
+        self,
+        model: Any,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        logits_to_keep: Tensor | None = None,
+        **options: Any,
+    ) -> CausalLMOutputWithPast:
         hidden_BTD: Tensor = model.base_model(input_ids=input_ids, **options)[0]
         head = model.get_output_embeddings()
+        if labels is None:
+            kept = hidden_BTD if logits_to_keep is None else hidden_BTD[:, logits_to_keep]
+            return CausalLMOutputWithPast(logits=head(kept))
         # The token at t predicts the one at t + 1; the last one predicts nothing.
         targets_N = F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL).reshape(-1)
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])

@@ -31,7 +31,7 @@ def make_model(run_file: RunFile, tokenizer: PreTrainedTokenizerFast) -> nn.Modu
     """
     model = _make_model(run_file, tokenizer)
     freeze(model, run_file.spec.training.freeze)
-    return model
+    return model.to(torch.bfloat16) if run_file.spec.training.precision == "bf16-true" else model
 
 
 def _make_model(run_file: RunFile, tokenizer: PreTrainedTokenizerFast) -> nn.Module:
@@ -63,6 +63,7 @@ def build_model(config: APTConfig, vocab_size: int, eos_token_id: int) -> LlamaF
             num_attention_heads=config.num_attention_heads,
             num_key_value_heads=config.num_key_value_heads or config.num_attention_heads,
             max_position_embeddings=config.max_seq_len,
+            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
             attention_dropout=config.dropout,
             tie_word_embeddings=config.tie_embeddings,
             bos_token_id=eos_token_id,

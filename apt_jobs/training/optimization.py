@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from apt_jobs.errors import InvalidInput
 from apt_jobs.gradient_monitor.norms import local_part
-from apt_jobs.jobs.spec import TrainingOptions
+from apt_jobs.jobs.training_options import TrainingOptions
 from apt_jobs.training.optimizers import SkippingAdamW
 
 CLIP_EPSILON = 1e-6  # as torch.nn.utils.clip_grad_norm_
@@ -101,11 +101,11 @@ class OptimizerStep:
 
 
 def precision_of(wanted: str, device: torch.device) -> torch.dtype | None:
-    """Return the autocast type; None: float32 throughout."""
+    """Return the autocast type; None: all is computed in the type of the weights."""
     if wanted == "auto":
         if device.type != "cuda":
             return None
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if wanted == "fp16" and device.type != "cuda":
         raise InvalidInput("precision 'fp16' needs a GPU; use 'auto', 'bf16' or 'fp32'")
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
+    return {"fp32": None, "bf16-true": None, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from apt_jobs.errors import InvalidInput
 from apt_jobs.jobs.parameter_options import ParameterGroup
-from apt_jobs.jobs.spec import TrainingOptions
+from apt_jobs.jobs.training_options import TrainingOptions
 from apt_jobs.training.blocks import blocks_of
 
 MAX_NAMED = 30  # parameters in an error

@@ -27,6 +27,7 @@ from apt_jobs.errors import InvalidDataset, OutOfSpace
 from apt_jobs.events.kinds import LineLogged
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.folder_lock import FolderLock, lock_path
+from apt_jobs.jobs.mixture import shares_of
 from apt_jobs.jobs.outcome import Outcome, write_outcome
 from apt_jobs.jobs.run_file import NamedSource, RunFile
 from apt_jobs.jobs.spec import BUILTIN_DATASET
@@ -41,8 +42,10 @@ from apt_jobs.training.prepared import (
     TOKENS,
     VALIDATION,
     Pointer,
+    evaluation_pointer_name,
     has_pointer,
     is_complete,
+    mixed_pointer_name,
     publish,
     read_prepared,
     synced,
@@ -124,27 +127,38 @@ class _Preparation:
 
     def __init__(self, run_file: RunFile, spool: SpoolWriter) -> None:
         self._run_file, self._spool = run_file, spool
+        self._is_learned = not (run_file.resume_dir or run_file.base_model_dir)  # the vocabulary
         self._use(run_file.dataset_source)
         self._root = run_file.prepared_dir or run_file.run_dir / "prepared"
         self._locks: list[FolderLock] = []
         self._began_s = time.monotonic()
 
     def run(self) -> PreTrainedTokenizerFast:
-        """Prepare, and write the pointer."""
+        """Prepare, and write the pointers."""
         run_file, folder = self._run_file, _tokenizer_dir(self._run_file)
-        is_learned = not (run_file.resume_dir or run_file.base_model_dir)
-        if is_learned and not self._source.format.is_tokens:
-            self._make_tokenizer(self._sha256(), folder)
-        tokenizer = None if is_learned and self._source.format.is_tokens else self._load_tokenizer(folder)
+        has_words = not self._source.format.is_tokens
+        if self._is_learned and has_words:
+            self._make_tokenizer(folder)
+        tokenizer = None if self._is_learned and not has_words else self._load_tokenizer(folder)
         pointer = self._pointer(tokenizer, folder)
         assert tokenizer is not None  # else the data set was refused
-        if run_file.validation_source is not None:
-            kind = self._kind
-            self._use(run_file.validation_source)
-            require_alike(kind, self._kind, self._words)
-            self._pointer(tokenizer, folder).write(run_file.run_dir, VALIDATION)
+        kind = self._kind
+        for field, file_name, source in self._further_sources():
+            self._use(source)
+            require_alike(kind, self._kind, field, self._words)
+            self._pointer(tokenizer, folder).write(run_file.run_dir, file_name)
         pointer.write(run_file.run_dir)  # last: it is what other ranks wait for
         return tokenizer
+
+    def _further_sources(self) -> Iterator[tuple[str, str, NamedSource]]:
+        """Yield the data sets besides the first one: field of the job, name of the pointer's file, source."""
+        run_file = self._run_file
+        for number, source in enumerate(run_file.mixed_sources, start=1):
+            yield "datasets", mixed_pointer_name(number), source
+        if run_file.validation_source is not None:
+            yield "validation_dataset", VALIDATION, run_file.validation_source
+        for name, source in run_file.evaluation_sources.items():
+            yield f"validation_datasets/{name}", evaluation_pointer_name(name), source
 
     def _use(self, source: NamedSource) -> None:
         """Prepare this data set from now on."""
@@ -154,11 +168,12 @@ class _Preparation:
 
     def _pointer(self, tokenizer: PreTrainedTokenizerFast | None, folder: Path) -> Pointer:
         if self._source.format.is_tokens or tokenizer is None:
-            return token_file_pointer(self._source, tokenizer, folder, self._stop_if_asked)
-        return self._tokens(self._sha256(), tokenizer)
+            of_the_tokens = None if self._is_learned else tokenizer
+            return token_file_pointer(self._source, of_the_tokens, folder, self._stop_if_asked)
+        return self._tokens(self._sha256_of(self._given), tokenizer)
 
-    def _sha256(self) -> str:
-        return self._given.sha256 or self._hash()
+    def _sha256_of(self, given: NamedSource) -> str:
+        return given.sha256 or self._hash(Source(given.name, given.file, given.format, given.column))
 
     def close(self) -> None:
         """Let what was prepared be removed."""
@@ -171,45 +186,56 @@ class _Preparation:
         tokenizer.chat_template = self._run_file.spec.data.chat_template or tokenizer.chat_template
         return tokenizer
 
-    def _hash(self) -> str:
+    def _hash(self, source: Source) -> str:
         digest = hashlib.sha256()
-        if self._source.file is None:
-            for piece in DocumentReader(self._source).pieces():
+        if source.file is None:
+            for piece in DocumentReader(source).pieces():
                 digest.update(piece.text.encode())
             return digest.hexdigest()
         try:
-            with self._source.file.open("rb") as file:
+            with source.file.open("rb") as file:
                 while part := file.read(1 << 20):
                     digest.update(part)
                     self._stop_if_asked()
         except OSError as exc:
-            raise InvalidDataset(f"{self._words} cannot be read: {exc.strerror}") from exc
+            raise InvalidDataset(f"data set {source.name!r} cannot be read: {exc.strerror}") from exc
         return digest.hexdigest()
 
-    def _make_tokenizer(self, sha256: str, folder: Path) -> None:
+    def _make_tokenizer(self, folder: Path) -> None:
         """Learn a vocabulary from the first documents, or find the one that an earlier attempt has learned."""
-        spec = self._run_file.spec
+        run_file, spec = self._run_file, self._run_file.spec
+        sources = [run_file.dataset_source, *run_file.mixed_sources]
 
         def build(temporary: Path) -> None:
             self._log(f"learning {spec.model.vocab_size:,} tokens from {self._words}")
-            tokenizer = learn_vocabulary(self._sample(), spec.model.vocab_size)
+            tokenizer = learn_vocabulary(self._samples(sources), spec.model.vocab_size)
             with synced(temporary / _VOCABULARY) as file:
                 file.write(tokenizer.to_str().encode())
 
-        key = self._key("vocabulary", sha256, str(spec.model.vocab_size), str(TRAINING_CHARS))
+        hashes = [self._sha256_of(source) for source in sources]
+        weights = [str(one.weight) for one in spec.datasets or ()]
+        key = self._key("vocabulary", *hashes, *weights, str(spec.model.vocab_size), str(TRAINING_CHARS))
         found = self._shared(f"vocabulary-{key}", build)
         tokenizer = Tokenizer.from_file(str(found / _VOCABULARY))
         wrap_tokenizer(tokenizer, spec.model.max_seq_len).save_pretrained(folder)
 
-    def _sample(self) -> Iterator[str]:
+    def _samples(self, sources: list[NamedSource]) -> Iterator[str]:
+        """Yield the first texts of each data set, of each as many characters as its share."""
+        for source, share in zip(sources, shares_of(self._run_file.spec.mixture), strict=True):
+            if not source.format.is_tokens:  # it is refused where it is opened
+                self._use(source)
+                yield from self._sample(max(int(share * TRAINING_CHARS), 1))
+        self._use(sources[0])
+
+    def _sample(self, max_chars: int) -> Iterator[str]:
         reader, num_chars = DocumentReader(self._source), 0
         is_text = self._kind is RowKind.TEXT
         texts = (piece.text for piece in reader.pieces()) if is_text else texts_of(self._source, self._kind)
         for text in texts:
             self._stop_if_asked()
-            yield text[: TRAINING_CHARS - num_chars]
+            yield text[: max_chars - num_chars]
             num_chars += len(text)
-            if num_chars >= TRAINING_CHARS:
+            if num_chars >= max_chars:
                 break
         if reader.wrong_rows:  # say so before time goes into the vocabulary
             self._find_wrong_rows()

@@ -117,15 +117,15 @@ def check_lengths(pointer: Pointer, source: Source, options: DataOptions, contex
     return f"{len(rows):,} rows of data set {source.name!r} are cut after {context:,} tokens"
 
 
-def require_alike(kind: RowKind, of_validation: RowKind, words: str) -> None:
-    """Return if a validation on rows of one kind says something of a training on rows of another.
+def require_alike(kind: RowKind, other: RowKind, field: str, words: str) -> None:
+    """Return if the rows of a data set, which `field` names, go with those that are trained on.
 
     Raises:
-        InvalidDataset: it does not.
+        InvalidDataset: they do not.
     """
     comparable = {RowKind.CONVERSATION, RowKind.COMPLETION}
-    if kind is not of_validation and not {kind, of_validation} <= comparable:
-        raise InvalidDataset(f"validation_dataset: {words} holds {of_validation} rows, the training has {kind} rows")
+    if kind is not other and not {kind, other} <= comparable:
+        raise InvalidDataset(f"{field}: {words} holds {other} rows, the training has {kind} rows")
 
 
 def _too_long(examples: Examples, longer: np.ndarray, source: Source, context: int, num_rows: int) -> str:

@@ -21,6 +21,17 @@ ANSWERS, ROWS = "answers.bin", "rows.bin"  # of examples: 1 for each token of an
 _POINTER = "prepared.json"
 VALIDATION = "prepared-validation.json"  # the pointer to a data set of its own
 
+
+def mixed_pointer_name(number: int) -> str:
+    """Return the name of the pointer to a data set of a mixture; 0 is the first."""
+    return _POINTER if number == 0 else f"prepared-{number}.json"
+
+
+def evaluation_pointer_name(name: str) -> str:
+    """Return the name of the pointer to a data set that is evaluated by name."""
+    return f"prepared-evaluation-{name}.json"
+
+
 Tokens = np.ndarray[tuple[int], np.dtype[Any]]
 
 

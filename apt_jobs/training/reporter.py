@@ -3,6 +3,8 @@
 Other ranks make a reporter, too, and it does nothing there: callers need not ask which rank they are.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -11,6 +13,8 @@ from apt_jobs.events.kinds import (
     CheckpointRemoved,
     Event,
     LineLogged,
+    MetricsLogged,
+    SamplesGenerated,
     StepTrained,
     TrainingFinished,
     TrainingStarted,
@@ -78,6 +82,15 @@ class Reporter:
     def validated(self, step: int, val_loss: float, best: float | None) -> None:
         """Emit a validation loss; `best`: of the checkpoints so far."""
         self.emit(Validated(step, self._batches.epoch_of(step), val_loss, is_better(val_loss, best)))
+
+    def measured(self, step: int, values: dict[str, int | float]) -> None:
+        """Emit further numbers of a step, by name, as user scripts do."""
+        if values:
+            self.emit(MetricsLogged(step, 0, values))
+
+    def sampled(self, step: int, prompts: Sequence[str], texts: Sequence[str]) -> None:
+        """Emit what was generated at a checkpoint."""
+        self.emit(SamplesGenerated(step, tuple(prompts), tuple(texts)))
 
     def checkpoint_removed(self, checkpoint_id: str, reason: str) -> None:
         """Emit that a checkpoint is about to be deleted."""

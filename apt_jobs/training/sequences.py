@@ -36,6 +36,10 @@ class Sequences(Protocol):
         """Whether a row may hold several examples or documents, which must not attend to each other."""
 
     @property
+    def is_plain(self) -> bool:
+        """Whether every token is a label, and every row one sequence."""
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of all rows, without padding."""
 
@@ -57,6 +61,10 @@ class TextSequences:
     @property
     def is_packed(self) -> bool:
         return False
+
+    @property
+    def is_plain(self) -> bool:
+        return not self.is_packed
 
     @property
     def num_tokens(self) -> int:
@@ -129,6 +137,10 @@ class ExampleSequences:
         return self._packs
 
     @property
+    def is_plain(self) -> bool:
+        return False
+
+    @property
     def num_tokens(self) -> int:
         return int(self._lengths[self._packing.examples].sum())
 
@@ -174,6 +186,10 @@ class PairSequences:
 
     @property
     def is_packed(self) -> bool:
+        return False
+
+    @property
+    def is_plain(self) -> bool:
         return False
 
     @property

@@ -101,6 +101,9 @@ class JobAnswer(BaseModel):
     sweep_id: str | None
     notes: str | None
     attempts: list[AttemptAnswer] | None = Field(None, description="Only in the view of one job.")
+    best_checkpoint: str | None = Field(
+        None, description="Id of the one with the lowest validation loss, which is kept. Only in the view of one job."
+    )
     queue_position: int | None = Field(
         None, description="1: next. In lists null for jobs far behind; null if it does not wait."
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from apt_jobs.cli import app
-from apt_jobs.jobs.spec import TrainingOptions
+from apt_jobs.jobs.training_options import TrainingOptions
 from apt_jobs.settings import Settings
 from scripts.reference import FOLDER, ROOT, pages
 

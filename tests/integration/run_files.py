@@ -12,10 +12,6 @@ def run_file_in(folder: Path, spec: TrainSpec, **fields: Any) -> RunFile:
     usual: dict[str, Any] = {
         "job_id": "job_x",
         "attempt": 1,
-        "entry_point": None,
-        "dataset_file": None,
-        "base_model_dir": None,
-        "resume_dir": None,
         "run_dir": folder,
         "checkpoints_dir": folder / "checkpoints",
         "checkpoint_prefix": "job_x",

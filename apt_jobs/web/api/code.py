@@ -17,7 +17,7 @@ from apt_jobs.events.codec import timestamp
 from apt_jobs.jobs.spec import GenerateSpec, TrainSpec
 from apt_jobs.operations.data_directory import require_room
 from apt_jobs.web.api.endpoint import endpoint, require_role
-from apt_jobs.web.api.uploads import RAW_TYPES, receive_file, upload_parts
+from apt_jobs.web.api.uploads import RAW_TYPES, receive, upload_parts
 from apt_jobs.web.problems import ProblemError
 from apt_jobs.web.service import service_of
 
@@ -67,7 +67,7 @@ async def upload_code(request: Request) -> Response:
     temporary = settings.code_dir / f".upload-{secrets.token_hex(8)}"
     try:
         parts = upload_parts(request, RAW_TYPES | {TAR_TYPE})
-        found, _ = await receive_file(parts, temporary, settings.max_code_bytes, "the packed code")
+        found = await receive(parts, temporary, settings.max_code_bytes, "the packed code")
         if found != sha256:
             raise InvalidInput(f"the packed code has the SHA-256 {found}, and the address names {sha256}")
         record = await asyncio.to_thread(add_code, settings.code_dir, temporary, sha256)

@@ -74,8 +74,9 @@ async def upload_dataset(request: Request) -> Response:
     settings.datasets_dir.mkdir(parents=True, exist_ok=True)
     temporary = settings.datasets_dir / f".upload-{secrets.token_hex(8)}"
     try:
-        sha256 = await receive(upload_parts(request), temporary, settings, UploadCheck(dataset_format), "data set")
-        record = await asyncio.to_thread(_record, temporary, request.state.query, sha256)
+        parts, check = upload_parts(request), UploadCheck(dataset_format)
+        sha256 = await receive(parts, temporary, settings.max_upload_bytes, "the data set", check)
+        record = await asyncio.to_thread(record_of, temporary, name, dataset_format, request.state.query.column, sha256)
         if key is not None:
             key = replace(key, request_sha256=hashlib.sha256(f"{key.request_sha256} {sha256}".encode()).hexdigest())
 
@@ -84,10 +85,10 @@ async def upload_dataset(request: Request) -> Response:
 
         _, is_replay = await service.write(publish)
     except FileExistsError as exc:
-        raise Conflict(f"there is a data set {name!r} already; delete it first or choose another name") from exc
+        raise taken(name) from exc
     finally:
         temporary.unlink(missing_ok=True)
-    answer = _row(name, record).model_dump(mode="json")
+    answer = dataset_answer(name, record).model_dump(mode="json")
     return JSONResponse(answer, 201, headers={"location": "/api/datasets", **replay_headers(is_replay)})
 
 
@@ -111,14 +112,20 @@ async def remove_dataset(request: Request) -> Response:
     return Response(status_code=204)
 
 
-def _record(file: Path, query: UploadQuery, sha256: str) -> DatasetRecord:
+def taken(name: str) -> Conflict:
+    """Return the error of an upload whose name is that of a data set."""
+    return Conflict(f"there is a data set {name!r} already; delete it first or choose another name")
+
+
+def record_of(file: Path, name: str, dataset_format: DatasetFormat, column: str, sha256: str) -> DatasetRecord:
+    """Return what is known of an upload that was checked."""
     status = file.stat()
     with file.open("rb") as opened:
-        suffix = stored_suffix(query.format, opened.read(CHECKED_BYTES))
+        suffix = stored_suffix(dataset_format, opened.read(CHECKED_BYTES))
     return DatasetRecord(
-        filename=f"{query.name}.{suffix}",
-        format=query.format,
-        column=query.column,
+        filename=f"{name}.{suffix}",
+        format=dataset_format,
+        column=column,
         sha256=sha256,
         size_bytes=status.st_size,
         modified_ns=status.st_mtime_ns,
@@ -132,10 +139,11 @@ def _publish(settings: Settings, temporary: Path, name: str, record: DatasetReco
 
 
 def _rows(folder: Path) -> list[DatasetAnswer]:
-    return [_row(name, record) for name, record in list_datasets(folder)] if folder.is_dir() else []
+    return [dataset_answer(name, record) for name, record in list_datasets(folder)] if folder.is_dir() else []
 
 
-def _row(name: str, record: DatasetRecord) -> DatasetAnswer:
+def dataset_answer(name: str, record: DatasetRecord) -> DatasetAnswer:
+    """Show a data set as REST does."""
     return DatasetAnswer(
         name=name,
         size_bytes=record.size_bytes,

@@ -41,6 +41,7 @@ _JOB: dict[str, Any] = {
     "sweep_id": None,
     "notes": None,
     "attempts": None,
+    "best_checkpoint": None,
     "queue_position": None,
     "waiting_for": None,
     "expected_start_at": None,

@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from apt_jobs.db.access import Role
+from apt_jobs.db.checkpoints import best_of_job
 from apt_jobs.db.events import events_after, log_events_before
 from apt_jobs.db.idempotency import IdempotencyKey, create_once, known_resource
 from apt_jobs.db.jobs import get_job, list_attempts
@@ -27,12 +28,14 @@ from apt_jobs.operations import steer
 from apt_jobs.operations import submit as operations
 from apt_jobs.operations.delete_job import delete_job
 from apt_jobs.operations.liveness import alive_within_s
+from apt_jobs.operations.preflight import preflight
 from apt_jobs.operations.waiting import waiting_of, waiting_of_page
 from apt_jobs.settings import Settings
 from apt_jobs.web.api.code import require_consent
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.idempotency import made_job, replay_headers
 from apt_jobs.web.api.job_edits import etag_of
+from apt_jobs.web.api.preflights import PreflightAnswer, preflight_answer
 from apt_jobs.web.live.server_sent_events import event_stream, wants_event_stream
 from apt_jobs.web.problems import REFERENCES_DETAIL, ProblemError, reference_faults
 from apt_jobs.web.schemas import JobAnswer, JobList, at, attempt_answers, job_answer
@@ -61,6 +64,10 @@ class ListQuery(Query):
     text: Annotated[str, StringConstraints(max_length=200)] | None = Field(None, description="Part of name or id.")
     after: Annotated[str, StringConstraints(max_length=40)] | None = Field(None, description="Last id seen.")
     limit: int = Field(50, ge=1, le=200)
+
+
+class SubmitQuery(Query):
+    dry_run: bool = Field(False, description="Check the job and estimate what it takes; queue nothing.")
 
 
 class EventsQuery(Query):
@@ -95,12 +102,26 @@ class EventList(BaseModel):
     has_more: bool
 
 
-@endpoint(role=Role.SUBMITTER, tag="jobs", body=AnyJobSpec, answers={202: JobAnswer}, creates=True)
+@endpoint(
+    role=Role.SUBMITTER,
+    tag="jobs",
+    query=SubmitQuery,
+    body=AnyJobSpec,
+    answers={200: PreflightAnswer, 202: JobAnswer},
+    creates=True,
+)
 async def submit_job(request: Request) -> Response:
-    """Submit a training or generation job. The answer is durable: the job will reach an end."""
+    """Submit a training or generation job. The answer is durable: the job will reach an end.
+
+    With `dry_run` it is checked alone: 200 says what it would take, and which workers could run it.
+    """
     service = service_of(request)
     spec: TrainSpec | GenerateSpec = request.state.body
     require_consent(request, spec)
+    if request.state.query.dry_run:
+        await require_references(service, spec)
+        found = await service.read(preflight, service.settings, spec)
+        return JSONResponse(preflight_answer(found).model_dump(mode="json"))
     key: IdempotencyKey | None = request.state.idempotency_key
     job, is_replay = await submit_once(service, spec, key)
     headers = {"location": f"/api/jobs/{job.id}", **replay_headers(is_replay)}
@@ -140,6 +161,8 @@ async def get_one_job(request: Request) -> Response:
         job = get_job(session, job_id)
         answer = job_answer(job)
         answer.attempts = attempt_answers(list_attempts(session, job_id))
+        best = best_of_job(session, job_id)
+        answer.best_checkpoint = None if best is None or best.val_loss is None else best.id
         if (waiting := waiting_of(session, job, alive_within_s(service.settings))) is not None:
             answer.queue_position, answer.waiting_for = waiting.position, waiting.reason
             answer.expected_start_at = at(waiting.expected_start_at)

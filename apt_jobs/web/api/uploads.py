@@ -9,7 +9,7 @@ import codecs
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -19,7 +19,6 @@ from starlette.requests import ClientDisconnect, Request
 
 from apt_jobs.errors import InvalidDataset, OutOfSpace
 from apt_jobs.jobs.dataset_format import NPY_MAGIC, PARQUET_MAGIC, DatasetFormat, compression_of
-from apt_jobs.settings import Settings
 from apt_jobs.web.problems import ProblemError
 
 if TYPE_CHECKING:
@@ -131,25 +130,40 @@ class UploadCheck:
             self._text = TextCheck()
 
 
-async def receive_file(
-    parts: AsyncIterator[bytes], file: Path, max_bytes: int, what: str, feed: Callable[..., bytes] | None = None
-) -> tuple[str, int]:
-    """Stream an upload into a file, synced in the end; returns its SHA-256 and its size in bytes.
+class Check(Protocol):
+    """What looks at an upload on its way to the disk."""
+
+    def feed(self, part: bytes, *, final: bool = False) -> bytes:
+        """Check a piece; returns what is to be stored."""
+
+
+async def receive(
+    parts: AsyncIterator[bytes],
+    file: Path,
+    max_bytes: int,
+    what: str,
+    check: Check | None = None,
+    *,
+    appends: bool = False,
+) -> str:
+    """Stream an upload into a file, synced in the end; returns the SHA-256 of what was stored.
 
     Args:
         parts: Its pieces.
         file: Replaced, if it is there.
         max_bytes: More than so many are refused.
         what: Its name in messages.
-        feed: Called with each piece, and last with `final=True`; returns what is to be stored.
+        check: Sees each piece, and last an empty one with `final=True`.
+        appends: Add to the file instead.
 
     Raises:
-        ProblemError: it is too large, too slow, or ends early.
+        ProblemError: 400, 408 or 413: it is too large, too slow, or ends early. What arrived stays in the file.
         OutOfSpace: the disk does not take it.
+        InvalidDataset: it is empty, or not what `check` wants.
     """
     digest, num_received, size, began_s = hashlib.sha256(), 0, 0, time.monotonic()
     try:
-        with file.open("wb") as opened:
+        with file.open("ab" if appends else "wb") as opened:
             is_over = False
             while not is_over:
                 async with asyncio.timeout(IDLE_TIMEOUT_S):
@@ -160,7 +174,7 @@ async def receive_file(
                     raise ProblemError(413, f"{what} is larger than {max_bytes:,} bytes")
                 if time.monotonic() - began_s > IDLE_TIMEOUT_S + num_received / MIN_BYTES_PER_S:
                     raise ProblemError(408, f"{what} comes with less than {MIN_BYTES_PER_S:,} bytes a second")
-                stored = (part or b"") if feed is None else feed(part or b"", final=is_over)
+                stored = (part or b"") if check is None else check.feed(part or b"", final=is_over)
                 size += len(stored)
                 digest.update(stored)
                 await asyncio.to_thread(opened.write, stored)
@@ -172,7 +186,9 @@ async def receive_file(
         raise ProblemError(400, f"the connection ended within {what}") from exc
     except OSError as exc:
         raise OutOfSpace(f"{what} cannot be written: {exc.strerror}") from exc
-    return digest.hexdigest(), size
+    if size == 0:
+        raise InvalidDataset(f"{what} is empty; send it as the body, or as the file of a form")
+    return digest.hexdigest()
 
 
 def upload_parts(request: Request, kinds: frozenset[str] = RAW_TYPES) -> AsyncIterator[bytes]:
@@ -221,27 +237,6 @@ async def file_of_form(request: Request, form: "Form") -> AsyncIterator[bytes]:
         for piece in form.feed(part):
             yield piece
     form.end()
-
-
-class Check(Protocol):
-    """What looks at an upload on its way to the disk."""
-
-    def feed(self, part: bytes, *, final: bool = False) -> bytes:
-        """Check a piece; returns what is to be stored."""
-
-
-async def receive(parts: AsyncIterator[bytes], file: Path, settings: Settings, check: Check, what: str) -> str:
-    """Stream an upload into a file, checking it on the way; returns its SHA-256. `what` it is, for errors.
-
-    Raises:
-        ProblemError: 400, 408 or 413.
-        OutOfSpace: the disk has no room.
-        InvalidDataset: it is empty, or not what `check` wants.
-    """
-    sha256, size = await receive_file(parts, file, settings.max_upload_bytes, f"the {what}", check.feed)
-    if size == 0:
-        raise InvalidDataset(f"the {what} is empty; send it as the body, or as the file of a form")
-    return sha256
 
 
 class Form:

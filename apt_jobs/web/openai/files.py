@@ -100,7 +100,8 @@ async def upload_file(request: Request) -> Response:
     file_id = new_file_id()
     temporary = await asyncio.to_thread(temporary_path, settings, secrets.token_hex(8))
     try:
-        sha256 = await receive(file_of_form(request, form), temporary, settings, TextCheck("file"), "file")
+        parts, limit = file_of_form(request, form), settings.max_upload_bytes
+        sha256 = await receive(parts, temporary, limit, "the file", TextCheck("file"))
         purpose, expires_at = _purpose(form), _expires_at(form)
         await asyncio.to_thread(_check, temporary, purpose)
         if key is not None:

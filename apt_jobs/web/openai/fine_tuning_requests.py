@@ -8,7 +8,8 @@ from apt_jobs.artifacts.conversations import RowKind
 from apt_jobs.jobs.data_options import DataOptions
 from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.printable import require_printable
-from apt_jobs.jobs.spec import ModelName, TrainingOptions, TrainSpec
+from apt_jobs.jobs.spec import ModelName, TrainSpec
+from apt_jobs.jobs.training_options import TrainingOptions
 from apt_jobs.web.openai.endpoint import Metadata
 
 AUTO_EPOCHS = 3

@@ -10,9 +10,12 @@ from sqlalchemy import update
 from apt_jobs.db import checkpoints, workers
 from apt_jobs.db.clock import now_plus
 from apt_jobs.db.engine import Database
+from apt_jobs.db.jobs import finish
 from apt_jobs.db.models import Checkpoint, WorkerRow
 from apt_jobs.db.service_values import DEFAULT_MODEL, get_value, set_value
 from apt_jobs.errors import NotFound
+from apt_jobs.jobs.states import JobState
+from apt_jobs.jobs.training_options import TrainingOptions
 from tests.integration.db.steps import running, saved, store
 
 
@@ -63,6 +66,26 @@ def test_the_newest_and_the_best_are_found(database: Database) -> None:
         assert checkpoints.delete_checkpoint_row(session, "ckpt_a").filename == "folder/a"
     with database.read() as session:
         assert id_of(checkpoints.best_of_job(session, job.id)) == "ckpt_b"
+
+
+def test_the_model_of_a_job_is_its_best_checkpoint_when_it_has_ended_and_asked_for_that(
+    sqlite_database: Database,
+) -> None:
+    def models() -> list[str | None]:
+        with sqlite_database.read() as session:
+            return [id_of(checkpoints.model_of_job(session, job.id)) for job in jobs]
+
+    asks = TrainingOptions(load_best_model_at_end=True)
+    jobs = [running(sqlite_database, training=asks), running(sqlite_database)]
+    assert models() == [None, None]
+    for name, job in zip("ab", jobs, strict=True):
+        best = saved(f"{name}-best", step=10, val_loss=1.0, is_best=True)
+        store(sqlite_database, job, best, saved(f"{name}-last", step=20, val_loss=2.0))
+    assert models() == ["ckpt_a-last", "ckpt_b-last"]  # it goes on from there
+    with sqlite_database.write() as session:
+        for job in jobs:
+            finish(session, job.id, job.attempt, JobState.SUCCEEDED)
+    assert models() == ["ckpt_a-best", "ckpt_b-last"]
 
 
 def test_a_missing_checkpoint_is_not_found(database: Database) -> None:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
@@ -107,6 +108,39 @@ def test_a_validation_set_of_its_own_is_pinned_and_needed_as_well(
         assert unfinished_job_with(session, "held") == job_id
     (settings.datasets_dir / "held.txt").write_text("other words")
     with pytest.raises(InvalidDataset, match="'mine' or 'held' was replaced"):
+        _plan(settings, database, job_id)
+
+
+def test_a_mixture_and_what_is_evaluated_are_pinned_and_needed(
+    database: Database, sqlite_url: str, tmp_path: Path
+) -> None:
+    settings = Settings(data_dir=tmp_path / "data", database_url=SecretStr(sqlite_url))
+    settings.datasets_dir.mkdir(parents=True)
+    for name in ("one", "two", "held"):
+        (settings.datasets_dir / f"{name}.txt").write_text(f"the words of {name}")
+    spec: dict[str, Any] = {
+        "kind": "train",
+        "name": 'not "other"',
+        "datasets": [{"name": "one"}, {"name": "pydoc-topics"}, {"name": "two", "weight": 2.0}],
+        "validation_datasets": {"wiki": "held"},
+    }
+    with database.write() as session:
+        job_id = insert_job(session, TrainSpec.model_validate(spec)).id
+        claim(session, job_id, "test", 60.0)
+    run_file = _plan(settings, database, job_id)
+    assert [source.name for source in [run_file.dataset_source, *run_file.mixed_sources]] == [
+        "one",
+        "pydoc-topics",
+        "two",
+    ]
+    assert {name: source.name for name, source in run_file.evaluation_sources.items()} == {"wiki": "held"}
+    assert _plan(settings, database, job_id) == run_file
+    with database.read() as session:
+        assert {unfinished_job_with(session, name) for name in ("one", "two", "held")} == {job_id}
+        assert unfinished_job_with(session, "other") is None
+        assert unfinished_job_with(session, "wiki") is None
+    (settings.datasets_dir / "two.txt").write_text("other words")
+    with pytest.raises(InvalidDataset, match="'two' or 'held' was replaced"):
         _plan(settings, database, job_id)
 
 

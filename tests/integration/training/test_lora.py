@@ -15,8 +15,8 @@ from apt_jobs.events.kinds import LayersNamed, StepTrained, TrainingStarted
 from apt_jobs.jobs.lora_options import LoraOptions
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.training.adapters import add_adapter, load_adapter, merge_adapter
-from apt_jobs.training.data import open_batches
 from apt_jobs.training.model import load_model
+from apt_jobs.training.open_batches import open_batches
 from tests.integration.training.one_rank import require_same_checkpoints, run_file_of, train_here
 from tests.integration.training.test_training import events_of, launch
 from tests.unit.generation.tiny_model import llama_config, save_model

@@ -29,8 +29,6 @@ def attempt(folder: Path, number: int, name: str, resume_dir: Path | None) -> tu
         attempt=number,
         spec=TrainSpec(kind="train"),
         entry_point=str(SCRIPT),
-        dataset_file=None,
-        base_model_dir=None,
         resume_dir=resume_dir,
         output_dir=output_dir,
         run_dir=run_dir,

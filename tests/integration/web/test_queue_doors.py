@@ -23,6 +23,8 @@ CRON = {"name": "nightly", "cron": "0 3 * * *"}
 ABSENT: tuple[tuple[str, dict[str, Any]], ...] = (
     ("dataset", {"kind": "train", "dataset": "absent"}),
     ("validation_dataset", {"kind": "train", "validation_dataset": "absent"}),
+    ("validation_datasets/wiki", {"kind": "train", "validation_datasets": {"wiki": "absent"}}),
+    ("datasets/1/name", {"kind": "train", "datasets": [{"name": "pydoc-topics"}, {"name": "absent"}]}),
     ("base_model", {"kind": "train", "base_model": "absent"}),
     ("base_model", {"kind": "train", "base_model": f"ckpt_{0:020d}"}),
     ("entry_point", {"kind": "train", "entry_point": "absent"}),

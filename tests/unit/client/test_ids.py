@@ -145,7 +145,7 @@ def test_every_method_with_an_id_is_tried() -> None:
         if not name.startswith("_")
         and {"job_id", "checkpoint_id", "schedule_id", "name"} & set(inspect.signature(method).parameters)
     }
-    in_a_parameter = {"checkpoints", "iter_checkpoints", "upload_dataset"}
+    in_a_parameter = {"checkpoints", "iter_checkpoints", "upload_dataset", "upload_dataset_file"}
     assert takes_an_id - in_a_parameter == set(METHODS)
 
 

@@ -25,6 +25,8 @@ def same(left: Any, right: Any) -> bool:
         return left == right or (math.isnan(left) and math.isnan(right))
     if isinstance(left, tuple | list) and isinstance(right, tuple | list):
         return len(left) == len(right) and all(map(same, left, right))
+    if isinstance(left, dict) and isinstance(right, dict):
+        return left.keys() == right.keys() and all(same(value, right[key]) for key, value in left.items())
     if is_dataclass(left):
         return type(left) is type(right) and all(
             same(getattr(left, field.name), getattr(right, field.name)) for field in fields(left)

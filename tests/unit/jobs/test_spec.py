@@ -5,10 +5,12 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from apt_jobs.jobs.mixture import shares_of
 from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.monitor_options import MonitorOptions
 from apt_jobs.jobs.sampling_options import SamplingOptions
-from apt_jobs.jobs.spec import AnyJobSpec, GenerateSpec, TrainSpec, queue_of
+from apt_jobs.jobs.spec import AnyJobSpec, GenerateSpec, TrainSpec, parse_spec, queue_of
+from apt_jobs.jobs.training_options import TrainingOptions
 
 ADAPTER: TypeAdapter[TrainSpec | GenerateSpec] = TypeAdapter(AnyJobSpec)
 
@@ -63,6 +65,15 @@ def test_all_faults_are_reported_at_once() -> None:
         {"kind": "train", "labels": {str(number): "x" for number in range(33)}},
         {"kind": "train", "monitor": {"vanishing_below": 2000.0}},
         {"kind": "train", "num_ranks": 513},
+        {"kind": "train", "training": {"ema_decay": 1.0}},
+        {"kind": "train", "training": {"ema_decay": 0.0}},
+        {"kind": "train", "training": {"ema_decay": 0.9, "precision": "bf16-true"}},
+        {"kind": "train", "model": {"rope_theta": 0.5}},
+        {"kind": "train", "training": {"sample_prompts": ["a"] * 9}},
+        {"kind": "train", "training": {"sample_prompts": [""]}},
+        {"kind": "train", "training": {"sample_prompts": ["a" * 2_001]}},
+        {"kind": "train", "training": {"sample_tokens": 257}},
+        {"kind": "train", "training": {"sample_temperature": -1.0}},
         {"kind": "train", "num_ranks": 3, "num_nodes": 2},
         {"kind": "generate", "texts": []},
         {"kind": "generate", "texts": ["x" * 32_769]},
@@ -144,3 +155,66 @@ def test_embeddings_with_options_of_texts_are_refused_by_name() -> None:
             TypeAdapter(GenerateSpec).validate_python({**embeds, name: value})
     with pytest.raises(ValidationError, match="leave out temperature, n, which"):
         TypeAdapter(GenerateSpec).validate_python({**embeds, "temperature": 1.0, "n": 2})
+
+
+@pytest.mark.parametrize("option", [{"load_best_model_at_end": True}, {"early_stopping_patience": 2}])
+def test_what_compares_validations_needs_them(option: dict[str, Any]) -> None:
+    never = {"kind": "train", "training": {**option, "validation_fraction": 0.0}}
+    with pytest.raises(ValidationError, match=f"{next(iter(option))} compares.*validation_fraction"):
+        TrainSpec.model_validate(never)
+    TrainSpec.model_validate({**never, "validation_dataset": "held-out"})
+    TrainSpec.model_validate({"kind": "train", "training": option})
+
+
+def test_a_job_keeps_the_learning_rate_that_suits_it() -> None:
+    def rate_of(**fields: Any) -> float | None:
+        return TrainSpec.model_validate({"kind": "train", **fields}).training.learning_rate
+
+    assert rate_of() == 1e-3
+    assert rate_of(base_model="m") == 2e-5
+    assert rate_of(base_model="m", training={"lora": {}}) == 2e-4
+    assert rate_of(training={"optimizer": "lion"}) == 1e-4
+    assert rate_of(base_model="m", training={"learning_rate": 0.5}) == 0.5
+    assert TrainSpec(kind="train", training=TrainingOptions()).training.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"datasets": []}, "at least 1 item"),
+        ({"datasets": [{"name": "a", "weight": 0.0}]}, "greater than 0"),
+        ({"datasets": [{"name": "a", "weight": -1.0}]}, "greater than 0"),
+        ({"datasets": [{"name": "a", "weight": float("nan")}]}, "finite number"),
+        ({"datasets": [{"name": "a", "weight": float("inf")}]}, "finite number"),
+        ({"datasets": [{"name": "a", "weight": "2"}]}, "valid number"),
+        ({"datasets": [{"name": "a"}, {"name": "b"}, {"name": "a"}]}, "names 'a' more than once"),
+        ({"datasets": [{"name": "../a"}]}, "pattern"),
+        ({"datasets": ["a"]}, "dictionary or"),
+        ({"datasets": "a"}, "valid list"),
+        ({"datasets": [{"name": "a"}], "dataset": "b"}, "dataset='b' and datasets are given"),
+        ({"datasets": [{"name": "a"}], "entry_point": "mine"}, "built-in trainer"),
+        ({"datasets": [{"name": f"a{number}"} for number in range(65)]}, "at most 64"),
+        ({"validation_datasets": {"a/b": "a"}}, "pattern"),
+        ({"validation_datasets": {str(number): "a" for number in range(17)}}, "at most 16"),
+    ],
+)
+def test_a_mixture_that_means_nothing_is_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        TrainSpec.model_validate({"kind": "train", **fields})
+
+
+def test_a_mixture_survives_storage_and_names_all_its_data_sets() -> None:
+    mixed = [{"name": "a", "weight": 3.0}, {"name": "b"}]
+    spec = TrainSpec.model_validate(
+        {"kind": "train", "datasets": mixed, "validation_dataset": "c", "validation_datasets": {"wiki": "d"}}
+    )
+    assert parse_spec(spec.model_dump(mode="json")) == spec
+    assert spec.dataset == "a"
+    assert shares_of(spec.mixture) == [0.75, 0.25]
+    assert spec.dataset_fields == {
+        "datasets/0/name": "a",
+        "datasets/1/name": "b",
+        "validation_dataset": "c",
+        "validation_datasets/wiki": "d",
+    }
+    assert TrainSpec(kind="train", dataset="a").dataset_fields == {"dataset": "a"}

@@ -16,7 +16,7 @@ from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.jobs.dataset_format import DatasetFormat
 from apt_jobs.jobs.run_file import NamedSource, RunFile
 from apt_jobs.jobs.spec import TrainSpec
-from apt_jobs.training.data import open_batches
+from apt_jobs.training.open_batches import open_batches
 from apt_jobs.training.prepare import prepared_data
 from apt_jobs.training.prepared import Examples, read_pointer
 from tests.integration.run_files import run_file_in

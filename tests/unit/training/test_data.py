@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from apt_jobs.jobs.spec import TrainingOptions
+from apt_jobs.jobs.training_options import TrainingOptions
 from apt_jobs.training import data
 from apt_jobs.training.data import Batches
 from apt_jobs.training.ddp import Rank

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from apt_jobs.errors import InvalidInput
-from apt_jobs.jobs.spec import TrainingOptions
+from apt_jobs.jobs.training_options import TrainingOptions
 from apt_jobs.training.optimization import OptimizerStep, learning_rate_at
 from apt_jobs.training.optimizers import build_optimizers, freeze
 

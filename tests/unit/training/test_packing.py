@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaConfig, MambaConfig
 
 from apt_jobs.jobs.data_options import DataOptions
-from apt_jobs.jobs.spec import TrainingOptions
+from apt_jobs.jobs.training_options import TrainingOptions
 from apt_jobs.training.attention import keeps_examples_apart
 from apt_jobs.training.data import Batches
 from apt_jobs.training.packing import pack

@@ -16,10 +16,12 @@ from apt_jobs.events.spool import SpoolReader, SpoolWriter
 from apt_jobs.folder_lock import FolderLock, lock_path
 from apt_jobs.jobs.data_options import DataOptions
 from apt_jobs.jobs.dataset_format import DatasetFormat
+from apt_jobs.jobs.mixture import WeightedDataset
 from apt_jobs.jobs.run_file import NamedSource, RunFile
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.training import prepare
-from apt_jobs.training.data import open_batches
+from apt_jobs.training.mixture import MixedSequences
+from apt_jobs.training.open_batches import open_batches
 from apt_jobs.training.preparation_progress import PreparationProgress
 from apt_jobs.training.prepare import prepared_data
 from apt_jobs.training.prepared import read_pointer
@@ -138,6 +140,59 @@ def test_a_text_may_be_validated_on_another(tmp_path: Path) -> None:
     held = tokenizer.backend_tokenizer.encode("more words and other words\n" * 50).ids
     (first, *_) = batches.validation_batches(0)
     assert first.rows.ids_RT[0].tolist() == held[:32]
+
+
+def _mixed(folder: Path, second: bytes, **fields: Any) -> RunFile:
+    """A mixture of a text and a second one."""
+    run_file = _run_file(folder, b"words and words\n" * 400)
+    (folder / "second").write_bytes(second)
+    source = NamedSource(name="second", file=folder / "second", **fields)
+    datasets = [WeightedDataset(name=run_file.spec.dataset), WeightedDataset(name="second", weight=3.0)]
+    spec = run_file.spec.model_copy(update={"datasets": datasets})
+    return run_file.model_copy(update={"mixed_sources": [source], "spec": spec})
+
+
+def test_a_mixture_shares_one_vocabulary_and_counts_by_its_weights(tmp_path: Path) -> None:
+    run_file = _mixed(tmp_path / "a", "和文字和文字\n".encode() * 800)
+    _, tokenizer = _prepare(run_file)
+    assert any(len(token) > 2 and token[0] in "åæ" for token in tokenizer.get_vocab())  # it has words of the second
+    batches = open_batches(run_file.run_dir, run_file.spec, 32, 1, can_pack=False)
+    assert isinstance(batches.train, MixedSequences)
+    few, many = batches.train.quotas
+    assert many == pytest.approx(3 * few, abs=2)
+    assert few + many == len(batches.train)
+    assert len(batches.validation) >= 2  # of each some
+
+
+def test_a_mixture_of_different_rows_is_refused(tmp_path: Path) -> None:
+    row = b'{"prompt": "a", "completion": "b"}\n'
+    with pytest.raises(InvalidDataset, match=r"datasets: .* 'second' holds completion rows, the training has text"):
+        _prepare(_mixed(tmp_path / "a", row * 10, format=DatasetFormat.JSONL))
+    with pytest.raises(InvalidDataset, match="data set 'second' holds token ids, which mean nothing without"):
+        _prepare(_mixed(tmp_path / "b", bytes(640), format=DatasetFormat.UINT16))
+    with pytest.raises(InvalidDataset, match="data set 'second' is empty"):
+        _prepare(_mixed(tmp_path / "c", b"\n"))
+    short = _mixed(tmp_path / "d", b"a few words")
+    _prepare(short)
+    with pytest.raises(InvalidDataset, match=r"datasets: data set 'second' has \d+ tokens, .* none to train on"):
+        open_batches(short.run_dir, short.spec, 32, 1, can_pack=False)
+
+
+def test_data_sets_may_be_evaluated_by_name(tmp_path: Path) -> None:
+    run_file = _run_file(tmp_path / "a", b"words and words\n" * 100)
+    for name, content in (("wiki", b"other words\n" * 100), ("short", b"one")):
+        (tmp_path / name).write_bytes(content)
+    sources = {name: NamedSource(name=f"set-{name}", file=tmp_path / name) for name in ("wiki", "short")}
+    names = {name: source.name for name, source in sources.items()}
+    spec = run_file.spec.model_copy(update={"validation_datasets": names})
+    run_file = run_file.model_copy(update={"evaluation_sources": sources, "spec": spec})
+    _prepare(run_file)
+    with pytest.raises(InvalidDataset, match="validation_datasets/short: data set 'set-short' has no sequence of 32"):
+        open_batches(run_file.run_dir, spec, 32, 1, can_pack=False)
+    spec = spec.model_copy(update={"validation_datasets": {"wiki": "set-wiki"}})
+    batches = open_batches(run_file.run_dir, spec, 32, 1, can_pack=False)
+    assert list(batches.evaluations) == ["wiki"]
+    assert len(list(batches.validation_batches(0, batches.evaluations["wiki"]))) > 0
 
 
 def test_two_jobs_at_once_prepare_once(tmp_path: Path) -> None:

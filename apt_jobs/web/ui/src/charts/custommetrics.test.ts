@@ -15,6 +15,17 @@ test("names with the same prefix share a chart, others have their own", () => {
   ]);
 });
 
+test("evaluation sets share a chart for each of their measures", () => {
+  const one = metric([1], [1]);
+  const names = ["validation/perplexity", "eval/wiki/loss", "eval/wiki/bits_per_byte", "eval/code/loss"];
+  const groups = groupsOf(Object.fromEntries(names.map((name) => [name, one])));
+  expect(groups.map(({ title, labels }) => [title, labels])).toEqual([
+    ["validation: perplexity", ["perplexity"]],
+    ["evaluation: loss", ["wiki", "code"]],
+    ["evaluation: bits per byte", ["wiki"]],
+  ]);
+});
+
 test("a group of many names is several charts", () => {
   const names = Array.from({ length: 20 }, (_, index) => [`m/${index}`, metric([1], [1])]);
   const groups = groupsOf(Object.fromEntries(names) as Record<string, CustomMetric>);

@@ -22,16 +22,33 @@ export interface MetricGroup {
 
 const MAX_LINES = 8; // of a chart: more cannot be told apart
 
-/** `eval/bleu` and `eval/loss` are one group, `accuracy` is its own; a large group is several charts. */
-export function groupsOf(metrics: CustomMetrics): MetricGroup[] {
-  const byPrefix = new Map<string, string[]>();
-  for (const name of Object.keys(metrics)) {
-    const cut = name.indexOf("/");
-    const key = cut > 0 ? name.slice(0, cut + 1) : name;
-    byPrefix.set(key, [...(byPrefix.get(key) ?? []), name]);
+/** Metrics of the built-in trainer whose lines are of different sizes: a chart for each of the last names. */
+const EVALUATED = /^(eval\/)(.+)\/(loss|perplexity|bits_per_byte)$/;
+const VALIDATED = /^validation\/(perplexity|bits_per_byte)$/;
+
+/** The chart that a name belongs to, with its title, and the name's label there. */
+function placeOf(name: string): { key: string; title: string; label: string } {
+  const evaluated = EVALUATED.exec(name);
+  if (evaluated) {
+    const what = evaluated[3].replaceAll("_", " ");
+    return { key: `eval/*/${evaluated[3]}`, title: `evaluation: ${what}`, label: evaluated[2] };
   }
-  return [...byPrefix].flatMap(([key, names]) => {
-    const title = key.endsWith("/") ? key.slice(0, -1) : key;
+  const validated = VALIDATED.exec(name);
+  if (validated) return { key: name, title: `validation: ${validated[1].replaceAll("_", " ")}`, label: validated[1] };
+  const cut = name.indexOf("/");
+  if (cut <= 0) return { key: name, title: name, label: name };
+  return { key: name.slice(0, cut + 1), title: name.slice(0, cut), label: name.slice(cut + 1) || name };
+}
+
+/** `eval/bleu` and `eval/f1` are one group, `accuracy` is its own; a large group is several charts. */
+export function groupsOf(metrics: CustomMetrics): MetricGroup[] {
+  const byKey = new Map<string, string[]>();
+  for (const name of Object.keys(metrics)) {
+    const { key } = placeOf(name);
+    byKey.set(key, [...(byKey.get(key) ?? []), name]);
+  }
+  return [...byKey].flatMap(([key, names]) => {
+    const { title } = placeOf(names[0]);
     const numCharts = Math.ceil(names.length / MAX_LINES);
     return Array.from({ length: numCharts }, (_, part) => {
       const shown = names.slice(part * MAX_LINES, (part + 1) * MAX_LINES);
@@ -39,7 +56,7 @@ export function groupsOf(metrics: CustomMetrics): MetricGroup[] {
         key: `${key}#${part}`,
         title: numCharts > 1 ? `${title} (${part + 1} of ${numCharts})` : title,
         names: shown,
-        labels: shown.map((name) => (key.endsWith("/") ? name.slice(key.length) || name : name)),
+        labels: shown.map((name) => placeOf(name).label),
       };
     });
   });

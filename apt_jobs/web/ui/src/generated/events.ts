@@ -105,6 +105,14 @@ export interface Validated {
   is_best: boolean;
 }
 
+/** What the model of a checkpoint made of the job's `sample_prompts`, in their order. */
+export interface SamplesGenerated {
+  kind: "samples";
+  step: number;
+  prompts: string[];
+  texts: string[];
+}
+
 /** L2 norm of every layer's global gradient at one step, in the order of `layers`. */
 export interface GradientsRecorded {
   kind: "gradient";
@@ -242,7 +250,7 @@ export interface TrainingFinished {
   best_val_loss: Float | null;
 }
 
-export type Event = StateChanged | TrainingStarted | LayersNamed | StepTrained | MetricsLogged | MediaLogged | ProgressReported | Validated | GradientsRecorded | AnomaliesFound | RankGradientsRecorded | BackwardOrderSeen | UpdatesMeasured | RanksJoined | IncidentChanged | ActionTaken | CheckpointSaved | CheckpointRemoved | LineLogged | RankFailed | TrainingFinished;
+export type Event = StateChanged | TrainingStarted | LayersNamed | StepTrained | MetricsLogged | MediaLogged | ProgressReported | Validated | SamplesGenerated | GradientsRecorded | AnomaliesFound | RankGradientsRecorded | BackwardOrderSeen | UpdatesMeasured | RanksJoined | IncidentChanged | ActionTaken | CheckpointSaved | CheckpointRemoved | LineLogged | RankFailed | TrainingFinished;
 
 /** An event as the log and the wire show it. */
 export type StoredEvent = { seq: number; attempt: number; at: string } & Event;
@@ -273,6 +281,7 @@ export interface FieldRule {
   maximum?: number;
   exclusiveMaximum?: number;
   maxLength?: number;
+  maxItems?: number;
   enum?: string[];
   default?: string | number | boolean | null;
 }
@@ -285,6 +294,7 @@ export const TRAIN_FIELDS: Record<string, FieldRule> = {
   "max_attempts": {"type": "integer", "nullable": false, "description": "Attempts before the job is given up.", "minimum": 1, "maximum": 100, "default": 3},
   "time_limit_s": {"type": "number", "nullable": true, "description": "Longest time of one attempt, in seconds; then it saves and fails.", "exclusiveMinimum": 0, "maximum": 31622400, "default": null},
   "entry_point": {"type": "string", "nullable": false, "description": "Registered on the worker; never a command line.", "default": "language-model"},
+  "argv": {"type": "lines", "nullable": true, "description": "Command line of a registered script, as `[\"--lr\", \"3e-4\"]`; `arguments` follow it. With `code` the whole command, as `[\"python\", \"train.py\"]`; no shell reads it.", "maxItems": 256, "maxLength": 4000},
   "code.sha256": {"type": "string", "nullable": true, "description": "Of the packed folder, uploaded by `PUT /api/code/{sha256}` (`apt-jobs run`).", "default": null},
   "launcher": {"type": "string", "nullable": false, "description": "none: one process, which may start others; `num_ranks` is how many GPUs it sees.", "enum": ["torchrun", "none"], "default": "torchrun"},
   "environment.name": {"type": "string", "nullable": true, "description": "An environment that the worker's operator registered, in APT_JOBS_ENVIRONMENTS.", "default": null},
@@ -293,6 +303,7 @@ export const TRAIN_FIELDS: Record<string, FieldRule> = {
   "environment.lock": {"type": "string", "nullable": true, "description": "A file of the job's code that pins every package, as `uv pip compile` or `pip freeze` write it.", "maxLength": 1000, "default": null},
   "dataset": {"type": "string", "nullable": false, "description": "A data set of `GET /api/datasets`.", "default": "pydoc-topics"},
   "validation_dataset": {"type": "string", "nullable": true, "description": "Validate on this data set; null: on `validation_fraction` of `dataset`, held out.", "default": null},
+  "datasets": {"type": "array", "nullable": true, "description": "Train on a mixture of data sets, in place of `dataset`; null: on that one.", "default": null},
   "base_model": {"type": "string", "nullable": true, "description": "Start from a local model or a checkpoint id (`GET /api/models`).", "default": null},
   "num_ranks": {"type": "integer", "nullable": false, "description": "Processes, one per GPU where there are GPUs.", "minimum": 1, "maximum": 512, "default": 1},
   "num_nodes": {"type": "integer", "nullable": false, "description": "Machines to spread the ranks over, equally many on each.", "minimum": 1, "maximum": 64, "default": 1},
@@ -311,6 +322,7 @@ export const TRAIN_FIELDS: Record<string, FieldRule> = {
   "model.d_ff": {"type": "integer", "nullable": true, "description": "Width of the MLP; default: 8/3 d_model.", "minimum": 8, "maximum": 131072, "default": null},
   "model.vocab_size": {"type": "integer", "nullable": false, "description": "Size of the byte-level BPE vocabulary.", "minimum": 260, "maximum": 262144, "default": 2048},
   "model.max_seq_len": {"type": "integer", "nullable": false, "description": "Longest sequence, in tokens.", "minimum": 8, "maximum": 131072, "default": 128},
+  "model.rope_theta": {"type": "number", "nullable": false, "description": "Base of the rotary position embedding; larger for longer sequences.", "minimum": 1.0, "maximum": 1000000000.0, "default": 10000.0},
   "model.dropout": {"type": "number", "nullable": false, "description": "Dropout of the attention weights.", "minimum": 0.0, "exclusiveMaximum": 1.0, "default": 0.0},
   "model.tie_embeddings": {"type": "boolean", "nullable": false, "description": "Share the input and output embedding.", "default": true},
   "training.objective": {"type": "string", "nullable": false, "description": "next_token: the cross entropy of documents, or of the answers of conversations and completions; dpo: prefer the `chosen` answer to the `rejected` one (Direct Preference Optimization), against base_model.", "enum": ["next_token", "dpo"], "default": "next_token"},
@@ -334,13 +346,18 @@ export const TRAIN_FIELDS: Record<string, FieldRule> = {
   "training.grad_clip_norm": {"type": "number", "nullable": true, "description": "Clip the global norm to this; null: never.", "exclusiveMinimum": 0.0, "default": 1.0},
   "training.validation_fraction": {"type": "number", "nullable": false, "description": "Share of the data held out.", "minimum": 0.0, "maximum": 0.5, "default": 0.05},
   "training.early_stopping_patience": {"type": "integer", "nullable": true, "description": "End after so many validations in a row without a better loss; null: no.", "minimum": 1, "maximum": 1000000, "default": null},
+  "training.load_best_model_at_end": {"type": "boolean", "nullable": false, "description": "When all steps are done, let the job's id and result name the checkpoint with the lowest loss in validation, not the last one. Either way it is kept, and is `job_...@best`.", "default": false},
   "training.validate_every_steps": {"type": "integer", "nullable": false, "description": "Optimizer steps between two validations.", "minimum": 1, "default": 50},
   "training.max_validation_batches": {"type": "integer", "nullable": true, "description": "Validate on at most so many batches of each rank; null: on the whole split.", "minimum": 1, "default": null},
   "training.checkpoint_every_steps": {"type": "integer", "nullable": false, "description": "Optimizer steps between two checkpoints.", "minimum": 1, "default": 100},
   "training.keep_checkpoints": {"type": "integer", "nullable": false, "description": "Newest checkpoints kept, besides the best one.", "minimum": 1, "maximum": 1000, "default": 3},
   "training.keep_every_steps": {"type": "integer", "nullable": true, "description": "Also keep each checkpoint at a multiple of this.", "minimum": 1, "default": null},
+  "training.sample_prompts": {"type": "lines", "nullable": true, "description": "Continue these texts at each checkpoint, and show what comes of it; of chats they are questions.", "maxItems": 8, "maxLength": 2000},
+  "training.sample_tokens": {"type": "integer", "nullable": false, "description": "Most new tokens of each sample; each is a forward pass.", "minimum": 1, "maximum": 256, "default": 48},
+  "training.sample_temperature": {"type": "number", "nullable": false, "description": "Of samples; 0: always the likeliest token. Others are drawn by `seed`.", "minimum": 0.0, "maximum": 10.0, "default": 0.0},
   "training.seed": {"type": "integer", "nullable": false, "description": "Seed of weights, data order and dropout.", "minimum": 0, "default": 1},
-  "training.precision": {"type": "string", "nullable": false, "description": "auto: bf16 autocast where the GPU has it, else fp16; fp32 on CPU.", "enum": ["auto", "fp32", "bf16", "fp16"], "default": "auto"},
+  "training.precision": {"type": "string", "nullable": false, "description": "bf16, fp16: autocast, of weights in float32; auto: bf16 where the GPU has it, else fp16, fp32 on CPU. bf16-true: weights, gradients and optimizer in bfloat16, a third of the memory; small updates are lost.", "enum": ["auto", "fp32", "bf16", "fp16", "bf16-true"], "default": "auto"},
+  "training.ema_decay": {"type": "number", "nullable": true, "description": "Average the weights exponentially with this decay, 0.999 say: the average is validated, and is the model of each checkpoint. null: no.", "exclusiveMinimum": 0.0, "exclusiveMaximum": 1.0, "default": null},
   "training.activation_checkpointing": {"type": "boolean", "nullable": false, "description": "Keep no activations within a block, but compute them again in the backward pass.", "default": false},
   "training.compile": {"type": "string", "nullable": false, "description": "Compile each transformer block and the loss with torch.compile. auto: on GPUs. What cannot be compiled is trained without, and the log says so.", "enum": ["auto", "on", "off"], "default": "auto"},
   "training.deterministic": {"type": "boolean", "nullable": false, "description": "On GPUs take only operations that give the same bits each time, so that a resumed training equals one without a break. false: faster attention, and models that need an operation without such a form.", "default": true},

@@ -61,6 +61,8 @@ export interface paths {
         /**
          * Submit a training or generation job
          * @description Submit a training or generation job. The answer is durable: the job will reach an end.
+         *
+         *     With `dry_run` it is checked alone: 200 says what it would take, and which workers could run it.
          */
         post: operations["submit_job"];
         delete?: never;
@@ -613,6 +615,74 @@ export interface paths {
          * @description Upload a data set as the body or as the file of a form; `?name=` names it. An existing name is refused.
          */
         post: operations["upload_dataset"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/uploads": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Begin to upload a data set in parts, or find the upload of the same file that broke off
+         * @description Begin to upload a data set in parts, or find the upload of the same file that broke off.
+         */
+        post: operations["begin_upload"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/uploads/{upload_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return how far an upload is
+         * @description Return how far an upload is.
+         */
+        get: operations["get_upload"];
+        /**
+         * Add a part, which begins where the upload is
+         * @description Add a part, which begins where the upload is. Of one that breaks off what arrived is kept.
+         */
+        put: operations["add_part"];
+        post?: never;
+        /**
+         * Forget an upload and what arrived of it
+         * @description Forget an upload and what arrived of it.
+         */
+        delete: operations["cancel_upload"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/uploads/{upload_id}/complete": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Check what arrived by its SHA-256 and its format, and make it the data set
+         * @description Check what arrived by its SHA-256 and its format, and make it the data set.
+         */
+        post: operations["complete_upload"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1520,6 +1590,11 @@ export interface components {
              * @default 128
              */
             max_seq_len?: number;
+            /**
+             * @description Base of the rotary position embedding; larger for longer sequences.
+             * @default 10000
+             */
+            rope_theta?: number;
             /**
              * @description Dropout of the attention weights.
              * @default 0
@@ -3016,6 +3091,7 @@ export interface components {
          *       "sweep_id": null,
          *       "notes": null,
          *       "attempts": null,
+         *       "best_checkpoint": null,
          *       "queue_position": null,
          *       "waiting_for": null,
          *       "expected_start_at": null,
@@ -3064,6 +3140,11 @@ export interface components {
              * @default null
              */
             attempts: components["schemas"]["AttemptAnswer"][] | null;
+            /**
+             * @description Id of the one with the lowest validation loss, which is kept. Only in the view of one job.
+             * @default null
+             */
+            best_checkpoint: string | null;
             /**
              * @description 1: next. In lists null for jobs far behind; null if it does not wait.
              * @default null
@@ -3149,6 +3230,7 @@ export interface components {
          *           "sweep_id": null,
          *           "notes": null,
          *           "attempts": null,
+         *           "best_checkpoint": null,
          *           "queue_position": null,
          *           "waiting_for": null,
          *           "expected_start_at": null,
@@ -3495,6 +3577,30 @@ export interface components {
              */
             weight_decay?: number | null;
         };
+        /** @description What is null is not known: of user scripts, of generation, or of a model that cannot be read. */
+        PreflightAnswer: {
+            /** @default preflight */
+            object: string;
+            /** @description Whether a worker could run it, now or later; null: none is alive. */
+            fits: boolean | null;
+            /** @description Those of the queue that are alive. */
+            workers: components["schemas"]["WorkerFitAnswer"][];
+            /** @description Options of `training` that would make it fit, if no GPU is large enough. */
+            advice: string[];
+            memory_per_rank_bytes: components["schemas"]["RankMemoryAnswer"] | null;
+            num_parameters: number | null;
+            num_trainable_parameters: number | null;
+            /** @description About how many the data sets have. */
+            num_tokens: number | null;
+            tokens_per_step: number | null;
+            /** @description About how many there would be. */
+            num_steps: number | null;
+            /** @description Of one checkpoint. */
+            checkpoint_bytes: number | null;
+            /** @description Of all checkpoints that are kept at once. */
+            checkpoints_bytes: number | null;
+            disk_free_bytes: number | null;
+        };
         /** @description A text of a row. */
         PreviewPart: {
             /** @description Its field, or the role of its message. */
@@ -3648,6 +3754,17 @@ export interface components {
              * @enum {string}
              */
             scale?: "linear" | "log";
+        };
+        /** @description About how many bytes of GPU memory (without GPUs: of main memory) one rank takes. */
+        RankMemoryAnswer: {
+            weights: number;
+            gradients: number;
+            optimizer: number;
+            activations: number;
+            logits: number;
+            /** @description Average, reference model, buckets, weights that are cast, CUDA itself. */
+            other: number;
+            total: number;
         };
         /** @description What a job takes of each machine that it runs on, for itself alone. A worker runs as many jobs as fit. */
         Resources: {
@@ -4133,6 +4250,15 @@ export interface components {
              */
             validation_dataset?: string | null;
             /**
+             * @description Train on a mixture of data sets, in place of `dataset`; null: on that one.
+             * @default null
+             */
+            datasets?: components["schemas"]["WeightedDataset"][] | null;
+            /** @description Also evaluate on these data sets at each validation: {name: data set}; the losses are the metrics `eval/<name>/loss`. */
+            validation_datasets?: {
+                [key: string]: string;
+            };
+            /**
              * @description Start from a local model or a checkpoint id (`GET /api/models`).
              * @default null
              */
@@ -4309,6 +4435,11 @@ export interface components {
              */
             early_stopping_patience?: number | null;
             /**
+             * @description When all steps are done, let the job's id and result name the checkpoint with the lowest loss in validation, not the last one. Either way it is kept, and is `job_...@best`.
+             * @default false
+             */
+            load_best_model_at_end?: boolean;
+            /**
              * @description Optimizer steps between two validations.
              * @default 50
              */
@@ -4333,17 +4464,34 @@ export interface components {
              * @default null
              */
             keep_every_steps?: number | null;
+            /** @description Continue these texts at each checkpoint, and show what comes of it; of chats they are questions. */
+            sample_prompts?: string[];
+            /**
+             * @description Most new tokens of each sample; each is a forward pass.
+             * @default 48
+             */
+            sample_tokens?: number;
+            /**
+             * @description Of samples; 0: always the likeliest token. Others are drawn by `seed`.
+             * @default 0
+             */
+            sample_temperature?: number;
             /**
              * @description Seed of weights, data order and dropout.
              * @default 1
              */
             seed?: number;
             /**
-             * @description auto: bf16 autocast where the GPU has it, else fp16; fp32 on CPU.
+             * @description bf16, fp16: autocast, of weights in float32; auto: bf16 where the GPU has it, else fp16, fp32 on CPU. bf16-true: weights, gradients and optimizer in bfloat16, a third of the memory; small updates are lost.
              * @default auto
              * @enum {string}
              */
-            precision?: "auto" | "fp32" | "bf16" | "fp16";
+            precision?: "auto" | "fp32" | "bf16" | "fp16" | "bf16-true";
+            /**
+             * @description Average the weights exponentially with this decay, 0.999 say: the average is validated, and is the model of each checkpoint. null: no.
+             * @default null
+             */
+            ema_decay?: number | null;
             /**
              * @description Keep no activations within a block, but compute them again in the backward pass.
              * @default false
@@ -4405,6 +4553,27 @@ export interface components {
             batch_size: number;
             learning_rate_multiplier: number;
         };
+        UploadAnswer: {
+            id: string;
+            name: string;
+            /** @description Bytes that have arrived: where the next part begins. */
+            offset: number;
+            size_bytes: number;
+            /** @description When it is forgotten if nothing more arrives. */
+            expires_at: string;
+        };
+        UploadRequest: {
+            /** @description What jobs will call it. */
+            name: string;
+            /** @default text */
+            format?: components["schemas"]["DatasetFormat"];
+            /** @default text */
+            column?: string;
+            /** @description Of the whole file. */
+            size_bytes: number;
+            /** @description Of the whole file. */
+            sha256: string;
+        };
         /** @description Tokens read and added. */
         Usage: {
             prompt_tokens: number;
@@ -4430,6 +4599,16 @@ export interface components {
         /** @description Values to try. */
         Values: {
             values: unknown[];
+        };
+        /** @description A data set of a mixture. */
+        WeightedDataset: {
+            /** @description A data set of `GET /api/datasets`. */
+            name: string;
+            /**
+             * @description Its share of the sequences is this over the sum of all weights.
+             * @default 1
+             */
+            weight?: number;
         };
         WorkerAnswer: {
             name: string;
@@ -4460,6 +4639,11 @@ export interface components {
              * @default null
              */
             paused_reason: string | null;
+        };
+        WorkerFitAnswer: {
+            worker: string;
+            fits: boolean;
+            why_not: string | null;
         };
         /** @description A job that a worker runs, and what it has to itself. */
         WorkerJob: {
@@ -4854,6 +5038,7 @@ export type OpenAiModel = components['schemas']['OpenAIModel'];
 export type OpenAiModelList = components['schemas']['OpenAIModelList'];
 export type OutputTokenDetails = components['schemas']['OutputTokenDetails'];
 export type ParameterGroup = components['schemas']['ParameterGroup'];
+export type PreflightAnswer = components['schemas']['PreflightAnswer'];
 export type PreviewPart = components['schemas']['PreviewPart'];
 export type PreviewRow = components['schemas']['PreviewRow'];
 export type Problem = components['schemas']['Problem'];
@@ -4864,6 +5049,7 @@ export type QueueAnswer = components['schemas']['QueueAnswer'];
 export type QueueBody = components['schemas']['QueueBody'];
 export type QueueList = components['schemas']['QueueList'];
 export type Range = components['schemas']['Range'];
+export type RankMemoryAnswer = components['schemas']['RankMemoryAnswer'];
 export type Resources = components['schemas']['Resources'];
 export type ResponseFormat = components['schemas']['ResponseFormat'];
 export type Rung = components['schemas']['Rung'];
@@ -4892,11 +5078,15 @@ export type TrainingOptions = components['schemas']['TrainingOptions'];
 export type Trial = components['schemas']['Trial'];
 export type TrialJob = components['schemas']['TrialJob'];
 export type TunedHyperparameters = components['schemas']['TunedHyperparameters'];
+export type UploadAnswer = components['schemas']['UploadAnswer'];
+export type UploadRequest = components['schemas']['UploadRequest'];
 export type Usage = components['schemas']['Usage'];
 export type UsedMethod = components['schemas']['UsedMethod'];
 export type UsedSupervised = components['schemas']['UsedSupervised'];
 export type Values = components['schemas']['Values'];
+export type WeightedDataset = components['schemas']['WeightedDataset'];
 export type WorkerAnswer = components['schemas']['WorkerAnswer'];
+export type WorkerFitAnswer = components['schemas']['WorkerFitAnswer'];
 export type WorkerJob = components['schemas']['WorkerJob'];
 export type WorkerList = components['schemas']['WorkerList'];
 export type WorkerResources = components['schemas']['WorkerResources'];
@@ -5020,7 +5210,10 @@ export interface operations {
     };
     submit_job: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Check the job and estimate what it takes; queue nothing. */
+                dry_run?: boolean;
+            };
             header?: {
                 /** @description A repeated request with this key within 24 hours creates nothing and has the same answer; the same key with another request is refused with 422. */
                 "Idempotency-Key"?: string;
@@ -5034,6 +5227,17 @@ export interface operations {
             };
         };
         responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    /** @description `true`: this repeats the answer to an earlier request with the same `Idempotency-Key`. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PreflightAnswer"];
+                };
+            };
             /** @description Accepted. */
             202: {
                 headers: {
@@ -6140,6 +6344,175 @@ export interface operations {
             409: components["responses"]["Problem409"];
             413: components["responses"]["Problem413"];
             415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+            507: components["responses"]["Problem507"];
+        };
+    };
+    begin_upload: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["UploadRequest"];
+            };
+        };
+        responses: {
+            /** @description Created. */
+            201: {
+                headers: {
+                    /** @description Path of what was created. */
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UploadAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            409: components["responses"]["Problem409"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+            507: components["responses"]["Problem507"];
+        };
+    };
+    get_upload: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the upload. */
+                upload_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UploadAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    add_part: {
+        parameters: {
+            query: {
+                /** @description Where in the file the part begins. */
+                offset: number;
+            };
+            header?: never;
+            path: {
+                /** @description Id of the upload. */
+                upload_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/octet-stream": string;
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UploadAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            408: components["responses"]["Problem408"];
+            409: components["responses"]["Problem409"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+            507: components["responses"]["Problem507"];
+        };
+    };
+    cancel_upload: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the upload. */
+                upload_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done; there is no body. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    complete_upload: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the upload. */
+                upload_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Created. */
+            201: {
+                headers: {
+                    /** @description Path of what was created. */
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DatasetAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            409: components["responses"]["Problem409"];
             422: components["responses"]["Problem422"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];

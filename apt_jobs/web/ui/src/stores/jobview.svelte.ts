@@ -258,6 +258,7 @@ export class JobView {
         break;
       case "state":
       case "checkpoint":
+      case "samples":
       case "checkpoint_removed":
       case "failure":
       case "finished":

@@ -50,3 +50,13 @@ test("an integer that a browser would round is refused with its bound", () => {
   const values = { ...defaultsWith(PRESETS[0]), "training.seed": Number("9007199254740993") };
   assert.match(faultsOf(values)["training.seed"], /^must be at most 9,007,199,254,740,991 here/);
 });
+
+test("sample prompts are one a line", () => {
+  const values = { ...defaultsWith(PRESETS[0]), "training.sample_prompts": "Once upon a time\n\n 从前 \n" };
+  const asked = requestOf(values).training as Record<string, unknown>;
+  assert.deepEqual(asked.sample_prompts, ["Once upon a time", "从前"]);
+  const empty = requestOf({ ...values, "training.sample_prompts": " \n" }).training as Record<string, unknown>;
+  assert.isUndefined(empty.sample_prompts);
+  const tooMany = { ...values, "training.sample_prompts": "a\n".repeat(9) };
+  assert.strictEqual(faultsOf(tooMany)["training.sample_prompts"], "has at most 8 lines");
+});

@@ -126,6 +126,7 @@ export function requestOf(values: Values): Record<string, unknown> {
     const rule = TRAIN_FIELDS[path];
     if (rule === undefined || value === (rule.default ?? null) || (value === "" && rule.nullable)) continue;
     if (!isUsed(path, values)) continue;
+    if (rule.type === "lines" && !linesOf(value).length) continue;
     let node = request;
     const names = path.split(".");
     for (const name of names.slice(0, -1)) node = (node[name] ??= {}) as Record<string, unknown>;
@@ -134,7 +135,9 @@ export function requestOf(values: Values): Record<string, unknown> {
         ? String(value)
             .split(/[\s,]+/)
             .filter(Boolean)
-        : value;
+        : rule.type === "lines"
+          ? linesOf(value)
+          : value;
   }
   return request;
 }
@@ -159,8 +162,23 @@ export function faultsOf(values: Values): Record<string, string> {
   return faults;
 }
 
+/** The texts of a field that takes one a line. */
+function linesOf(value: FieldValue): string[] {
+  return String(value ?? "")
+    .split("\n")
+    .map((line) => line.trim())
+    .filter(Boolean);
+}
+
 function faultOf(value: FieldValue, rule: FieldRule): string | null {
   if (value === null || value === "") return rule.nullable ? null : "is needed";
+  if (rule.type === "lines") {
+    const lines = linesOf(value);
+    if (lines.length > (rule.maxItems ?? Infinity)) return `has at most ${rule.maxItems} lines`;
+    return lines.some((line) => line.length > (rule.maxLength ?? Infinity))
+      ? `has at most ${rule.maxLength} characters a line`
+      : null;
+  }
   if (rule.maxLength !== undefined && String(value).length > rule.maxLength)
     return `has at most ${rule.maxLength} characters`;
   if (rule.type !== "integer" && rule.type !== "number") return null;
