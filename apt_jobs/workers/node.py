@@ -31,7 +31,7 @@ from apt_jobs.operations.secrets import read_secrets
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.compile_cache import prune_compile_cache
-from apt_jobs.supervision.launch import start_node, worker_marker
+from apt_jobs.supervision.launch import require_limits, start_node, worker_marker
 from apt_jobs.supervision.lease import STOP_FRACTION, boot_clock_s
 from apt_jobs.supervision.network import addresses_of
 from apt_jobs.supervision.process_tree import adopt_orphans, clear_leftovers
@@ -223,5 +223,6 @@ class Node:
 
 def run_node(settings: Settings, *, head: str, node_rank: int, gpus: Sequence[int] | None) -> None:
     """Entry of the process. `gpus=None`: all of this machine."""
+    require_limits(settings)
     keep_private(settings.root)
     Node(settings, head=head, node_rank=node_rank, gpus=gpus).run()
