@@ -170,6 +170,14 @@ class Settings(BaseSettings):
         description="Who may run code of their own (`apt-jobs run`), as the workers' user: off, admin, or submitter. "
         "Default: submitter where all is on loopback and no proxy is named, else off.",
     )
+    job_max_file_bytes: int = Field(
+        0, ge=0, description="Largest file that a process of a user script may write, in bytes; 0: any."
+    )
+    job_max_processes: int = Field(
+        0,
+        ge=0,
+        description="Processes of the workers' user beyond which a user script starts none; 0: any. Not for root.",
+    )
     secrets_key: SecretStr | None = Field(
         None,
         description="Key that encrypts secrets of jobs, of `apt-jobs secrets new-key`; of several, with commas, "

@@ -35,11 +35,12 @@ REPEATS = 5
 
 
 def save(folder: Path, *, small: bool) -> None:
-    """Write the model with a tokenizer of bytes, whose end token the model cannot say."""
+    """Write the model with a tokenizer of bytes, and of a word for each other token, so that all of them are text."""
     model = llama(small=small).to(torch.float32 if small else torch.bfloat16)  # type: ignore[arg-type]  # one argument
     model.save_pretrained(folder)
     alphabet = {token: number for number, token in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    words = {f"w{number}": number for number in range(len(alphabet), model.config.vocab_size)}
+    tokenizer = Tokenizer(models.BPE(vocab=alphabet | words, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)  # type: ignore[no-untyped-call]

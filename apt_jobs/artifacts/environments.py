@@ -97,7 +97,9 @@ class EnvironmentBuilder:
             shutil.rmtree(folder)
         self._note(f"builds the environment {folder.name[:12]}: Python {self._plan.python}")
         try:
-            if status := self._run([uv, "venv", "--no-project", "--python", _base_python(self._plan), str(folder)]):
+            if status := self._run(
+                [uv, "venv", "--quiet", "--no-project", "--python", _base_python(self._plan), str(folder)]
+            ):
                 raise _fault(status, self._tail(), f"this worker has no Python {self._plan.python}", is_python=True)
             listed, python = folder / "requirements.txt", str(folder / "bin" / "python")
             listed.write_text(packages)

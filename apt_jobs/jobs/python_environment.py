@@ -87,7 +87,7 @@ def read_lock(content: bytes, name: str) -> str:
         InvalidInput: it does something else; the message shows the line.
     """
     if len(content) > MAX_LOCK_BYTES:
-        raise InvalidInput(f"the lock {name!r} has {len(content):,} bytes; at most {MAX_LOCK_BYTES:,}")
+        raise InvalidInput(f"the lock {name!r} is too large; at most {MAX_LOCK_BYTES:,} bytes")
     try:
         text = content.decode()
     except UnicodeDecodeError as exc:

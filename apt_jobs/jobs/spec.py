@@ -231,6 +231,8 @@ class TrainSpec(JobSpec):
             raise ValueError(f"a job with code has no entry_point; got {self.entry_point!r}: leave it out")
         if self.code is not None and (not self.argv or not self.argv[0] or self.arguments):
             raise ValueError('a job with code has its whole command in argv, as ["python", "train.py"], no arguments')
+        if self.code is not None and self.code.git is not None and self.num_nodes > 1:
+            raise ValueError("a commit is fetched on one machine; for several upload a packed folder (apt-jobs run)")
         if self.launcher == "none" and self.entry_point == BUILTIN_ENTRY_POINT:
             raise ValueError("launcher='none' is for user scripts: the built-in trainer needs torchrun")
         if self.launcher == "none" and self.num_nodes > 1:

@@ -5,12 +5,14 @@ rendezvous; the others join it at the address in the run file.
 """
 
 import os
+import resource
 import sys
 from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
 
 from apt_jobs import run
+from apt_jobs.errors import InvalidInput
 from apt_jobs.jobs.environment import GPU_MEMORY_VARIABLE, MIRROR_VARIABLE
 from apt_jobs.jobs.handover import RUN_FILE_VARIABLE
 from apt_jobs.jobs.run_file import RunFile
@@ -60,7 +62,30 @@ def start_node(
     command = _command(settings, run_file, node_rank)
     if needs_set_up(run_file):
         command = [sys.executable, "-m", "apt_jobs.supervision.set_up", str(run_file_path(run_file)), *command]
-    return ProcessTree(command, environment, marker, log_file)
+    return ProcessTree(command, environment, marker, log_file, limits_of(settings) if run_file.is_user_script else None)
+
+
+def limits_of(settings: Settings) -> dict[int, int]:
+    """Return what the operator allows each process of a user script, by the names of `resource`."""
+    limits = {resource.RLIMIT_FSIZE: settings.job_max_file_bytes, resource.RLIMIT_NPROC: settings.job_max_processes}
+    return {name: value for name, value in limits.items() if value}
+
+
+def require_limits(settings: Settings) -> None:
+    """Return if the limits of jobs hold for this user.
+
+    Raises:
+        InvalidInput: the kernel does not count processes of root, or has a lower limit already.
+    """
+    if settings.job_max_processes and os.geteuid() == 0:
+        raise InvalidInput(
+            f"APT_JOBS_JOB_MAX_PROCESSES={settings.job_max_processes} does not hold for root: run the worker as "
+            "another user, or leave it out"
+        )
+    for name, value in limits_of(settings).items():
+        hard = resource.getrlimit(name)[1]
+        if hard not in (resource.RLIM_INFINITY, -1) and value > hard:
+            raise InvalidInput(f"the limit of {value:,} for jobs is above that of this process, {hard:,}: lower it")
 
 
 def _command(settings: Settings, run_file: RunFile, node_rank: int) -> list[str]:

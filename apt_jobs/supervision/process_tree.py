@@ -9,6 +9,7 @@ a descendant of the supervisor.
 import ctypes
 import logging
 import os
+import resource
 import signal
 import subprocess
 import time
@@ -51,8 +52,22 @@ _adoption = _Adoption()
 class ProcessTree:
     """One started command with all that descends from it. Start it from the main thread."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str], marker: str, log_file: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        marker: str,
+        log_file: Path,
+        limits: Mapping[int, int] | None = None,
+    ) -> None:
+        """`limits` are of each process, by the names of `resource`, as RLIMIT_FSIZE; they are inherited."""
         self._marker = marker
+
+        def prepare() -> None:  # system calls only
+            die_with_parent()
+            for name, value in (limits or {}).items():
+                resource.setrlimit(name, (value, value))
+
         with log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 command,
@@ -61,7 +76,7 @@ class ProcessTree:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=die_with_parent,  # only a prctl, and before this process has threads
+                preexec_fn=prepare,  # before this process has threads
             )
 
     def poll(self) -> int | None:

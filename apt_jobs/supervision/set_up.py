@@ -4,6 +4,8 @@ It is the first process of the attempt's tree, so a build is cancelled, timed an
 It holds the lock of the environment, and so does the command that it becomes.
 """
 
+import contextlib
+import errno
 import os
 import subprocess
 import sys
@@ -13,12 +15,13 @@ from pathlib import Path
 import apt_jobs
 from apt_jobs.artifacts.environments import EnvironmentBuilder, find_environment
 from apt_jobs.artifacts.git_code import GitFetcher
-from apt_jobs.errors import AptJobsError
+from apt_jobs.artifacts.paths import inside
+from apt_jobs.errors import AptJobsError, InvalidInput, OutOfSpace, WorkerLacks
 from apt_jobs.events.kinds import RankFailed
 from apt_jobs.events.spool import SpoolWriter
 from apt_jobs.jobs.attempt_facts import PythonFacts
 from apt_jobs.jobs.outcome import Outcome, write_outcome
-from apt_jobs.jobs.python_environment import PythonEnvironment, read_lock
+from apt_jobs.jobs.python_environment import MAX_LOCK_BYTES, PythonEnvironment, read_lock
 from apt_jobs.jobs.run_file import EnvironmentPlan, RunFile
 from apt_jobs.private_files import PRIVATE_UMASK
 from apt_jobs.supervision.attempt_facts import PYTHON_FACTS, installed_packages
@@ -41,9 +44,8 @@ def light_path(run_file: RunFile) -> Path:
     """Return the folder that has this package alone, made if it is missing."""
     folder = run_file.run_dir / LIGHT_FOLDER
     folder.mkdir(exist_ok=True)
-    link = folder / "apt_jobs"
-    if not link.is_symlink():
-        link.symlink_to(Path(apt_jobs.__file__).parent)
+    with contextlib.suppress(FileExistsError):  # of another node
+        (folder / "apt_jobs").symlink_to(Path(apt_jobs.__file__).parent)
     return folder
 
 
@@ -63,12 +65,19 @@ def main(arguments: Sequence[str]) -> int:
     except StopRequested:
         write_outcome(run_file.outcome_path, Outcome.STOPPED)
         return 0
-    except (AptJobsError, OSError) as exc:
+    except (AptJobsError, OSError) as caught:
+        exc = _of_the_machine(caught) if isinstance(caught, OSError) else caught
         with SpoolWriter(run_file.spool_path(0)) as spool:
             spool.append(RankFailed(0, type(exc).__name__, str(exc), "", exit_status=1))
         return 1
     os.execve(command[0], command, environment)  # noqa: S606  # a list, no shell
     return None
+
+
+def _of_the_machine(error: OSError) -> AptJobsError:
+    """Return what a fault of the file system means: another worker may do it."""
+    message = f"the attempt cannot be prepared: {error.strerror or error}"
+    return OutOfSpace(message) if error.errno in (errno.ENOSPC, errno.EDQUOT) else WorkerLacks(message)
 
 
 def _fetch_code(run_file: RunFile) -> None:
@@ -134,7 +143,11 @@ def _packages(run_file: RunFile, wanted: PythonEnvironment) -> str:
     if wanted.lock is None:
         return "".join(f"{word}\n" for word in sorted(set(wanted.requirements or ())))
     assert run_file.output_dir is not None  # of every user script
-    return read_lock((run_file.output_dir / wanted.lock).read_bytes(), wanted.lock)
+    file = inside(run_file.output_dir, wanted.lock)
+    if file is None or not file.is_file():
+        raise InvalidInput(f"the job's code has no file {wanted.lock!r}, which its environment names as the lock")
+    with file.open("rb") as opened:
+        return read_lock(opened.read(MAX_LOCK_BYTES + 1), wanted.lock)
 
 
 if __name__ == "__main__":

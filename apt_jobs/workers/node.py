@@ -34,7 +34,7 @@ from apt_jobs.operations.secrets import read_secrets
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.compile_cache import prune_compile_cache
-from apt_jobs.supervision.launch import start_node, worker_marker
+from apt_jobs.supervision.launch import require_limits, start_node, worker_marker
 from apt_jobs.supervision.lease import STOP_FRACTION, boot_clock_s
 from apt_jobs.supervision.machine import offered_cpus, offered_memory_gb
 from apt_jobs.supervision.network import addresses_of
@@ -257,11 +257,13 @@ class Node:
 
 def run_node(settings: Settings, *, head: str, node_rank: int, gpus: Sequence[int] | None) -> None:
     """Entry of the process of a node of one worker. `gpus=None`: all of this machine."""
+    require_limits(settings)
     keep_private(settings.root)
     Node(settings, head=head, node_rank=node_rank, gpus=gpus).run()
 
 
 def run_pool_node(settings: Settings, *, pool: str, name: str, gpus: Sequence[int] | None) -> None:
     """Entry of the process of a node that any worker of a pool may lead. `gpus=None`: all of this machine."""
+    require_limits(settings)
     keep_private(settings.root)
     Node(settings, pool=pool, name=name, gpus=gpus).run()

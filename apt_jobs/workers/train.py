@@ -20,7 +20,7 @@ from apt_jobs.jobs.retry import Fault, retry_rules
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.compile_cache import prune_compile_cache
-from apt_jobs.supervision.launch import worker_marker
+from apt_jobs.supervision.launch import require_limits, worker_marker
 from apt_jobs.supervision.lease import kept_until_first_beat
 from apt_jobs.supervision.machine import offered_cpus, offered_memory_gb
 from apt_jobs.supervision.network import listen_address
@@ -225,5 +225,6 @@ def run_train_worker(
     pool: str | None = None,
 ) -> None:
     """Entry of the process. `gpus=None`: all of this machine. `num_nodes`: with those of `apt-jobs worker node`."""
+    require_limits(settings)
     keep_private(settings.root)
     TrainWorker(settings, name=name, queues=queues, gpus=gpus, num_nodes=num_nodes, pool=pool).run()

@@ -13,7 +13,7 @@ from apt_jobs.artifacts.code import add_code
 from apt_jobs.client.packing import pack_folder
 from apt_jobs.db.access import Role, create_key
 from apt_jobs.settings import Settings
-from tests.integration.web.served import DEADLINE_S, Served
+from tests.integration.web.served import Served
 
 
 def packed(folder: Path) -> tuple[str, bytes]:
@@ -38,9 +38,7 @@ def served(
 
 @pytest.fixture
 def client(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(
-        base_url=f"http://127.0.0.1:{served.settings.port}", headers=served.headers, timeout=DEADLINE_S, trust_env=False
-    ) as client:
+    with served.rest_client() as client:
         yield client
 
 

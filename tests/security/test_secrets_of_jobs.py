@@ -8,7 +8,7 @@ import pytest
 
 from apt_jobs.db.access import Role, create_key
 from apt_jobs.settings import Settings
-from tests.integration.web.served import DEADLINE_S, Served
+from tests.integration.web.served import Served
 
 TOKEN = "hf_0123456789abc"
 
@@ -24,9 +24,7 @@ def served(sqlite_url: str, valkey_server_url: str, make_settings: Callable[...,
 
 @pytest.fixture
 def client(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(
-        base_url=f"http://127.0.0.1:{served.settings.port}", headers=served.headers, timeout=DEADLINE_S, trust_env=False
-    ) as client:
+    with served.rest_client() as client:
         yield client
 
 

@@ -102,18 +102,8 @@ def require_consent(request: Request, spec: TrainSpec | GenerateSpec | None = No
 
 def code_answer(record: CodeRecord) -> CodeAnswer:
     """Show a record as REST does."""
-    origin = record.origin
-    return CodeAnswer(
-        sha256=record.sha256,
-        size_bytes=record.size_bytes,
-        num_files=record.num_files,
-        created_at=timestamp(record.created_at),
-        commit=origin.commit,
-        branch=origin.branch,
-        remote=origin.remote,
-        is_dirty=origin.is_dirty,
-        diff=origin.diff,
-    )
+    about = record.model_dump(include={"sha256", "size_bytes", "num_files"})
+    return CodeAnswer(**about, **dict(record.origin), created_at=timestamp(record.created_at))
 
 
 def _sha256(request: Request) -> str:

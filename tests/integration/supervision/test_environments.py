@@ -224,3 +224,22 @@ def test_a_pause_while_it_builds_ends_the_attempt_as_asked(tmp_path: Path) -> No
     run_file.stop_path.write_text("paused by a user")
     assert _ended(tmp_path, run_file) == 0
     assert read_outcome(run_file.outcome_path) is Outcome.STOPPED
+
+
+@pytest.mark.parametrize(("lock", "made"), [("none.lock", None), ("folder", "mkdir"), ("link", "/etc/passwd")])
+def test_a_lock_that_is_no_file_of_the_code_fails_the_job(tmp_path: Path, lock: str, made: str | None) -> None:
+    run_file = _attempt(tmp_path, {"lock": lock})
+    if made == "mkdir":
+        (tmp_path / "output" / lock).mkdir()
+    elif made is not None:  # of an earlier attempt's process
+        (tmp_path / "output" / lock).symlink_to(made)
+    assert _ended(tmp_path, run_file) == 1
+    [(_, failure)] = SpoolReader(run_file.spool_path(0)).read()
+    assert failure.message == f"the job's code has no file {lock!r}, which its environment names as the lock"  # type: ignore[attr-defined]
+
+
+def test_a_folder_of_environments_that_cannot_be_used_hands_the_job_back(tmp_path: Path) -> None:
+    run_file = _attempt(tmp_path, {"requirements": []}, environments_dir=Path("/dev/full/none"))
+    assert _ended(tmp_path, run_file) == 1
+    [(_, failure)] = SpoolReader(run_file.spool_path(0)).read()
+    assert (failure.error, "Not a directory" in failure.message) == ("WorkerLacks", True)  # type: ignore[attr-defined]

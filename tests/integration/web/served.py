@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 import uvicorn
@@ -76,6 +77,12 @@ class Served:
     def close(self) -> None:
         self.publisher.close()
         self.database.dispose()
+
+    def rest_client(self) -> httpx.Client:
+        """A client with an admin's key, to be closed by the test."""
+        return httpx.Client(
+            base_url=f"http://127.0.0.1:{self.settings.port}", headers=self.headers, timeout=DEADLINE_S, trust_env=False
+        )
 
     def new_job(self) -> str:
         """A job that the test owns."""

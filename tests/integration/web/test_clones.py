@@ -15,7 +15,7 @@ from apt_jobs.db.jobs import claim
 from apt_jobs.db.models import Job
 from apt_jobs.events.kinds import CheckpointSaved
 from apt_jobs.jobs.attempt_facts import AttemptFacts
-from tests.integration.web.served import DEADLINE_S, Served
+from tests.integration.web.served import Served
 
 pytestmark = pytest.mark.parametrize("served", ["plain"], indirect=True)
 FACTS = {"host": "h", "system": "s", "gpus": [], "python": "3.12.4", "packages": ["apt-jobs==1.0", "six==1.17.0"]}
@@ -23,9 +23,7 @@ FACTS = {"host": "h", "system": "s", "gpus": [], "python": "3.12.4", "packages":
 
 @pytest.fixture
 def client(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(
-        base_url=f"http://127.0.0.1:{served.settings.port}", headers=served.headers, timeout=DEADLINE_S, trust_env=False
-    ) as client:
+    with served.rest_client() as client:
         yield client
 
 

@@ -10,16 +10,14 @@ import pytest
 from apt_jobs.events.kinds import MediaLogged
 from apt_jobs.jobs.handover import Handover
 from apt_jobs.run.current import Run
-from tests.integration.web.served import DEADLINE_S, Served
+from tests.integration.web.served import Served
 
 HTML = b"<!doctype html><script>alert(1)</script>"
 
 
 @pytest.fixture
 def client(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(
-        base_url=f"http://127.0.0.1:{served.settings.port}", headers=served.headers, timeout=DEADLINE_S, trust_env=False
-    ) as client:
+    with served.rest_client() as client:
         yield client
 
 

@@ -74,7 +74,7 @@ def test_a_lock_pins_every_package_with_or_without_hashes() -> None:
         (b"six==1 --hash=sha256:ab --find-links=x\n", "no package of an index"),
         (b"-e git+https://a.example/b@c#egg=d\n", "line 1 .* no package of an index"),
         (b"\xff\xfe", "no text in UTF-8"),
-        (b"#" * (MAX_LOCK_BYTES + 1), "at most 1,048,576"),
+        (b"#" * (MAX_LOCK_BYTES + 1), "at most 1,048,576 bytes"),
     ],
 )
 def test_what_is_no_lock_is_refused_by_its_line(content: bytes, message: str) -> None:

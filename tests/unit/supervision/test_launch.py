@@ -1,15 +1,17 @@
 """What the ranks of a node see: where they may listen, and no progress bars of our own trainer."""
 
+import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from apt_jobs.errors import Unavailable
+from apt_jobs.errors import InvalidInput, Unavailable
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.settings import Settings
-from apt_jobs.supervision.launch import _command, _environment
+from apt_jobs.supervision.launch import _command, _environment, limits_of, require_limits
 from tests.integration.run_files import run_file_in
 
 SPEC = TrainSpec(kind="train")
@@ -77,3 +79,17 @@ def test_threads_of_a_rank_wait_without_a_busy_loop_unless_told_otherwise(
     if given is not None:
         monkeypatch.setenv("OMP_WAIT_POLICY", given)
     assert _environment(Settings(), run_file_in(tmp_path, SPEC), 0, [])["OMP_WAIT_POLICY"] == expected
+
+
+def test_limits_that_would_not_hold_are_refused_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(job_max_processes=100, job_max_file_bytes=1 << 30)
+    assert limits_of(settings) == {resource.RLIMIT_NPROC: 100, resource.RLIMIT_FSIZE: 1 << 30}
+    assert limits_of(Settings()) == {}
+    require_limits(Settings())
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    with pytest.raises(InvalidInput, match="does not hold for root"):
+        require_limits(settings)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(resource, "getrlimit", lambda name: (50, 50))
+    with pytest.raises(InvalidInput, match="above that of this process, 50"):
+        require_limits(settings)

@@ -74,6 +74,21 @@ export class Poll<Answer> {
   }
 }
 
+/** Loads now, and again and again unless all is there; returns the stop function, so that it is the body of an effect. */
+export function loadUntil(
+  isComplete: boolean,
+  load: (signal: AbortSignal) => Promise<void>,
+  everyMs: number,
+): () => void {
+  const abort = new AbortController();
+  void load(abort.signal);
+  const timer = isComplete ? undefined : setInterval(() => void load(abort.signal), everyMs);
+  return () => {
+    clearInterval(timer);
+    abort.abort();
+  };
+}
+
 function isSaidElsewhere(failure: unknown): boolean {
   if (!(failure instanceof ApiProblem)) return false;
   return (failure.status === 0 && reachability.lost) || failure.status === 401;
