@@ -55,7 +55,7 @@ SPEC = TrainSpec(kind="train")
 def rows() -> Iterator[Row]:
     """Yield rows `queue/<dialect>/<what>`, in CPU seconds a call."""
     for dialect in ("sqlite", "postgres"):
-        with tempfile.TemporaryDirectory() as folder, _databases(dialect, Path(folder)) as (database, empty, server):
+        with tempfile.TemporaryDirectory() as folder, databases(dialect, Path(folder)) as (database, empty, server):
             _fill(database)
             for what, ours, peer, peer_name in _cases(database, empty):
                 pairs = [(_cpu_s(ours, server), _cpu_s(peer, server)) for _ in range(NUM_ROUNDS)]
@@ -108,15 +108,15 @@ def _submit(database: Database) -> None:
 
 def _cpu_s(call: Callable[[], Any], server: psutil.Process | None) -> float:
     call()
-    server_before_s = _server_cpu_s(server)
+    server_before_s = server_cpu_s(server)
     before_s = time.process_time()
     for _ in range(NUM_CALLS):
         call()
     own_s = time.process_time() - before_s
-    return (own_s + _server_cpu_s(server) - server_before_s) / NUM_CALLS
+    return (own_s + server_cpu_s(server) - server_before_s) / NUM_CALLS
 
 
-def _server_cpu_s(server: psutil.Process | None) -> float:
+def server_cpu_s(server: psutil.Process | None) -> float:
     """CPU time of a Postgres and its children so far; 0 without one."""
     if server is None:
         return 0.0
@@ -129,7 +129,7 @@ def _server_cpu_s(server: psutil.Process | None) -> float:
 
 
 @contextmanager
-def _databases(dialect: str, folder: Path) -> Iterator[tuple[Database, Database, psutil.Process | None]]:
+def databases(dialect: str, folder: Path) -> Iterator[tuple[Database, Database, psutil.Process | None]]:
     """Yield two migrated databases, and the process of their server."""
     server = None
     if dialect == "sqlite":

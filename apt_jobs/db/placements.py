@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, exists, or_, select, text, update
+from sqlalchemy import CTE, Select, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
@@ -150,23 +150,42 @@ def _ends_in_time(needs: Needs, now_s: float, opens_by_s: float | None) -> bool:
 def _heads(session: Session, queues: Sequence[str], packing: Packing, untried_only: bool) -> list[_Head]:
     found = []
     for number, queue in enumerate(queues):
-        for needs_text in _needs_to_try(session, queue, packing):
-            needs = decode_needs(needs_text)
-            if packing.room.lacks(needs) is not None:
-                continue
-            query = _first_of(queue, needs_text, packing).add_columns(
-                Job.priority,
-                Job.created_at,
-                (Job.not_before_at <= now_plus(-packing.reserve_after_s)).label("is_overdue"),
-                Job.reserved_by,
-                (Job.reserved_until > now_plus(0)).label("is_reserved"),
-                (Job.reserved_until > now_plus(RENEW_BELOW_S)).label("is_renewed"),
-            )
-            if untried_only:
-                query = query.where(~exists().where(HandBack.job_id == Job.id, HandBack.worker == packing.worker))
-            if (row := session.execute(query).one_or_none()) is not None:
-                found.append(_head_of(row, number, queue, needs_text, needs))
+        for row in _first_rows(session, queue, packing, untried_only):
+            needs = decode_needs(row.needs)
+            if packing.room.lacks(needs) is None:
+                found.append(_head_of(row, number, queue, row.needs, needs))
     return found
+
+
+def _first_rows(session: Session, queue: str, packing: Packing, untried_only: bool) -> list[Any]:
+    """Read the first due job of each needs of the queue: one statement, however many needs there are.
+
+    Where there are too many needs, the first job of the queue in any case.
+    """
+    due: Select[Any] = due_jobs(queue, packing.worker, packing.kind)
+    if untried_only:
+        due = due.where(~exists().where(HandBack.job_id == Job.id, HandBack.worker == packing.worker))
+    due = due.order_by(Job.priority.desc(), Job.created_at, Job.id).limit(1)
+    waiting = _waiting_needs(queue)
+    first = due.where(Job.needs == waiting.c.needs).correlate(waiting).scalar_subquery()
+    firsts = select(first.label("id")).where(waiting.c.needs.is_not(None)).limit(MAX_DIFFERENT_NEEDS).subquery()
+    rows = list(session.execute(_head_columns(packing).select_from(firsts).outerjoin(Job, Job.id == firsts.c.id)))
+    if len(rows) == MAX_DIFFERENT_NEEDS:
+        rows += session.execute(_head_columns(packing).where(Job.id == due.correlate(None).scalar_subquery()))
+    return list({row.id: row for row in rows if row.id is not None}.values())
+
+
+def _head_columns(packing: Packing) -> Any:
+    return select(
+        Job.id,
+        Job.needs,
+        Job.priority,
+        Job.created_at,
+        (Job.not_before_at <= now_plus(-packing.reserve_after_s)).label("is_overdue"),
+        Job.reserved_by,
+        (Job.reserved_until > now_plus(0)).label("is_reserved"),
+        (Job.reserved_until > now_plus(RENEW_BELOW_S)).label("is_renewed"),
+    )
 
 
 def _in_order(heads: list[_Head], worker: str) -> list[_Head]:
@@ -176,17 +195,6 @@ def _in_order(heads: list[_Head], worker: str) -> list[_Head]:
         before = [head for head in ordered if head.place < kept.place and head.priority >= kept.priority]
         ordered = [*before, kept, *(head for head in ordered if head is not kept and head not in before)]
     return ordered
-
-
-def _needs_to_try(session: Session, queue: str, packing: Packing) -> list[str]:
-    """Return the different needs of a queue; where there are too many, those of its first job in any case."""
-    found = different_needs(session, queue)
-    if len(found) == MAX_DIFFERENT_NEEDS:
-        due = due_jobs(queue, packing.worker, packing.kind).with_only_columns(Job.needs)
-        first = session.scalar(due.order_by(Job.priority.desc(), Job.created_at, Job.id).limit(1))
-        if first is not None and first not in found:
-            found.append(first)
-    return found
 
 
 def _head_of(row: Any, number: int, queue: str, needs_text: str, needs: Needs) -> _Head:
@@ -209,24 +217,15 @@ def _first_of(queue: str, needs_text: str, packing: Packing) -> Select[Any]:
 
 
 def different_needs(session: Session, queue: str) -> list[str]:
-    """Return the different needs of the jobs that wait in a queue; at most `MAX_DIFFERENT_NEEDS`.
+    """Return the different needs of the jobs that wait in a queue; at most `MAX_DIFFERENT_NEEDS`."""
+    needs = _waiting_needs(queue).c.needs
+    return list(session.scalars(select(needs).where(needs.is_not(None)).limit(MAX_DIFFERENT_NEEDS)))
 
-    Steps from one to the next in `ix_jobs_needs`, whatever the number of jobs.
-    """
-    found = session.execute(
-        text(
-            """
-            WITH RECURSIVE waiting(needs) AS (
-              SELECT min(needs) FROM jobs WHERE queue = :queue AND state = 'queued' AND holds = 0
-              UNION ALL
-              SELECT (SELECT min(jobs.needs) FROM jobs
-                      WHERE jobs.queue = :queue AND jobs.state = 'queued' AND jobs.holds = 0
-                        AND jobs.needs > waiting.needs)
-              FROM waiting WHERE waiting.needs IS NOT NULL
-            )
-            SELECT needs FROM waiting WHERE needs IS NOT NULL LIMIT :limit
-            """
-        ),
-        {"queue": queue, "limit": MAX_DIFFERENT_NEEDS},
-    )
-    return list(found.scalars())
+
+def _waiting_needs(queue: str) -> CTE:
+    """Select the different needs of a queue, and NULL. Steps from one to the next in `ix_jobs_needs`, not over jobs."""
+    is_free = (Job.queue == queue, Job.state == JobState.QUEUED, Job.holds == 0)
+    smallest = select(func.min(Job.needs).label("needs")).where(*is_free)
+    waiting = smallest.cte("waiting", recursive=True)
+    following = smallest.where(Job.needs > waiting.c.needs).correlate(waiting).scalar_subquery()
+    return waiting.union_all(select(following).where(waiting.c.needs.is_not(None)))

@@ -13,11 +13,12 @@ from sqlalchemy import case, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
+from apt_jobs.db.gangs import Pool
 from apt_jobs.db.models import Checkpoint, HandBack, Job, QueueRow, WorkerRow
 from apt_jobs.db.placements import RESERVATION_S, different_needs
 from apt_jobs.db.queues import num_running
 from apt_jobs.db.workers import list_workers
-from apt_jobs.jobs.needs import decode_needs
+from apt_jobs.jobs.needs import Needs, decode_needs
 from apt_jobs.jobs.packing import Held, Room, RoomReport
 from apt_jobs.jobs.preemption import PreemptionRules, choose_victims
 from apt_jobs.jobs.states import OWNED_STATES, JobState
@@ -109,7 +110,7 @@ class _Look:
     """What there is to know of running jobs and their workers, for one look."""
 
     def __init__(self, session: Session, rules: PreemptionRules, alive_within_s: float) -> None:
-        self._session = session
+        self._session, self._alive_within_s = session, alive_within_s
         self._candidates = _candidates(session, rules)
         owned = select(Job.id, Job.preempted_by).where(Job.state.in_(OWNED_STATES), Job.kind == "train")
         self._yields_to: dict[str, str | None] = dict(session.execute(owned).all())
@@ -148,7 +149,7 @@ class _Look:
     def _cheapest(self, head: Any, workers: Sequence[_Worker]) -> Preemption | None:
         """Return the plan with the least work lost; None: there is room already, or soon, or nothing may yield."""
         needs = decode_needs(head.needs)
-        suitable = [one for one in workers if one.room.lacks(needs) is None]
+        suitable = [one for one in workers if one.room.lacks(needs) is None and self._has_nodes(one.row, needs)]
         if any(self._without_ending(one).place(needs) is not None for one in suitable):
             return None
         choices: list[tuple[_Worker, dict[str, float]]] = []
@@ -168,6 +169,12 @@ class _Look:
                 lost_s = sum(may_yield[job_id] for job_id in victims)
                 plans.append(Preemption(head.id, one.row.name, attempts, lost_s))
         return min(plans, key=lambda plan: (plan.lost_s, plan.worker), default=None)
+
+    def _has_nodes(self, row: WorkerRow, needs: Needs) -> bool:
+        """Return whether the pool has the further nodes of such a job: only its leader's room is made free for it."""
+        if row.pool is None or needs.num_nodes == 1:
+            return True
+        return Pool(row.pool, self._alive_within_s).has_nodes(self._session, needs)
 
     def _without_ending(self, one: _Worker) -> Room:
         """Return the room of a worker without jobs that have ended: their processes go soon."""

@@ -14,9 +14,11 @@ from apt_jobs.db.engine import Database
 from apt_jobs.db.gangs import Pool, gang_of, share_of
 from apt_jobs.db.models import GangShare, Job, WorkerRow
 from apt_jobs.db.placements import Packing, choose, claim_fitting
+from apt_jobs.db.preemptions import plan_preemptions
 from apt_jobs.db.workers import pause_worker, record_worker, set_drained
 from apt_jobs.jobs.needs import Needs
-from apt_jobs.jobs.packing import Offer, Room, RoomReport
+from apt_jobs.jobs.packing import Held, Offer, Room, RoomReport
+from apt_jobs.jobs.preemption import PreemptionRules
 from apt_jobs.jobs.states import JobState
 from apt_jobs.operations.waiting import waiting_of
 from tests.integration.db.steps import LEASE_S, lose_worker, submit
@@ -160,3 +162,22 @@ def test_a_job_of_one_node_needs_none_of_the_pool(sqlite_database: Database) -> 
     job_id = submit(sqlite_database)
     assert claim(sqlite_database) == job_id
     assert (gang(sqlite_database, job_id), num_shares(sqlite_database)) == ([], 0)
+
+
+def test_nothing_yields_to_a_gang_that_lacks_nodes(sqlite_database: Database) -> None:
+    record(sqlite_database, "n1")
+    victim = submit(sqlite_database, num_ranks=4)
+    assert claim(sqlite_database) == victim
+    report = RoomReport(4, 8.0, 16, 4, 9, ((victim, Held(cpus=4)),))
+    urgent = submit(sqlite_database, num_ranks=3, num_nodes=3, priority=5)
+    with sqlite_database.write() as session:
+        session.execute(update(Job).where(Job.id == urgent).values(not_before_at=now_plus(-5)))
+    record(sqlite_database, "lead", kind="train")
+    with sqlite_database.write() as session:
+        session.execute(update(WorkerRow).where(WorkerRow.name == "lead").values(room=report.as_document()))
+    rules = PreemptionRules(exempt_s=0.0)
+    with sqlite_database.read() as session:
+        assert plan_preemptions(session, rules, 30.0) == []
+    record(sqlite_database, "n2")
+    with sqlite_database.read() as session:
+        assert [plan.job_id for plan in plan_preemptions(session, rules, 30.0)] == [urgent]
