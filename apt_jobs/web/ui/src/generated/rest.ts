@@ -53,8 +53,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * List jobs, newest first
-         * @description List jobs, newest first.
+         * List jobs, newest first if nothing else is asked for
+         * @description List jobs, newest first if nothing else is asked for.
          */
         get: operations["list_jobs"];
         put?: never;
@@ -63,6 +63,106 @@ export interface paths {
          * @description Submit a training or generation job. The answer is durable: the job will reach an end.
          */
         post: operations["submit_job"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/jobs/cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Cancel many jobs
+         * @description Cancel many jobs. Repeating it changes nothing.
+         */
+        post: operations["cancel_jobs"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/jobs/pause": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Pause many jobs
+         * @description Pause many jobs. Repeating it changes nothing.
+         */
+        post: operations["pause_jobs"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/jobs/resume": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Let many paused jobs go on
+         * @description Let many paused jobs go on.
+         */
+        post: operations["resume_jobs"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/jobs/retry": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Queue many failed, cancelled or dead jobs again
+         * @description Queue many failed, cancelled or dead jobs again.
+         */
+        post: operations["retry_jobs"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/jobs/delete": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Delete many ended jobs with their logs, checkpoints and files
+         * @description Delete many ended jobs with their logs, checkpoints and files; one whose checkpoint another needs stays.
+         */
+        post: operations["delete_jobs"];
         delete?: never;
         options?: never;
         head?: never;
@@ -78,7 +178,7 @@ export interface paths {
         };
         /**
          * Return one job with its attempts, its place in the queue and what it waits for
-         * @description Return one job with its attempts, its place in the queue and what it waits for.
+         * @description Return one job with its attempts, its place in the queue and what it waits for; with `wait` when it has ended.
          */
         get: operations["get_job"];
         put?: never;
@@ -3040,6 +3140,31 @@ export interface components {
         };
         /** @enum {string} */
         JobState: "queued" | "running" | "pausing" | "paused" | "succeeded" | "failed" | "cancelled" | "dead";
+        /**
+         * @description Which jobs.
+         * @example {
+         *       "filter": "state:failed label:team=a"
+         *     }
+         */
+        JobsBody: {
+            /**
+             * @description Ids of jobs.
+             * @default null
+             */
+            ids?: string[] | null;
+            /**
+             * @description As of `GET /api/jobs`; what it matches now.
+             * @default null
+             */
+            filter?: string | null;
+        };
+        /** @description What became of many jobs. */
+        JobsChanged: {
+            matched: number;
+            /** @description Those that were not in the wanted state already. */
+            changed: number;
+            refused: components["schemas"]["Refusal"][];
+        };
         KeyAnswer: {
             id: string;
             name: string;
@@ -3466,6 +3591,11 @@ export interface components {
              * @enum {string}
              */
             scale?: "linear" | "log";
+        };
+        /** @description A job that stays as it is. */
+        Refusal: {
+            id: string;
+            why: string;
         };
         /** @description What a job takes of each machine that it runs on, for itself alone. A worker runs as many jobs as fit. */
         Resources: {
@@ -4600,6 +4730,8 @@ export type JobError = components['schemas']['JobError'];
 export type JobList = components['schemas']['JobList'];
 export type JobPatch = components['schemas']['JobPatch'];
 export type JobState = components['schemas']['JobState'];
+export type JobsBody = components['schemas']['JobsBody'];
+export type JobsChanged = components['schemas']['JobsChanged'];
 export type KeyAnswer = components['schemas']['KeyAnswer'];
 export type KeyList = components['schemas']['KeyList'];
 export type LikelyToken = components['schemas']['LikelyToken'];
@@ -4628,6 +4760,7 @@ export type QueueAnswer = components['schemas']['QueueAnswer'];
 export type QueueBody = components['schemas']['QueueBody'];
 export type QueueList = components['schemas']['QueueList'];
 export type Range = components['schemas']['Range'];
+export type Refusal = components['schemas']['Refusal'];
 export type Resources = components['schemas']['Resources'];
 export type ResponseFormat = components['schemas']['ResponseFormat'];
 export type Rung = components['schemas']['Rung'];
@@ -4751,6 +4884,12 @@ export interface operations {
                 label?: string;
                 /** @description Part of name or id. */
                 text?: string;
+                /** @description Terms that all hold, as `state:running,queued label:team=a lr>1e-3 -kind:generate "text"`. */
+                filter?: string;
+                /** @description created_at, priority, step or name; with a minus the largest first. */
+                sort?: string;
+                /** @description Only these fields of each job, with commas between. */
+                fields?: string;
                 /** @description Last id seen. */
                 after?: string;
                 /** @description At most so many. */
@@ -4820,9 +4959,179 @@ export interface operations {
             503: components["responses"]["Problem503"];
         };
     };
-    get_job: {
+    cancel_jobs: {
         parameters: {
             query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JobsBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobsChanged"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    pause_jobs: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JobsBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobsChanged"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    resume_jobs: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JobsBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobsChanged"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    retry_jobs: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JobsBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobsChanged"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    delete_jobs: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JobsBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobsChanged"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    get_job: {
+        parameters: {
+            query?: {
+                /** @description Answer when it has ended, or after so many seconds. */
+                wait?: number;
+                /** @description Only these fields, with commas between. */
+                fields?: string;
+            };
             header?: never;
             path: {
                 /** @description Id of the job. */
@@ -4845,6 +5154,7 @@ export interface operations {
             401: components["responses"]["Problem401"];
             403: components["responses"]["Problem403"];
             404: components["responses"]["Problem404"];
+            422: components["responses"]["Problem422"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };
