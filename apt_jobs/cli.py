@@ -11,7 +11,7 @@ import traceback
 
 import typer
 
-from apt_jobs.commands import admin, datasets, jobs, models, run, schedules, sweeps, workers
+from apt_jobs.commands import admin, datasets, doctor, jobs, models, run, schedules, sweeps, workers
 from apt_jobs.commands.progress import follow
 from apt_jobs.commands.terminal import complain, echo, load_settings, prepare_streams
 from apt_jobs.errors import AptJobsError
@@ -25,6 +25,7 @@ app = typer.Typer(
     help="A job queue with a live monitor for language models.",
 )
 app.add_typer(admin.app)
+app.add_typer(doctor.app)
 app.add_typer(jobs.app)
 app.add_typer(run.app)
 app.add_typer(models.app)
