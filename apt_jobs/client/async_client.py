@@ -190,6 +190,23 @@ class AsyncClient(AsyncModelCalls, AsyncDataCalls, AsyncSweepCalls):
         """
         return await self._job(calls.update_job(job_id, changes, etag))
 
+    async def steer_jobs(
+        self,
+        action: Literal["cancel", "pause", "resume", "retry", "delete"],
+        ids: Sequence[str] | None = None,
+        *,
+        filter: str | None = None,
+    ) -> dict[str, Any]:
+        """Steer many jobs, by their ids or by a filter of `GET /api/jobs`.
+
+        Returns:
+            How many `matched` and `changed`, and the `refused` ones with the reason.
+
+        Example:
+            await client.steer_jobs("cancel", filter="state:queued label:team=a")
+        """
+        return await self._send(calls.steer_jobs(action, ids, filter))
+
     async def delete(self, job_id: str) -> None:
         """Delete an ended job with its log, its checkpoints and its files."""
         await self._send(calls.delete_job(job_id))

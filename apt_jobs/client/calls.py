@@ -102,6 +102,13 @@ def update_job(job_id: str, changes: Mapping[str, Any], etag: str | None) -> Cal
     return _with_json("PATCH", job_path(job_id), changes, JobAnswer, headers=headers)
 
 
+def steer_jobs(
+    action: Literal["cancel", "pause", "resume", "retry", "delete"], ids: Sequence[str] | None, filter_text: str | None
+) -> Call[dict[str, Any]]:
+    body = _given({"ids": None if ids is None else list(ids), "filter": filter_text})
+    return _with_json("POST", f"/api/jobs/{action}", body, dict, is_repeatable=action in ("cancel", "pause"))
+
+
 def delete_job(job_id: str) -> Call[None]:
     return Call("DELETE", job_path(job_id), _nothing, is_repeatable=False)
 

@@ -1,7 +1,7 @@
 """`apt-jobs submit`, `ps`, `watch`, `logs` and all else that is about jobs and what comes of them."""
 
 from contextlib import suppress
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, cast, get_args
 
 import typer
 
@@ -22,6 +22,7 @@ from apt_jobs.jobs.merge_patch import patch_of
 
 app = typer.Typer()
 JobId = Annotated[str, typer.Argument(help="As `apt-jobs ps` shows it.")]
+Action = Literal["cancel", "pause", "resume", "retry", "delete"]
 PAGE = 200  # jobs
 
 
@@ -77,12 +78,16 @@ def clone(
 def ps(
     as_json: AsJson = False,
     state: Annotated[list[str] | None, typer.Option(help="Only in this state; may be repeated.")] = None,
+    filter_: Annotated[
+        str | None, typer.Option("--filter", help='As "state:running label:team=a lr>1e-3"; docs/how-to/many_jobs.md.')
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="created_at, priority, step, name; with a minus downwards.")] = None,
     limit: Annotated[int, typer.Option("-n", "--limit", min=1, max=100_000, help="Most jobs to show.")] = 50,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first if nothing else is asked for."""
     rows = []
     with open_client() as client:
-        for job in client.iter_jobs(state=state or [], limit=min(limit, PAGE)):
+        for job in client.iter_jobs(state=state or [], filter=filter_, sort=sort, limit=min(limit, PAGE)):
             rows.append(job)
             if len(rows) == limit:
                 break
@@ -124,6 +129,24 @@ def watch(job_id: JobId) -> None:
     with open_client() as client:
         if follow(client, job_id).state != "succeeded":
             raise typer.Exit(1)
+
+
+@app.command("many")
+def steer_many(
+    action: Annotated[str, typer.Argument(help="cancel, pause, resume, retry or delete")],
+    job_ids: Annotated[list[str] | None, typer.Argument(help="As `apt-jobs ps` shows them.")] = None,
+    filter_: Annotated[str | None, typer.Option("--filter", help="All that it matches now, instead of ids.")] = None,
+) -> None:
+    """Steer many jobs at once; the exit status is 1 if one of them is refused."""
+    if action not in get_args(Action):
+        raise InvalidInput(f"{action!r} is nothing that many jobs can be asked; expected {', '.join(get_args(Action))}")
+    with open_client() as client:
+        answer = client.steer_jobs(cast(Action, action), job_ids or None, filter=filter_)
+    echo(f"{answer['changed']} of {answer['matched']} jobs changed")
+    for refused in answer["refused"]:
+        echo(f"{refused['id']}: {refused['why']}")
+    if answer["refused"]:
+        raise typer.Exit(1)
 
 
 @app.command()

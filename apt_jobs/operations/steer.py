@@ -6,6 +6,7 @@ job that is queued again is the caller's to wake a worker for.
 
 from sqlalchemy.orm import Session
 
+from apt_jobs.db.jobs import get_job
 from apt_jobs.db.models import Job
 from apt_jobs.db.steering import request_cancel, request_pause, request_resume, request_retry
 from apt_jobs.errors import Conflict
@@ -60,6 +61,15 @@ def retry_job(session: Session, settings: Settings, job_id: str) -> Steered:
     if events:
         require_retriable(session, settings, job_id)
     return job, events
+
+
+def is_asked_to_stop(session: Session, job_id: str) -> bool:
+    """Return whether somebody asked to cancel a job.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    return get_job(session, job_id).cancel_requested_at is not None
 
 
 def apply_policy(session: Session, job_id: str, action: PolicyAction, reason: str) -> list[StoredEvent]:

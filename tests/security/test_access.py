@@ -26,6 +26,7 @@ OPEN_WITH_NAME = frozenset({"/jobs/some_job_id", "/sweeps/some_sweep_id", "/asse
 ADMIN_ONLY = frozenset(
     {
         ("DELETE", "/api/jobs/some_job_id"),
+        ("POST", "/api/jobs/delete"),
         ("DELETE", "/api/checkpoints/some_checkpoint_id"),
         ("DELETE", "/api/datasets/some_name"),
         ("GET", "/api/keys"),

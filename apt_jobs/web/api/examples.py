@@ -76,6 +76,7 @@ EXAMPLES: dict[str, Any] = {
         "metric": "val_loss",
         "goal": "minimize",
     },
+    "JobsBody": {"filter": "state:failed label:team=a"},
     "JobPatch": {"name": "nightly, again", "labels": {"team": "b"}, "notes": "With twice the data."},
     "AnyJobSpec": _TRAIN,
     "TrainSpec": _TRAIN,

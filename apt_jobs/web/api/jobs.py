@@ -14,8 +14,9 @@ from apt_jobs.db.access import Role
 from apt_jobs.db.checkpoints import best_of_job
 from apt_jobs.db.events import events_after, log_events_before
 from apt_jobs.db.idempotency import IdempotencyKey, create_once, known_resource
+from apt_jobs.db.job_filters import conditions_of
 from apt_jobs.db.jobs import get_job, list_attempts
-from apt_jobs.db.listing import list_jobs
+from apt_jobs.db.listing import DEFAULT_SORT, list_jobs
 from apt_jobs.db.models import Job
 from apt_jobs.db.workers import list_workers
 from apt_jobs.errors import InvalidReferences, Unavailable
@@ -35,6 +36,7 @@ from apt_jobs.web.api.code import require_consent
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.idempotency import made_job, replay_headers
 from apt_jobs.web.api.job_edits import etag_of
+from apt_jobs.web.api.job_queries import MAX_WAIT_S, Fields, FilterText, Sort, chosen, wait_for_end
 from apt_jobs.web.api.preflights import PreflightAnswer, preflight_answer
 from apt_jobs.web.live.server_sent_events import event_stream, wants_event_stream
 from apt_jobs.web.problems import REFERENCES_DETAIL, ProblemError, reference_faults
@@ -62,12 +64,23 @@ class ListQuery(Query):
         None, description="`key=value`."
     )
     text: Annotated[str, StringConstraints(max_length=200)] | None = Field(None, description="Part of name or id.")
+    filter: FilterText | None = Field(
+        None,
+        description='Terms that all hold, as `state:running,queued label:team=a lr>1e-3 -kind:generate "text"`.',
+    )
+    sort: Sort = Field(DEFAULT_SORT, description="created_at, priority, step or name; with a minus the largest first.")
+    fields: Fields | None = Field(None, description="Only these fields of each job, with commas between.")
     after: Annotated[str, StringConstraints(max_length=40)] | None = Field(None, description="Last id seen.")
     limit: int = Field(50, ge=1, le=200)
 
 
 class SubmitQuery(Query):
     dry_run: bool = Field(False, description="Check the job and estimate what it takes; queue nothing.")
+
+
+class JobQuery(Query):
+    wait: float = Field(0.0, ge=0.0, le=MAX_WAIT_S, description="Answer when it has ended, or after so many seconds.")
+    fields: Fields | None = Field(None, description="Only these fields, with commas between.")
 
 
 class EventsQuery(Query):
@@ -130,7 +143,7 @@ async def submit_job(request: Request) -> Response:
 
 @endpoint(role=Role.VIEWER, tag="jobs", query=ListQuery, answers={200: JobList}, operation="list_jobs")
 async def get_jobs(request: Request) -> Response:
-    """List jobs, newest first."""
+    """List jobs, newest first if nothing else is asked for."""
     query: ListQuery = request.state.query
     label = None if query.label is None else (query.label.partition("=")[0], query.label.partition("=")[2])
     service = service_of(request)
@@ -143,19 +156,25 @@ async def get_jobs(request: Request) -> Response:
             queue=query.queue,
             label=label,
             text=query.text,
+            terms=conditions_of(session, query.filter),
+            sort=query.sort,
             after=query.after,
             limit=query.limit,
         )
         return JobList(data=listed_answers(session, rows, service.settings), has_more=has_more)
 
     answer = await service.read(read)
-    return JSONResponse(answer.model_dump(mode="json"))
+    rows = [chosen(row, query.fields) for row in answer.data]
+    return JSONResponse({**answer.model_dump(mode="json", exclude={"data"}), "data": rows})
 
 
-@endpoint(role=Role.VIEWER, tag="jobs", answers={200: JobAnswer}, operation="get_job")
+@endpoint(role=Role.VIEWER, tag="jobs", query=JobQuery, answers={200: JobAnswer}, operation="get_job")
 async def get_one_job(request: Request) -> Response:
-    """Return one job with its attempts, its place in the queue and what it waits for."""
+    """Return one job with its attempts, its place in the queue and what it waits for; with `wait` when it has ended."""
     service = service_of(request)
+    query: JobQuery = request.state.query
+    if query.wait:
+        await wait_for_end(request, request.path_params["job_id"], query.wait)
 
     def look(session: Session, job_id: str) -> tuple[JobAnswer, str]:
         job = get_job(session, job_id)
@@ -169,7 +188,7 @@ async def get_one_job(request: Request) -> Response:
         return answer, etag_of(job)
 
     answer, etag = await service.read(look, request.path_params["job_id"])
-    return JSONResponse(answer.model_dump(mode="json"), headers={"etag": etag})
+    return JSONResponse(chosen(answer, query.fields), headers={"etag": etag})
 
 
 @endpoint(role=Role.SUBMITTER, tag="jobs", answers={200: JobAnswer}, problems={409})

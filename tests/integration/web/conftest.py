@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+import httpx
 import pytest
 
 from apt_jobs.settings import Settings
@@ -19,3 +20,11 @@ def served(
     yield service
     service.stop()
     service.close()
+
+
+@pytest.fixture
+def http(served: Served) -> Iterator[httpx.Client]:
+    """A client with an admin's key."""
+    base = f"http://127.0.0.1:{served.settings.port}"
+    with httpx.Client(base_url=base, headers=served.headers, trust_env=False, timeout=30) as client:
+        yield client

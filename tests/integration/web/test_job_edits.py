@@ -1,6 +1,5 @@
 """`PATCH /api/jobs/{id}`: what may be edited when, and two who edit at once."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -11,13 +10,6 @@ from tests.integration.db.steps import claim
 from tests.integration.web.served import Served
 
 pytestmark = pytest.mark.parametrize("served", ["direct"], indirect=True)
-
-
-@pytest.fixture
-def http(served: Served) -> Iterator[httpx.Client]:
-    base = f"http://127.0.0.1:{served.settings.port}"
-    with httpx.Client(base_url=base, headers=served.headers, trust_env=False, timeout=30) as client:
-        yield client
 
 
 def submitted(http: httpx.Client, **fields: Any) -> str:

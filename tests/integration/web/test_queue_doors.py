@@ -2,7 +2,6 @@
 
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -30,13 +29,6 @@ ABSENT: tuple[tuple[str, dict[str, Any]], ...] = (
     ("entry_point", {"kind": "train", "entry_point": "absent"}),
     ("model", {"kind": "generate", "texts": ["x"], "model": "absent"}),
 )
-
-
-@pytest.fixture
-def http(served: Served) -> Iterator[httpx.Client]:
-    base = f"http://127.0.0.1:{served.settings.port}"
-    with httpx.Client(base_url=base, headers=served.headers, trust_env=False, timeout=30) as client:
-        yield client
 
 
 def worker(served: Served, **fields: Any) -> None:

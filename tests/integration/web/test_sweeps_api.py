@@ -1,6 +1,5 @@
 """`/api/sweeps`: made once, watched, steered as one; each wrong request names its field."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -18,13 +17,6 @@ BODY: dict[str, Any] = {
     "parameters": {RATE: {"values": [0.1, 0.01]}},
     "metric": "train_loss",
 }
-
-
-@pytest.fixture
-def http(served: Served) -> Iterator[httpx.Client]:
-    base = f"http://127.0.0.1:{served.settings.port}"
-    with httpx.Client(base_url=base, headers=served.headers, trust_env=False, timeout=30) as client:
-        yield client
 
 
 def make(http: httpx.Client, **fields: Any) -> dict[str, Any]:

@@ -53,18 +53,116 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * List jobs, newest first
-         * @description List jobs, newest first.
+         * List jobs, newest first if nothing else is asked for
+         * @description List jobs, newest first if nothing else is asked for.
          */
         get: operations["list_jobs"];
         put?: never;
         /**
          * Submit a training or generation job
          * @description Submit a training or generation job. The answer is durable: the job will reach an end.
-         *
-         *     With `dry_run` it is checked alone: 200 says what it would take, and which workers could run it.
          */
         post: operations["submit_job"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/jobs/cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Cancel many jobs
+         * @description Cancel many jobs. Repeating it changes nothing.
+         */
+        post: operations["cancel_jobs"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/jobs/pause": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Pause many jobs
+         * @description Pause many jobs. Repeating it changes nothing.
+         */
+        post: operations["pause_jobs"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/jobs/resume": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Let many paused jobs go on
+         * @description Let many paused jobs go on.
+         */
+        post: operations["resume_jobs"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/jobs/retry": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Queue many failed, cancelled or dead jobs again
+         * @description Queue many failed, cancelled or dead jobs again.
+         */
+        post: operations["retry_jobs"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/jobs/delete": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Delete many ended jobs with their logs, checkpoints and files
+         * @description Delete many ended jobs with their logs, checkpoints and files; one whose checkpoint another needs stays.
+         */
+        post: operations["delete_jobs"];
         delete?: never;
         options?: never;
         head?: never;
@@ -80,7 +178,7 @@ export interface paths {
         };
         /**
          * Return one job with its attempts, its place in the queue and what it waits for
-         * @description Return one job with its attempts, its place in the queue and what it waits for.
+         * @description Return one job with its attempts, its place in the queue and what it waits for; with `wait` when it has ended.
          */
         get: operations["get_job"];
         put?: never;
@@ -99,26 +197,6 @@ export interface paths {
          *     With `If-Match: <ETag of GET /api/jobs/{id}>` it is refused (412) if somebody else changed one of these meanwhile.
          */
         patch: operations["update_job"];
-        trace?: never;
-    };
-    "/api/jobs/{job_id}/clone": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Submit a job again
-         * @description Submit a job again: its own spec, changed by a merge patch. The code is the very same.
-         */
-        post: operations["clone_job"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
         trace?: never;
     };
     "/api/jobs/{job_id}/cancel": {
@@ -621,74 +699,6 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/api/uploads": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Begin to upload a data set in parts, or find the upload of the same file that broke off
-         * @description Begin to upload a data set in parts, or find the upload of the same file that broke off.
-         */
-        post: operations["begin_upload"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/uploads/{upload_id}": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * Return how far an upload is
-         * @description Return how far an upload is.
-         */
-        get: operations["get_upload"];
-        /**
-         * Add a part, which begins where the upload is
-         * @description Add a part, which begins where the upload is. Of one that breaks off what arrived is kept.
-         */
-        put: operations["add_part"];
-        post?: never;
-        /**
-         * Forget an upload and what arrived of it
-         * @description Forget an upload and what arrived of it.
-         */
-        delete: operations["cancel_upload"];
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/uploads/{upload_id}/complete": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Check what arrived by its SHA-256 and its format, and make it the data set
-         * @description Check what arrived by its SHA-256 and its format, and make it the data set.
-         */
-        post: operations["complete_upload"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
     "/api/datasets/{name}": {
         parameters: {
             query?: never;
@@ -1129,50 +1139,6 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
-    "/api/secrets": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * List the names of the secrets that jobs may ask for
-         * @description List the names of the secrets that jobs may ask for.
-         */
-        get: operations["list_secrets"];
-        put?: never;
-        post?: never;
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/secrets/{name}": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        /**
-         * Store a value under the name of the environment variable that jobs get it in, in place of an earlier one
-         * @description Store a value under the name of the environment variable that jobs get it in, in place of an earlier one.
-         */
-        put: operations["set_secret"];
-        post?: never;
-        /**
-         * Remove a secret
-         * @description Remove a secret. Jobs that run keep it; those that wait for it fail as they start.
-         */
-        delete: operations["delete_secret"];
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
     "/v1/models": {
         parameters: {
             query?: never;
@@ -1591,11 +1557,6 @@ export interface components {
              */
             max_seq_len?: number;
             /**
-             * @description Base of the rotary position embedding; larger for longer sequences.
-             * @default 10000
-             */
-            rope_theta?: number;
-            /**
              * @description Dropout of the attention weights.
              * @default 0
              */
@@ -1709,45 +1670,6 @@ export interface components {
              * @default null
              */
             steps_lost: number | null;
-            /**
-             * @description What it ran with; null: not known, or not yet.
-             * @default null
-             */
-            facts: components["schemas"]["AttemptFacts"] | null;
-        };
-        /** @description What an attempt ran with. */
-        AttemptFacts: {
-            /** @description Its version, as `3.12.3`. */
-            python: string;
-            /** @description As `torch==2.10.0`, by name. */
-            packages: string[];
-            /**
-             * @description Name or hash of the environment; null: that of the service.
-             * @default null
-             */
-            environment: string | null;
-            host: string;
-            /** @description Kernel and machine, as `Linux-6.1-x86_64`. */
-            system: string;
-            /** @description Names of those that it was given. */
-            gpus: string[];
-            /**
-             * @description Version of NVIDIA's kernel driver.
-             * @default null
-             */
-            gpu_driver: string | null;
-            /**
-             * @description Content of the data set; null: built in.
-             * @default null
-             */
-            dataset_sha256: string | null;
-            /** @default null */
-            validation_dataset_sha256: string | null;
-            /**
-             * @description SHA-256 of the packed folder, or the commit; null: the worker's.
-             * @default null
-             */
-            code: string | null;
         };
         BatchAnswer: {
             results: components["schemas"]["BatchItem"][];
@@ -2133,45 +2055,10 @@ export interface components {
              */
             logprobs: components["schemas"]["TokenLogprob"][] | null;
         };
-        /**
-         * @example {
-         *       "patch": {
-         *         "training": {
-         *           "seed": 2
-         *         }
-         *       },
-         *       "exact": false,
-         *       "checkpoint": null
-         *     }
-         */
-        CloneBody: {
-            /** @description JSON merge patch (RFC 7396) of the job's `spec`; null takes a field out. */
-            patch?: {
-                [key: string]: unknown;
-            };
-            /**
-             * @description With the packages that its last attempt ran with and the same content of its data set; refused where that cannot be had.
-             * @default false
-             */
-            exact?: boolean;
-            /**
-             * @description Start from this checkpoint of the job.
-             * @default null
-             */
-            checkpoint?: ("best" | "latest") | null;
-        };
-        /** @description The code that a job brings, whose command `argv` is: a packed folder, or a commit of git. */
+        /** @description The code that a job brings: a packed folder, whose command `argv` is. */
         Code: {
-            /**
-             * @description Of the packed folder, uploaded by `PUT /api/code/{sha256}` (`apt-jobs run`).
-             * @default null
-             */
-            sha256?: string | null;
-            /**
-             * @description A commit that the worker fetches.
-             * @default null
-             */
-            git?: components["schemas"]["GitCode"] | null;
+            /** @description Of the packed folder, uploaded by `PUT /api/code/{sha256}` (`apt-jobs run`). */
+            sha256: string;
         };
         CodeAnswer: {
             sha256: string;
@@ -2959,13 +2846,6 @@ export interface components {
              */
             embed?: (string | number[])[] | null;
         };
-        /** @description One commit of a repository. */
-        GitCode: {
-            /** @description As `https://host/path.git`, of a host that the operator lists in APT_JOBS_GIT_HOSTS. */
-            url: string;
-            /** @description Whole name of a commit, 40 digits and letters: a branch would be other code another day. */
-            commit: string;
-        };
         /** @description Norms by point and layer, in the order of `names`. A value is null if no norm of the point was finite. */
         GradientOverviewAnswer: {
             names: string[];
@@ -3091,11 +2971,8 @@ export interface components {
          *       "sweep_id": null,
          *       "notes": null,
          *       "attempts": null,
-         *       "best_checkpoint": null,
          *       "queue_position": null,
-         *       "waiting_for": null,
-         *       "expected_start_at": null,
-         *       "num_preemptions": 0
+         *       "waiting_for": null
          *     }
          */
         JobAnswer: {
@@ -3141,11 +3018,6 @@ export interface components {
              */
             attempts: components["schemas"]["AttemptAnswer"][] | null;
             /**
-             * @description Id of the one with the lowest validation loss, which is kept. Only in the view of one job.
-             * @default null
-             */
-            best_checkpoint: string | null;
-            /**
              * @description 1: next. In lists null for jobs far behind; null if it does not wait.
              * @default null
              */
@@ -3155,16 +3027,6 @@ export interface components {
              * @default null
              */
             waiting_for: string | null;
-            /**
-             * @description When it will probably start. Only in the view of one job; null: nobody knows.
-             * @default null
-             */
-            expected_start_at: string | null;
-            /**
-             * @description Times that it yielded to a job of higher priority.
-             * @default 0
-             */
-            num_preemptions: number;
         };
         /** @description Why a job failed: what the first rank that failed raised. */
         JobError: {
@@ -3230,11 +3092,8 @@ export interface components {
          *           "sweep_id": null,
          *           "notes": null,
          *           "attempts": null,
-         *           "best_checkpoint": null,
          *           "queue_position": null,
-         *           "waiting_for": null,
-         *           "expected_start_at": null,
-         *           "num_preemptions": 0
+         *           "waiting_for": null
          *         }
          *       ],
          *       "has_more": false
@@ -3281,6 +3140,31 @@ export interface components {
         };
         /** @enum {string} */
         JobState: "queued" | "running" | "pausing" | "paused" | "succeeded" | "failed" | "cancelled" | "dead";
+        /**
+         * @description Which jobs.
+         * @example {
+         *       "filter": "state:failed label:team=a"
+         *     }
+         */
+        JobsBody: {
+            /**
+             * @description Ids of jobs.
+             * @default null
+             */
+            ids?: string[] | null;
+            /**
+             * @description As of `GET /api/jobs`; what it matches now.
+             * @default null
+             */
+            filter?: string | null;
+        };
+        /** @description What became of many jobs. */
+        JobsChanged: {
+            matched: number;
+            /** @description Those that were not in the wanted state already. */
+            changed: number;
+            refused: components["schemas"]["Refusal"][];
+        };
         KeyAnswer: {
             id: string;
             name: string;
@@ -3409,7 +3293,7 @@ export interface components {
         ModelAnswer: {
             id: string;
             /** @enum {string} */
-            source: "checkpoint" | "local" | "external";
+            source: "checkpoint" | "local";
             name: string;
             job_id: string | null;
             step: number | null;
@@ -3577,30 +3461,6 @@ export interface components {
              */
             weight_decay?: number | null;
         };
-        /** @description What is null is not known: of user scripts, of generation, or of a model that cannot be read. */
-        PreflightAnswer: {
-            /** @default preflight */
-            object: string;
-            /** @description Whether a worker could run it, now or later; null: none is alive. */
-            fits: boolean | null;
-            /** @description Those of the queue that are alive. */
-            workers: components["schemas"]["WorkerFitAnswer"][];
-            /** @description Options of `training` that would make it fit, if no GPU is large enough. */
-            advice: string[];
-            memory_per_rank_bytes: components["schemas"]["RankMemoryAnswer"] | null;
-            num_parameters: number | null;
-            num_trainable_parameters: number | null;
-            /** @description About how many the data sets have. */
-            num_tokens: number | null;
-            tokens_per_step: number | null;
-            /** @description About how many there would be. */
-            num_steps: number | null;
-            /** @description Of one checkpoint. */
-            checkpoint_bytes: number | null;
-            /** @description Of all checkpoints that are kept at once. */
-            checkpoints_bytes: number | null;
-            disk_free_bytes: number | null;
-        };
         /** @description A text of a row. */
         PreviewPart: {
             /** @description Its field, or the role of its message. */
@@ -3677,29 +3537,6 @@ export interface components {
             /** @description Known from another text that began with them. */
             cached_tokens: number;
         };
-        /** @description The Python that a user script runs in: `requirements` or `lock`, built once for all jobs, or `name`. */
-        PythonEnvironment: {
-            /**
-             * @description An environment that the worker's operator registered, in APT_JOBS_ENVIRONMENTS.
-             * @default null
-             */
-            name?: string | null;
-            /**
-             * @description Version, as `3.12`, from 3.11 on; null: that of the service.
-             * @default null
-             */
-            python?: string | null;
-            /**
-             * @description Packages, as `trl>=1.16`; resolved when it is first built.
-             * @default null
-             */
-            requirements?: string[] | null;
-            /**
-             * @description A file of the job's code that pins every package, as `uv pip compile` or `pip freeze` write it.
-             * @default null
-             */
-            lock?: string | null;
-        };
         /**
          * @example {
          *       "name": "train",
@@ -3755,21 +3592,15 @@ export interface components {
              */
             scale?: "linear" | "log";
         };
-        /** @description About how many bytes of GPU memory (without GPUs: of main memory) one rank takes. */
-        RankMemoryAnswer: {
-            weights: number;
-            gradients: number;
-            optimizer: number;
-            activations: number;
-            logits: number;
-            /** @description Average, reference model, buckets, weights that are cast, CUDA itself. */
-            other: number;
-            total: number;
+        /** @description A job that stays as it is. */
+        Refusal: {
+            id: string;
+            why: string;
         };
         /** @description What a job takes of each machine that it runs on, for itself alone. A worker runs as many jobs as fit. */
         Resources: {
             /**
-             * @description GPUs on each machine, or a part of one, as 0.5, which other jobs share; null: one for each rank there, where the worker has GPUs; 0: none.
+             * @description GPUs on each machine; null: one for each rank there, where the worker has GPUs; 0: none.
              * @default null
              */
             gpus?: number | null;
@@ -3779,7 +3610,7 @@ export interface components {
              */
             gpu_type?: string | null;
             /**
-             * @description Memory that each of its GPUs, or its part of one, has at least, in GB (10**9 bytes).
+             * @description Memory that each of its GPUs has at least, in GB (10**9 bytes).
              * @default null
              */
             gpu_memory_gb?: number | null;
@@ -3904,33 +3735,6 @@ export interface components {
             job_id: string | null;
             job_state: components["schemas"]["JobState"] | null;
             reason: string | null;
-        };
-        SecretAnswer: {
-            name: string;
-            created_at: string;
-            updated_at: string;
-        };
-        /**
-         * @example {
-         *       "value": "hf_0123456789abcdef"
-         *     }
-         */
-        SecretBody: {
-            /**
-             * Format: password
-             * @description 8 to 16,384 characters. No answer ever has it.
-             */
-            value: string;
-        };
-        SecretList: {
-            /**
-             * @default list
-             * @constant
-             */
-            object: "list";
-            data: components["schemas"]["SecretAnswer"][];
-            /** @default false */
-            has_more: boolean;
         };
         StatusAnswer: {
             job_id: string | null;
@@ -4228,17 +4032,10 @@ export interface components {
              * @enum {string}
              */
             launcher?: "torchrun" | "none";
-            /** @description Environment variables of the ranks. All who may read the job see them: see `secrets`. */
+            /** @description Environment variables of the ranks. All who may read the job see them: no secrets. */
             env?: {
                 [key: string]: string;
             };
-            /** @description Secrets of `GET /api/secrets` that a user script gets as environment variables of these names. */
-            secrets?: string[];
-            /**
-             * @description Python and packages of a user script; null: those of the service.
-             * @default null
-             */
-            environment?: components["schemas"]["PythonEnvironment"] | null;
             /**
              * @description A data set of `GET /api/datasets`.
              * @default pydoc-topics
@@ -4249,15 +4046,6 @@ export interface components {
              * @default null
              */
             validation_dataset?: string | null;
-            /**
-             * @description Train on a mixture of data sets, in place of `dataset`; null: on that one.
-             * @default null
-             */
-            datasets?: components["schemas"]["WeightedDataset"][] | null;
-            /** @description Also evaluate on these data sets at each validation: {name: data set}; the losses are the metrics `eval/<name>/loss`. */
-            validation_datasets?: {
-                [key: string]: string;
-            };
             /**
              * @description Start from a local model or a checkpoint id (`GET /api/models`).
              * @default null
@@ -4280,16 +4068,6 @@ export interface components {
              */
             device?: "auto" | "cpu" | "cuda";
             resources?: components["schemas"]["Resources"];
-            /**
-             * @description Whether it saves and yields its room to a waiting job of higher priority, and goes on later. null: the built-in trainer does; a user script, which may save nothing, does not.
-             * @default null
-             */
-            preemptible?: boolean | null;
-            /**
-             * @description Longest time to save when it is preempted, in seconds; null: `APT_JOBS_DRAIN_TIMEOUT_S`.
-             * @default null
-             */
-            grace_period_s?: number | null;
             /** @description null: the default, as answers show it for a script. */
             model?: components["schemas"]["APTConfig"] | null;
             training?: components["schemas"]["TrainingOptions"];
@@ -4435,11 +4213,6 @@ export interface components {
              */
             early_stopping_patience?: number | null;
             /**
-             * @description When all steps are done, let the job's id and result name the checkpoint with the lowest loss in validation, not the last one. Either way it is kept, and is `job_...@best`.
-             * @default false
-             */
-            load_best_model_at_end?: boolean;
-            /**
              * @description Optimizer steps between two validations.
              * @default 50
              */
@@ -4464,34 +4237,17 @@ export interface components {
              * @default null
              */
             keep_every_steps?: number | null;
-            /** @description Continue these texts at each checkpoint, and show what comes of it; of chats they are questions. */
-            sample_prompts?: string[];
-            /**
-             * @description Most new tokens of each sample; each is a forward pass.
-             * @default 48
-             */
-            sample_tokens?: number;
-            /**
-             * @description Of samples; 0: always the likeliest token. Others are drawn by `seed`.
-             * @default 0
-             */
-            sample_temperature?: number;
             /**
              * @description Seed of weights, data order and dropout.
              * @default 1
              */
             seed?: number;
             /**
-             * @description bf16, fp16: autocast, of weights in float32; auto: bf16 where the GPU has it, else fp16, fp32 on CPU. bf16-true: weights, gradients and optimizer in bfloat16, a third of the memory; small updates are lost.
+             * @description auto: bf16 autocast where the GPU has it, else fp16; fp32 on CPU.
              * @default auto
              * @enum {string}
              */
-            precision?: "auto" | "fp32" | "bf16" | "fp16" | "bf16-true";
-            /**
-             * @description Average the weights exponentially with this decay, 0.999 say: the average is validated, and is the model of each checkpoint. null: no.
-             * @default null
-             */
-            ema_decay?: number | null;
+            precision?: "auto" | "fp32" | "bf16" | "fp16";
             /**
              * @description Keep no activations within a block, but compute them again in the backward pass.
              * @default false
@@ -4553,27 +4309,6 @@ export interface components {
             batch_size: number;
             learning_rate_multiplier: number;
         };
-        UploadAnswer: {
-            id: string;
-            name: string;
-            /** @description Bytes that have arrived: where the next part begins. */
-            offset: number;
-            size_bytes: number;
-            /** @description When it is forgotten if nothing more arrives. */
-            expires_at: string;
-        };
-        UploadRequest: {
-            /** @description What jobs will call it. */
-            name: string;
-            /** @default text */
-            format?: components["schemas"]["DatasetFormat"];
-            /** @default text */
-            column?: string;
-            /** @description Of the whole file. */
-            size_bytes: number;
-            /** @description Of the whole file. */
-            sha256: string;
-        };
         /** @description Tokens read and added. */
         Usage: {
             prompt_tokens: number;
@@ -4599,16 +4334,6 @@ export interface components {
         /** @description Values to try. */
         Values: {
             values: unknown[];
-        };
-        /** @description A data set of a mixture. */
-        WeightedDataset: {
-            /** @description A data set of `GET /api/datasets`. */
-            name: string;
-            /**
-             * @description Its share of the sequences is this over the sum of all weights.
-             * @default 1
-             */
-            weight?: number;
         };
         WorkerAnswer: {
             name: string;
@@ -4640,21 +4365,11 @@ export interface components {
              */
             paused_reason: string | null;
         };
-        WorkerFitAnswer: {
-            worker: string;
-            fits: boolean;
-            why_not: string | null;
-        };
         /** @description A job that a worker runs, and what it has to itself. */
         WorkerJob: {
             id: string;
             /** @description Indexes of its GPUs. */
             gpus: number[];
-            /**
-             * @description Part of each of them that it has.
-             * @default 1
-             */
-            gpu_share: number;
             /** @description CPU cores. */
             cpus: number;
             /** @description Main memory that it asked for, in GB (10**9 bytes). */
@@ -4673,7 +4388,6 @@ export interface components {
         /** @description What a training worker offers to its jobs, and what of it is free. */
         WorkerResources: {
             gpus: number;
-            /** @description That no job uses a part of. */
             gpus_free: number;
             cpus: number;
             cpus_free: number;
@@ -4682,7 +4396,7 @@ export interface components {
             /** @description Most jobs at once. */
             max_jobs: number;
             /**
-             * @description Job that it keeps room for.
+             * @description Job that waited long and that it keeps room for.
              * @default null
              */
             kept_for: string | null;
@@ -4949,7 +4663,6 @@ export type AnomalyPolicy = components['schemas']['AnomalyPolicy'];
 export type AnyJobSpec = components['schemas']['AnyJobSpec'];
 export type AssistantMessage = components['schemas']['AssistantMessage'];
 export type AttemptAnswer = components['schemas']['AttemptAnswer'];
-export type AttemptFacts = components['schemas']['AttemptFacts'];
 export type BatchAnswer = components['schemas']['BatchAnswer'];
 export type BatchCounts = components['schemas']['BatchCounts'];
 export type BatchCreateRequest = components['schemas']['BatchCreateRequest'];
@@ -4969,7 +4682,6 @@ export type CheckpointInfo = components['schemas']['CheckpointInfo'];
 export type CheckpointList = components['schemas']['CheckpointList'];
 export type CheckpointMetrics = components['schemas']['CheckpointMetrics'];
 export type Choice = components['schemas']['Choice'];
-export type CloneBody = components['schemas']['CloneBody'];
 export type Code = components['schemas']['Code'];
 export type CodeAnswer = components['schemas']['CodeAnswer'];
 export type CompletionAnswer = components['schemas']['CompletionAnswer'];
@@ -5008,7 +4720,6 @@ export type FineTuningRequest = components['schemas']['FineTuningRequest'];
 export type GenerateAnswer = components['schemas']['GenerateAnswer'];
 export type GenerateRequest = components['schemas']['GenerateRequest'];
 export type GenerateSpec = components['schemas']['GenerateSpec'];
-export type GitCode = components['schemas']['GitCode'];
 export type GradientOverviewAnswer = components['schemas']['GradientOverviewAnswer'];
 export type GradientsAnswer = components['schemas']['GradientsAnswer'];
 export type Halving = components['schemas']['Halving'];
@@ -5019,6 +4730,8 @@ export type JobError = components['schemas']['JobError'];
 export type JobList = components['schemas']['JobList'];
 export type JobPatch = components['schemas']['JobPatch'];
 export type JobState = components['schemas']['JobState'];
+export type JobsBody = components['schemas']['JobsBody'];
+export type JobsChanged = components['schemas']['JobsChanged'];
 export type KeyAnswer = components['schemas']['KeyAnswer'];
 export type KeyList = components['schemas']['KeyList'];
 export type LikelyToken = components['schemas']['LikelyToken'];
@@ -5038,18 +4751,16 @@ export type OpenAiModel = components['schemas']['OpenAIModel'];
 export type OpenAiModelList = components['schemas']['OpenAIModelList'];
 export type OutputTokenDetails = components['schemas']['OutputTokenDetails'];
 export type ParameterGroup = components['schemas']['ParameterGroup'];
-export type PreflightAnswer = components['schemas']['PreflightAnswer'];
 export type PreviewPart = components['schemas']['PreviewPart'];
 export type PreviewRow = components['schemas']['PreviewRow'];
 export type Problem = components['schemas']['Problem'];
 export type Progress = components['schemas']['Progress'];
 export type PromptTokensDetails = components['schemas']['PromptTokensDetails'];
-export type PythonEnvironment = components['schemas']['PythonEnvironment'];
 export type QueueAnswer = components['schemas']['QueueAnswer'];
 export type QueueBody = components['schemas']['QueueBody'];
 export type QueueList = components['schemas']['QueueList'];
 export type Range = components['schemas']['Range'];
-export type RankMemoryAnswer = components['schemas']['RankMemoryAnswer'];
+export type Refusal = components['schemas']['Refusal'];
 export type Resources = components['schemas']['Resources'];
 export type ResponseFormat = components['schemas']['ResponseFormat'];
 export type Rung = components['schemas']['Rung'];
@@ -5057,9 +4768,6 @@ export type ScheduleAnswer = components['schemas']['ScheduleAnswer'];
 export type ScheduleBody = components['schemas']['ScheduleBody'];
 export type ScheduleList = components['schemas']['ScheduleList'];
 export type ScheduleRunAnswer = components['schemas']['ScheduleRunAnswer'];
-export type SecretAnswer = components['schemas']['SecretAnswer'];
-export type SecretBody = components['schemas']['SecretBody'];
-export type SecretList = components['schemas']['SecretList'];
 export type StatusAnswer = components['schemas']['StatusAnswer'];
 export type StreamOptions = components['schemas']['StreamOptions'];
 export type Supervised = components['schemas']['Supervised'];
@@ -5078,15 +4786,11 @@ export type TrainingOptions = components['schemas']['TrainingOptions'];
 export type Trial = components['schemas']['Trial'];
 export type TrialJob = components['schemas']['TrialJob'];
 export type TunedHyperparameters = components['schemas']['TunedHyperparameters'];
-export type UploadAnswer = components['schemas']['UploadAnswer'];
-export type UploadRequest = components['schemas']['UploadRequest'];
 export type Usage = components['schemas']['Usage'];
 export type UsedMethod = components['schemas']['UsedMethod'];
 export type UsedSupervised = components['schemas']['UsedSupervised'];
 export type Values = components['schemas']['Values'];
-export type WeightedDataset = components['schemas']['WeightedDataset'];
 export type WorkerAnswer = components['schemas']['WorkerAnswer'];
-export type WorkerFitAnswer = components['schemas']['WorkerFitAnswer'];
 export type WorkerJob = components['schemas']['WorkerJob'];
 export type WorkerList = components['schemas']['WorkerList'];
 export type WorkerResources = components['schemas']['WorkerResources'];
@@ -5180,6 +4884,12 @@ export interface operations {
                 label?: string;
                 /** @description Part of name or id. */
                 text?: string;
+                /** @description Terms that all hold, as `state:running,queued label:team=a lr>1e-3 -kind:generate "text"`. */
+                filter?: string;
+                /** @description created_at, priority, step or name; with a minus the largest first. */
+                sort?: string;
+                /** @description Only these fields of each job, with commas between. */
+                fields?: string;
                 /** @description Last id seen. */
                 after?: string;
                 /** @description At most so many. */
@@ -5210,10 +4920,7 @@ export interface operations {
     };
     submit_job: {
         parameters: {
-            query?: {
-                /** @description Check the job and estimate what it takes; queue nothing. */
-                dry_run?: boolean;
-            };
+            query?: never;
             header?: {
                 /** @description A repeated request with this key within 24 hours creates nothing and has the same answer; the same key with another request is refused with 422. */
                 "Idempotency-Key"?: string;
@@ -5227,17 +4934,6 @@ export interface operations {
             };
         };
         responses: {
-            /** @description Done. */
-            200: {
-                headers: {
-                    /** @description `true`: this repeats the answer to an earlier request with the same `Idempotency-Key`. */
-                    "Idempotent-Replayed"?: "true";
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["PreflightAnswer"];
-                };
-            };
             /** @description Accepted. */
             202: {
                 headers: {
@@ -5263,9 +4959,179 @@ export interface operations {
             503: components["responses"]["Problem503"];
         };
     };
-    get_job: {
+    cancel_jobs: {
         parameters: {
             query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JobsBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobsChanged"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    pause_jobs: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JobsBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobsChanged"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    resume_jobs: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JobsBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobsChanged"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    retry_jobs: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JobsBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobsChanged"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    delete_jobs: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JobsBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobsChanged"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    get_job: {
+        parameters: {
+            query?: {
+                /** @description Answer when it has ended, or after so many seconds. */
+                wait?: number;
+                /** @description Only these fields, with commas between. */
+                fields?: string;
+            };
             header?: never;
             path: {
                 /** @description Id of the job. */
@@ -5288,6 +5154,7 @@ export interface operations {
             401: components["responses"]["Problem401"];
             403: components["responses"]["Problem403"];
             404: components["responses"]["Problem404"];
+            422: components["responses"]["Problem422"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };
@@ -5352,51 +5219,6 @@ export interface operations {
             408: components["responses"]["Problem408"];
             409: components["responses"]["Problem409"];
             412: components["responses"]["Problem412"];
-            413: components["responses"]["Problem413"];
-            415: components["responses"]["Problem415"];
-            422: components["responses"]["Problem422"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-        };
-    };
-    clone_job: {
-        parameters: {
-            query?: never;
-            header?: {
-                /** @description A repeated request with this key within 24 hours creates nothing and has the same answer; the same key with another request is refused with 422. */
-                "Idempotency-Key"?: string;
-            };
-            path: {
-                /** @description Id of the job. */
-                job_id: string;
-            };
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["CloneBody"];
-            };
-        };
-        responses: {
-            /** @description Accepted. */
-            202: {
-                headers: {
-                    /** @description `true`: this repeats the answer to an earlier request with the same `Idempotency-Key`. */
-                    "Idempotent-Replayed"?: "true";
-                    /** @description Path of what was created. */
-                    Location?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["JobAnswer"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            404: components["responses"]["Problem404"];
-            408: components["responses"]["Problem408"];
-            409: components["responses"]["Problem409"];
             413: components["responses"]["Problem413"];
             415: components["responses"]["Problem415"];
             422: components["responses"]["Problem422"];
@@ -6350,175 +6172,6 @@ export interface operations {
             507: components["responses"]["Problem507"];
         };
     };
-    begin_upload: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["UploadRequest"];
-            };
-        };
-        responses: {
-            /** @description Created. */
-            201: {
-                headers: {
-                    /** @description Path of what was created. */
-                    Location?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["UploadAnswer"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            408: components["responses"]["Problem408"];
-            409: components["responses"]["Problem409"];
-            413: components["responses"]["Problem413"];
-            415: components["responses"]["Problem415"];
-            422: components["responses"]["Problem422"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-            507: components["responses"]["Problem507"];
-        };
-    };
-    get_upload: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                /** @description Id of the upload. */
-                upload_id: string;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Done. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["UploadAnswer"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            404: components["responses"]["Problem404"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-        };
-    };
-    add_part: {
-        parameters: {
-            query: {
-                /** @description Where in the file the part begins. */
-                offset: number;
-            };
-            header?: never;
-            path: {
-                /** @description Id of the upload. */
-                upload_id: string;
-            };
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/octet-stream": string;
-            };
-        };
-        responses: {
-            /** @description Done. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["UploadAnswer"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            404: components["responses"]["Problem404"];
-            408: components["responses"]["Problem408"];
-            409: components["responses"]["Problem409"];
-            413: components["responses"]["Problem413"];
-            415: components["responses"]["Problem415"];
-            422: components["responses"]["Problem422"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-            507: components["responses"]["Problem507"];
-        };
-    };
-    cancel_upload: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                /** @description Id of the upload. */
-                upload_id: string;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Done; there is no body. */
-            204: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            404: components["responses"]["Problem404"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-        };
-    };
-    complete_upload: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                /** @description Id of the upload. */
-                upload_id: string;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Created. */
-            201: {
-                headers: {
-                    /** @description Path of what was created. */
-                    Location?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["DatasetAnswer"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            404: components["responses"]["Problem404"];
-            409: components["responses"]["Problem409"];
-            422: components["responses"]["Problem422"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-            507: components["responses"]["Problem507"];
-        };
-    };
     delete_dataset: {
         parameters: {
             query?: never;
@@ -7326,96 +6979,6 @@ export interface operations {
             400: components["responses"]["Problem400"];
             401: components["responses"]["Problem401"];
             403: components["responses"]["Problem403"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-        };
-    };
-    list_secrets: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Done. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["SecretList"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-        };
-    };
-    set_secret: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                /** @description Its name. */
-                name: string;
-            };
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["SecretBody"];
-            };
-        };
-        responses: {
-            /** @description Done. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["SecretAnswer"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            404: components["responses"]["Problem404"];
-            408: components["responses"]["Problem408"];
-            409: components["responses"]["Problem409"];
-            413: components["responses"]["Problem413"];
-            415: components["responses"]["Problem415"];
-            422: components["responses"]["Problem422"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-        };
-    };
-    delete_secret: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                /** @description Its name. */
-                name: string;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Done; there is no body. */
-            204: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content?: never;
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            404: components["responses"]["Problem404"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };
