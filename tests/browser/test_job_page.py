@@ -36,6 +36,7 @@ COUNT_ALARM_PIXELS = """
   return count;
 }
 """
+OUTPUTS = ("Generated text", "Generated text of the other model")
 NUM_STEPS = 200  # so many that a busy machine shows some of them before the last one
 SHORT_TRAINING = {
     "kind": "train",
@@ -160,6 +161,29 @@ def test_text_is_generated_from_the_newest_checkpoint(
     expect(generated).to_be_visible(timeout=60_000)
     assert generated.inner_text().startswith("The for statement")
     assert len(generated.inner_text()) > len("The for statement")
+    assert window.complaints == []
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
+def test_two_models_continue_a_text_side_by_side(
+    stack: RunningStack, open_window: OpenWindow, trained_job: str, width: int, scheme: str
+) -> None:
+    window = open_window(width=width, height=900, scheme=scheme)
+    page = window.context.new_page()
+    page.goto(f"{stack.url}/generate")
+    other = page.get_by_label("Compare with")
+    other.select_option(index=other.locator("option").count() - 1)
+    page.get_by_label("Max length, tokens").fill("20")
+    page.get_by_role("button", name="Generate").click()
+    texts = page.get_by_test_id("generated")
+    expect(texts).to_have_count(2, timeout=60_000)
+    expect(page.get_by_text(re.compile(r"tokens? in .* a second"))).to_have_count(2, timeout=60_000)
+    regions = [page.get_by_role("region", name=name, exact=True) for name in OUTPUTS]
+    first, second = (region.bounding_box() for region in regions)
+    assert first is not None
+    assert second is not None
+    assert (first["y"] == second["y"]) is (width > 1_000)
+    assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
     assert window.complaints == []
 
 

@@ -1,5 +1,5 @@
 import { afterEach, assert, test } from "vitest";
-import { DEFAULTS, keepSettings, keptSettings, speedOf } from "./generationsettings.ts";
+import { DEFAULTS, keepSettings, keptSettings, paceOf, speedOf } from "./generationsettings.ts";
 
 afterEach(() => window.localStorage.clear());
 
@@ -20,4 +20,9 @@ test("what somebody else wrote is not trusted", () => {
 test("the speed of an answer", () => {
   assert.equal(speedOf(40, 1250), "40 tokens in 1,250 ms, 32 a second");
   assert.equal(speedOf(1, 0), "1 token in 0 ms");
+});
+
+test("the pace of a text that comes", () => {
+  assert.equal(paceOf(1200, 2000), "1,200 characters, 600 a second");
+  assert.equal(paceOf(3, 0), "3 characters");
 });

@@ -51,3 +51,9 @@ export function speedOf(tokens: number, ms: number): string {
     ms > 0 ? `, ${((tokens * 1000) / ms).toLocaleString("en-US", { maximumSignificantDigits: 3 })} a second` : "";
   return `${count} in ${Math.round(ms).toLocaleString("en-US")} ms${rate}`;
 }
+
+/** "120 characters, 60 a second": how much of a text came so far, and how fast since its first part. */
+export function paceOf(characters: number, ms: number): string {
+  const count = `${characters.toLocaleString("en-US")} characters`;
+  return ms < 500 ? count : `${count}, ${Math.round((characters * 1000) / ms).toLocaleString("en-US")} a second`;
+}
