@@ -3943,6 +3943,14 @@ export interface components {
             /** @description When it is forgotten if nothing more arrives. */
             expires_at: string;
         };
+        /**
+         * @example {
+         *       "name": "mine",
+         *       "format": "jsonl",
+         *       "size_bytes": 1048576,
+         *       "sha256": "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+         *     }
+         */
         UploadRequest: {
             /** @description What jobs will call it. */
             name: string;
