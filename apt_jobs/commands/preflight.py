@@ -11,14 +11,14 @@ _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "other")
 def print_preflight(answer: Mapping[str, Any]) -> None:
     """Print the answer of `POST /api/jobs?dry_run=true`; what is not known is left out."""
     if (memory := answer["memory_per_rank_bytes"]) is not None:
-        parts = ", ".join(f"{name} {_gb(memory[name])}" for name in _PARTS)
-        echo(f"memory per rank: about {_gb(memory['total'])} GB ({parts})")
+        parts = ", ".join(f"{name} {_size(memory[name])}" for name in _PARTS)
+        echo(f"memory per rank: about {_size(memory['total'])} ({parts})")
     if answer["num_steps"] is not None:
         trained = answer["num_trainable_parameters"]
         echo(f"parameters: {answer['num_parameters']:,}, of which about {trained:,} are trained")
         echo(f"steps: about {answer['num_steps']:,} of {answer['tokens_per_step']:,} tokens")
-        free = answer["disk_free_bytes"]
-        echo(f"checkpoints: about {_gb(answer['checkpoints_bytes'])} GB at once, {_gb(free)} GB are free")
+        kept, free = answer["checkpoints_bytes"], answer["disk_free_bytes"]
+        echo(f"checkpoints: about {_size(kept)} at once, {_size(free)} are free")
     for row in answer["workers"]:
         echo(f"{row['worker']}: {'could run it' if row['fits'] else row['why_not']}")
     if answer["fits"] is None:
@@ -27,5 +27,5 @@ def print_preflight(answer: Mapping[str, Any]) -> None:
         echo(f"would fit: {words}")
 
 
-def _gb(num_bytes: int) -> str:
-    return f"{num_bytes / 1e9:,.2f}"
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"

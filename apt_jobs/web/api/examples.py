@@ -115,6 +115,7 @@ EXAMPLES: dict[str, Any] = {
         "method": {"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
         "suffix": "support",
     },
+    "UploadRequest": {"name": "mine", "format": "jsonl", "size_bytes": 1_048_576, "sha256": "0123456789abcdef" * 4},
     "ScheduleBody": {"name": "nightly", "cron": "30 3 * * *", "time_zone": "Europe/Berlin", "job": _TRAIN},
     "DueBody": {"cron": "30 3 * * *", "time_zone": "Europe/Berlin"},
     "CloneBody": {"patch": {"training": {"seed": 2}}, "exact": False, "checkpoint": None},

@@ -166,8 +166,7 @@ async def receive(
         with file.open("ab" if appends else "wb") as opened:
             is_over = False
             while not is_over:
-                async with asyncio.timeout(IDLE_TIMEOUT_S):
-                    part = await anext(parts, None)
+                part = await _next_piece(parts, what)
                 is_over = part is None
                 num_received += len(part or b"")
                 if num_received > max_bytes:
@@ -180,15 +179,26 @@ async def receive(
                 await asyncio.to_thread(opened.write, stored)
             opened.flush()
             os.fsync(opened.fileno())
-    except TimeoutError as exc:
-        raise ProblemError(408, f"nothing more of {what} came for {IDLE_TIMEOUT_S:.0f} s") from exc
-    except ClientDisconnect as exc:
-        raise ProblemError(400, f"the connection ended within {what}") from exc
     except OSError as exc:
         raise OutOfSpace(f"{what} cannot be written: {exc.strerror}") from exc
     if size == 0:
         raise InvalidDataset(f"{what} is empty; send it as the body, or as the file of a form")
     return digest.hexdigest()
+
+
+async def _next_piece(parts: AsyncIterator[bytes], what: str) -> bytes | None:
+    """Return the next piece of an upload; None: it is over.
+
+    Raises:
+        ProblemError: 400 or 408: the connection ended, or nothing comes.
+    """
+    try:
+        async with asyncio.timeout(IDLE_TIMEOUT_S):
+            return await anext(parts, None)
+    except TimeoutError as exc:
+        raise ProblemError(408, f"nothing more of {what} came for {IDLE_TIMEOUT_S:.0f} s") from exc
+    except ClientDisconnect as exc:
+        raise ProblemError(400, f"the connection ended within {what}") from exc
 
 
 def upload_parts(request: Request, kinds: frozenset[str] = RAW_TYPES) -> AsyncIterator[bytes]:

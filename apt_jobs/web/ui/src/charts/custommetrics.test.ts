@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { groupData, groupsOf, type CustomMetric } from "./custommetrics.ts";
+import { groupData, groupsOf, isDerived, type CustomMetric } from "./custommetrics.ts";
 
 function metric(steps: number[], values: (number | "NaN")[]): CustomMetric {
   return { steps, values, last: values[values.length - 1], min: null, max: null };
@@ -24,6 +24,11 @@ test("evaluation sets share a chart for each of their measures", () => {
     ["evaluation: loss", ["wiki", "code"]],
     ["evaluation: bits per byte", ["wiki"]],
   ]);
+});
+
+test("perplexity and bits per byte say again what a loss says", () => {
+  const names = ["eval/wiki/perplexity", "validation/bits_per_byte", "eval/wiki/loss", "eval/perplexity", "bleu"];
+  expect(names.filter(isDerived)).toEqual(["eval/wiki/perplexity", "validation/bits_per_byte"]);
 });
 
 test("a group of many names is several charts", () => {

@@ -26,6 +26,11 @@ const MAX_LINES = 8; // of a chart: more cannot be told apart
 const EVALUATED = /^(eval\/)(.+)\/(loss|perplexity|bits_per_byte)$/;
 const VALIDATED = /^validation\/(perplexity|bits_per_byte)$/;
 
+/** Whether a metric says in another unit what a loss of the built-in trainer says. */
+export function isDerived(name: string): boolean {
+  return VALIDATED.test(name) || /^eval\/.+\/(perplexity|bits_per_byte)$/.test(name);
+}
+
 /** The chart that a name belongs to, with its title, and the name's label there. */
 function placeOf(name: string): { key: string; title: string; label: string } {
   const evaluated = EVALUATED.exec(name);

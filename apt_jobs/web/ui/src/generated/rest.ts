@@ -53,116 +53,18 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * List jobs, newest first if nothing else is asked for
-         * @description List jobs, newest first if nothing else is asked for.
+         * List jobs, newest first
+         * @description List jobs, newest first.
          */
         get: operations["list_jobs"];
         put?: never;
         /**
          * Submit a training or generation job
          * @description Submit a training or generation job. The answer is durable: the job will reach an end.
+         *
+         *     With `dry_run` it is checked alone: 200 says what it would take, and which workers could run it.
          */
         post: operations["submit_job"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/jobs/cancel": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Cancel many jobs
-         * @description Cancel many jobs. Repeating it changes nothing.
-         */
-        post: operations["cancel_jobs"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/jobs/pause": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Pause many jobs
-         * @description Pause many jobs. Repeating it changes nothing.
-         */
-        post: operations["pause_jobs"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/jobs/resume": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Let many paused jobs go on
-         * @description Let many paused jobs go on.
-         */
-        post: operations["resume_jobs"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/jobs/retry": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Queue many failed, cancelled or dead jobs again
-         * @description Queue many failed, cancelled or dead jobs again.
-         */
-        post: operations["retry_jobs"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/jobs/delete": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Delete many ended jobs with their logs, checkpoints and files
-         * @description Delete many ended jobs with their logs, checkpoints and files; one whose checkpoint another needs stays.
-         */
-        post: operations["delete_jobs"];
         delete?: never;
         options?: never;
         head?: never;
@@ -178,7 +80,7 @@ export interface paths {
         };
         /**
          * Return one job with its attempts, its place in the queue and what it waits for
-         * @description Return one job with its attempts, its place in the queue and what it waits for; with `wait` when it has ended.
+         * @description Return one job with its attempts, its place in the queue and what it waits for.
          */
         get: operations["get_job"];
         put?: never;
@@ -190,13 +92,7 @@ export interface paths {
         delete: operations["delete_job"];
         options?: never;
         head?: never;
-        /**
-         * Change a job's name, labels or notes, or its priority or queue while it waits
-         * @description Change a job's name, labels or notes, or its priority or queue while it waits.
-         *
-         *     With `If-Match: <ETag of GET /api/jobs/{id}>` it is refused (412) if somebody else changed one of these meanwhile.
-         */
-        patch: operations["update_job"];
+        patch?: never;
         trace?: never;
     };
     "/api/jobs/{job_id}/cancel": {
@@ -699,6 +595,74 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/uploads": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Begin to upload a data set in parts, or find the upload of the same file that broke off
+         * @description Begin to upload a data set in parts, or find the upload of the same file that broke off.
+         */
+        post: operations["begin_upload"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/uploads/{upload_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return how far an upload is
+         * @description Return how far an upload is.
+         */
+        get: operations["get_upload"];
+        /**
+         * Add a part, which begins where the upload is
+         * @description Add a part, which begins where the upload is. Of one that breaks off what arrived is kept.
+         */
+        put: operations["add_part"];
+        post?: never;
+        /**
+         * Forget an upload and what arrived of it
+         * @description Forget an upload and what arrived of it.
+         */
+        delete: operations["cancel_upload"];
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/uploads/{upload_id}/complete": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Check what arrived by its SHA-256 and its format, and make it the data set
+         * @description Check what arrived by its SHA-256 and its format, and make it the data set.
+         */
+        post: operations["complete_upload"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/datasets/{name}": {
         parameters: {
             query?: never;
@@ -909,110 +873,6 @@ export interface paths {
          * @description Submit the schedule's job now.
          */
         post: operations["run_schedule"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/sweeps": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * List sweeps, newest first
-         * @description List sweeps, newest first.
-         */
-        get: operations["list_sweeps"];
-        put?: never;
-        /**
-         * Submit a sweep with all of its jobs, or none of them
-         * @description Submit a sweep with all of its jobs, or none of them. The answer is durable, as that of a job.
-         */
-        post: operations["create_sweep"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/sweeps/{sweep_id}": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        /**
-         * Return one sweep
-         * @description Return one sweep: its progress, its settings by what they reached, the best one.
-         */
-        get: operations["get_sweep"];
-        put?: never;
-        post?: never;
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/sweeps/{sweep_id}/cancel": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Cancel all jobs of a sweep that have not ended
-         * @description Cancel all jobs of a sweep that have not ended. Repeating it changes nothing.
-         */
-        post: operations["cancel_sweep"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/sweeps/{sweep_id}/pause": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Pause all jobs of a sweep
-         * @description Pause all jobs of a sweep: those that run save first. Repeating it changes nothing.
-         */
-        post: operations["pause_sweep"];
-        delete?: never;
-        options?: never;
-        head?: never;
-        patch?: never;
-        trace?: never;
-    };
-    "/api/sweeps/{sweep_id}/resume": {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        get?: never;
-        put?: never;
-        /**
-         * Let a paused sweep go on
-         * @description Let a paused sweep go on. Jobs that were paused one by one stay paused.
-         */
-        post: operations["resume_sweep"];
         delete?: never;
         options?: never;
         head?: never;
@@ -1557,6 +1417,11 @@ export interface components {
              */
             max_seq_len?: number;
             /**
+             * @description Base of the rotary position embedding; larger for longer sequences.
+             * @default 10000
+             */
+            rope_theta?: number;
+            /**
              * @description Dropout of the attention weights.
              * @default 0
              */
@@ -1566,17 +1431,6 @@ export interface components {
              * @default true
              */
             tie_embeddings?: boolean;
-        };
-        /** @description A job that has to end first. */
-        After: {
-            /** @description Its id. */
-            job: string;
-            /**
-             * @description success: this job is cancelled if that one does not succeed; end: any end will do.
-             * @default success
-             * @enum {string}
-             */
-            on?: "success" | "end";
         };
         AliasAnswer: {
             alias: string;
@@ -2821,8 +2675,6 @@ export interface components {
              * @default null
              */
             time_limit_s?: number | null;
-            /** @description Jobs to wait for. Fields may name their results, as `{{job.best_checkpoint}}`. */
-            after?: components["schemas"]["After"][];
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
@@ -2885,21 +2737,6 @@ export interface components {
             };
             total_steps: number;
             timestamp: number;
-        };
-        /** @description When jobs are compared, and how many of them go on (ASHA, Li et al. 2018, in its form that stops jobs). */
-        Halving: {
-            /** @description Steps before the first comparison. */
-            min_steps: number;
-            /**
-             * @description One of so many goes on; each comparison is so many times later.
-             * @default 3
-             */
-            reduction_factor?: number;
-            /**
-             * @description Steps of a whole job; default: what it reports.
-             * @default null
-             */
-            max_steps?: number | null;
         };
         HistoryAnswer: {
             job_id: string;
@@ -2968,9 +2805,8 @@ export interface components {
          *         }
          *       },
          *       "schedule_id": null,
-         *       "sweep_id": null,
-         *       "notes": null,
          *       "attempts": null,
+         *       "best_checkpoint": null,
          *       "queue_position": null,
          *       "waiting_for": null
          *     }
@@ -3010,13 +2846,16 @@ export interface components {
                 [key: string]: unknown;
             };
             schedule_id: string | null;
-            sweep_id: string | null;
-            notes: string | null;
             /**
              * @description Only in the view of one job.
              * @default null
              */
             attempts: components["schemas"]["AttemptAnswer"][] | null;
+            /**
+             * @description Id of the one with the lowest validation loss, which is kept. Only in the view of one job.
+             * @default null
+             */
+            best_checkpoint: string | null;
             /**
              * @description 1: next. In lists null for jobs far behind; null if it does not wait.
              * @default null
@@ -3089,9 +2928,8 @@ export interface components {
          *             }
          *           },
          *           "schedule_id": null,
-         *           "sweep_id": null,
-         *           "notes": null,
          *           "attempts": null,
+         *           "best_checkpoint": null,
          *           "queue_position": null,
          *           "waiting_for": null
          *         }
@@ -3108,63 +2946,8 @@ export interface components {
             data: components["schemas"]["JobAnswer"][];
             has_more: boolean;
         };
-        /**
-         * @description What to change of a job; what is left out stays.
-         * @example {
-         *       "name": "nightly, again",
-         *       "labels": {
-         *         "team": "b"
-         *       },
-         *       "notes": "With twice the data."
-         *     }
-         */
-        JobPatch: {
-            /** @default null */
-            name?: string | null;
-            /** @description Merged with those it has; null removes one. */
-            labels?: {
-                [key: string]: string | null;
-            };
-            /** @default null */
-            notes?: string | null;
-            /**
-             * @description Only while it waits.
-             * @default 0
-             */
-            priority?: number;
-            /**
-             * @description Only while it waits.
-             * @default train
-             */
-            queue?: string;
-        };
         /** @enum {string} */
         JobState: "queued" | "running" | "pausing" | "paused" | "succeeded" | "failed" | "cancelled" | "dead";
-        /**
-         * @description Which jobs.
-         * @example {
-         *       "filter": "state:failed label:team=a"
-         *     }
-         */
-        JobsBody: {
-            /**
-             * @description Ids of jobs.
-             * @default null
-             */
-            ids?: string[] | null;
-            /**
-             * @description As of `GET /api/jobs`; what it matches now.
-             * @default null
-             */
-            filter?: string | null;
-        };
-        /** @description What became of many jobs. */
-        JobsChanged: {
-            matched: number;
-            /** @description Those that were not in the wanted state already. */
-            changed: number;
-            refused: components["schemas"]["Refusal"][];
-        };
         KeyAnswer: {
             id: string;
             name: string;
@@ -3461,6 +3244,30 @@ export interface components {
              */
             weight_decay?: number | null;
         };
+        /** @description What is null is not known: of user scripts, of generation, or of a model that cannot be read. */
+        PreflightAnswer: {
+            /** @default preflight */
+            object: string;
+            /** @description Whether a worker could run it, now or later; null: none is alive. */
+            fits: boolean | null;
+            /** @description Those of the queue that are alive. */
+            workers: components["schemas"]["WorkerFitAnswer"][];
+            /** @description Options of `training` that would make it fit, if no GPU is large enough. */
+            advice: string[];
+            memory_per_rank_bytes: components["schemas"]["RankMemoryAnswer"] | null;
+            num_parameters: number | null;
+            num_trainable_parameters: number | null;
+            /** @description About how many the data sets have. */
+            num_tokens: number | null;
+            tokens_per_step: number | null;
+            /** @description About how many there would be. */
+            num_steps: number | null;
+            /** @description Of one checkpoint. */
+            checkpoint_bytes: number | null;
+            /** @description Of all checkpoints that are kept at once. */
+            checkpoints_bytes: number | null;
+            disk_free_bytes: number | null;
+        };
         /** @description A text of a row. */
         PreviewPart: {
             /** @description Its field, or the role of its message. */
@@ -3581,21 +3388,16 @@ export interface components {
             /** @default false */
             has_more: boolean;
         };
-        /** @description A range to sample from; of integers if both ends are integers. */
-        Range: {
-            min: number;
-            max: number;
-            /**
-             * @description log: every order of magnitude alike.
-             * @default linear
-             * @enum {string}
-             */
-            scale?: "linear" | "log";
-        };
-        /** @description A job that stays as it is. */
-        Refusal: {
-            id: string;
-            why: string;
+        /** @description About how many bytes of GPU memory (without GPUs: of main memory) one rank takes. */
+        RankMemoryAnswer: {
+            weights: number;
+            gradients: number;
+            optimizer: number;
+            activations: number;
+            logits: number;
+            /** @description Average, reference model, buckets, weights that are cast, CUDA itself. */
+            other: number;
+            total: number;
         };
         /** @description What a job takes of each machine that it runs on, for itself alone. A worker runs as many jobs as fit. */
         Resources: {
@@ -3631,13 +3433,6 @@ export interface components {
             type: "text" | "json_object" | "json_schema";
             /** @default null */
             json_schema?: components["schemas"]["NamedSchema"] | null;
-        };
-        /** @description What halving found at one rung. */
-        Rung: {
-            step: number;
-            /** @description null: it is not finite. */
-            value: number | null;
-            promoted: boolean;
         };
         ScheduleAnswer: {
             /**
@@ -3765,177 +3560,6 @@ export interface components {
             /** @default null */
             supervised?: components["schemas"]["Supervised"] | null;
         };
-        SweepAnswer: {
-            /**
-             * @default sweep
-             * @constant
-             */
-            object: "sweep";
-            id: string;
-            name: string | null;
-            /** @enum {string} */
-            state: "running" | "paused" | "cancelling" | "succeeded" | "failed" | "cancelled";
-            /**
-             * @description Why it failed. Only in the view of one sweep.
-             * @default null
-             */
-            reason: string | null;
-            method: string;
-            metric: string;
-            /** @enum {string} */
-            goal: "minimize" | "maximize";
-            num_jobs: number;
-            repeats: number;
-            max_running: number | null;
-            created_at: string;
-            finished_at: string | null;
-            progress: components["schemas"]["SweepProgress"];
-            spec: {
-                [key: string]: unknown;
-            };
-            parameters: {
-                [key: string]: unknown;
-            };
-            /**
-             * @description Only in the view of one sweep.
-             * @default null
-             */
-            best: components["schemas"]["SweepBest"] | null;
-            /**
-             * @description All settings, the best first. Only in the view of one sweep.
-             * @default null
-             */
-            table: components["schemas"]["Trial"][] | null;
-        };
-        /** @description The setting that is ahead. */
-        SweepBest: {
-            number: number;
-            parameters: {
-                [key: string]: unknown;
-            };
-            value: number;
-            interval: [
-                number,
-                number
-            ] | null;
-            /** @description Its best job. */
-            job_id: string;
-        };
-        SweepList: {
-            /**
-             * @default list
-             * @constant
-             */
-            object: "list";
-            data: components["schemas"]["SweepAnswer"][];
-            has_more: boolean;
-        };
-        /** @description How many jobs are where. */
-        SweepProgress: {
-            total: number;
-            ended: number;
-            /** @description Jobs in each state that there are. */
-            states: {
-                [key: string]: number;
-            };
-        };
-        /**
-         * @description A sweep: jobs that differ in `parameters`.
-         * @example {
-         *       "name": "rates",
-         *       "spec": {
-         *         "kind": "train",
-         *         "name": "nightly",
-         *         "dataset": "builtin",
-         *         "num_ranks": 2,
-         *         "labels": {
-         *           "team": "a"
-         *         },
-         *         "model": {
-         *           "d_model": 128,
-         *           "num_layers": 4
-         *         },
-         *         "training": {
-         *           "max_steps": 200,
-         *           "learning_rate": 0.001
-         *         }
-         *       },
-         *       "parameters": {
-         *         "training.learning_rate": {
-         *           "min": 0.0001,
-         *           "max": 0.01,
-         *           "scale": "log"
-         *         },
-         *         "training.batch_size": {
-         *           "values": [
-         *             4,
-         *             8
-         *           ]
-         *         }
-         *       },
-         *       "method": "random",
-         *       "num_jobs": 20,
-         *       "max_running": 4,
-         *       "metric": "val_loss",
-         *       "goal": "minimize"
-         *     }
-         */
-        SweepSpec: {
-            /**
-             * @description Shown in lists; default: the job's name.
-             * @default null
-             */
-            name?: string | null;
-            /** @description The training job, as `POST /api/jobs` takes it. */
-            spec: {
-                [key: string]: unknown;
-            };
-            /** @description By field of the job, as `training.learning_rate`. */
-            parameters: {
-                [key: string]: components["schemas"]["Values"] | components["schemas"]["Range"];
-            };
-            /**
-             * @description grid: all combinations; list: the first values of all, the second ones, ...; random: `num_jobs` samples; halving: the same, of which those that fall short are stopped early.
-             * @default grid
-             * @enum {string}
-             */
-            method?: "grid" | "random" | "list" | "halving";
-            /**
-             * @description How many settings random and halving sample.
-             * @default null
-             */
-            num_jobs?: number | null;
-            /**
-             * @description Of the samples.
-             * @default 1
-             */
-            seed?: number;
-            /**
-             * @description Jobs of each setting, which differ in training.seed.
-             * @default 1
-             */
-            repeats?: number;
-            /**
-             * @description train_loss, val_loss, best_val_loss, grad_norm, tokens_per_s, or a name that the script logs.
-             * @default val_loss
-             */
-            metric?: string;
-            /**
-             * @description Default: what the metric's name suggests.
-             * @default null
-             */
-            goal?: ("minimize" | "maximize") | null;
-            /**
-             * @description Most of its jobs at once; null: no limit.
-             * @default null
-             */
-            max_running?: number | null;
-            /**
-             * @description Of the method halving.
-             * @default null
-             */
-            halving?: components["schemas"]["Halving"] | null;
-        };
         /** @description A part of a message. */
         TextPart: {
             /** @constant */
@@ -4003,8 +3627,6 @@ export interface components {
              * @default null
              */
             time_limit_s?: number | null;
-            /** @description Jobs to wait for. Fields may name their results, as `{{job.best_checkpoint}}`. */
-            after?: components["schemas"]["After"][];
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
@@ -4046,6 +3668,15 @@ export interface components {
              * @default null
              */
             validation_dataset?: string | null;
+            /**
+             * @description Train on a mixture of data sets, in place of `dataset`; null: on that one.
+             * @default null
+             */
+            datasets?: components["schemas"]["WeightedDataset"][] | null;
+            /** @description Also evaluate on these data sets at each validation: {name: data set}; the losses are the metrics `eval/<name>/loss`. */
+            validation_datasets?: {
+                [key: string]: string;
+            };
             /**
              * @description Start from a local model or a checkpoint id (`GET /api/models`).
              * @default null
@@ -4213,6 +3844,11 @@ export interface components {
              */
             early_stopping_patience?: number | null;
             /**
+             * @description When all steps are done, let the job's id and result name the checkpoint with the lowest loss in validation, not the last one. Either way it is kept, and is `job_...@best`.
+             * @default false
+             */
+            load_best_model_at_end?: boolean;
+            /**
              * @description Optimizer steps between two validations.
              * @default 50
              */
@@ -4237,17 +3873,34 @@ export interface components {
              * @default null
              */
             keep_every_steps?: number | null;
+            /** @description Continue these texts at each checkpoint, and show what comes of it; of chats they are questions. */
+            sample_prompts?: string[];
+            /**
+             * @description Most new tokens of each sample; each is a forward pass.
+             * @default 48
+             */
+            sample_tokens?: number;
+            /**
+             * @description Of samples; 0: always the likeliest token. Others are drawn by `seed`.
+             * @default 0
+             */
+            sample_temperature?: number;
             /**
              * @description Seed of weights, data order and dropout.
              * @default 1
              */
             seed?: number;
             /**
-             * @description auto: bf16 autocast where the GPU has it, else fp16; fp32 on CPU.
+             * @description bf16, fp16: autocast, of weights in float32; auto: bf16 where the GPU has it, else fp16, fp32 on CPU. bf16-true: weights, gradients and optimizer in bfloat16, a third of the memory; small updates are lost.
              * @default auto
              * @enum {string}
              */
-            precision?: "auto" | "fp32" | "bf16" | "fp16";
+            precision?: "auto" | "fp32" | "bf16" | "fp16" | "bf16-true";
+            /**
+             * @description Average the weights exponentially with this decay, 0.999 say: the average is validated, and is the model of each checkpoint. null: no.
+             * @default null
+             */
+            ema_decay?: number | null;
             /**
              * @description Keep no activations within a block, but compute them again in the backward pass.
              * @default false
@@ -4276,38 +3929,39 @@ export interface components {
              */
             lora?: components["schemas"]["LoraOptions"] | null;
         };
-        /** @description One setting of a sweep, and what it reached. */
-        Trial: {
-            number: number;
-            parameters: {
-                [key: string]: unknown;
-            };
-            /** @description Mean over the jobs that succeeded; null: none yet, or one is not finite. */
-            value: number | null;
-            /** @description 95 % interval of the mean; null: of one job. */
-            interval: [
-                number,
-                number
-            ] | null;
-            jobs: components["schemas"]["TrialJob"][];
-            rungs: components["schemas"]["Rung"][];
-        };
-        /** @description One job of a setting. */
-        TrialJob: {
-            id: string;
-            repeat: number;
-            /** @description A job's state; `stopped`: by halving; `deleted`: it is gone. */
-            state: string;
-            step: number | null;
-            num_steps: number | null;
-            /** @description What it reported last of the metric. */
-            value: number | ("NaN" | "Infinity" | "-Infinity") | null;
-            reason: string | null;
-        };
         TunedHyperparameters: {
             n_epochs: number;
             batch_size: number;
             learning_rate_multiplier: number;
+        };
+        UploadAnswer: {
+            id: string;
+            name: string;
+            /** @description Bytes that have arrived: where the next part begins. */
+            offset: number;
+            size_bytes: number;
+            /** @description When it is forgotten if nothing more arrives. */
+            expires_at: string;
+        };
+        /**
+         * @example {
+         *       "name": "mine",
+         *       "format": "jsonl",
+         *       "size_bytes": 1048576,
+         *       "sha256": "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+         *     }
+         */
+        UploadRequest: {
+            /** @description What jobs will call it. */
+            name: string;
+            /** @default text */
+            format?: components["schemas"]["DatasetFormat"];
+            /** @default text */
+            column?: string;
+            /** @description Of the whole file. */
+            size_bytes: number;
+            /** @description Of the whole file. */
+            sha256: string;
         };
         /** @description Tokens read and added. */
         Usage: {
@@ -4331,9 +3985,15 @@ export interface components {
         UsedSupervised: {
             hyperparameters: components["schemas"]["TunedHyperparameters"];
         };
-        /** @description Values to try. */
-        Values: {
-            values: unknown[];
+        /** @description A data set of a mixture. */
+        WeightedDataset: {
+            /** @description A data set of `GET /api/datasets`. */
+            name: string;
+            /**
+             * @description Its share of the sequences is this over the sum of all weights.
+             * @default 1
+             */
+            weight?: number;
         };
         WorkerAnswer: {
             name: string;
@@ -4364,6 +4024,11 @@ export interface components {
              * @default null
              */
             paused_reason: string | null;
+        };
+        WorkerFitAnswer: {
+            worker: string;
+            fits: boolean;
+            why_not: string | null;
         };
         /** @description A job that a worker runs, and what it has to itself. */
         WorkerJob: {
@@ -4515,15 +4180,6 @@ export interface components {
                 "application/json": components["schemas"]["ErrorAnswer"];
             };
         };
-        /** @description Somebody changed it meanwhile: `If-Match` names another version. */
-        Problem412: {
-            headers: {
-                [name: string]: unknown;
-            };
-            content: {
-                "application/problem+json": components["schemas"]["Problem"];
-            };
-        };
         /** @description The body is too large. */
         Problem413: {
             headers: {
@@ -4656,7 +4312,6 @@ export interface components {
     pathItems: never;
 }
 export type AptConfig = components['schemas']['APTConfig'];
-export type After = components['schemas']['After'];
 export type AliasAnswer = components['schemas']['AliasAnswer'];
 export type AliasBody = components['schemas']['AliasBody'];
 export type AnomalyPolicy = components['schemas']['AnomalyPolicy'];
@@ -4722,16 +4377,12 @@ export type GenerateRequest = components['schemas']['GenerateRequest'];
 export type GenerateSpec = components['schemas']['GenerateSpec'];
 export type GradientOverviewAnswer = components['schemas']['GradientOverviewAnswer'];
 export type GradientsAnswer = components['schemas']['GradientsAnswer'];
-export type Halving = components['schemas']['Halving'];
 export type HistoryAnswer = components['schemas']['HistoryAnswer'];
 export type Hyperparameters = components['schemas']['Hyperparameters'];
 export type JobAnswer = components['schemas']['JobAnswer'];
 export type JobError = components['schemas']['JobError'];
 export type JobList = components['schemas']['JobList'];
-export type JobPatch = components['schemas']['JobPatch'];
 export type JobState = components['schemas']['JobState'];
-export type JobsBody = components['schemas']['JobsBody'];
-export type JobsChanged = components['schemas']['JobsChanged'];
 export type KeyAnswer = components['schemas']['KeyAnswer'];
 export type KeyList = components['schemas']['KeyList'];
 export type LikelyToken = components['schemas']['LikelyToken'];
@@ -4751,6 +4402,7 @@ export type OpenAiModel = components['schemas']['OpenAIModel'];
 export type OpenAiModelList = components['schemas']['OpenAIModelList'];
 export type OutputTokenDetails = components['schemas']['OutputTokenDetails'];
 export type ParameterGroup = components['schemas']['ParameterGroup'];
+export type PreflightAnswer = components['schemas']['PreflightAnswer'];
 export type PreviewPart = components['schemas']['PreviewPart'];
 export type PreviewRow = components['schemas']['PreviewRow'];
 export type Problem = components['schemas']['Problem'];
@@ -4759,11 +4411,9 @@ export type PromptTokensDetails = components['schemas']['PromptTokensDetails'];
 export type QueueAnswer = components['schemas']['QueueAnswer'];
 export type QueueBody = components['schemas']['QueueBody'];
 export type QueueList = components['schemas']['QueueList'];
-export type Range = components['schemas']['Range'];
-export type Refusal = components['schemas']['Refusal'];
+export type RankMemoryAnswer = components['schemas']['RankMemoryAnswer'];
 export type Resources = components['schemas']['Resources'];
 export type ResponseFormat = components['schemas']['ResponseFormat'];
-export type Rung = components['schemas']['Rung'];
 export type ScheduleAnswer = components['schemas']['ScheduleAnswer'];
 export type ScheduleBody = components['schemas']['ScheduleBody'];
 export type ScheduleList = components['schemas']['ScheduleList'];
@@ -4772,25 +4422,21 @@ export type StatusAnswer = components['schemas']['StatusAnswer'];
 export type StreamOptions = components['schemas']['StreamOptions'];
 export type Supervised = components['schemas']['Supervised'];
 export type SupervisedMethod = components['schemas']['SupervisedMethod'];
-export type SweepAnswer = components['schemas']['SweepAnswer'];
-export type SweepBest = components['schemas']['SweepBest'];
-export type SweepList = components['schemas']['SweepList'];
-export type SweepProgress = components['schemas']['SweepProgress'];
-export type SweepSpec = components['schemas']['SweepSpec'];
 export type TextPart = components['schemas']['TextPart'];
 export type TokenDetails = components['schemas']['TokenDetails'];
 export type TokenLogprob = components['schemas']['TokenLogprob'];
 export type TrainSpec = components['schemas']['TrainSpec'];
 export type TrainingCurves = components['schemas']['TrainingCurves'];
 export type TrainingOptions = components['schemas']['TrainingOptions'];
-export type Trial = components['schemas']['Trial'];
-export type TrialJob = components['schemas']['TrialJob'];
 export type TunedHyperparameters = components['schemas']['TunedHyperparameters'];
+export type UploadAnswer = components['schemas']['UploadAnswer'];
+export type UploadRequest = components['schemas']['UploadRequest'];
 export type Usage = components['schemas']['Usage'];
 export type UsedMethod = components['schemas']['UsedMethod'];
 export type UsedSupervised = components['schemas']['UsedSupervised'];
-export type Values = components['schemas']['Values'];
+export type WeightedDataset = components['schemas']['WeightedDataset'];
 export type WorkerAnswer = components['schemas']['WorkerAnswer'];
+export type WorkerFitAnswer = components['schemas']['WorkerFitAnswer'];
 export type WorkerJob = components['schemas']['WorkerJob'];
 export type WorkerList = components['schemas']['WorkerList'];
 export type WorkerResources = components['schemas']['WorkerResources'];
@@ -4806,7 +4452,6 @@ export type ResponseProblem408 = components['responses']['Problem408'];
 export type ResponseOpenAiError408 = components['responses']['OpenAIError408'];
 export type ResponseProblem409 = components['responses']['Problem409'];
 export type ResponseOpenAiError409 = components['responses']['OpenAIError409'];
-export type ResponseProblem412 = components['responses']['Problem412'];
 export type ResponseProblem413 = components['responses']['Problem413'];
 export type ResponseOpenAiError413 = components['responses']['OpenAIError413'];
 export type ResponseProblem415 = components['responses']['Problem415'];
@@ -4884,12 +4529,6 @@ export interface operations {
                 label?: string;
                 /** @description Part of name or id. */
                 text?: string;
-                /** @description Terms that all hold, as `state:running,queued label:team=a lr>1e-3 -kind:generate "text"`. */
-                filter?: string;
-                /** @description created_at, priority, step or name; with a minus the largest first. */
-                sort?: string;
-                /** @description Only these fields of each job, with commas between. */
-                fields?: string;
                 /** @description Last id seen. */
                 after?: string;
                 /** @description At most so many. */
@@ -4920,7 +4559,10 @@ export interface operations {
     };
     submit_job: {
         parameters: {
-            query?: never;
+            query?: {
+                /** @description Check the job and estimate what it takes; queue nothing. */
+                dry_run?: boolean;
+            };
             header?: {
                 /** @description A repeated request with this key within 24 hours creates nothing and has the same answer; the same key with another request is refused with 422. */
                 "Idempotency-Key"?: string;
@@ -4934,6 +4576,17 @@ export interface operations {
             };
         };
         responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    /** @description `true`: this repeats the answer to an earlier request with the same `Idempotency-Key`. */
+                    "Idempotent-Replayed"?: "true";
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["PreflightAnswer"];
+                };
+            };
             /** @description Accepted. */
             202: {
                 headers: {
@@ -4959,179 +4612,9 @@ export interface operations {
             503: components["responses"]["Problem503"];
         };
     };
-    cancel_jobs: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["JobsBody"];
-            };
-        };
-        responses: {
-            /** @description Done. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["JobsChanged"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            408: components["responses"]["Problem408"];
-            413: components["responses"]["Problem413"];
-            415: components["responses"]["Problem415"];
-            422: components["responses"]["Problem422"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-        };
-    };
-    pause_jobs: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["JobsBody"];
-            };
-        };
-        responses: {
-            /** @description Done. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["JobsChanged"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            408: components["responses"]["Problem408"];
-            413: components["responses"]["Problem413"];
-            415: components["responses"]["Problem415"];
-            422: components["responses"]["Problem422"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-        };
-    };
-    resume_jobs: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["JobsBody"];
-            };
-        };
-        responses: {
-            /** @description Done. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["JobsChanged"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            408: components["responses"]["Problem408"];
-            413: components["responses"]["Problem413"];
-            415: components["responses"]["Problem415"];
-            422: components["responses"]["Problem422"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-        };
-    };
-    retry_jobs: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["JobsBody"];
-            };
-        };
-        responses: {
-            /** @description Done. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["JobsChanged"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            408: components["responses"]["Problem408"];
-            413: components["responses"]["Problem413"];
-            415: components["responses"]["Problem415"];
-            422: components["responses"]["Problem422"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-        };
-    };
-    delete_jobs: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["JobsBody"];
-            };
-        };
-        responses: {
-            /** @description Done. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["JobsChanged"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            408: components["responses"]["Problem408"];
-            413: components["responses"]["Problem413"];
-            415: components["responses"]["Problem415"];
-            422: components["responses"]["Problem422"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-        };
-    };
     get_job: {
         parameters: {
-            query?: {
-                /** @description Answer when it has ended, or after so many seconds. */
-                wait?: number;
-                /** @description Only these fields, with commas between. */
-                fields?: string;
-            };
+            query?: never;
             header?: never;
             path: {
                 /** @description Id of the job. */
@@ -5154,7 +4637,6 @@ export interface operations {
             401: components["responses"]["Problem401"];
             403: components["responses"]["Problem403"];
             404: components["responses"]["Problem404"];
-            422: components["responses"]["Problem422"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };
@@ -5183,45 +4665,6 @@ export interface operations {
             403: components["responses"]["Problem403"];
             404: components["responses"]["Problem404"];
             409: components["responses"]["Problem409"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-        };
-    };
-    update_job: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                /** @description Id of the job. */
-                job_id: string;
-            };
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["JobPatch"];
-            };
-        };
-        responses: {
-            /** @description Done. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["JobAnswer"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            404: components["responses"]["Problem404"];
-            408: components["responses"]["Problem408"];
-            409: components["responses"]["Problem409"];
-            412: components["responses"]["Problem412"];
-            413: components["responses"]["Problem413"];
-            415: components["responses"]["Problem415"];
-            422: components["responses"]["Problem422"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };
@@ -6172,6 +5615,175 @@ export interface operations {
             507: components["responses"]["Problem507"];
         };
     };
+    begin_upload: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["UploadRequest"];
+            };
+        };
+        responses: {
+            /** @description Created. */
+            201: {
+                headers: {
+                    /** @description Path of what was created. */
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UploadAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            409: components["responses"]["Problem409"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+            507: components["responses"]["Problem507"];
+        };
+    };
+    get_upload: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the upload. */
+                upload_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UploadAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    add_part: {
+        parameters: {
+            query: {
+                /** @description Where in the file the part begins. */
+                offset: number;
+            };
+            header?: never;
+            path: {
+                /** @description Id of the upload. */
+                upload_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/octet-stream": string;
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["UploadAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            408: components["responses"]["Problem408"];
+            409: components["responses"]["Problem409"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+            507: components["responses"]["Problem507"];
+        };
+    };
+    cancel_upload: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the upload. */
+                upload_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done; there is no body. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    complete_upload: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the upload. */
+                upload_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Created. */
+            201: {
+                headers: {
+                    /** @description Path of what was created. */
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DatasetAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            409: components["responses"]["Problem409"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+            507: components["responses"]["Problem507"];
+        };
+    };
     delete_dataset: {
         parameters: {
             query?: never;
@@ -6618,197 +6230,6 @@ export interface operations {
             404: components["responses"]["Problem404"];
             409: components["responses"]["Problem409"];
             422: components["responses"]["Problem422"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-        };
-    };
-    list_sweeps: {
-        parameters: {
-            query?: {
-                /** @description Last id seen. */
-                after?: string;
-                /** @description At most so many. */
-                limit?: number;
-            };
-            header?: never;
-            path?: never;
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Done. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["SweepList"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            422: components["responses"]["Problem422"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-        };
-    };
-    create_sweep: {
-        parameters: {
-            query?: never;
-            header?: {
-                /** @description A repeated request with this key within 24 hours creates nothing and has the same answer; the same key with another request is refused with 422. */
-                "Idempotency-Key"?: string;
-            };
-            path?: never;
-            cookie?: never;
-        };
-        requestBody: {
-            content: {
-                "application/json": components["schemas"]["SweepSpec"];
-            };
-        };
-        responses: {
-            /** @description Accepted. */
-            202: {
-                headers: {
-                    /** @description `true`: this repeats the answer to an earlier request with the same `Idempotency-Key`. */
-                    "Idempotent-Replayed"?: "true";
-                    /** @description Path of what was created. */
-                    Location?: string;
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["SweepAnswer"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            408: components["responses"]["Problem408"];
-            409: components["responses"]["Problem409"];
-            413: components["responses"]["Problem413"];
-            415: components["responses"]["Problem415"];
-            422: components["responses"]["Problem422"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-        };
-    };
-    get_sweep: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                /** @description Id of the sweep. */
-                sweep_id: string;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Done. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["SweepAnswer"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            404: components["responses"]["Problem404"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-        };
-    };
-    cancel_sweep: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                /** @description Id of the sweep. */
-                sweep_id: string;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Done. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["SweepAnswer"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            404: components["responses"]["Problem404"];
-            409: components["responses"]["Problem409"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-        };
-    };
-    pause_sweep: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                /** @description Id of the sweep. */
-                sweep_id: string;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Done. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["SweepAnswer"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            404: components["responses"]["Problem404"];
-            409: components["responses"]["Problem409"];
-            429: components["responses"]["Problem429"];
-            503: components["responses"]["Problem503"];
-        };
-    };
-    resume_sweep: {
-        parameters: {
-            query?: never;
-            header?: never;
-            path: {
-                /** @description Id of the sweep. */
-                sweep_id: string;
-            };
-            cookie?: never;
-        };
-        requestBody?: never;
-        responses: {
-            /** @description Done. */
-            200: {
-                headers: {
-                    [name: string]: unknown;
-                };
-                content: {
-                    "application/json": components["schemas"]["SweepAnswer"];
-                };
-            };
-            400: components["responses"]["Problem400"];
-            401: components["responses"]["Problem401"];
-            403: components["responses"]["Problem403"];
-            404: components["responses"]["Problem404"];
-            409: components["responses"]["Problem409"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };
