@@ -10,13 +10,14 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from apt_jobs.addresses import connect_host, http_origin, is_loopback
+from apt_jobs.data_folders import DataFolders
 from apt_jobs.git_hosts import GitHost
 from apt_jobs.socket_folder import find_socket
 
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
 
-class Settings(BaseSettings):
+class Settings(DataFolders, BaseSettings):
     """Everything that can be configured. Each field is an environment variable `APT_JOBS_<NAME>`.
 
     Args:
@@ -368,53 +369,6 @@ class Settings(BaseSettings):
             Denied: others can enter the folder that is recorded for it.
         """
         return find_socket(self.valkey_dir)
-
-    @property
-    def checkpoints_dir(self) -> Path:
-        return self.root / "checkpoints"
-
-    @property
-    def code_dir(self) -> Path:
-        """Packed folders of code that jobs bring; see `artifacts/code.py`."""
-        return self.root / "code"
-
-    @property
-    def datasets_dir(self) -> Path:
-        return self.root / "datasets"
-
-    @property
-    def environments_dir(self) -> Path:
-        """Python environments that were built for jobs; see `artifacts/environments.py`."""
-        return self.root / "environments"
-
-    @property
-    def git_dir(self) -> Path:
-        """Commits that jobs run, as they were fetched; see `artifacts/git_code.py`."""
-        return self.root / "git"
-
-    @property
-    def files_dir(self) -> Path:
-        """Files of `/v1/files`, by their ids."""
-        return self.root / "files"
-
-    @property
-    def locks_dir(self) -> Path:
-        return self.root / "locks"
-
-    @property
-    def prepared_dir(self) -> Path:
-        """Tokens of data sets, shared by jobs; see `training/prepare.py`."""
-        return self.root / "prepared"
-
-    @property
-    def merged_dir(self) -> Path:
-        """Whole models on their way to a download; see `training/merge.py`."""
-        return self.root / "merged"
-
-    @property
-    def runs_dir(self) -> Path:
-        """One folder per attempt: spools, rank logs, the run file."""
-        return self.root / "runs"
 
     @property
     def local_models_dir(self) -> Path:

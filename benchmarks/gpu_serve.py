@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.gpu_generate import llama
 
-START_S, REQUEST_S, SETTLE_S = 120.0, 240.0, 100.0
+START_S, REQUEST_S, COMPILE_S = 120.0, 240.0, 100.0
 REPEATS = 5
 
 
@@ -141,7 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a tiny model and few tokens")
     parser.add_argument("--rows", type=int, nargs="+", help="default: 1 32 128; small: 1 3")
-    parser.add_argument("--settle", type=float, default=SETTLE_S, help="seconds for the compiler, of each size")
+    parser.add_argument("--compile-s", type=float, default=COMPILE_S, help="seconds for the compiler, of each size")
     options = parser.parse_args()
     rows = options.rows or ([1, 3] if options.small else [1, 32, 128])
     num_prompt, num_new = (9, 8) if options.small else (64, 128)
@@ -151,8 +151,8 @@ def main() -> None:
         with served(folder) as (url, headers):
             for num_rows in rows:
                 entry = {"graphs": asyncio.run(crowd(url, headers, num_rows, num_prompt, num_new))}
-                if not options.small and options.settle:
-                    time.sleep(options.settle)
+                if not options.small and options.compile_s:
+                    time.sleep(options.compile_s)
                     entry["compiled"] = asyncio.run(crowd(url, headers, num_rows, num_prompt, num_new))
                 print(num_rows, json.dumps(entry), flush=True)
             beside = asyncio.run(crowded(url, headers, *((4, 64) if options.small else (64, 1_900))))

@@ -5,7 +5,6 @@ a line `drain` asks to save and stop; the end of the file means that the worker 
 """
 
 import argparse
-import enum
 import logging
 import os
 import signal
@@ -35,6 +34,7 @@ from apt_jobs.operations.secrets import read_secrets
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.attempt_facts import FactsRecorder
+from apt_jobs.supervision.endings import Ending, exit_in_words, write_stop_file
 from apt_jobs.supervision.launch import start_node
 from apt_jobs.supervision.lease import KILL_FRACTION, STOP_FRACTION, LeaseKeeper
 from apt_jobs.supervision.network import rendezvous_address
@@ -56,20 +56,6 @@ QUIET_PAUSE_S = 0.1  # between two looks at all else: logs, lease, stop requests
 LAST_EVENTS_TIMEOUT_S = 30.0  # to store what the ranks left behind
 MAX_TRACEBACK_CHARS = 20_000
 HANDED_BACK = (OutOfSpace.__name__, WorkerLacks.__name__)  # errors that are no fault of the job
-
-
-class Ending(enum.Enum):
-    """Why the supervisor ended the tree, or asked the ranks to; none of them: it ended by itself."""
-
-    CANCELLED = "cancelled by a user"
-    PAUSED = "paused by a user"
-    PREEMPTED = "preempted by a job of higher priority"
-    DRAINED = "the worker was drained"
-    TIME_LIMIT = "the job's time limit was reached"
-    WORKER_GONE = "the worker was lost"
-    NODE_LOST = "a node was lost"
-    STALLED = "no event or output for stall_timeout_s; the ranks are considered hung"
-    FENCED = "the lease was lost"
 
 
 class Supervisor:
@@ -170,7 +156,7 @@ class Supervisor:
                 return self._end(tree, reason)
             if self._asked is None and (reason := self._reason_to_stop(lease, relay, run_file)) is not None:
                 self._asked, self._asked_s = reason, time.monotonic()
-                _write_stop_file(run_file, reason)
+                write_stop_file(run_file, reason)
             if self._asked is not None and time.monotonic() - self._asked_s > self._grace_s(run_file):
                 return self._end(tree, self._asked)
             if moved:
@@ -260,7 +246,7 @@ class Supervisor:
         elif cause:
             self._report_failure(cause, logs)
         else:
-            why = self._lost_node or (ending.value if ending else _exit_in_words(tree.poll()))
+            why = self._lost_node or (ending.value if ending else exit_in_words(tree.poll()))
             error = {"message": why, "traceback": logs.tail()[-MAX_TRACEBACK_CHARS:]}
             fault, rules = Fault.INFRASTRUCTURE if self._lost_node else Fault.JOB, retry_rules(self._settings)
             self._stored(
@@ -348,23 +334,6 @@ def _await_news(relay: Relay) -> None:
         time.sleep(pause_s)
         if relay.has_news() or time.monotonic() > until_s:
             return
-
-
-def _write_stop_file(run_file: RunFile, reason: Ending) -> None:
-    """Ask the ranks to save and stop. The file appears whole: a user's script shows what is in it."""
-    temporary = run_file.stop_path.with_name(".stop")
-    temporary.write_text(reason.value)
-    temporary.rename(run_file.stop_path)
-
-
-def _exit_in_words(status: int | None) -> str:
-    if status is None or status == 0:
-        return "the training ended without saying how"
-    if status < 0:
-        return f"torchrun was killed by {signal.Signals(-status).name}"
-    return (
-        "a rank was killed or ended without a word (out of memory, if it was SIGKILL); its last lines are in the error"
-    )
 
 
 def main() -> None:

@@ -53,8 +53,8 @@ export interface paths {
             cookie?: never;
         };
         /**
-         * List jobs, newest first
-         * @description List jobs, newest first.
+         * List jobs, newest first if nothing else is asked for
+         * @description List jobs, newest first if nothing else is asked for.
          */
         get: operations["list_jobs"];
         put?: never;
@@ -71,6 +71,106 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/jobs/cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Cancel many jobs
+         * @description Cancel many jobs. Repeating it changes nothing.
+         */
+        post: operations["cancel_jobs"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/jobs/pause": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Pause many jobs
+         * @description Pause many jobs. Repeating it changes nothing.
+         */
+        post: operations["pause_jobs"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/jobs/resume": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Let many paused jobs go on
+         * @description Let many paused jobs go on.
+         */
+        post: operations["resume_jobs"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/jobs/retry": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Queue many failed, cancelled or dead jobs again
+         * @description Queue many failed, cancelled or dead jobs again.
+         */
+        post: operations["retry_jobs"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/jobs/delete": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Delete many ended jobs with their logs, checkpoints and files
+         * @description Delete many ended jobs with their logs, checkpoints and files; one whose checkpoint another needs stays.
+         */
+        post: operations["delete_jobs"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/jobs/{job_id}": {
         parameters: {
             query?: never;
@@ -80,7 +180,7 @@ export interface paths {
         };
         /**
          * Return one job with its attempts, its place in the queue and what it waits for
-         * @description Return one job with its attempts, its place in the queue and what it waits for.
+         * @description Return one job with its attempts, its place in the queue and what it waits for; with `wait` when it has ended.
          */
         get: operations["get_job"];
         put?: never;
@@ -90,6 +190,32 @@ export interface paths {
          * @description Delete an ended job with its log, its checkpoints and its files.
          */
         delete: operations["delete_job"];
+        options?: never;
+        head?: never;
+        /**
+         * Change a job's name, labels or notes, or its priority or queue while it waits
+         * @description Change a job's name, labels or notes, or its priority or queue while it waits.
+         *
+         *     With `If-Match: <ETag of GET /api/jobs/{id}>` it is refused (412) if somebody else changed one of these meanwhile.
+         */
+        patch: operations["update_job"];
+        trace?: never;
+    };
+    "/api/jobs/{job_id}/clone": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Submit a job again
+         * @description Submit a job again: its own spec, changed by a merge patch. The code is the very same.
+         */
+        post: operations["clone_job"];
+        delete?: never;
         options?: never;
         head?: never;
         patch?: never;
@@ -879,6 +1005,110 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/sweeps": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List sweeps, newest first
+         * @description List sweeps, newest first.
+         */
+        get: operations["list_sweeps"];
+        put?: never;
+        /**
+         * Submit a sweep with all of its jobs, or none of them
+         * @description Submit a sweep with all of its jobs, or none of them. The answer is durable, as that of a job.
+         */
+        post: operations["create_sweep"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/sweeps/{sweep_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return one sweep
+         * @description Return one sweep: its progress, its settings by what they reached, the best one.
+         */
+        get: operations["get_sweep"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/sweeps/{sweep_id}/cancel": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Cancel all jobs of a sweep that have not ended
+         * @description Cancel all jobs of a sweep that have not ended. Repeating it changes nothing.
+         */
+        post: operations["cancel_sweep"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/sweeps/{sweep_id}/pause": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Pause all jobs of a sweep
+         * @description Pause all jobs of a sweep: those that run save first. Repeating it changes nothing.
+         */
+        post: operations["pause_sweep"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/sweeps/{sweep_id}/resume": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Let a paused sweep go on
+         * @description Let a paused sweep go on. Jobs that were paused one by one stay paused.
+         */
+        post: operations["resume_sweep"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/queues": {
         parameters: {
             query?: never;
@@ -994,6 +1224,50 @@ export interface paths {
         put?: never;
         post?: never;
         delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/secrets": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the names of the secrets that jobs may ask for
+         * @description List the names of the secrets that jobs may ask for.
+         */
+        get: operations["list_secrets"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/secrets/{name}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        /**
+         * Store a value under the name of the environment variable that jobs get it in, in place of an earlier one
+         * @description Store a value under the name of the environment variable that jobs get it in, in place of an earlier one.
+         */
+        put: operations["set_secret"];
+        post?: never;
+        /**
+         * Remove a secret
+         * @description Remove a secret. Jobs that run keep it; those that wait for it fail as they start.
+         */
+        delete: operations["delete_secret"];
         options?: never;
         head?: never;
         patch?: never;
@@ -1432,6 +1706,17 @@ export interface components {
              */
             tie_embeddings?: boolean;
         };
+        /** @description A job that has to end first. */
+        After: {
+            /** @description Its id. */
+            job: string;
+            /**
+             * @description success: this job is cancelled if that one does not succeed; end: any end will do.
+             * @default success
+             * @enum {string}
+             */
+            on?: "success" | "end";
+        };
         AliasAnswer: {
             alias: string;
             /** @description What it stands for. */
@@ -1524,6 +1809,45 @@ export interface components {
              * @default null
              */
             steps_lost: number | null;
+            /**
+             * @description What it ran with; null: not known, or not yet.
+             * @default null
+             */
+            facts: components["schemas"]["AttemptFacts"] | null;
+        };
+        /** @description What an attempt ran with. */
+        AttemptFacts: {
+            /** @description Its version, as `3.12.3`. */
+            python: string;
+            /** @description As `torch==2.10.0`, by name. */
+            packages: string[];
+            /**
+             * @description Name or hash of the environment; null: that of the service.
+             * @default null
+             */
+            environment: string | null;
+            host: string;
+            /** @description Kernel and machine, as `Linux-6.1-x86_64`. */
+            system: string;
+            /** @description Names of those that it was given. */
+            gpus: string[];
+            /**
+             * @description Version of NVIDIA's kernel driver.
+             * @default null
+             */
+            gpu_driver: string | null;
+            /**
+             * @description Content of the data set; null: built in.
+             * @default null
+             */
+            dataset_sha256: string | null;
+            /** @default null */
+            validation_dataset_sha256: string | null;
+            /**
+             * @description SHA-256 of the packed folder, or the commit; null: the worker's.
+             * @default null
+             */
+            code: string | null;
         };
         BatchAnswer: {
             results: components["schemas"]["BatchItem"][];
@@ -1909,10 +2233,45 @@ export interface components {
              */
             logprobs: components["schemas"]["TokenLogprob"][] | null;
         };
-        /** @description The code that a job brings: a packed folder, whose command `argv` is. */
+        /**
+         * @example {
+         *       "patch": {
+         *         "training": {
+         *           "seed": 2
+         *         }
+         *       },
+         *       "exact": false,
+         *       "checkpoint": null
+         *     }
+         */
+        CloneBody: {
+            /** @description JSON merge patch (RFC 7396) of the job's `spec`; null takes a field out. */
+            patch?: {
+                [key: string]: unknown;
+            };
+            /**
+             * @description With the packages that its last attempt ran with and the same content of its data set; refused where that cannot be had.
+             * @default false
+             */
+            exact?: boolean;
+            /**
+             * @description Start from this checkpoint of the job.
+             * @default null
+             */
+            checkpoint?: ("best" | "latest") | null;
+        };
+        /** @description The code that a job brings, whose command `argv` is: a packed folder, or a commit of git. */
         Code: {
-            /** @description Of the packed folder, uploaded by `PUT /api/code/{sha256}` (`apt-jobs run`). */
-            sha256: string;
+            /**
+             * @description Of the packed folder, uploaded by `PUT /api/code/{sha256}` (`apt-jobs run`).
+             * @default null
+             */
+            sha256?: string | null;
+            /**
+             * @description A commit that the worker fetches.
+             * @default null
+             */
+            git?: components["schemas"]["GitCode"] | null;
         };
         CodeAnswer: {
             sha256: string;
@@ -2675,6 +3034,8 @@ export interface components {
              * @default null
              */
             time_limit_s?: number | null;
+            /** @description Jobs to wait for. Fields may name their results, as `{{job.best_checkpoint}}`. */
+            after?: components["schemas"]["After"][];
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
@@ -2697,6 +3058,13 @@ export interface components {
              * @default null
              */
             embed?: (string | number[])[] | null;
+        };
+        /** @description One commit of a repository. */
+        GitCode: {
+            /** @description As `https://host/path.git`, of a host that the operator lists in APT_JOBS_GIT_HOSTS. */
+            url: string;
+            /** @description Whole name of a commit, 40 digits and letters: a branch would be other code another day. */
+            commit: string;
         };
         /** @description Norms by point and layer, in the order of `names`. A value is null if no norm of the point was finite. */
         GradientOverviewAnswer: {
@@ -2737,6 +3105,21 @@ export interface components {
             };
             total_steps: number;
             timestamp: number;
+        };
+        /** @description When jobs are compared, and how many of them go on (ASHA, Li et al. 2018, in its form that stops jobs). */
+        Halving: {
+            /** @description Steps before the first comparison. */
+            min_steps: number;
+            /**
+             * @description One of so many goes on; each comparison is so many times later.
+             * @default 3
+             */
+            reduction_factor?: number;
+            /**
+             * @description Steps of a whole job; default: what it reports.
+             * @default null
+             */
+            max_steps?: number | null;
         };
         HistoryAnswer: {
             job_id: string;
@@ -2805,10 +3188,14 @@ export interface components {
          *         }
          *       },
          *       "schedule_id": null,
+         *       "sweep_id": null,
+         *       "notes": null,
          *       "attempts": null,
          *       "best_checkpoint": null,
          *       "queue_position": null,
-         *       "waiting_for": null
+         *       "waiting_for": null,
+         *       "expected_start_at": null,
+         *       "num_preemptions": 0
          *     }
          */
         JobAnswer: {
@@ -2846,6 +3233,8 @@ export interface components {
                 [key: string]: unknown;
             };
             schedule_id: string | null;
+            sweep_id: string | null;
+            notes: string | null;
             /**
              * @description Only in the view of one job.
              * @default null
@@ -2866,6 +3255,16 @@ export interface components {
              * @default null
              */
             waiting_for: string | null;
+            /**
+             * @description When it will probably start. Only in the view of one job; null: nobody knows.
+             * @default null
+             */
+            expected_start_at: string | null;
+            /**
+             * @description Times that it yielded to a job of higher priority.
+             * @default 0
+             */
+            num_preemptions: number;
         };
         /** @description Why a job failed: what the first rank that failed raised. */
         JobError: {
@@ -2928,10 +3327,14 @@ export interface components {
          *             }
          *           },
          *           "schedule_id": null,
+         *           "sweep_id": null,
+         *           "notes": null,
          *           "attempts": null,
          *           "best_checkpoint": null,
          *           "queue_position": null,
-         *           "waiting_for": null
+         *           "waiting_for": null,
+         *           "expected_start_at": null,
+         *           "num_preemptions": 0
          *         }
          *       ],
          *       "has_more": false
@@ -2946,8 +3349,63 @@ export interface components {
             data: components["schemas"]["JobAnswer"][];
             has_more: boolean;
         };
+        /**
+         * @description What to change of a job; what is left out stays.
+         * @example {
+         *       "name": "nightly, again",
+         *       "labels": {
+         *         "team": "b"
+         *       },
+         *       "notes": "With twice the data."
+         *     }
+         */
+        JobPatch: {
+            /** @default null */
+            name?: string | null;
+            /** @description Merged with those it has; null removes one. */
+            labels?: {
+                [key: string]: string | null;
+            };
+            /** @default null */
+            notes?: string | null;
+            /**
+             * @description Only while it waits.
+             * @default 0
+             */
+            priority?: number;
+            /**
+             * @description Only while it waits.
+             * @default train
+             */
+            queue?: string;
+        };
         /** @enum {string} */
         JobState: "queued" | "running" | "pausing" | "paused" | "succeeded" | "failed" | "cancelled" | "dead";
+        /**
+         * @description Which jobs.
+         * @example {
+         *       "filter": "state:failed label:team=a"
+         *     }
+         */
+        JobsBody: {
+            /**
+             * @description Ids of jobs.
+             * @default null
+             */
+            ids?: string[] | null;
+            /**
+             * @description As of `GET /api/jobs`; what it matches now.
+             * @default null
+             */
+            filter?: string | null;
+        };
+        /** @description What became of many jobs. */
+        JobsChanged: {
+            matched: number;
+            /** @description Those that were not in the wanted state already. */
+            changed: number;
+            refused: components["schemas"]["Refusal"][];
+        };
         KeyAnswer: {
             id: string;
             name: string;
@@ -3076,7 +3534,7 @@ export interface components {
         ModelAnswer: {
             id: string;
             /** @enum {string} */
-            source: "checkpoint" | "local";
+            source: "checkpoint" | "local" | "external";
             name: string;
             job_id: string | null;
             step: number | null;
@@ -3344,6 +3802,29 @@ export interface components {
             /** @description Known from another text that began with them. */
             cached_tokens: number;
         };
+        /** @description The Python that a user script runs in: `requirements` or `lock`, built once for all jobs, or `name`. */
+        PythonEnvironment: {
+            /**
+             * @description An environment that the worker's operator registered, in APT_JOBS_ENVIRONMENTS.
+             * @default null
+             */
+            name?: string | null;
+            /**
+             * @description Version, as `3.12`, from 3.11 on; null: that of the service.
+             * @default null
+             */
+            python?: string | null;
+            /**
+             * @description Packages, as `trl>=1.16`; resolved when it is first built.
+             * @default null
+             */
+            requirements?: string[] | null;
+            /**
+             * @description A file of the job's code that pins every package, as `uv pip compile` or `pip freeze` write it.
+             * @default null
+             */
+            lock?: string | null;
+        };
         /**
          * @example {
          *       "name": "train",
@@ -3388,6 +3869,17 @@ export interface components {
             /** @default false */
             has_more: boolean;
         };
+        /** @description A range to sample from; of integers if both ends are integers. */
+        Range: {
+            min: number;
+            max: number;
+            /**
+             * @description log: every order of magnitude alike.
+             * @default linear
+             * @enum {string}
+             */
+            scale?: "linear" | "log";
+        };
         /** @description About how many bytes of GPU memory (without GPUs: of main memory) one rank takes. */
         RankMemoryAnswer: {
             weights: number;
@@ -3399,10 +3891,15 @@ export interface components {
             other: number;
             total: number;
         };
+        /** @description A job that stays as it is. */
+        Refusal: {
+            id: string;
+            why: string;
+        };
         /** @description What a job takes of each machine that it runs on, for itself alone. A worker runs as many jobs as fit. */
         Resources: {
             /**
-             * @description GPUs on each machine; null: one for each rank there, where the worker has GPUs; 0: none.
+             * @description GPUs on each machine, or a part of one, as 0.5, which other jobs share; null: one for each rank there, where the worker has GPUs; 0: none.
              * @default null
              */
             gpus?: number | null;
@@ -3412,7 +3909,7 @@ export interface components {
              */
             gpu_type?: string | null;
             /**
-             * @description Memory that each of its GPUs has at least, in GB (10**9 bytes).
+             * @description Memory that each of its GPUs, or its part of one, has at least, in GB (10**9 bytes).
              * @default null
              */
             gpu_memory_gb?: number | null;
@@ -3433,6 +3930,13 @@ export interface components {
             type: "text" | "json_object" | "json_schema";
             /** @default null */
             json_schema?: components["schemas"]["NamedSchema"] | null;
+        };
+        /** @description What halving found at one rung. */
+        Rung: {
+            step: number;
+            /** @description null: it is not finite. */
+            value: number | null;
+            promoted: boolean;
         };
         ScheduleAnswer: {
             /**
@@ -3531,6 +4035,33 @@ export interface components {
             job_state: components["schemas"]["JobState"] | null;
             reason: string | null;
         };
+        SecretAnswer: {
+            name: string;
+            created_at: string;
+            updated_at: string;
+        };
+        /**
+         * @example {
+         *       "value": "hf_0123456789abcdef"
+         *     }
+         */
+        SecretBody: {
+            /**
+             * Format: password
+             * @description 8 to 16,384 characters. No answer ever has it.
+             */
+            value: string;
+        };
+        SecretList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["SecretAnswer"][];
+            /** @default false */
+            has_more: boolean;
+        };
         StatusAnswer: {
             job_id: string | null;
             is_training: boolean;
@@ -3559,6 +4090,177 @@ export interface components {
             type: "supervised";
             /** @default null */
             supervised?: components["schemas"]["Supervised"] | null;
+        };
+        SweepAnswer: {
+            /**
+             * @default sweep
+             * @constant
+             */
+            object: "sweep";
+            id: string;
+            name: string | null;
+            /** @enum {string} */
+            state: "running" | "paused" | "cancelling" | "succeeded" | "failed" | "cancelled";
+            /**
+             * @description Why it failed. Only in the view of one sweep.
+             * @default null
+             */
+            reason: string | null;
+            method: string;
+            metric: string;
+            /** @enum {string} */
+            goal: "minimize" | "maximize";
+            num_jobs: number;
+            repeats: number;
+            max_running: number | null;
+            created_at: string;
+            finished_at: string | null;
+            progress: components["schemas"]["SweepProgress"];
+            spec: {
+                [key: string]: unknown;
+            };
+            parameters: {
+                [key: string]: unknown;
+            };
+            /**
+             * @description Only in the view of one sweep.
+             * @default null
+             */
+            best: components["schemas"]["SweepBest"] | null;
+            /**
+             * @description All settings, the best first. Only in the view of one sweep.
+             * @default null
+             */
+            table: components["schemas"]["Trial"][] | null;
+        };
+        /** @description The setting that is ahead. */
+        SweepBest: {
+            number: number;
+            parameters: {
+                [key: string]: unknown;
+            };
+            value: number;
+            interval: [
+                number,
+                number
+            ] | null;
+            /** @description Its best job. */
+            job_id: string;
+        };
+        SweepList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["SweepAnswer"][];
+            has_more: boolean;
+        };
+        /** @description How many jobs are where. */
+        SweepProgress: {
+            total: number;
+            ended: number;
+            /** @description Jobs in each state that there are. */
+            states: {
+                [key: string]: number;
+            };
+        };
+        /**
+         * @description A sweep: jobs that differ in `parameters`.
+         * @example {
+         *       "name": "rates",
+         *       "spec": {
+         *         "kind": "train",
+         *         "name": "nightly",
+         *         "dataset": "builtin",
+         *         "num_ranks": 2,
+         *         "labels": {
+         *           "team": "a"
+         *         },
+         *         "model": {
+         *           "d_model": 128,
+         *           "num_layers": 4
+         *         },
+         *         "training": {
+         *           "max_steps": 200,
+         *           "learning_rate": 0.001
+         *         }
+         *       },
+         *       "parameters": {
+         *         "training.learning_rate": {
+         *           "min": 0.0001,
+         *           "max": 0.01,
+         *           "scale": "log"
+         *         },
+         *         "training.batch_size": {
+         *           "values": [
+         *             4,
+         *             8
+         *           ]
+         *         }
+         *       },
+         *       "method": "random",
+         *       "num_jobs": 20,
+         *       "max_running": 4,
+         *       "metric": "val_loss",
+         *       "goal": "minimize"
+         *     }
+         */
+        SweepSpec: {
+            /**
+             * @description Shown in lists; default: the job's name.
+             * @default null
+             */
+            name?: string | null;
+            /** @description The training job, as `POST /api/jobs` takes it. */
+            spec: {
+                [key: string]: unknown;
+            };
+            /** @description By field of the job, as `training.learning_rate`. */
+            parameters: {
+                [key: string]: components["schemas"]["Values"] | components["schemas"]["Range"];
+            };
+            /**
+             * @description grid: all combinations; list: the first values of all, the second ones, ...; random: `num_jobs` samples; halving: the same, of which those that fall short are stopped early.
+             * @default grid
+             * @enum {string}
+             */
+            method?: "grid" | "random" | "list" | "halving";
+            /**
+             * @description How many settings random and halving sample.
+             * @default null
+             */
+            num_jobs?: number | null;
+            /**
+             * @description Of the samples.
+             * @default 1
+             */
+            seed?: number;
+            /**
+             * @description Jobs of each setting, which differ in training.seed.
+             * @default 1
+             */
+            repeats?: number;
+            /**
+             * @description train_loss, val_loss, best_val_loss, grad_norm, tokens_per_s, or a name that the script logs.
+             * @default val_loss
+             */
+            metric?: string;
+            /**
+             * @description Default: what the metric's name suggests.
+             * @default null
+             */
+            goal?: ("minimize" | "maximize") | null;
+            /**
+             * @description Most of its jobs at once; null: no limit.
+             * @default null
+             */
+            max_running?: number | null;
+            /**
+             * @description Of the method halving.
+             * @default null
+             */
+            halving?: components["schemas"]["Halving"] | null;
         };
         /** @description A part of a message. */
         TextPart: {
@@ -3627,6 +4329,8 @@ export interface components {
              * @default null
              */
             time_limit_s?: number | null;
+            /** @description Jobs to wait for. Fields may name their results, as `{{job.best_checkpoint}}`. */
+            after?: components["schemas"]["After"][];
             /**
              * @description discriminator enum property added by openapi-typescript
              * @enum {string}
@@ -3654,10 +4358,17 @@ export interface components {
              * @enum {string}
              */
             launcher?: "torchrun" | "none";
-            /** @description Environment variables of the ranks. All who may read the job see them: no secrets. */
+            /** @description Environment variables of the ranks. All who may read the job see them: see `secrets`. */
             env?: {
                 [key: string]: string;
             };
+            /** @description Secrets of `GET /api/secrets` that a user script gets as environment variables of these names. */
+            secrets?: string[];
+            /**
+             * @description Python and packages of a user script; null: those of the service.
+             * @default null
+             */
+            environment?: components["schemas"]["PythonEnvironment"] | null;
             /**
              * @description A data set of `GET /api/datasets`.
              * @default pydoc-topics
@@ -3699,6 +4410,16 @@ export interface components {
              */
             device?: "auto" | "cpu" | "cuda";
             resources?: components["schemas"]["Resources"];
+            /**
+             * @description Whether it saves and yields its room to a waiting job of higher priority, and goes on later. null: the built-in trainer does; a user script, which may save nothing, does not.
+             * @default null
+             */
+            preemptible?: boolean | null;
+            /**
+             * @description Longest time to save when it is preempted, in seconds; null: `APT_JOBS_DRAIN_TIMEOUT_S`.
+             * @default null
+             */
+            grace_period_s?: number | null;
             /** @description null: the default, as answers show it for a script. */
             model?: components["schemas"]["APTConfig"] | null;
             training?: components["schemas"]["TrainingOptions"];
@@ -3929,6 +4650,34 @@ export interface components {
              */
             lora?: components["schemas"]["LoraOptions"] | null;
         };
+        /** @description One setting of a sweep, and what it reached. */
+        Trial: {
+            number: number;
+            parameters: {
+                [key: string]: unknown;
+            };
+            /** @description Mean over the jobs that succeeded; null: none yet, or one is not finite. */
+            value: number | null;
+            /** @description 95 % interval of the mean; null: of one job. */
+            interval: [
+                number,
+                number
+            ] | null;
+            jobs: components["schemas"]["TrialJob"][];
+            rungs: components["schemas"]["Rung"][];
+        };
+        /** @description One job of a setting. */
+        TrialJob: {
+            id: string;
+            repeat: number;
+            /** @description A job's state; `stopped`: by halving; `deleted`: it is gone. */
+            state: string;
+            step: number | null;
+            num_steps: number | null;
+            /** @description What it reported last of the metric. */
+            value: number | ("NaN" | "Infinity" | "-Infinity") | null;
+            reason: string | null;
+        };
         TunedHyperparameters: {
             n_epochs: number;
             batch_size: number;
@@ -3985,6 +4734,10 @@ export interface components {
         UsedSupervised: {
             hyperparameters: components["schemas"]["TunedHyperparameters"];
         };
+        /** @description Values to try. */
+        Values: {
+            values: unknown[];
+        };
         /** @description A data set of a mixture. */
         WeightedDataset: {
             /** @description A data set of `GET /api/datasets`. */
@@ -4035,6 +4788,11 @@ export interface components {
             id: string;
             /** @description Indexes of its GPUs. */
             gpus: number[];
+            /**
+             * @description Part of each of them that it has.
+             * @default 1
+             */
+            gpu_share: number;
             /** @description CPU cores. */
             cpus: number;
             /** @description Main memory that it asked for, in GB (10**9 bytes). */
@@ -4053,6 +4811,7 @@ export interface components {
         /** @description What a training worker offers to its jobs, and what of it is free. */
         WorkerResources: {
             gpus: number;
+            /** @description That no job uses a part of. */
             gpus_free: number;
             cpus: number;
             cpus_free: number;
@@ -4061,7 +4820,7 @@ export interface components {
             /** @description Most jobs at once. */
             max_jobs: number;
             /**
-             * @description Job that waited long and that it keeps room for.
+             * @description Job that it keeps room for.
              * @default null
              */
             kept_for: string | null;
@@ -4178,6 +4937,15 @@ export interface components {
             };
             content: {
                 "application/json": components["schemas"]["ErrorAnswer"];
+            };
+        };
+        /** @description Somebody changed it meanwhile: `If-Match` names another version. */
+        Problem412: {
+            headers: {
+                [name: string]: unknown;
+            };
+            content: {
+                "application/problem+json": components["schemas"]["Problem"];
             };
         };
         /** @description The body is too large. */
@@ -4312,12 +5080,14 @@ export interface components {
     pathItems: never;
 }
 export type AptConfig = components['schemas']['APTConfig'];
+export type After = components['schemas']['After'];
 export type AliasAnswer = components['schemas']['AliasAnswer'];
 export type AliasBody = components['schemas']['AliasBody'];
 export type AnomalyPolicy = components['schemas']['AnomalyPolicy'];
 export type AnyJobSpec = components['schemas']['AnyJobSpec'];
 export type AssistantMessage = components['schemas']['AssistantMessage'];
 export type AttemptAnswer = components['schemas']['AttemptAnswer'];
+export type AttemptFacts = components['schemas']['AttemptFacts'];
 export type BatchAnswer = components['schemas']['BatchAnswer'];
 export type BatchCounts = components['schemas']['BatchCounts'];
 export type BatchCreateRequest = components['schemas']['BatchCreateRequest'];
@@ -4337,6 +5107,7 @@ export type CheckpointInfo = components['schemas']['CheckpointInfo'];
 export type CheckpointList = components['schemas']['CheckpointList'];
 export type CheckpointMetrics = components['schemas']['CheckpointMetrics'];
 export type Choice = components['schemas']['Choice'];
+export type CloneBody = components['schemas']['CloneBody'];
 export type Code = components['schemas']['Code'];
 export type CodeAnswer = components['schemas']['CodeAnswer'];
 export type CompletionAnswer = components['schemas']['CompletionAnswer'];
@@ -4375,14 +5146,19 @@ export type FineTuningRequest = components['schemas']['FineTuningRequest'];
 export type GenerateAnswer = components['schemas']['GenerateAnswer'];
 export type GenerateRequest = components['schemas']['GenerateRequest'];
 export type GenerateSpec = components['schemas']['GenerateSpec'];
+export type GitCode = components['schemas']['GitCode'];
 export type GradientOverviewAnswer = components['schemas']['GradientOverviewAnswer'];
 export type GradientsAnswer = components['schemas']['GradientsAnswer'];
+export type Halving = components['schemas']['Halving'];
 export type HistoryAnswer = components['schemas']['HistoryAnswer'];
 export type Hyperparameters = components['schemas']['Hyperparameters'];
 export type JobAnswer = components['schemas']['JobAnswer'];
 export type JobError = components['schemas']['JobError'];
 export type JobList = components['schemas']['JobList'];
+export type JobPatch = components['schemas']['JobPatch'];
 export type JobState = components['schemas']['JobState'];
+export type JobsBody = components['schemas']['JobsBody'];
+export type JobsChanged = components['schemas']['JobsChanged'];
 export type KeyAnswer = components['schemas']['KeyAnswer'];
 export type KeyList = components['schemas']['KeyList'];
 export type LikelyToken = components['schemas']['LikelyToken'];
@@ -4408,32 +5184,47 @@ export type PreviewRow = components['schemas']['PreviewRow'];
 export type Problem = components['schemas']['Problem'];
 export type Progress = components['schemas']['Progress'];
 export type PromptTokensDetails = components['schemas']['PromptTokensDetails'];
+export type PythonEnvironment = components['schemas']['PythonEnvironment'];
 export type QueueAnswer = components['schemas']['QueueAnswer'];
 export type QueueBody = components['schemas']['QueueBody'];
 export type QueueList = components['schemas']['QueueList'];
+export type Range = components['schemas']['Range'];
 export type RankMemoryAnswer = components['schemas']['RankMemoryAnswer'];
+export type Refusal = components['schemas']['Refusal'];
 export type Resources = components['schemas']['Resources'];
 export type ResponseFormat = components['schemas']['ResponseFormat'];
+export type Rung = components['schemas']['Rung'];
 export type ScheduleAnswer = components['schemas']['ScheduleAnswer'];
 export type ScheduleBody = components['schemas']['ScheduleBody'];
 export type ScheduleList = components['schemas']['ScheduleList'];
 export type ScheduleRunAnswer = components['schemas']['ScheduleRunAnswer'];
+export type SecretAnswer = components['schemas']['SecretAnswer'];
+export type SecretBody = components['schemas']['SecretBody'];
+export type SecretList = components['schemas']['SecretList'];
 export type StatusAnswer = components['schemas']['StatusAnswer'];
 export type StreamOptions = components['schemas']['StreamOptions'];
 export type Supervised = components['schemas']['Supervised'];
 export type SupervisedMethod = components['schemas']['SupervisedMethod'];
+export type SweepAnswer = components['schemas']['SweepAnswer'];
+export type SweepBest = components['schemas']['SweepBest'];
+export type SweepList = components['schemas']['SweepList'];
+export type SweepProgress = components['schemas']['SweepProgress'];
+export type SweepSpec = components['schemas']['SweepSpec'];
 export type TextPart = components['schemas']['TextPart'];
 export type TokenDetails = components['schemas']['TokenDetails'];
 export type TokenLogprob = components['schemas']['TokenLogprob'];
 export type TrainSpec = components['schemas']['TrainSpec'];
 export type TrainingCurves = components['schemas']['TrainingCurves'];
 export type TrainingOptions = components['schemas']['TrainingOptions'];
+export type Trial = components['schemas']['Trial'];
+export type TrialJob = components['schemas']['TrialJob'];
 export type TunedHyperparameters = components['schemas']['TunedHyperparameters'];
 export type UploadAnswer = components['schemas']['UploadAnswer'];
 export type UploadRequest = components['schemas']['UploadRequest'];
 export type Usage = components['schemas']['Usage'];
 export type UsedMethod = components['schemas']['UsedMethod'];
 export type UsedSupervised = components['schemas']['UsedSupervised'];
+export type Values = components['schemas']['Values'];
 export type WeightedDataset = components['schemas']['WeightedDataset'];
 export type WorkerAnswer = components['schemas']['WorkerAnswer'];
 export type WorkerFitAnswer = components['schemas']['WorkerFitAnswer'];
@@ -4452,6 +5243,7 @@ export type ResponseProblem408 = components['responses']['Problem408'];
 export type ResponseOpenAiError408 = components['responses']['OpenAIError408'];
 export type ResponseProblem409 = components['responses']['Problem409'];
 export type ResponseOpenAiError409 = components['responses']['OpenAIError409'];
+export type ResponseProblem412 = components['responses']['Problem412'];
 export type ResponseProblem413 = components['responses']['Problem413'];
 export type ResponseOpenAiError413 = components['responses']['OpenAIError413'];
 export type ResponseProblem415 = components['responses']['Problem415'];
@@ -4529,6 +5321,12 @@ export interface operations {
                 label?: string;
                 /** @description Part of name or id. */
                 text?: string;
+                /** @description Terms that all hold, as `state:running,queued label:team=a lr>1e-3 -kind:generate "text"`. */
+                filter?: string;
+                /** @description created_at, priority, step or name; with a minus the largest first. */
+                sort?: string;
+                /** @description Only these fields of each job, with commas between. */
+                fields?: string;
                 /** @description Last id seen. */
                 after?: string;
                 /** @description At most so many. */
@@ -4612,9 +5410,179 @@ export interface operations {
             503: components["responses"]["Problem503"];
         };
     };
-    get_job: {
+    cancel_jobs: {
         parameters: {
             query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JobsBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobsChanged"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    pause_jobs: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JobsBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobsChanged"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    resume_jobs: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JobsBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobsChanged"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    retry_jobs: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JobsBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobsChanged"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    delete_jobs: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JobsBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobsChanged"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    get_job: {
+        parameters: {
+            query?: {
+                /** @description Answer when it has ended, or after so many seconds. */
+                wait?: number;
+                /** @description Only these fields, with commas between. */
+                fields?: string;
+            };
             header?: never;
             path: {
                 /** @description Id of the job. */
@@ -4637,6 +5605,7 @@ export interface operations {
             401: components["responses"]["Problem401"];
             403: components["responses"]["Problem403"];
             404: components["responses"]["Problem404"];
+            422: components["responses"]["Problem422"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };
@@ -4665,6 +5634,90 @@ export interface operations {
             403: components["responses"]["Problem403"];
             404: components["responses"]["Problem404"];
             409: components["responses"]["Problem409"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    update_job: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the job. */
+                job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["JobPatch"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            408: components["responses"]["Problem408"];
+            409: components["responses"]["Problem409"];
+            412: components["responses"]["Problem412"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    clone_job: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description A repeated request with this key within 24 hours creates nothing and has the same answer; the same key with another request is refused with 422. */
+                "Idempotency-Key"?: string;
+            };
+            path: {
+                /** @description Id of the job. */
+                job_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["CloneBody"];
+            };
+        };
+        responses: {
+            /** @description Accepted. */
+            202: {
+                headers: {
+                    /** @description `true`: this repeats the answer to an earlier request with the same `Idempotency-Key`. */
+                    "Idempotent-Replayed"?: "true";
+                    /** @description Path of what was created. */
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["JobAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            408: components["responses"]["Problem408"];
+            409: components["responses"]["Problem409"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };
@@ -6234,6 +7287,197 @@ export interface operations {
             503: components["responses"]["Problem503"];
         };
     };
+    list_sweeps: {
+        parameters: {
+            query?: {
+                /** @description Last id seen. */
+                after?: string;
+                /** @description At most so many. */
+                limit?: number;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SweepList"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    create_sweep: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description A repeated request with this key within 24 hours creates nothing and has the same answer; the same key with another request is refused with 422. */
+                "Idempotency-Key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SweepSpec"];
+            };
+        };
+        responses: {
+            /** @description Accepted. */
+            202: {
+                headers: {
+                    /** @description `true`: this repeats the answer to an earlier request with the same `Idempotency-Key`. */
+                    "Idempotent-Replayed"?: "true";
+                    /** @description Path of what was created. */
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SweepAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            409: components["responses"]["Problem409"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    get_sweep: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the sweep. */
+                sweep_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SweepAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    cancel_sweep: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the sweep. */
+                sweep_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SweepAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            409: components["responses"]["Problem409"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    pause_sweep: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the sweep. */
+                sweep_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SweepAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            409: components["responses"]["Problem409"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    resume_sweep: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the sweep. */
+                sweep_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SweepAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            409: components["responses"]["Problem409"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
     list_queues: {
         parameters: {
             query?: never;
@@ -6400,6 +7644,96 @@ export interface operations {
             400: components["responses"]["Problem400"];
             401: components["responses"]["Problem401"];
             403: components["responses"]["Problem403"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    list_secrets: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SecretList"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    set_secret: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["SecretBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["SecretAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            408: components["responses"]["Problem408"];
+            409: components["responses"]["Problem409"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    delete_secret: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Its name. */
+                name: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done; there is no body. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };
