@@ -150,11 +150,12 @@ def main() -> None:
         save(folder / "models" / "llama", small=options.small)
         with served(folder) as (url, headers):
             for num_rows in rows:
-                entry = {"graphs": asyncio.run(crowd(url, headers, num_rows, num_prompt, num_new))}
-                if not options.small and options.compile_s:
-                    time.sleep(options.compile_s)
-                    entry["compiled"] = asyncio.run(crowd(url, headers, num_rows, num_prompt, num_new))
-                print(num_rows, json.dumps(entry), flush=True)
+                for kind, pause_s in {"graphs": 0.0, "compiled": 0.0 if options.small else options.compile_s}.items():
+                    if kind == "compiled" and not pause_s:
+                        continue
+                    time.sleep(pause_s)
+                    found = asyncio.run(crowd(url, headers, num_rows, num_prompt, num_new))
+                    print(num_rows, kind, json.dumps(found), flush=True)
             beside = asyncio.run(crowded(url, headers, *((4, 64) if options.small else (64, 1_900))))
             print("crowded", json.dumps(beside), flush=True)
 
