@@ -38,11 +38,13 @@ BUILTIN_ENTRY_POINT = "language-model"
 CODE_ENTRY_POINT = "code"  # of a job that brings its own; no operator registers it
 MAX_TEXT_CHARS = 32_768
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}(@(best|latest|[0-9]{1,18}))?$")]
-ParentResult = Annotated[
-    str, StringConstraints(pattern=r"^\{\{ ?job(_[0-9a-z]{20})?\.(best|last)_checkpoint ?\}\}$", max_length=60)
-]
+_NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
+_MODEL_NAME = f"{_NAME}(@(best|latest|[0-9]{{1,18}}))?"
+_PARENT_RESULT = r"\{\{ ?job(_[0-9a-z]{20})?\.(best|last)_checkpoint ?\}\}"  # see parent_results.py
+Name = Annotated[str, StringConstraints(pattern=rf"^{_NAME}$")]
+ModelName = Annotated[str, StringConstraints(pattern=rf"^{_MODEL_NAME}$")]
+NameOrResult = Annotated[str, StringConstraints(pattern=rf"^({_NAME}|{_PARENT_RESULT})$")]
+ModelNameOrResult = Annotated[str, StringConstraints(pattern=rf"^({_MODEL_NAME}|{_PARENT_RESULT})$")]
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT_CHARS)]
 Title = Annotated[str, StringConstraints(max_length=200), AfterValidator(require_printable)]
 LabelValue = Title
@@ -158,7 +160,7 @@ class TrainSpec(JobSpec):
         description="Also evaluate on these data sets at each validation: {name: data set}; the losses are the metrics "
         "`eval/<name>/loss`.",
     )
-    base_model: Name | ParentResult | None = Field(
+    base_model: NameOrResult | None = Field(
         None, description="Start from a local model or a checkpoint id (`GET /api/models`)."
     )
     num_ranks: int = Field(1, ge=1, le=512, description="Processes, one per GPU where there are GPUs.")
@@ -341,7 +343,7 @@ class GenerateSpec(JobSpec, SamplingOptions):
 
     kind: Literal["generate"]
     texts: list[Text] = Field(min_length=1, max_length=MAX_SEQUENCES, description="Prompts, in any language.")
-    model: ModelName | ParentResult | None = Field(
+    model: ModelNameOrResult | None = Field(
         None, description="Id or alias of `GET /api/models`, or `job_...@best`; default: the newest checkpoint."
     )
     messages: list[ChatMessage] | None = Field(

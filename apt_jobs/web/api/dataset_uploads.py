@@ -89,7 +89,7 @@ async def post_upload(request: Request) -> Response:
     return JSONResponse(answer.model_dump(mode="json"), 201, headers={"location": f"/api/uploads/{answer.id}"})
 
 
-@endpoint(role=Role.SUBMITTER, tag="datasets", answers={200: UploadAnswer}, operation="get_upload")
+@endpoint(role=Role.VIEWER, tag="datasets", answers={200: UploadAnswer}, operation="get_upload")
 async def get_upload(request: Request) -> Response:
     """Return how far an upload is."""
     answer = await asyncio.to_thread(_answer, service_of(request).settings, request.path_params["upload_id"])

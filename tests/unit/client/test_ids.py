@@ -35,6 +35,10 @@ METHODS: dict[str, Callable[[Any, str], Any]] = {
     "preview_dataset": lambda client, name: client.preview_dataset(name),
     "delete_dataset": lambda client, name: client.delete_dataset(name),
     "clone": lambda client, name: client.clone(name),
+    "update": lambda client, name: client.update(name, notes="a note"),
+    "sweep": lambda client, name: client.sweep(name),
+    "steer_sweep": lambda client, name: client.steer_sweep(name, "cancel"),
+    "wait_for_sweep": lambda client, name: client.wait_for_sweep(name),
     "set_secret": lambda client, name: client.set_secret(name, "a value"),
     "delete_secret": lambda client, name: client.delete_secret(name),
 }
@@ -143,7 +147,7 @@ def test_every_method_with_an_id_is_tried() -> None:
         name
         for name, method in inspect.getmembers(Client, inspect.isfunction)
         if not name.startswith("_")
-        and {"job_id", "checkpoint_id", "schedule_id", "name"} & set(inspect.signature(method).parameters)
+        and {"job_id", "checkpoint_id", "schedule_id", "sweep_id", "name"} & set(inspect.signature(method).parameters)
     }
     in_a_parameter = {"checkpoints", "iter_checkpoints", "upload_dataset", "upload_dataset_file"}
     assert takes_an_id - in_a_parameter == set(METHODS)
