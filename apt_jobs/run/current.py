@@ -195,7 +195,7 @@ class Run:
     def should_stop(self) -> bool:
         """Return whether to save and leave: a pause, a drained worker, the time limit. `stop_reason` says which.
 
-        Cheap enough for every step. When all ranks call it, all get the same answer at the same call.
+        Cheap enough for each step. When all ranks call it, all get the same answer at the same call.
         """
         return self._stop.should_stop()
 

@@ -38,7 +38,7 @@ _OTHER_MARKS = (  # the longer ones first: a mark of UTF-32 begins as one of UTF
     (codecs.BOM_UTF16_BE, "UTF-16"),
 )
 _MARK_BYTES = 4
-CHECKED_BYTES = 8  # of a file's beginning: enough for every format
+CHECKED_BYTES = 8  # of a file's beginning: enough for any format
 _MAGICS = {DatasetFormat.PARQUET: PARQUET_MAGIC, DatasetFormat.NPY: NPY_MAGIC}
 _TOKEN_BYTES = {DatasetFormat.UINT16: 2, DatasetFormat.UINT32: 4}
 
