@@ -1,15 +1,16 @@
 """Which folder of the data directory holds what."""
 
+from abc import ABC, abstractmethod
 from pathlib import Path
 
 
-class DataFolders:
+class DataFolders(ABC):
     """What is below `root`; the settings are one."""
 
     @property
+    @abstractmethod
     def root(self) -> Path:
         """The data directory as an absolute path."""
-        raise NotImplementedError
 
     @property
     def checkpoints_dir(self) -> Path:

@@ -5,6 +5,7 @@ that is killed leaves a directory that nobody takes for a whole one, and the nex
 """
 
 import os
+from io import BytesIO
 from pathlib import Path
 
 from sqlalchemy import func, select
@@ -108,7 +109,8 @@ def _write_rows(store: BackupStore, snapshot: Snapshot, settings: Settings, fold
                 connection.execute(table.delete())  # what migrations and a first start put there
             for table in tables():
                 for block in snapshot.tables[table.name].blocks if table.name in snapshot.tables else ():
-                    with store.open(block) as opened:
-                        load_block(connection, table, opened.read())
+                    content = BytesIO()
+                    store.copy_to(block, content)
+                    load_block(connection, table, content.getvalue())
     finally:
         database.dispose()

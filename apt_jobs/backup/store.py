@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from apt_jobs.directories import named_os_errors
 from apt_jobs.errors import Conflict, InvalidInput, NotFound
 from apt_jobs.folder_lock import FolderLock
+from apt_jobs.jobs.code import Sha256
 
 MARKER, LOCK = "apt_jobs_backup.json", "lock"
 _COPY_BYTES = 1 << 20
@@ -31,7 +32,7 @@ class SavedFile(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    sha256: str
+    sha256: Sha256
     size_bytes: int
     mtime_ns: int
     inode: int
@@ -43,7 +44,7 @@ class SavedTable(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     num_rows: int
-    blocks: list[str]
+    blocks: list[Sha256]
 
 
 class Snapshot(BaseModel):

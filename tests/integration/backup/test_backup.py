@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -264,6 +265,17 @@ def test_what_is_damaged_or_missing_is_found_and_nothing_is_restored(
     assert not (tmp_path / f"restored{UNFINISHED_SUFFIX}").exists()
 
 
+@pytest.mark.usefixtures("checkpoint_id")
+def test_damaged_rows_are_found_before_any_is_restored(
+    database: Database, settings: Settings, store: BackupStore, tmp_path: Path
+) -> None:
+    sha256 = _back_up(database, settings, store).snapshot.tables["jobs"].blocks[0]
+    (store.folder / "objects" / sha256[:2] / sha256).write_bytes(zlib.compress(b"[]"))
+    with pytest.raises(InvalidInput, match=f"{sha256} of the backup is damaged"):
+        _restored(store, tmp_path / "restored")
+    assert not (tmp_path / "restored").exists()
+
+
 def _below_checkpoints(files: dict[str, Any], sha256: str) -> str:
     """Return the path of a content below the checkpoints."""
     return next(name for name, file in files.items() if file.sha256 == sha256).removeprefix("checkpoints/")
@@ -293,6 +305,7 @@ def test_a_living_service_is_not_restored_over(
         ({"files": {"../outside": None}}, InvalidInput, "does not lie below"),
         ({"files": {"/etc/outside": None}}, InvalidInput, "does not lie below"),
         ({"links": {"../outside": "x"}}, InvalidInput, "does not lie below"),
+        ({"tables": {"jobs": {"num_rows": 1, "blocks": ["../../outside"]}}}, InvalidInput, "of another version"),
     ],
 )
 def test_a_manifest_of_somebody_else_is_refused(
