@@ -141,8 +141,9 @@ def test_what_a_locked_database_did_not_take_is_stored_later(attempt: Attempt, s
         attempt.log("c")
         assert attempt.relay.flush() == 0
         assert attempt.stored() == []
-    assert attempt.flush_until_moved() == 2
-    assert attempt.flush_until_moved() == 1
+    moved = 0
+    while moved < 3:  # one flush or two: the retry may be due before or after "c" was read
+        moved += attempt.flush_until_moved()
     assert attempt.stored() == [(0, "a"), (1, "b"), (2, "c")]
 
 
