@@ -44,7 +44,7 @@ class MetricValues:
 
     def step(self, step: object) -> int | None:
         """Return the step as an integer; None if it is none."""
-        number = _plain_number(step)
+        number = plain_number(step)
         if isinstance(number, float) and number.is_integer():
             number = int(number)
         if isinstance(number, int) and 0 <= number <= MAX_STEP:
@@ -72,7 +72,7 @@ class MetricValues:
         return True
 
     def _number(self, name: str, value: object) -> Number | None:
-        number = _plain_number(value)
+        number = plain_number(value)
         if number is None:
             self._events.complain(
                 f"value {name}", f"metric {name!r} takes a number, not {_shown(value)}; it is left out"
@@ -80,7 +80,7 @@ class MetricValues:
         return number
 
 
-def _plain_number(value: Any) -> Number | None:
+def plain_number(value: Any) -> Number | None:
     """Return a Python number: of NumPy and torch scalars their value; None: it is no number."""
     if type(value) is float or (type(value) is int and abs(value) < 2**63):
         number: Number = value

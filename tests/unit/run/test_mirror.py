@@ -1,4 +1,4 @@
-"""What an unchanged script writes to TensorBoard is logged by its run."""
+"""What an unchanged script writes for TensorBoard or Weights & Biases is logged by its run."""
 
 import json
 import os
@@ -23,6 +23,18 @@ writer.add_scalar(tag="train/loss", scalar_value=torch.tensor(1.5), global_step=
 writer.add_scalars("eval", {"bleu": 30.0, "wer": 0.5}, global_step=2)
 writer.close()
 print(sys.flags.interactive)
+"""
+
+
+OF_WANDB = """
+import numpy, wandb
+run = wandb.init(project="unchanged", settings=wandb.Settings(silent=True))
+run.log({"loss": 2.5, "eval": {"bleu": 30, "deep": {"er": numpy.float32(0.5)}}, "text": "no number", "flag": True})
+wandb.log({"half": 1}, commit=False)
+run.log({"loss": numpy.array(1.5), "picture": wandb.Histogram([1, 2])})
+wandb.log(data={"loss": float("nan")}, step=7)
+run.log({"text": "only"})
+run.finish()
 """
 
 
@@ -61,8 +73,21 @@ def test_scalars_of_tensorboard_are_metrics_and_are_still_written(tmp_path: Path
     assert (tmp_path / "ran").exists()  # the machine's own
 
 
+def test_scalars_of_wandb_are_metrics_and_are_still_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    logged = [event for event in ran(tmp_path, OF_WANDB, "tensorboard, wandb") if isinstance(event, MetricsLogged)]
+    assert [(event.step, dict(event.values)) for event in logged[:3]] == [
+        (0, {"loss": 2.5, "eval.bleu": 30, "eval.deep.er": 0.5, "flag": 1}),
+        (1, {"half": 1}),
+        (1, {"loss": 1.5}),
+    ]
+    assert [(event.step, list(event.values)) for event in logged[3:]] == [(7, ["loss"])]
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
 def test_what_cannot_be_mirrored_is_noted_once_and_hurts_nothing(tmp_path: Path) -> None:
     events = ran(tmp_path, "print('hello')", "tensorbored")
     assert [event.message for event in events if isinstance(event, LineLogged)] == [
-        "APT_JOBS_MIRROR names tensorbored; it knows tensorboard"
+        "APT_JOBS_MIRROR names tensorbored; it knows tensorboard, wandb"
     ]
