@@ -4,7 +4,9 @@ PYTHON ?= python3
 SHARE ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
-# Without compiling: torch and its like have 10,000 modules, of which a process imports a tenth, and Python compiles those.
+# Without compiling: torch and its like have 10,000 modules, of which a process imports a tenth. Python compiles those and
+# keeps what it compiled, unless this variable says not to: then each process that imports torch does it again.
+unexport PYTHONDONTWRITEBYTECODE
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 SETUP_INPUTS := pyproject.toml constraints.txt hatch_build.py apt_jobs/web/ui/package-lock.json
 PARALLEL := --numprocesses 3 --dist loadfile --no-loadscope-reorder

@@ -21,3 +21,8 @@ class LoraOptions(Strict):
     )
     use_dora: bool = Field(False, description="DoRA (Liu et al. 2024): train the length of each row apart.")
     use_rslora: bool = Field(False, description="rsLoRA (Kalajdzievski 2023): scale by alpha / sqrt(r).")
+    quantization: Literal["nf4"] | None = Field(
+        None,
+        description="nf4: QLoRA (Dettmers et al. 2023), the base model's weights in 4 bits while the adapter trains; "
+        "needs bitsandbytes on the worker. null: as they are.",
+    )

@@ -10,6 +10,7 @@ from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.training_options import TrainingOptions
 
 OPTIMIZER_COPIES = {"adamw": 2.0, "lion": 1.0, "muon": 1.0, "adafactor": 0.01, "adamw_8bit": 0.52}  # of the weights
+QUANTIZED_BYTES = 0.516  # of a weight: 4 bits, and a scale of 8 bits for each 64 (Dettmers et al. 2023, section 3)
 CONTEXT_BYTES = 600_000_000  # of CUDA, cuBLAS and the allocator
 MAX_CHUNK_LOGITS = 1 << 27  # as `training/loss.py` computes them at once
 
@@ -79,18 +80,23 @@ def rank_memory(shape: ModelShape, options: TrainingOptions, num_ranks: int, *, 
     weight_bytes = 2 if options.precision == "bf16-true" else 4
     is_mixed = options.precision in ("bf16", "fp16") or (options.precision == "auto" and on_gpu)
     compute_bytes = 2 if is_mixed or weight_bytes == 2 else 4
+    weights, cast = weight_bytes * shape.num_parameters, shape.num_parameters
+    if options.lora is not None and options.lora.quantization is not None:
+        outside = 2 * shape.vocab_size * shape.width  # embedding and output stay as they are
+        weights = int(QUANTIZED_BYTES * max(shape.num_parameters - outside, 0)) + weight_bytes * outside
+        cast = outside  # of the others one layer at a time
     copies = OPTIMIZER_COPIES[options.optimizer]
     other = CONTEXT_BYTES if on_gpu else 0
     if options.ema_decay is not None:
         other += 4 * trained // shards
     if options.objective == "dpo":
-        other += 4 * shape.num_parameters
+        other += weights if cast < shape.num_parameters else 4 * shape.num_parameters
     if is_mixed:  # a cast weight is kept for the backward pass; of sharded ones two blocks are there at once
-        other += 2 * shape.num_parameters // (shape.num_layers if is_sharded else 1)
+        other += 2 * cast // (shape.num_layers if is_sharded else 1)
     if num_ranks > 1 and not is_sharded:
         other += 4 * trained  # buckets of DDP
     return RankMemory(
-        weights=weight_bytes * shape.num_parameters // shards,
+        weights=weights // shards,
         gradients=weight_bytes * trained // shards,
         optimizer=int(copies * weight_bytes * trained) // shards,
         activations=_activations(shape, options, compute_bytes, weight_bytes),

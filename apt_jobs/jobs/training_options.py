@@ -130,6 +130,12 @@ class TrainingOptions(Strict):
         return self
 
     @model_validator(mode="after")
+    def _quantized_whole(self) -> Self:
+        if self.sharding == "fsdp2" and self.lora is not None and self.lora.quantization is not None:
+            raise ValueError("sharding='fsdp2' cannot shard weights of 4 bits; leave lora.quantization or sharding out")
+        return self
+
+    @model_validator(mode="after")
     def _average_is_exact(self) -> Self:
         if self.ema_decay is not None and self.precision == "bf16-true":
             raise ValueError("ema_decay averages weights in float32, and precision 'bf16-true' has none; use 'bf16'")

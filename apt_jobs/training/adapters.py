@@ -62,6 +62,13 @@ def add_adapter(model: nn.Module, options: LoraOptions, base_model: str) -> None
         raise InvalidInput(f"training.lora cannot adapt {type(model).__name__}: {exc}") from exc
 
 
+def called_layers(model: nn.Module) -> list[str]:
+    """Return the names of the linear layers that the model calls and whose weights nothing else reads."""
+    config: Any = model.config
+    left_out = NOT_IN_MAMBA if config.model_type in MAMBA_KINDS else frozenset()
+    return [name for name in _linear_layers(model) if name.rpartition(".")[2] not in left_out]
+
+
 def load_adapter(model: nn.Module, folder: Path) -> None:
     """Put the adapter of `folder` into its base model, to be trained on.
 
@@ -97,6 +104,12 @@ def merge_adapter(model: nn.Module) -> None:
     model.requires_grad_(True)
 
 
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters of the model's adapter by their names, also those that `freeze` keeps from training."""
+    names = _names_in_files(model)
+    return {name: parameter for name, parameter in model.named_parameters() if name in names}
+
+
 def read_adapter(model: nn.Module, folder: Path) -> dict[str, Tensor]:
     """Return the weights of an adapter by the names of the model's parameters.
 
@@ -120,13 +133,13 @@ def read_adapter(model: nn.Module, folder: Path) -> dict[str, Tensor]:
 
 
 def write_adapter(folder: Path, model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Write peft's files. `weights` are by the names of the model's parameters.
+    """Write peft's files. `weights` are by the names of the model's parameters; other ones are left out.
 
     Raises:
         OSError, SafetensorError: the disk does not take them.
     """
     names = _names_in_files(model)
-    save_file({names[name]: tensor for name, tensor in weights.items()}, folder / WEIGHTS, {"format": "pt"})
+    save_file({in_file: weights[name] for name, in_file in names.items()}, folder / WEIGHTS, {"format": "pt"})
     config: Any = model.peft_config
     config["default"].save_pretrained(str(folder))
 
@@ -147,15 +160,9 @@ def _targets(model: nn.Module, wanted: list[str] | str) -> list[str]:
     Raises:
         InvalidInput: one that is wanted matches none; the message has the names that exist.
     """
-    get_head: Any = getattr(model, "get_output_embeddings", lambda: None)
-    head = get_head()  # its weight is often that of the input, too, and the loss reads it directly
-    linear = [
-        name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
-    ]
     if wanted == "all-linear":
-        config: Any = model.config
-        left_out = NOT_IN_MAMBA if config.model_type in MAMBA_KINDS else frozenset()
-        return [name for name in linear if name.rpartition(".")[2] not in left_out]
+        return called_layers(model)
+    linear = _linear_layers(model)
     unmatched = [end for end in wanted if not any(name == end or name.endswith(f".{end}") for name in linear)]
     if unmatched:
         known = sorted({name.rpartition(".")[2] for name in linear})
@@ -164,6 +171,14 @@ def _targets(model: nn.Module, wanted: list[str] | str) -> list[str]:
             f"it has {', '.join(known[:MAX_NAMED])}"
         )
     return [name for name in linear if any(name == end or name.endswith(f".{end}") for end in wanted)]
+
+
+def _linear_layers(model: nn.Module) -> list[str]:
+    get_head: Any = getattr(model, "get_output_embeddings", lambda: None)
+    head = get_head()  # its weight is often that of the input, too, and the loss reads it directly
+    return [
+        name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
 
 
 def _is_transposed(model: nn.Module, targets: list[str]) -> bool:

@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from transformers import PreTrainedTokenizerFast
 
@@ -31,7 +32,7 @@ from apt_jobs.artifacts.manifest import MANIFEST, manifest_of
 from apt_jobs.errors import OutOfSpace
 from apt_jobs.jobs.checkpoint_state import CheckpointState, read_checkpoint_state, write_checkpoint_state
 from apt_jobs.jobs.ids import new_checkpoint_id
-from apt_jobs.training.adapters import has_adapter, write_adapter
+from apt_jobs.training.adapters import adapter_parameters, has_adapter, write_adapter
 from apt_jobs.training.byte_collectives import gather_bytes
 from apt_jobs.training.ddp import Rank
 from apt_jobs.training.ema import WeightAverage
@@ -101,8 +102,16 @@ def _copied_weights(model: nn.Module, rank: Rank) -> dict[str, Tensor]:
     """Copy the weights that a checkpoint has: of an adapter those alone. All ranks take part; rank 0 gets them."""
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=has_adapter(model))
     weights: Any = get_model_state_dict(model, options=options)
+    if has_adapter(model):
+        frozen = {name: value for name, value in adapter_parameters(model).items() if not value.requires_grad}
+        weights |= {name: _whole(value) for name, value in frozen.items()}
     tied = getattr(model, "all_tied_weights_keys", {})  # names under which other parameters appear again
     return {name: _copied(tensor, _is_own(rank)) for name, tensor in weights.items() if name not in tied}
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    """Return a parameter on the CPU, all of a sharded one. All ranks take part."""
+    return (parameter.full_tensor() if isinstance(parameter, DTensor) else parameter).detach().cpu()
 
 
 def _is_own(rank: Rank) -> bool:

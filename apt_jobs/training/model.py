@@ -16,7 +16,9 @@ from apt_jobs.jobs.model_config import APTConfig
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.training.adapters import add_adapter, load_adapter, merge_adapter
 from apt_jobs.training.causal import require_causal, require_causal_kind
+from apt_jobs.training.optimization import compute_type_of
 from apt_jobs.training.optimizers import freeze
+from apt_jobs.training.quantization import num_values, quantize_base
 from apt_jobs.training.weight_files import require_safetensors
 
 
@@ -39,7 +41,7 @@ def _make_model(run_file: RunFile, tokenizer: PreTrainedTokenizerFast) -> nn.Mod
     if spec.training.lora is not None:
         assert base is not None, "the specification asks for it"
         assert spec.base_model is not None
-        model = load_model(base, run_file.base_adapter_dirs)
+        model = load_base(run_file)
         if resume_dir is None:
             add_adapter(model, spec.training.lora, spec.base_model)
         else:
@@ -50,6 +52,22 @@ def _make_model(run_file: RunFile, tokenizer: PreTrainedTokenizerFast) -> nn.Mod
     if base is not None:
         return load_model(base, run_file.base_adapter_dirs)
     return build_model(spec.model, max(spec.model.vocab_size, len(tokenizer)), tokenizer.eos_token_id)
+
+
+def load_base(run_file: RunFile) -> nn.Module:
+    """Load the base model of a job, its linear layers in 4 bits if the job asks for that.
+
+    Raises:
+        InvalidCheckpoint: it cannot be loaded.
+        InvalidInput: it cannot be quantized here.
+    """
+    options, base = run_file.spec.training, run_file.base_model_dir
+    assert base is not None, "the specification asks for it"
+    model = load_model(base, run_file.base_adapter_dirs)
+    if options.lora is not None and options.lora.quantization is not None:
+        device = torch.device(run_file.spec.device)
+        quantize_base(model, compute_type_of(options.precision, device))
+    return model
 
 
 def build_model(config: APTConfig, vocab_size: int, eos_token_id: int) -> LlamaForCausalLM:
@@ -139,4 +157,4 @@ def describe(model: nn.Module) -> dict[str, int | float | bool | str | None]:
 
 def num_parameters(model: nn.Module, *, only_trainable: bool = False) -> int:
     """Return how many numbers the model has, or how many of them are trained."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not only_trainable)
+    return sum(num_values(p) for p in model.parameters() if p.requires_grad or not only_trainable)

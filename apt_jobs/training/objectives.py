@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.training.data import Batch
-from apt_jobs.training.model import load_model
+from apt_jobs.training.model import load_base
 from apt_jobs.training.sequences import IGNORED_LABEL
 
 
@@ -76,8 +76,7 @@ def make_objective(run_file: RunFile, model: nn.Module, device: torch.device) ->
     options = run_file.spec.training
     if options.objective == "next_token":
         return NextToken(balances_experts=has_expert_balance(model))
-    assert run_file.base_model_dir is not None  # as the spec demands
-    reference = load_model(run_file.base_model_dir, run_file.base_adapter_dirs).to(device).requires_grad_(False)
+    reference = load_base(run_file).to(device).requires_grad_(False)
     nn.Module.train(reference, False)
     return DirectPreference(reference, options.dpo_beta)
 

@@ -100,6 +100,13 @@ class OptimizerStep:
         torch._foreach_mul_([local_part(p.grad) for p in self._model.parameters() if p.grad is not None], factor)
 
 
+def compute_type_of(precision: str, device: torch.device) -> torch.dtype:
+    """Return the type that products are computed in."""
+    if precision == "bf16-true":
+        return torch.bfloat16
+    return precision_of(precision, device) or torch.float32
+
+
 def precision_of(wanted: str, device: torch.device) -> torch.dtype | None:
     """Return the autocast type; None: all is computed in the type of the weights."""
     if wanted == "auto":

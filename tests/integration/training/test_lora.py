@@ -1,6 +1,7 @@
 """LoRA: what is trained, what a checkpoint holds, that it resumes bit by bit, and that peft reads it."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 from apt_jobs.errors import InvalidCheckpoint, InvalidInput
 from apt_jobs.events.kinds import LayersNamed, StepTrained, TrainingStarted
@@ -17,6 +18,7 @@ from apt_jobs.jobs.run_file import RunFile
 from apt_jobs.training.adapters import add_adapter, load_adapter, merge_adapter
 from apt_jobs.training.model import load_model
 from apt_jobs.training.open_batches import open_batches
+from apt_jobs.training.quantization import quantize_base
 from tests.integration.training.one_rank import require_same_checkpoints, run_file_of, train_here
 from tests.integration.training.test_training import events_of, launch
 from tests.unit.generation.tiny_model import llama_config, save_model
@@ -29,9 +31,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "lora": {},
     "dora": {"use_dora": True},
     "rslora": {"use_rslora": True},
+    "qlora": {"quantization": "nf4"},
     "some": {"target_modules": ["q_proj", "mlp.down_proj"]},
 }
-LAST = "step-00000004-a1"
+HALF, LAST = "step-00000002-a1", "step-00000004-a1"
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +101,12 @@ def test_peft_computes_the_same_with_it_and_so_does_the_merged_model(trained: Ru
     torch.testing.assert_close(ours(ids).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_the_first_steps_are_those_of_peft_in_a_plain_loop(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantization", [None, "nf4"])
+def test_the_first_steps_are_those_of_peft_in_a_plain_loop(
+    base: Path, tmp_path: Path, quantization: str | None
+) -> None:
     """Loss of the first step: that of the base model; the update: AdamW's on peft's own layers."""
-    lora = {**LORA, "dropout": 0.0}
+    lora = {**LORA, "dropout": 0.0, "quantization": quantization}
     run_file = run_of(tmp_path / "run", base, {"lora": lora, "max_steps": 3, "weight_decay": 0.0})
     losses = [event.train_loss for event in train_here(run_file) if isinstance(event, StepTrained)]
     expected = _plain_loop(run_file, base, lora)
@@ -111,8 +117,15 @@ def test_the_first_steps_are_those_of_peft_in_a_plain_loop(base: Path, tmp_path:
 def _plain_loop(run_file: RunFile, base: Path, lora: dict[str, Any]) -> list[float]:
     options = run_file.spec.training
     torch.manual_seed(options.seed)
+    in_4_bits = BitsAndBytesConfig(  # type: ignore[no-untyped-call]
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+    quantization = {"quantization_config": in_4_bits} if lora["quantization"] else {}
     model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base).train(),
+        AutoModelForCausalLM.from_pretrained(base, **quantization).train(),
         LoraConfig(r=lora["r"], lora_alpha=lora["alpha"], target_modules="all-linear"),
     )
     optimizer = torch.optim.AdamW(
@@ -158,6 +171,14 @@ def test_an_adapter_upon_an_adapter_starts_from_the_merged_model(trained: RunFil
     assert sum(p.numel() for p in both.parameters()) == sum(p.numel() for p in load_model(base).parameters())
 
 
+def test_a_frozen_half_of_an_adapter_is_saved_as_it_was(base: Path, tmp_path: Path) -> None:
+    run_file = run_of(tmp_path / "half", base, {"freeze": ["*lora_A*"]})
+    train_here(run_file)
+    first, last = (load_file(run_file.checkpoints_dir / name / "adapter_model.safetensors") for name in (HALF, LAST))
+    assert {name for name in first if torch.equal(first[name], last[name])} == {n for n in first if "lora_A" in n}
+    load_adapter(load_model(base), run_file.checkpoints_dir / LAST)
+
+
 def test_all_weights_can_be_trained_from_an_adapter(trained: RunFile, base: Path, tmp_path: Path) -> None:
     adapter = trained.checkpoints_dir / LAST
     run_file = run_of(tmp_path / "full", base, {"max_steps": 2, "lora": None}, base_adapter_dirs=[adapter])
@@ -190,6 +211,16 @@ def test_weights_of_another_adapter_are_refused(trained: RunFile, base: Path, tm
     (folder / "adapter_model.safetensors").write_bytes(b"no safetensors")
     with pytest.raises(InvalidCheckpoint, match="cannot be read"):
         load_adapter(load_model(base), folder)
+
+
+def test_what_cannot_be_quantized_is_refused_in_words(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    auto: Any = AutoModelForCausalLM
+    gpt2 = auto.from_config(AutoConfig.for_model("gpt2", vocab_size=64, n_embd=32, n_layer=1, n_head=2))
+    with pytest.raises(InvalidInput, match="no linear layer in GPT2LMHeadModel"):
+        quantize_base(gpt2, torch.float32)
+    monkeypatch.setitem(sys.modules, "bitsandbytes.nn", None)
+    with pytest.raises(InvalidInput, match="pip install bitsandbytes"):
+        quantize_base(load_model(base), torch.float32)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bloom", "mamba", "mixtral"])

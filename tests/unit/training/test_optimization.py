@@ -2,6 +2,7 @@
 
 import copy
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -238,6 +239,9 @@ def test_frozen_parameters_are_in_no_group() -> None:
     assert sum(len(group["params"]) for group in optimizer.param_groups) == 4
 
 
-def test_an_optimizer_that_is_not_installed_is_refused() -> None:
+def test_an_optimizer_that_cannot_run_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidInput, match="needs a GPU"):
+        build_optimizers(_blocks(), TrainingOptions(optimizer="adamw_8bit"))
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(InvalidInput, match="bitsandbytes, which is not installed"):
         build_optimizers(_blocks(), TrainingOptions(optimizer="adamw_8bit"))

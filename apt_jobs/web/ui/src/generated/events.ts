@@ -368,6 +368,7 @@ export const TRAIN_FIELDS: Record<string, FieldRule> = {
   "training.lora.target_modules": {"type": "array", "nullable": true, "description": "Layers by the end of their names, as `q_proj`; all-linear: every linear one but the output's.", "default": "all-linear"},
   "training.lora.use_dora": {"type": "boolean", "nullable": false, "description": "DoRA (Liu et al. 2024): train the length of each row apart.", "default": false},
   "training.lora.use_rslora": {"type": "boolean", "nullable": false, "description": "rsLoRA (Kalajdzievski 2023): scale by alpha / sqrt(r).", "default": false},
+  "training.lora.quantization": {"type": "string", "nullable": true, "description": "nf4: QLoRA (Dettmers et al. 2023), the base model's weights in 4 bits while the adapter trains; needs bitsandbytes on the worker. null: as they are.", "default": null},
   "data.chat_template": {"type": "string", "nullable": true, "description": "Jinja template that writes conversations; checkpoints keep it. null: the model's own.", "maxLength": 100000, "default": null},
   "data.train_on": {"type": "string", "nullable": false, "description": "answers: the loss is that of answers and completions; everything: of prompts, too.", "enum": ["answers", "everything"], "default": "answers"},
   "data.longer_than_context": {"type": "string", "nullable": false, "description": "What to do with examples that are longer than the context: name them and fail, or go on.", "enum": ["refuse", "skip", "truncate"], "default": "refuse"},

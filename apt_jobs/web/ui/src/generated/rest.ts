@@ -3479,6 +3479,11 @@ export interface components {
              * @default false
              */
             use_rslora?: boolean;
+            /**
+             * @description nf4: QLoRA (Dettmers et al. 2023), the base model's weights in 4 bits while the adapter trains; needs bitsandbytes on the worker. null: as they are.
+             * @default null
+             */
+            quantization?: "nf4" | null;
         };
         MediaAnswer: {
             /** @description Its event. */
