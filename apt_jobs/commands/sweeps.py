@@ -30,7 +30,7 @@ def sweep(
         list[str] | None,
         typer.Option("--set", help="FIELD=VALUE,VALUE,... or FIELD=MIN..MAX[:log]; may be repeated."),
     ] = None,
-    method: Annotated[str | None, typer.Option(help="grid, random, list or halving")] = None,
+    method: Annotated[str | None, typer.Option(help="grid, random, list, halving or tpe")] = None,
     num_jobs: Annotated[int | None, typer.Option(help="How many settings random and halving sample.")] = None,
     min_steps: Annotated[int | None, typer.Option(help="Of halving: steps before the first comparison.")] = None,
     metric: Annotated[str | None, typer.Option(help="What to compare; default: val_loss.")] = None,

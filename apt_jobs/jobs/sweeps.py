@@ -23,6 +23,8 @@ MAX_JOBS = 1_000  # of a sweep
 MAX_PARAMETERS = 50
 MAX_REPEATS = 20
 SEED_FIELD = "training.seed"
+SAMPLED = ("random", "halving", "tpe")  # methods that take ranges
+EDITED = frozenset({"name", "labels", "priority", "queue"})
 _WHOLE_KEYS = ("arguments", "labels", "env")  # objects whose keys may have dots: the rest of a path is one key
 _MAX_DRAWS = 100  # for each setting that has to differ from those before
 
@@ -109,12 +111,13 @@ class SweepSpec(Strict):
     parameters: dict[ParameterName, Values | Range] = Field(
         min_length=1, max_length=MAX_PARAMETERS, description="By field of the job, as `training.learning_rate`."
     )
-    method: Literal["grid", "random", "list", "halving"] = Field(
+    method: Literal["grid", "random", "list", "halving", "tpe"] = Field(
         "grid",
         description="grid: all combinations; list: the first values of all, the second ones, ...; random: `num_jobs` "
-        "samples; halving: the same, of which those that fall short are stopped early.",
+        "samples; halving: the same, of which those that fall short are stopped early; tpe: the same, each chosen by "
+        "what those before it reached.",
     )
-    num_jobs: int | None = Field(None, ge=1, description="How many settings random and halving sample.")
+    num_jobs: int | None = Field(None, ge=1, description="How many settings random, halving and tpe sample.")
     seed: int = Field(1, ge=0, le=2**63 - 1, description="Of the samples.")
     repeats: int = Field(1, ge=1, le=MAX_REPEATS, description="Jobs of each setting, which differ in training.seed.")
     metric: Annotated[str, StringConstraints(min_length=1, max_length=200)] = Field(
@@ -127,11 +130,13 @@ class SweepSpec(Strict):
 
     @model_validator(mode="after")
     def _fits_its_method(self) -> Self:
-        samples = self.method in ("random", "halving")
+        samples = self.method in SAMPLED
         if samples and self.num_jobs is None:
             raise ValueError(f"method={self.method} needs num_jobs: how many settings to sample")
         if not samples and any(isinstance(one, Range) for one in self.parameters.values()):
-            raise ValueError(f"method={self.method} needs `values`; a range is for random and halving")
+            raise ValueError(f"method={self.method} needs `values`; a range is for {', '.join(SAMPLED)}")
+        if self.method == "tpe":
+            self._require_learning()
         if (self.method == "halving") != (self.halving is not None):
             raise ValueError("`halving` goes with method=halving: it has min_steps")
         if self.method == "halving" and self.repeats > 1:
@@ -139,6 +144,12 @@ class SweepSpec(Strict):
         if self.repeats > 1 and SEED_FIELD in self.parameters:
             raise ValueError(f"repeats sets {SEED_FIELD}, which is a parameter, too: leave one of them out")
         return self
+
+    def _require_learning(self) -> None:
+        if self.max_running is None:
+            raise ValueError("method=tpe needs max_running: a job is chosen by what those before it reached")
+        if fixed := sorted(self.parameters.keys() & EDITED):
+            raise ValueError(f"method=tpe cannot vary {fixed[0]}, which people edit while a job waits")
 
     @property
     def is_minimized(self) -> bool:
@@ -167,7 +178,7 @@ def plan_jobs(sweep: SweepSpec) -> list[PlannedJob]:
     planned = []
     for number, setting in enumerate(settings, start=1):
         for repeat in range(sweep.repeats):
-            spec = _spec_of(sweep, setting, repeat)
+            spec = spec_of(sweep, setting, repeat)
             suffix = f" #{number}" + (f".{repeat + 1}" if sweep.repeats > 1 else "")
             name = sweep.name or spec.name or "sweep"
             titled = spec.model_copy(update={"name": f"{name[: 200 - len(suffix)]}{suffix}"})
@@ -179,6 +190,17 @@ def plan_jobs(sweep: SweepSpec) -> list[PlannedJob]:
     return planned
 
 
+def single_changes(sweep: SweepSpec, planned: Sequence[PlannedJob]) -> list[TrainSpec]:
+    """Return the first job with each value of each parameter, to be checked where settings are chosen later.
+
+    Raises:
+        InvalidSweep: one of them is no training job.
+    """
+    lists = {name: one.values for name, one in sweep.parameters.items() if isinstance(one, Values)}
+    first = planned[0].setting
+    return [spec_of(sweep, {**first, name: value}, 0) for name, values in lists.items() for value in values]
+
+
 def plan_settings(sweep: SweepSpec) -> list[Setting]:
     """Return the settings to try, all different.
 
@@ -186,7 +208,7 @@ def plan_settings(sweep: SweepSpec) -> list[Setting]:
         InvalidSweep: there are too many, or not as many as were asked for.
     """
     names = list(sweep.parameters)
-    if sweep.method in ("random", "halving"):
+    if sweep.method in SAMPLED:
         assert sweep.num_jobs is not None  # the model asks for it
         _require_number(sweep.num_jobs * sweep.repeats)
         return _sampled(sweep, sweep.num_jobs)
@@ -232,7 +254,12 @@ def _sampled(sweep: SweepSpec, number: int) -> list[Setting]:
     raise _fault(("num_jobs",), number, f"about {len(found)}: there are hardly more different settings")
 
 
-def _spec_of(sweep: SweepSpec, setting: Setting, repeat: int) -> TrainSpec:
+def spec_of(sweep: SweepSpec, setting: Setting, repeat: int) -> TrainSpec:
+    """Return the job of a setting.
+
+    Raises:
+        InvalidSweep: it is no training job.
+    """
     values = copy.deepcopy(sweep.spec)
     for name, value in setting.items():
         _set(values, name, value)

@@ -12,10 +12,12 @@ from apt_jobs.db.sweeps import finish_sweep, get_sweep, insert_sweep, lock_jobs,
 from apt_jobs.errors import Conflict, NotFound
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.jobs.spec import TrainSpec
-from apt_jobs.jobs.sweeps import InvalidSweep, PlannedJob, SweepFault, SweepSpec
+from apt_jobs.jobs.sweep_sampler import is_installed
+from apt_jobs.jobs.sweeps import InvalidSweep, PlannedJob, SweepFault, SweepSpec, single_changes
 from apt_jobs.operations import steer
 from apt_jobs.operations.data_directory import require_room
 from apt_jobs.operations.submit import ReferenceFault, reference_faults
+from apt_jobs.operations.sweep_proposals import choose_settings
 from apt_jobs.settings import Settings
 
 MAX_STEPS_AT_ONCE = 100  # of one sweep: more are left to the next look
@@ -33,11 +35,16 @@ def create_sweep(session: Session, settings: Settings, spec: SweepSpec, planned:
         Unavailable: too many jobs wait.
     """
     require_room(settings)
+    specs = [one.spec for one in planned]
+    if spec.method == "tpe":
+        if not is_installed():
+            raise InvalidSweep([SweepFault(("method",), "tpe", "needs Optuna: pip install 'apt-jobs[sweeps]'")])
+        specs += single_changes(spec, planned)
     checked: dict[str, list[ReferenceFault]] = {}
-    for one in planned:
-        key = _references_of(one.spec)
+    for one in specs:
+        key = _references_of(one)
         if key not in checked:
-            checked[key] = reference_faults(session, settings, one.spec)
+            checked[key] = reference_faults(session, settings, one)
         if checked[key]:
             raise InvalidSweep([_fault_of(spec, fault) for fault in checked[key]])
     return insert_sweep(session, spec, planned, settings.max_queued_jobs)
@@ -77,6 +84,8 @@ def apply_step(session: Session, sweep_id: str) -> list[StoredEvent]:
         events += _steered(steer.resume_job, session, job_id)
     mark_paused(session, step.pause, is_paused=True)
     mark_paused(session, step.resume, is_paused=False)
+    if step.release and sweep.request["method"] == "tpe":
+        choose_settings(session, sweep, step.release)
     release(session, step.release)
     for decision in step.decisions:
         insert_decision(session, sweep_id, decision)

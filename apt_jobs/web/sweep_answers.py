@@ -7,9 +7,9 @@ from pydantic import BaseModel, Field
 
 from apt_jobs.db.models import Job
 from apt_jobs.db.sweep_models import Sweep, SweepRung, SweepTrial
+from apt_jobs.db.sweep_values import metric_of, score_of_setting
 from apt_jobs.events.codec import Number, timestamp
 from apt_jobs.jobs.states import TERMINAL_STATES, JobState
-from apt_jobs.jobs.sweep_scores import Score, score_of
 from apt_jobs.web.schemas import at
 
 SweepState = Literal["running", "paused", "cancelling", "succeeded", "failed", "cancelled"]
@@ -133,14 +133,6 @@ def whole_sweep_answer(
     return answer
 
 
-def metric_of(job: Job, metric: str) -> Number | None:
-    """Return what a job reported last of a metric, the trainer's or a script's."""
-    progress = job.progress or {}
-    logged = (progress.get("metrics") or {}).get(metric)
-    value: Number | None = progress.get(metric) if logged is None else logged["last"]
-    return value if isinstance(value, int | float | str) else None
-
-
 def _state(sweep: Sweep, counts: Mapping[str, int], *, is_ended: bool) -> SweepState:
     if not is_ended:
         if sweep.cancel_requested_at is not None:
@@ -165,7 +157,7 @@ def _table(sweep: Sweep, trials: Sequence[tuple[SweepTrial, Job | None]], rungs:
 
 def _trial(metric: str, jobs: Sequence[tuple[SweepTrial, Job | None]], rungs: Sequence[SweepRung]) -> Trial:
     is_stopped = any(not rung.is_promoted for rung in rungs)
-    score = _score(metric, jobs)
+    score = score_of_setting(metric, jobs)
     return Trial(
         number=jobs[0][0].number,
         parameters=jobs[0][0].setting,
@@ -174,11 +166,6 @@ def _trial(metric: str, jobs: Sequence[tuple[SweepTrial, Job | None]], rungs: Se
         jobs=[_trial_job(metric, trial, job, is_stopped=is_stopped) for trial, job in jobs],
         rungs=[Rung(step=rung.step, value=rung.value, promoted=rung.is_promoted) for rung in rungs],
     )
-
-
-def _score(metric: str, jobs: Sequence[tuple[SweepTrial, Job | None]]) -> Score | None:
-    ended = [job for _, job in jobs if job is not None and job.state == JobState.SUCCEEDED]
-    return score_of([_as_float(metric_of(job, metric)) for job in ended])
 
 
 def _trial_job(metric: str, trial: SweepTrial, job: Job | None, *, is_stopped: bool) -> TrialJob:
@@ -223,8 +210,3 @@ def _why_no_value(metric: str, trials: Sequence[tuple[SweepTrial, Job | None]]) 
         return f"no job that succeeded ended with a finite {metric!r}"
     shown = ", ".join(sorted(names)[:MAX_NAMED_METRICS]) or "nothing"
     return f"no job reported the metric {metric!r}; what they reported: {shown}"
-
-
-def _as_float(value: Number | None) -> float | None:
-    """Return a number of a row as a float: what is not finite is stored by its name."""
-    return None if value is None else float(value)

@@ -17,6 +17,7 @@ from apt_jobs.db.sweeps import get_sweep, insert_sweep, next_step, want_cancelle
 from apt_jobs.errors import Conflict, NotFound, Unavailable
 from apt_jobs.events.kinds import MetricsLogged, Validated
 from apt_jobs.jobs.states import JobState
+from apt_jobs.jobs.sweep_sampler import Sampler
 from apt_jobs.jobs.sweeps import SweepSpec, plan_jobs
 from apt_jobs.operations.sweeps import advance_sweep, apply_step
 from tests.integration.db.steps import LEASE_S, claim, job_of, started, store, trained
@@ -27,7 +28,7 @@ RATE = "training.learning_rate"
 def make(database: Database, number: int = 4, *, max_queued_jobs: int = 10_000, **fields: Any) -> str:
     parameters = {RATE: {"values": [0.1 / (index + 1) for index in range(number)]}}
     asked = {"spec": {"kind": "train"}, "parameters": parameters, "metric": "train_loss", **fields}
-    if asked.get("method") == "halving":
+    if asked.get("method") in ("halving", "tpe"):
         asked |= {"parameters": {RATE: {"min": 1e-4, "max": 0.1}}, "num_jobs": number}
     spec = SweepSpec.model_validate(asked)
     with database.write() as session:
@@ -227,3 +228,40 @@ def test_what_is_held_costs_a_claim_nothing(database: Database) -> None:
 
 def _one() -> SweepSpec:
     return SweepSpec.model_validate({"spec": {"kind": "train"}, "parameters": {RATE: {"values": [0.1]}}})
+
+
+def test_a_sweep_that_learns_gives_each_job_its_setting_when_it_is_released(database: Database) -> None:
+    sweep_id = make(database, 16, method="tpe", max_running=1)
+    ids = job_ids(database, sweep_id)
+    planned = [job_of(database, job_id).spec["training"]["learning_rate"] for job_id in ids]
+    with database.write() as session:
+        session.execute(update(Job).where(Job.id == ids[-1]).values(name="mine", labels={"a": "b"}, priority=3))
+    for _ in ids:
+        job = claim(database)
+        rate = job.spec["training"]["learning_rate"]
+        store(database, job, started(), trained(1, loss=abs(rate - 0.05)))
+        end(database, job)
+        advance_sweep(database, sweep_id)
+    rates = [job_of(database, job_id).spec["training"]["learning_rate"] for job_id in ids]
+    assert rates[0] == planned[0]
+    assert all(rate != before for rate, before in zip(rates[1:], planned[1:], strict=True))
+    with database.read() as session:
+        settings = session.scalars(select(SweepTrial.setting).where(SweepTrial.sweep_id == sweep_id))
+        assert sorted(setting[RATE] for setting in settings) == sorted(rates)
+        assert get_sweep(session, sweep_id).finished_at is not None
+    last = job_of(database, ids[-1])
+    assert (last.name, last.labels, last.priority) == ("mine", {"a": "b"}, 3)
+    assert (last.spec["name"], last.spec["labels"], last.spec["priority"]) == ("mine", {"a": "b"}, 3)
+
+
+def test_chosen_values_that_do_not_go_together_leave_the_sampled_ones(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep_id = make(database, 3, method="tpe", max_running=1)
+    ids = job_ids(database, sweep_id)
+    planned = [job_of(database, job_id).spec["training"]["learning_rate"] for job_id in ids]
+    monkeypatch.setattr(Sampler, "propose", lambda self: {RATE: -1.0})
+    end(database, claim(database))
+    assert advance_sweep(database, sweep_id) == ([], True)
+    assert [job_of(database, job_id).spec["training"]["learning_rate"] for job_id in ids] == planned
+    assert held(database, sweep_id) == [False, False, True]

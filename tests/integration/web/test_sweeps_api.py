@@ -19,6 +19,9 @@ BODY: dict[str, Any] = {
 }
 
 
+LEARNS = {"method": "tpe", "num_jobs": 1, "max_running": 1}
+
+
 def make(http: httpx.Client, **fields: Any) -> dict[str, Any]:
     answer: dict[str, Any] = http.post("/api/sweeps", json={**BODY, **fields}).raise_for_status().json()
     return answer
@@ -130,6 +133,8 @@ def test_a_key_makes_one_sweep(http: httpx.Client) -> None:
         ({"parameters": {"training.seed": {"values": list(range(1_001))}}}, "#/parameters/training.seed"),
         ({"parameters": {"a": {"values": list(range(1_000))}, "b": {"values": list(range(1_000))}}}, "#/parameters"),
         ({"method": "magic"}, "#/method"),
+        ({**LEARNS, "parameters": {"dataset": {"values": [None, "absent"]}}}, "#/parameters/dataset"),
+        ({**LEARNS, "parameters": {"training.batch_size": {"values": [1, -1]}}}, "#/parameters/training.batch_size"),
     ],
 )
 def test_a_wrong_sweep_names_its_field_and_leaves_nothing(
@@ -139,3 +144,11 @@ def test_a_wrong_sweep_names_its_field_and_leaves_nothing(
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["pointer"].startswith(pointer), answer.json()
     assert http.get("/api/jobs").json()["data"] == http.get("/api/sweeps").json()["data"] == []
+
+
+def test_a_sweep_that_learns_needs_optuna(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("apt_jobs.operations.sweeps.is_installed", lambda: False)
+    answer = http.post("/api/sweeps", json={**BODY, **LEARNS})
+    assert answer.status_code == 422
+    assert "apt-jobs[sweeps]" in answer.json()["errors"][0]["detail"]
+    assert http.post("/api/sweeps", json=BODY).status_code == 202

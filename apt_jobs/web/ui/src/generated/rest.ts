@@ -4226,13 +4226,13 @@ export interface components {
                 [key: string]: components["schemas"]["Values"] | components["schemas"]["Range"];
             };
             /**
-             * @description grid: all combinations; list: the first values of all, the second ones, ...; random: `num_jobs` samples; halving: the same, of which those that fall short are stopped early.
+             * @description grid: all combinations; list: the first values of all, the second ones, ...; random: `num_jobs` samples; halving: the same, of which those that fall short are stopped early; tpe: the same, each chosen by what those before it reached.
              * @default grid
              * @enum {string}
              */
-            method?: "grid" | "random" | "list" | "halving";
+            method?: "grid" | "random" | "list" | "halving" | "tpe";
             /**
-             * @description How many settings random and halving sample.
+             * @description How many settings random, halving and tpe sample.
              * @default null
              */
             num_jobs?: number | null;
