@@ -3,6 +3,7 @@
 import getpass
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from apt_jobs.run.parent import die_with_parent
 from tests.conftest import some_port
 
 NODES = ("n0", "n1")
@@ -57,7 +59,7 @@ case "$mode" in
   lose) submit "$@" >/dev/null; echo "sbatch: error: Socket timed out on send/recv operation"; exit 1;;
   twice) submit "$@"; submit "$@";;
   never) exec sleep 600;;
-  late) setsid sh -c 'sleep 3; printf "%s\\n" "$0" | {sbatch} "$@"' "$script" "$@" >/dev/null 2>&1 & exec sleep 600;;
+  late) setsid sh -c 'sleep 6; printf "%s\\n" "$0" | {sbatch} "$@"' "$script" "$@" >/dev/null 2>&1 & exec sleep 600;;
   *) submit "$@";;
 esac
 """
@@ -152,7 +154,13 @@ class SlurmCluster:
         environment["PATH"] += f"{os.pathsep}/usr/sbin"
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=lambda: die_with_parent(signal.SIGKILL),
             )
 
     def _is_on(self, process: psutil.Process, node: str) -> bool:

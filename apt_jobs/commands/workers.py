@@ -88,6 +88,8 @@ def start_slurm(
 
     if wrong := [option for option in sbatch or [] if not option.startswith("--")]:
         raise InvalidInput(f"{wrong[0]!r} is no option of sbatch; write it as --sbatch=--account=team")
+    if name is not None and not NAME_PATTERN.match(name):
+        raise InvalidInput(f"{name!r} is no name that Slurm takes: letters, digits, dots, dashes, underscores")
     settings = load_settings()
     prepare_process(settings)
     options = SlurmOptions(

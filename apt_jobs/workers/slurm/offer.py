@@ -10,7 +10,7 @@ _GPUS = re.compile(r"(?:^|,)gpu(?::([A-Za-z][\w.-]*))?:(\d+)")
 
 
 def offer_of(rows: Iterable[str], *, max_jobs: int, gpu_memory_gb: float) -> Offer | None:
-    """Return the largest of what its nodes have; None: the partition has no nodes, is down, or is gone.
+    """Return the largest of what its nodes have, in whatever state; None: it has no nodes, or is gone.
 
     Args:
         rows: as `SlurmClient.nodes` returns them.
@@ -19,8 +19,8 @@ def offer_of(rows: Iterable[str], *, max_jobs: int, gpu_memory_gb: float) -> Off
     """
     cpus, memory_mb, gpus, num_nodes = 0, 0, dict[str, int](), 0
     for row in rows:
-        number, node_cpus, node_mb, gres, state = (row.split("|") + [""] * 5)[:5]
-        if state != "up" or not _whole(number):
+        number, node_cpus, node_mb, gres = (row.split("|") + [""] * 4)[:4]
+        if not _whole(number):
             continue
         num_nodes += _whole(number)
         cpus, memory_mb = max(cpus, _whole(node_cpus)), max(memory_mb, _whole(node_mb))
@@ -36,6 +36,12 @@ def offer_of(rows: Iterable[str], *, max_jobs: int, gpu_memory_gb: float) -> Off
         max_jobs=max_jobs,
         max_cpu_ranks=min(MAX_CPU_RANKS, cpus),
     )
+
+
+def why_closed(rows: Iterable[str]) -> str | None:
+    """Return why the partition takes no jobs; None: it does."""
+    states = {row.split("|")[-1].strip() for row in rows}
+    return None if "up" in states else f"the partition of Slurm is {' and '.join(sorted(states))}: it takes no jobs"
 
 
 def _whole(text: str) -> int:

@@ -51,16 +51,24 @@ def begin(folder: Path) -> bool:
     return True
 
 
-def take_environment(folder: Path) -> None:
-    """Become a process with the worker's environment, and what Slurm says of the allocation."""
+def take_environment(folder: Path) -> bool:
+    """Become a process with the worker's environment, and what Slurm says of the allocation.
+
+    Returns:
+        False: the worker took it away, as the attempt ended before its allocation began.
+    """
     file = folder / ENVIRONMENT
-    given: dict[str, str] = json.loads(file.read_text())
-    file.unlink()
+    try:
+        given: dict[str, str] = json.loads(file.read_text())
+        file.unlink()
+    except FileNotFoundError:
+        return False
     own = {name: value for name, value in os.environ.items() if name.startswith("SLURM_") or name in OF_THE_ALLOCATION}
     os.environ.clear()
     os.environ.update({**given, **own})
     if (cpus := own.get("SLURM_CPUS_PER_TASK", own.get("SLURM_CPUS_ON_NODE", ""))).isdigit():
         os.environ["APT_JOBS_WORKER_CPUS"] = cpus
+    return True
 
 
 def gpus_of_allocation(environment: Mapping[str, str]) -> list[int]:
@@ -135,7 +143,9 @@ def main() -> int:
     if not begin(arguments.folder):
         logger.warning("another allocation works on this attempt")
         return 0
-    take_environment(arguments.folder)
+    if not take_environment(arguments.folder):
+        logger.warning("the attempt was over before its allocation began")
+        return 0
     settings = Settings()
     configure_logging(settings.log_level)
     keep_private(settings.root)

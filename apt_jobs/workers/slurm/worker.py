@@ -20,7 +20,7 @@ from apt_jobs.workers.consumer import Consumer
 from apt_jobs.workers.packer import AttemptId, Packer
 from apt_jobs.workers.slurm.attempt import SUBMITTING, Shared, SlurmAttempt, SlurmOptions
 from apt_jobs.workers.slurm.client import SlurmClient, SlurmJob
-from apt_jobs.workers.slurm.offer import offer_of
+from apt_jobs.workers.slurm.offer import offer_of, why_closed
 from apt_jobs.workers.slurm.request import Attempt, attempt_of_name, owner_comment
 from apt_jobs.workers.slurm.watch import SlurmWatch
 
@@ -37,8 +37,8 @@ class SlurmWorker:
     def __init__(self, settings: Settings, options: SlurmOptions, *, name: str, queues: Sequence[str]) -> None:
         self._settings, self._options, self._name = settings, options, name
         self._client = SlurmClient(options.command_timeout_s)
-        self._offer = self._first_offer()
         self._why_no_offer: str | None = None
+        self._offer = self._first_offer()
         self._offered_s = time.monotonic()
         self._attempts: dict[AttemptId, SlurmAttempt] = {}
         self._lock = threading.Lock()
@@ -91,18 +91,19 @@ class SlurmWorker:
                 time.sleep(START_PAUSE_S)
 
     def _read_offer(self) -> Offer:
-        """Ask Slurm what the partition has.
+        """Ask Slurm what the partition has, and note whether it takes jobs.
 
         Raises:
             Unavailable: Slurm does not answer.
-            InvalidInput: the partition has no node that is up, or there is no such one.
+            InvalidInput: the partition has no node, or there is no such one.
         """
         options = self._options
         rows = self._client.nodes(options.partition)
         offer = offer_of(rows, max_jobs=options.max_jobs, gpu_memory_gb=options.gpu_memory_gb)
         if offer is None:
             which = "default partition" if options.partition is None else f"partition {options.partition!r}"
-            raise InvalidInput(f"Slurm has no {which} that is up and has nodes; sinfo lists them")
+            raise InvalidInput(f"Slurm has no {which} with nodes; sinfo lists them")
+        self._why_no_offer = why_closed(rows)
         return offer
 
     def _describe_gpus(self) -> list[dict[str, Any]]:
@@ -166,7 +167,7 @@ class SlurmWorker:
             self._end_strays(jobs)
             if time.monotonic() - self._offered_s > OFFER_EVERY_S:
                 self._offered_s = time.monotonic()
-                self._offer, self._why_no_offer = self._read_offer(), None
+                self._offer = self._read_offer()
                 self._packer.offer_now(self._offer)
         except Unavailable as exc:
             logger.warning("cannot look after Slurm jobs", extra={"why": str(exc)})
