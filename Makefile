@@ -39,6 +39,10 @@ setup-dev: $(VENV)/.ready-dev
 	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq nginx-light >/dev/null; } || \
 	  { command -v sudo >/dev/null && sudo -n apt-get update -qq && sudo -n apt-get install -y -qq nginx-light >/dev/null; } || \
 	  { echo "The tests behind a proxy need nginx: install it (apt-get install nginx-light) and run this again." >&2; exit 1; }
+	@PATH="$$PATH:/usr/sbin"; command -v slurmctld >/dev/null || \
+	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm >/dev/null; } || \
+	  { command -v sudo >/dev/null && sudo -n apt-get update -qq && sudo -n apt-get install -y -qq --no-install-recommends slurm-wlm >/dev/null; } || \
+	  { echo "The tests on Slurm need slurmctld and slurmd: install them (apt-get install slurm-wlm) and run this again." >&2; exit 1; }
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

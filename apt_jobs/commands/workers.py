@@ -63,6 +63,48 @@ def start_train(
     )
 
 
+@start_app.command("slurm")
+def start_slurm(
+    partition: Annotated[str | None, typer.Option(help="Partition of Slurm; default: the cluster's.")] = None,
+    queue: Queue = None,
+    name: NewName = None,
+    max_jobs: Annotated[int, typer.Option(min=1, max=256, help="Most jobs at once, waiting in Slurm or running.")] = 16,
+    sbatch: Annotated[
+        list[str] | None, typer.Option("--sbatch", help="Further option of sbatch, as --account=team; may be repeated.")
+    ] = None,
+    gpu_memory_gb: Annotated[
+        float, typer.Option(min=0, max=10_000, help="Memory of each GPU in GB, for jobs that ask for some.")
+    ] = 0.0,
+    submit_timeout_s: Annotated[float, typer.Option(min=1, max=3_600, help="Longest wait for sbatch.")] = 120.0,
+    max_pending_hours: Annotated[
+        float, typer.Option(min=0.01, max=8_760, help="Longest wait in Slurm; then the job is handed back.")
+    ] = 168.0,
+    poll_s: Annotated[float, typer.Option(min=0.2, max=300, help="Time between two looks at Slurm.")] = 5.0,
+) -> None:
+    """Start a worker that submits its jobs to Slurm, from a machine that has sbatch."""
+    from apt_jobs.workers.names import hold_default_name
+    from apt_jobs.workers.slurm.attempt import SlurmOptions
+    from apt_jobs.workers.slurm.worker import run_slurm_worker
+
+    if wrong := [option for option in sbatch or [] if not option.startswith("--")]:
+        raise InvalidInput(f"{wrong[0]!r} is no option of sbatch; write it as --sbatch=--account=team")
+    if name is not None and not NAME_PATTERN.match(name):
+        raise InvalidInput(f"{name!r} is no name that Slurm takes: letters, digits, dots, dashes, underscores")
+    settings = load_settings()
+    prepare_process(settings)
+    options = SlurmOptions(
+        partition=partition,
+        max_jobs=max_jobs,
+        options=tuple(sbatch or ()),
+        submit_timeout_s=submit_timeout_s,
+        poll_s=poll_s,
+        max_pending_s=3_600 * max_pending_hours,
+        gpu_memory_gb=gpu_memory_gb,
+    )
+    name = name or hold_default_name(settings, "slurm")
+    run_slurm_worker(settings, options, name=name, queues=queue or ["slurm"])
+
+
 @start_app.command("node")
 def start_node(
     head: Annotated[

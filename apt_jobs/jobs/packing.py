@@ -48,6 +48,7 @@ class Held:
     ends_by_s: float | None = None  # by its time limit, on the worker's monotonic clock; None: nobody knows
     threads_per_rank: int = 1
     gpu_share: float = 1.0  # of each of its GPUs
+    waiting_for: str | None = None  # why it has not started, where another scheduler places it
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +176,7 @@ class RoomReport:
             {"id": job_id, "gpus": list(held.gpus), "cpus": held.cpus, "memory_gb": held.memory_gb}
             | ({"num_nodes": held.num_nodes} if held.num_nodes > 1 else {})
             | ({"gpu_share": held.gpu_share} if held.gpu_share < 1 else {})
+            | ({"waiting_for": held.waiting_for} if held.waiting_for is not None else {})
             for job_id, held in self.jobs
         ]
         names = ("cpus", "memory_gb", "max_jobs", "max_cpu_ranks", "num_nodes", "kept_for")
@@ -214,6 +216,7 @@ def _held_of(job: Mapping[str, Any]) -> Held:
         cpus=job["cpus"],
         memory_gb=job["memory_gb"],
         num_nodes=job.get("num_nodes", 1),
+        waiting_for=job.get("waiting_for"),
     )
 
 

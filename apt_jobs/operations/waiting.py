@@ -19,7 +19,7 @@ from apt_jobs.db.queues import first_waiting, num_running
 from apt_jobs.db.workers import list_workers, paused_workers
 from apt_jobs.jobs.needs import Needs, decode_needs
 from apt_jobs.jobs.packing import RoomReport
-from apt_jobs.jobs.states import TERMINAL_STATES, JobState
+from apt_jobs.jobs.states import OWNED_STATES, TERMINAL_STATES, JobState
 from apt_jobs.operations.expected_start import expected_start_in_s
 
 MAX_NAMED_WORKERS = 3
@@ -29,7 +29,11 @@ MAX_LISTED_POSITION = 100  # in lists: beyond it, it says that at least so many 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Where a job stands. `position` is None in a list when more than `MAX_LISTED_POSITION` jobs are ahead."""
+    """Where a job stands.
+
+    `position` is None in a list when more than `MAX_LISTED_POSITION` jobs are ahead, and of a job that was claimed and
+    that another scheduler has not started.
+    """
 
     position: int | None
     reason: str
@@ -38,6 +42,8 @@ class Waiting:
 
 def waiting_of(session: Session, job: Job, alive_within_s: float) -> Waiting | None:
     """Return where one job stands, with its exact position; None: it does not wait."""
+    if (reason := _placed_elsewhere(session, [job]).get(job.id)) is not None:
+        return Waiting(None, reason)
     if job.state != JobState.QUEUED:
         return None
     queues = _Queues(session, [job], alive_within_s)
@@ -46,12 +52,13 @@ def waiting_of(session: Session, job: Job, alive_within_s: float) -> Waiting | N
 
 def waiting_of_page(session: Session, jobs: Sequence[Job], alive_within_s: float) -> dict[str, Waiting]:
     """Return where each waiting job of a page stands, by id. One statement for all places."""
+    elsewhere = {job_id: Waiting(None, reason) for job_id, reason in _placed_elsewhere(session, jobs).items()}
     queued = [job for job in jobs if job.state == JobState.QUEUED]
     if not queued:
-        return {}
+        return elsewhere
     queues = _Queues(session, queued, alive_within_s)
     places = first_waiting(session, [job.queue for job in queued], MAX_LISTED_POSITION)
-    return {job.id: queues.waiting(job, places.get(job.id)) for job in queued}
+    return elsewhere | {job.id: queues.waiting(job, places.get(job.id)) for job in queued}
 
 
 class _Queues:
@@ -195,6 +202,21 @@ class _Queues:
     def _why_kept(self, worker: str, job: Job) -> str | None:
         kept_for = self._kept_for.get(worker)
         return None if kept_for in (None, job.id) else f"room is kept for {kept_for}"
+
+
+def _placed_elsewhere(session: Session, jobs: Sequence[Job]) -> dict[str, str]:
+    """Return why claimed jobs have not started that another scheduler places, as their workers noted it."""
+    owned = {job.id: job.lease_owner for job in jobs if job.state in OWNED_STATES}
+    if not owned:
+        return {}
+    query = select(WorkerRow.name, WorkerRow.room).where(WorkerRow.name.in_(set(owned.values())))
+    rooms = {name: room for name, room in session.execute(query) if room is not None}
+    found: dict[str, str] = {}
+    for name, room in rooms.items():
+        for job_id, held in RoomReport.of_document(room).jobs:
+            if held.waiting_for is not None and owned.get(job_id) == name:
+                found[job_id] = held.waiting_for
+    return found
 
 
 def _listed(job_ids: Sequence[str]) -> str:

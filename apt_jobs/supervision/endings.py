@@ -13,6 +13,7 @@ class Ending(enum.Enum):
     PAUSED = "paused by a user"
     PREEMPTED = "preempted by a job of higher priority"
     DRAINED = "the worker was drained"
+    ALLOCATION_ENDS = "Slurm ends its allocation"
     TIME_LIMIT = "the job's time limit was reached"
     WORKER_GONE = "the worker was lost"
     NODE_LOST = "a node was lost"

@@ -48,10 +48,13 @@ def start_node(
     gpus: Sequence[int],
     worker_name: str,
     secrets: Mapping[str, str] = NO_SECRETS,
+    *,
+    ignore_sigterm: bool = False,
 ) -> ProcessTree:
     """Start torchrun with this node's ranks. Call it from the main thread, before there are others: see ProcessTree.
 
-    `secrets` are in the environment of the processes alone: no file has them.
+    `secrets` are in the environment of the processes alone: no file has them. `ignore_sigterm`: where another scheduler
+    sends SIGTERM to each process of an allocation, so that the ranks live on to save.
     """
     marker = f"{run_file.job_id}:{run_file.attempt}"
     if node_rank:
@@ -59,10 +62,11 @@ def start_node(
     log_file = run_file.run_dir / f"torchrun-{node_rank}.log"
     environment = {**_environment(settings, run_file, node_rank, gpus), **secrets}
     environment[WORKER_MARKER] = worker_marker(settings, worker_name)
-    command = _command(settings, run_file, node_rank)
+    command = _command(settings, run_file, node_rank, ignore_sigterm=ignore_sigterm)
     if needs_set_up(run_file):
         command = [sys.executable, "-m", "apt_jobs.supervision.set_up", str(run_file_path(run_file)), *command]
-    return ProcessTree(command, environment, marker, log_file, limits_of(settings) if run_file.is_user_script else None)
+    limits = limits_of(settings) if run_file.is_user_script else None
+    return ProcessTree(command, environment, marker, log_file, limits, ignore_sigterm=ignore_sigterm)
 
 
 def limits_of(settings: Settings) -> dict[int, int]:
@@ -88,7 +92,7 @@ def require_limits(settings: Settings) -> None:
             raise InvalidInput(f"the limit of {value:,} for jobs is above that of this process, {hard:,}: lower it")
 
 
-def _command(settings: Settings, run_file: RunFile, node_rank: int) -> list[str]:
+def _command(settings: Settings, run_file: RunFile, node_rank: int, *, ignore_sigterm: bool = False) -> list[str]:
     spec = run_file.spec
     if spec.launcher == "none":
         return [sys.executable, "-m", "apt_jobs.run.command"]
@@ -106,6 +110,7 @@ def _command(settings: Settings, run_file: RunFile, node_rank: int) -> list[str]
         f"--rdzv-conf={options}",
         f"--rdzv-id={run_file.job_id}-{run_file.attempt}",
         "--max-restarts=0",
+        *(["--signals-to-handle=SIGINT"] if ignore_sigterm else []),
         f"--log-dir={run_file.run_dir / 'torchrun' / f'node-{node_rank}'}",
         "--redirects=3",
         *("-m", "apt_jobs.training.run", "--run-file", str(run_file_path(run_file))),

@@ -59,12 +59,19 @@ class ProcessTree:
         marker: str,
         log_file: Path,
         limits: Mapping[int, int] | None = None,
+        *,
+        ignore_sigterm: bool = False,
     ) -> None:
-        """`limits` are of each process, by the names of `resource`, as RLIMIT_FSIZE; they are inherited."""
+        """`limits` are of each process, by the names of `resource`, as RLIMIT_FSIZE; they are inherited.
+
+        `ignore_sigterm`: each process ignores SIGTERM until it says otherwise; it is inherited as well.
+        """
         self._marker = marker
 
         def prepare() -> None:  # system calls only
-            die_with_parent()
+            die_with_parent(signal.SIGKILL if ignore_sigterm else signal.SIGTERM)
+            if ignore_sigterm:
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
             for name, value in (limits or {}).items():
                 resource.setrlimit(name, (value, value))
 

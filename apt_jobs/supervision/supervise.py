@@ -1,7 +1,7 @@
 """The supervisor of one attempt: `python -m apt_jobs.supervision.supervise --job-id ... --attempt ...`.
 
 It owns the lease, torchrun's process tree and the relay, and reports how the attempt ended. Its worker holds its stdin:
-a line `drain` asks to save and stop; the end of the file means that the worker is gone.
+a line `drain` or `leave` asks to save and stop; the end of the file means that the worker is gone.
 """
 
 import argparse
@@ -55,6 +55,7 @@ LIVELY_S = 1.0
 QUIET_PAUSE_S = 0.1  # between two looks at all else: logs, lease, stop requests
 LAST_EVENTS_TIMEOUT_S = 30.0  # to store what the ranks left behind
 MAX_TRACEBACK_CHARS = 20_000
+STOP_LINES = {"drain": Ending.DRAINED, "leave": Ending.ALLOCATION_ENDS}  # that a worker writes to our stdin
 HANDED_BACK = (OutOfSpace.__name__, WorkerLacks.__name__)  # errors that are no fault of the job
 
 
@@ -73,14 +74,16 @@ class Supervisor:
         num_nodes: int = 1,
         worker_name: str,
         beating_fd: int | None = None,
+        ignore_sigterm: bool = False,
     ) -> None:
+        self._ignore_sigterm = ignore_sigterm  # in the ranks
         self._beating_fd = beating_fd  # of the worker, which beats until we do
         self._settings, self._database = settings, database
         self._job_id, self._attempt = job_id, attempt
         self._gpus, self._num_nodes, self._worker_name = gpus, num_nodes, worker_name
         self._threads_per_rank = threads_per_rank
         self._publisher = LivePublisher(settings.redis)
-        self._drain = threading.Event()
+        self._stop_asked: Ending | None = None  # by the worker
         self._began_s = time.monotonic()
         self._looked_s = time.monotonic()  # for stop requests
         self._asked: Ending | None = None  # why the ranks were asked to save and stop
@@ -93,7 +96,7 @@ class Supervisor:
     def run(self) -> None:
         """Carry the attempt to its end. Returns normally also when the job failed: the row says so."""
         threading.Thread(target=self._watch_worker, name="stdin", daemon=True).start()
-        lease_s, heartbeat_s = self._settings.lease_s, self._settings.heartbeat_s
+        settings, lease_s, heartbeat_s = self._settings, self._settings.lease_s, self._settings.heartbeat_s
         lease = LeaseKeeper(
             self._database,
             self._job_id,
@@ -111,7 +114,8 @@ class Supervisor:
         except (WorkerLacks, OutOfSpace, Unavailable, OSError) as exc:  # no fault of the job: another worker may do it
             self._hand_back(str(exc))
             return
-        tree = start_node(self._settings, run_file, 0, self._gpus, self._worker_name, secrets)
+        ignoring = self._ignore_sigterm
+        tree = start_node(settings, run_file, 0, self._gpus, self._worker_name, secrets, ignore_sigterm=ignoring)
         masker, spec = Masker(secrets.values()), run_file.spec
         logs = RankLogs(run_file.run_dir, spec.ranks_per_node, spec.num_ranks, mask=masker.mask)
         relay = Relay(self._database, self._publisher, run_file, logs, lease_s, mask=masker.mask)
@@ -153,12 +157,12 @@ class Supervisor:
         while tree.poll() is None:
             moved = relay.flush()
             if (reason := self._reason_to_end(lease, relay, nodes)) is not None:
-                return self._end(tree, reason)
+                return self._end(tree, reason, run_file)
             if self._asked is None and (reason := self._reason_to_stop(lease, relay, run_file)) is not None:
                 self._asked, self._asked_s = reason, time.monotonic()
                 write_stop_file(run_file, reason)
             if self._asked is not None and time.monotonic() - self._asked_s > self._grace_s(run_file):
-                return self._end(tree, self._asked)
+                return self._end(tree, self._asked, run_file)
             if moved:
                 time.sleep(ACTIVE_PAUSE_S)  # what comes meanwhile shares a transaction
             else:
@@ -195,8 +199,8 @@ class Supervisor:
         if relay.stop_requests.preempted_by is not None:
             self._preempted_by = relay.stop_requests.preempted_by
             return Ending.PREEMPTED
-        if self._drain.is_set():
-            return Ending.DRAINED
+        if self._stop_asked is not None:
+            return self._stop_asked
         limit_s = run_file.spec.time_limit_s
         if limit_s is not None and time.monotonic() - self._began_s > limit_s:
             return Ending.TIME_LIMIT
@@ -222,9 +226,11 @@ class Supervisor:
         logger.error("the lease is about to end; killing the ranks", extra=self._labels())
         tree.kill()
 
-    def _end(self, tree: ProcessTree, ending: Ending) -> Ending:
+    def _end(self, tree: ProcessTree, ending: Ending, run_file: RunFile) -> Ending:
         logger.info("ending the process tree", extra={**self._labels(), "why": ending.value})
         grace_s = (KILL_FRACTION - STOP_FRACTION) * self._settings.lease_s  # what a lost lease leaves at least
+        if self._ignore_sigterm and not run_file.is_user_script:
+            grace_s = 0.0  # the trainer's ranks would sleep through it
         tree.terminate(min(self._settings.stop_timeout_s, grace_s))
         return ending
 
@@ -317,8 +323,7 @@ class Supervisor:
 
     def _watch_worker(self) -> None:
         for line in sys.stdin:
-            if line.strip() == "drain":
-                self._drain.set()
+            self._stop_asked = STOP_LINES.get(line.strip(), self._stop_asked)
         self._worker_gone.set()
 
     def _labels(self) -> dict[str, Any]:
@@ -345,6 +350,7 @@ def main() -> None:
     parser.add_argument("--threads-per-rank", type=int, help="of computations on the CPU")
     parser.add_argument("--num-nodes", type=int, default=1, help="nodes of this worker, its own included")
     parser.add_argument("--worker-name", required=True)
+    parser.add_argument("--ignore-sigterm", action="store_true", help="have the ranks do so; a file asks them to save")
     parser.add_argument("--beating-fd", type=int, help="to close when the lease was extended")
     arguments = parser.parse_args()
     settings = Settings()
@@ -367,6 +373,7 @@ def main() -> None:
             num_nodes=arguments.num_nodes,
             worker_name=arguments.worker_name,
             beating_fd=arguments.beating_fd,
+            ignore_sigterm=arguments.ignore_sigterm,
         ).run()
     except AptJobsError:
         logger.exception("the supervisor gave up", extra={"job_id": arguments.job_id, "attempt": arguments.attempt})

@@ -17,6 +17,7 @@ class WorkerJob(BaseModel):
     gpu_share: float = Field(1.0, description="Part of each of them that it has.")
     cpus: int = Field(description="CPU cores.")
     memory_gb: float = Field(description="Main memory that it asked for, in GB (10**9 bytes).")
+    waiting_for: str | None = Field(None, description="Why Slurm has not started it; null: it has, or is not asked.")
 
 
 class WorkerResources(BaseModel):

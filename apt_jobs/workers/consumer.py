@@ -45,6 +45,7 @@ class Consumer:
 
     `group_size`: at most so many jobs are claimed and served together. `serve` publishes the events of its claims.
     `packer`: claims only what fits; `serve` releases what a job held, and calls `room_changed`.
+    `why_unusable`: why this worker claims nothing for now, beside what is wrong with its data directory.
     """
 
     def __init__(
@@ -63,9 +64,10 @@ class Consumer:
         warm_models: Callable[[], list[str] | None] = lambda: None,
         packer: Packer | None = None,
         pool: str | None = None,
+        why_unusable: Callable[[], str | None] = lambda: None,
     ) -> None:
         self.settings, self.name, self.kind, self.queues = settings, name, kind, list(queues)
-        self._pool = pool
+        self._pool, self._why_unusable = pool, why_unusable
         self.database = Database(settings.database)
         self.publisher = LivePublisher(settings.redis)
         self.draining = threading.Event()
@@ -166,7 +168,11 @@ class Consumer:
             finally:
                 self._slots.release()
 
-        thread = threading.Thread(target=serve, name="server")
+        self.start_thread(serve)
+
+    def start_thread(self, work: Callable[[], None]) -> None:
+        """Serve something in a thread that is waited for when this worker ends."""
+        thread = threading.Thread(target=work, name="server")
         self._servers = [server for server in self._servers if server.is_alive()] + [thread]
         thread.start()
 
@@ -205,6 +211,10 @@ class Consumer:
     def is_stopping(self) -> bool:
         """Whether this process ends."""
         return self._stopping
+
+    def record_soon(self) -> None:
+        """Refresh this worker's row without waiting for its next heartbeat."""
+        self._record_now.set()
 
     def room_changed(self) -> None:
         """Note that a job began or has ended on a worker that packs: its row says so, and the next one may fit."""
@@ -278,7 +288,7 @@ class Consumer:
             if self._data_id is None:
                 with self.database.read() as session:
                     self._data_id = get_value(session, DATA_ID)
-            reason = why_not_usable(self.settings, self._data_id)
+            reason = why_not_usable(self.settings, self._data_id) or self._why_unusable()
             if reason is not None:
                 with self.database.write() as session:
                     pause_worker(session, self.name, reason, UNUSABLE_PAUSE_S)

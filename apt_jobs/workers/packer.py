@@ -28,7 +28,18 @@ AttemptId = tuple[str, int]  # job id and attempt
 class Packer:
     """The room of one worker."""
 
-    def __init__(self, settings: Settings, offer: Offer, *, name: str, kind: str, pool: str | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        offer: Offer,
+        *,
+        name: str,
+        kind: str,
+        pool: str | None = None,
+        places_elsewhere: bool = False,
+    ) -> None:
+        """`places_elsewhere`: another scheduler finds room for each job; here only their number counts."""
+        self._places_elsewhere = places_elsewhere
         self._settings, self._offer, self._name, self._kind = settings, offer, name, kind
         self._held: dict[AttemptId, Held] = {}  # in the order of the claims
         self._pool = None if pool is None else Pool(pool, alive_within_s(settings))
@@ -38,6 +49,8 @@ class Packer:
     @property
     def max_jobs(self) -> int:
         """Most jobs that can run here at once: each needs a core or a part of a GPU."""
+        if self._places_elsewhere:
+            return self._offer.max_jobs
         return min(self._offer.max_jobs, max(1, self._offer.cpus + int(len(self._offer.gpus) / MIN_GPU_SHARE)))
 
     @property
@@ -55,8 +68,24 @@ class Packer:
                 return None
             held = packing.room.place(needs, packing.now_s)
             assert held is not None  # it was chosen because it fits
-            self._held[claimed.job.id, claimed.job.attempt] = held
+            self._held[claimed.job.id, claimed.job.attempt] = Held() if self._places_elsewhere else held
             return claimed
+
+    def hold(self, attempt: AttemptId) -> None:
+        """Count an attempt that another process of this worker claimed, and that is placed elsewhere."""
+        self._held[attempt] = Held()
+
+    def offer_now(self, offer: Offer) -> None:
+        """Offer something else from now on."""
+        self._offer = offer
+
+    def note_waiting(self, attempt: AttemptId, words: str | None) -> bool:
+        """Note why an attempt that is placed elsewhere has not started; return whether that is news."""
+        held = self._held.get(attempt)
+        if held is None or held.waiting_for == words:
+            return False
+        self._held[attempt] = replace(held, waiting_for=words)
+        return True
 
     def has_startable(self, session: Session, queues: Sequence[str]) -> bool:
         """Return whether `claim` would do anything: start a job, or keep room for one."""

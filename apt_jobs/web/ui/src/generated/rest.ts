@@ -4802,6 +4802,11 @@ export interface components {
             cpus: number;
             /** @description Main memory that it asked for, in GB (10**9 bytes). */
             memory_gb: number;
+            /**
+             * @description Why Slurm has not started it; null: it has, or is not asked.
+             * @default null
+             */
+            waiting_for: string | null;
         };
         WorkerList: {
             /**

@@ -172,11 +172,12 @@ export class JobView {
     this.status = "missing";
   }
 
-  /** Places in the queue and ends are no events: ask, while somebody looks. */
+  /** Places in the queue, what Slurm says, and ends are no events: ask, while somebody looks. */
   private poll(): void {
     const everyMs = this.finished ? ENDED_POLL_MS : QUEUE_POLL_MS;
     this.pollTimer = setTimeout(() => {
-      const isAsked = this.job?.state === "queued" || this.status === "ended";
+      const isWaiting = this.job?.state === "queued" || Boolean(this.job?.waiting_for);
+      const isAsked = isWaiting || this.status === "ended";
       if (isAsked && !document.hidden && !session.lost) void this.refreshJob();
       this.poll();
     }, everyMs);
