@@ -20,6 +20,7 @@ from apt_jobs.client.following import Event, Follower
 from apt_jobs.client.model_calls import AsyncModelCalls
 from apt_jobs.client.retry import MAX_RETRIES
 from apt_jobs.client.sweep_calls import AsyncSweepCalls
+from apt_jobs.client.webhook_calls import AsyncWebhookCalls
 
 
 class AsyncJob(JobAnswer):
@@ -50,7 +51,7 @@ class AsyncJob(JobAnswer):
         return await self._client.cancel(self.id)
 
 
-class AsyncClient(AsyncModelCalls, AsyncDataCalls, AsyncSweepCalls):
+class AsyncClient(AsyncModelCalls, AsyncDataCalls, AsyncSweepCalls, AsyncWebhookCalls):
     """One service.
 
     Every call raises the `AptJobsError` that the service's problem stands for, and `Unavailable` if the service cannot

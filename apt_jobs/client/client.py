@@ -20,6 +20,7 @@ from apt_jobs.client.following import Event, Follower
 from apt_jobs.client.model_calls import ModelCalls
 from apt_jobs.client.retry import MAX_RETRIES
 from apt_jobs.client.sweep_calls import SweepCalls
+from apt_jobs.client.webhook_calls import WebhookCalls
 
 
 class Job(JobAnswer):
@@ -50,7 +51,7 @@ class Job(JobAnswer):
         return self._client.cancel(self.id)
 
 
-class Client(ModelCalls, DataCalls, SweepCalls):
+class Client(ModelCalls, DataCalls, SweepCalls, WebhookCalls):
     """One service.
 
     Every call raises the `AptJobsError` that the service's problem stands for, and `Unavailable` if the service cannot

@@ -39,6 +39,12 @@ METHODS: dict[str, Callable[[Any, str], Any]] = {
     "sweep": lambda client, name: client.sweep(name),
     "steer_sweep": lambda client, name: client.steer_sweep(name, "cancel"),
     "wait_for_sweep": lambda client, name: client.wait_for_sweep(name),
+    "webhook": lambda client, name: client.webhook(name),
+    "update_webhook": lambda client, name: client.update_webhook(name, {"enabled": True}),
+    "delete_webhook": lambda client, name: client.delete_webhook(name),
+    "test_webhook": lambda client, name: client.test_webhook(name),
+    "webhook_deliveries": lambda client, name: client.webhook_deliveries(name),
+    "replay_webhook_delivery": lambda client, name: client.replay_webhook_delivery(name, "msg_1"),
     "set_secret": lambda client, name: client.set_secret(name, "a value"),
     "delete_secret": lambda client, name: client.delete_secret(name),
 }
