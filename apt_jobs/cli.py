@@ -17,6 +17,7 @@ from apt_jobs.commands import (
     datasets,
     doctor,
     jobs,
+    mcp,
     models,
     run,
     schedules,
@@ -42,6 +43,7 @@ app.add_typer(backup.app)
 app.add_typer(doctor.app)
 app.add_typer(jobs.app)
 app.add_typer(run.app)
+app.add_typer(mcp.app)
 app.add_typer(models.app)
 app.add_typer(models.models_app, name="models")
 app.add_typer(workers.start_app, name="worker")

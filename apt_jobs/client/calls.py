@@ -119,6 +119,10 @@ def stored_events(job_id: str, after: int, kinds: tuple[str, ...]) -> Call[tuple
     return Call("GET", job_path(job_id, "events"), _page, params=params)
 
 
+def log_lines(job_id: str, limit: int, before: int | None) -> Call[list[dict[str, Any]]]:
+    return Call("GET", job_path(job_id, "logs"), list_of, params=_given({"limit": limit, "before": before}))
+
+
 def get_metrics(job_id: str, points: int) -> Call[dict[str, Any]]:
     def curves(answer: Any) -> dict[str, Any]:
         return {**answer["training_history"], "custom": answer.get("custom", {})}

@@ -268,6 +268,10 @@ class Client(ModelCalls, DataCalls, SweepCalls, WebhookCalls):
             has_more = has_more and bool(events)
             after = events[-1]["seq"] if events else after
 
+    def log_lines(self, job_id: str, limit: int = 200, before: int | None = None) -> list[Event]:
+        """Get the newest `log` events of a job, or those before a `seq`, in order."""
+        return self._send(calls.log_lines(job_id, limit, before))
+
     def metrics(self, job_id: str, points: int = 1000) -> dict[str, Any]:
         """Get curves by step, of at most `points` points: `steps`, ...; `custom`: what a script logged."""
         return self._send(calls.get_metrics(job_id, points))

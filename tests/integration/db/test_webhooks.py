@@ -91,7 +91,7 @@ def test_filters_are_those_of_lists_of_jobs(database: Database) -> None:
         {"labels": {}},
         {"name": "day"},
         {"queue": "slow"},
-        {"training": {"learning_rate": 0.1}},
+        {"training": {"learning_rate": 1}},
     ]
     for wrong in others:
         ended_job(database, **{**wanted, **wrong})

@@ -23,6 +23,7 @@ METHODS: dict[str, Callable[[Any, str], Any]] = {
     "wait": lambda client, name: client.wait(name),
     "events": lambda client, name: client.events(name),
     "stored_events": lambda client, name: client.stored_events(name),
+    "log_lines": lambda client, name: client.log_lines(name),
     "metrics": lambda client, name: client.metrics(name),
     "export": lambda client, name: client.export(name, "csv", "-"),
     "download": lambda client, name: client.download(name, "-"),
