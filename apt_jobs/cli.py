@@ -11,7 +11,21 @@ import traceback
 
 import typer
 
-from apt_jobs.commands import admin, backup, datasets, doctor, jobs, models, run, schedules, secrets, sweeps, workers
+from apt_jobs.commands import (
+    admin,
+    backup,
+    datasets,
+    doctor,
+    jobs,
+    mcp,
+    models,
+    run,
+    schedules,
+    secrets,
+    sweeps,
+    webhooks,
+    workers,
+)
 from apt_jobs.commands.progress import follow
 from apt_jobs.commands.terminal import complain, echo, load_settings, prepare_streams
 from apt_jobs.errors import AptJobsError
@@ -29,6 +43,7 @@ app.add_typer(backup.app)
 app.add_typer(doctor.app)
 app.add_typer(jobs.app)
 app.add_typer(run.app)
+app.add_typer(mcp.app)
 app.add_typer(models.app)
 app.add_typer(models.models_app, name="models")
 app.add_typer(workers.start_app, name="worker")
@@ -38,6 +53,7 @@ app.add_typer(sweeps.start_app)
 app.add_typer(sweeps.app, name="sweeps")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(secrets.app, name="secrets")
+app.add_typer(webhooks.app, name="webhooks")
 app.add_typer(admin.keys_app, name="keys")
 
 

@@ -13,11 +13,12 @@ from apt_jobs.addresses import connect_host, http_origin, is_loopback
 from apt_jobs.data_folders import DataFolders
 from apt_jobs.git_hosts import GitHost
 from apt_jobs.socket_folder import find_socket
+from apt_jobs.webhook_settings import WebhookSettings
 
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9._~-]+)*")
 
 
-class Settings(DataFolders, BaseSettings):
+class Settings(DataFolders, WebhookSettings, BaseSettings):
     """Everything that can be configured. Each field is an environment variable `APT_JOBS_<NAME>`.
 
     Args:

@@ -20,6 +20,7 @@ from apt_jobs.client.following import Event, Follower
 from apt_jobs.client.model_calls import AsyncModelCalls
 from apt_jobs.client.retry import MAX_RETRIES
 from apt_jobs.client.sweep_calls import AsyncSweepCalls
+from apt_jobs.client.webhook_calls import AsyncWebhookCalls
 
 
 class AsyncJob(JobAnswer):
@@ -50,7 +51,7 @@ class AsyncJob(JobAnswer):
         return await self._client.cancel(self.id)
 
 
-class AsyncClient(AsyncModelCalls, AsyncDataCalls, AsyncSweepCalls):
+class AsyncClient(AsyncModelCalls, AsyncDataCalls, AsyncSweepCalls, AsyncWebhookCalls):
     """One service.
 
     Every call raises the `AptJobsError` that the service's problem stands for, and `Unavailable` if the service cannot
@@ -268,6 +269,10 @@ class AsyncClient(AsyncModelCalls, AsyncDataCalls, AsyncSweepCalls):
                 yield event
             has_more = has_more and bool(events)
             after = events[-1]["seq"] if events else after
+
+    async def log_lines(self, job_id: str, limit: int = 200, before: int | None = None) -> list[Event]:
+        """Get the newest `log` events of a job, or those before a `seq`, in order."""
+        return await self._send(calls.log_lines(job_id, limit, before))
 
     async def metrics(self, job_id: str, points: int = 1000) -> dict[str, Any]:
         """Get curves by step, of at most `points` points: `steps`, ...; `custom`: what a script logged."""

@@ -119,6 +119,10 @@ def stored_events(job_id: str, after: int, kinds: tuple[str, ...]) -> Call[tuple
     return Call("GET", job_path(job_id, "events"), _page, params=params)
 
 
+def log_lines(job_id: str, limit: int, before: int | None) -> Call[list[dict[str, Any]]]:
+    return Call("GET", job_path(job_id, "logs"), list_of, params=_given({"limit": limit, "before": before}))
+
+
 def get_metrics(job_id: str, points: int) -> Call[dict[str, Any]]:
     def curves(answer: Any) -> dict[str, Any]:
         return {**answer["training_history"], "custom": answer.get("custom", {})}
@@ -173,9 +177,47 @@ def delete_secret(name: str) -> Call[None]:
 
 
 def list_of_all(
-    what: Literal["workers", "queues", "schedules", "datasets", "models", "secrets"],
+    what: Literal["workers", "queues", "schedules", "datasets", "models", "secrets", "webhooks"],
 ) -> Call[list[dict[str, Any]]]:
     return Call("GET", f"/api/{what}", list_of)
+
+
+def get_webhook(webhook_id: str) -> Call[dict[str, Any]]:
+    return Call("GET", _webhook_path(webhook_id), dict)
+
+
+def create_webhook(body: Mapping[str, Any], idempotency_key: str | None) -> Call[dict[str, Any]]:
+    """Build the request. Not repeated by itself: only the first answer has the key of the signatures."""
+    headers = {} if idempotency_key is None else _key_header(idempotency_key)
+    return _with_json("POST", "/api/webhooks", body, dict, headers=headers, is_repeatable=False)
+
+
+def update_webhook(webhook_id: str, changes: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    return _with_json("PATCH", _webhook_path(webhook_id), changes, dict)
+
+
+def delete_webhook(webhook_id: str) -> Call[None]:
+    return Call("DELETE", _webhook_path(webhook_id), _nothing, is_repeatable=False)
+
+
+def test_webhook(webhook_id: str) -> Call[dict[str, Any]]:
+    return Call("POST", f"{_webhook_path(webhook_id)}/test", dict, is_repeatable=False)
+
+
+def list_webhook_deliveries(
+    webhook_id: str, state: str | None, after: str | None, limit: int
+) -> Call[list[dict[str, Any]]]:
+    params = _given({"state": state, "after": after, "limit": limit})
+    return Call("GET", f"{_webhook_path(webhook_id)}/deliveries", list_of, params=params)
+
+
+def replay_webhook_delivery(webhook_id: str, delivery_id: str) -> Call[dict[str, Any]]:
+    path = f"{_webhook_path(webhook_id)}/deliveries/{segment(delivery_id, 'delivery')}/replay"
+    return Call("POST", path, dict)
+
+
+def _webhook_path(webhook_id: str) -> str:
+    return f"/api/webhooks/{segment(webhook_id, 'webhook')}"
 
 
 def steer_worker(name: str, action: Literal["drain", "resume"]) -> Call[dict[str, Any]]:

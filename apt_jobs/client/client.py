@@ -20,6 +20,7 @@ from apt_jobs.client.following import Event, Follower
 from apt_jobs.client.model_calls import ModelCalls
 from apt_jobs.client.retry import MAX_RETRIES
 from apt_jobs.client.sweep_calls import SweepCalls
+from apt_jobs.client.webhook_calls import WebhookCalls
 
 
 class Job(JobAnswer):
@@ -50,7 +51,7 @@ class Job(JobAnswer):
         return self._client.cancel(self.id)
 
 
-class Client(ModelCalls, DataCalls, SweepCalls):
+class Client(ModelCalls, DataCalls, SweepCalls, WebhookCalls):
     """One service.
 
     Every call raises the `AptJobsError` that the service's problem stands for, and `Unavailable` if the service cannot
@@ -266,6 +267,10 @@ class Client(ModelCalls, DataCalls, SweepCalls):
             yield from events
             has_more = has_more and bool(events)
             after = events[-1]["seq"] if events else after
+
+    def log_lines(self, job_id: str, limit: int = 200, before: int | None = None) -> list[Event]:
+        """Get the newest `log` events of a job, or those before a `seq`, in order."""
+        return self._send(calls.log_lines(job_id, limit, before))
 
     def metrics(self, job_id: str, points: int = 1000) -> dict[str, Any]:
         """Get curves by step, of at most `points` points: `steps`, ...; `custom`: what a script logged."""

@@ -17,6 +17,7 @@ from apt_jobs.db.jobs import StopRequests, fence, stop_requests_of
 from apt_jobs.db.models import Attempt, Checkpoint, EventRow, Job
 from apt_jobs.db.series.metric_summary import summarized
 from apt_jobs.db.series.store import chunked_events, store_series
+from apt_jobs.db.webhook_outbox import enqueue_incidents
 from apt_jobs.errors import NotFound
 from apt_jobs.events.codec import LoggedEvent, encode_payload, finite_or_name
 from apt_jobs.events.columns import COLUMN_TYPES
@@ -59,6 +60,7 @@ def append_events(
     ]
     _insert(session, stored)
     _apply(session, job, [event for _, event in events])
+    enqueue_incidents(session, job, [event for _, event in events])
     return Appended(stored, stop_requests)
 
 

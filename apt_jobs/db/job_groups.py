@@ -16,6 +16,7 @@ from apt_jobs.db.models import Attempt, EventRow, HandBack, Job, WorkerRow
 from apt_jobs.db.parents import attach_parents, has_children
 from apt_jobs.db.queues import room_to_run
 from apt_jobs.db.transitions import end_parent
+from apt_jobs.db.webhook_outbox import enqueue_ended
 from apt_jobs.db.workers import has_handed_back, is_held_back
 from apt_jobs.events.codec import encode_payload
 from apt_jobs.events.kinds import StateChanged, StoredEvent
@@ -106,11 +107,11 @@ def finish_succeeded(session: Session, results: Mapping[tuple[str, int], dict[st
         [{"ended_job_id": job.id, "ended_attempt": job.attempt} for job in owned],
     )
     _forget_hand_backs(session, list(previous), owners)
-    ended = session.scalars(
-        select(Job).where(Job.id.in_(list(previous))).execution_options(populate_existing=True)
-    ).all()
-    for parent_id in has_children(session, list(previous)):
+    rows = session.scalars(select(Job).where(Job.id.in_(previous)).execution_options(populate_existing=True))
+    ended = rows.all()
+    for parent_id in has_children(session, [*previous]):
         end_parent(session, parent_id)
+    enqueue_ended(session, ended)
     return _record_states(session, [(job, previous[job.id], None) for job in ended])
 
 

@@ -17,6 +17,7 @@ from apt_jobs.db.clock import now_plus
 from apt_jobs.db.jobs import insert_job
 from apt_jobs.db.models import Job, Schedule, ScheduleRun
 from apt_jobs.db.steering import request_cancel
+from apt_jobs.db.webhook_outbox import enqueue_missed
 from apt_jobs.errors import InvalidInput, NotFound, OutOfSpace, Unavailable
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.jobs.cron import due_after, next_due, require_due
@@ -205,15 +206,21 @@ def _fire(session: Session, schedule: Schedule, max_queued_jobs: int, check: Che
     later = due_after(schedule.cron, schedule.time_zone, since)
     times = [schedule.next_due_at, *takewhile(lambda time: time <= now, later)][-MAX_CAUGHT_UP:]
     chosen = set(_chosen(times, now, schedule.catch_up))
+    missed = list[datetime]()
     for time in times:
         if time in chosen:
             _submit(session, schedule, time, max_queued_jobs, check, fired)
-        else:
-            reason = f"noticed {(now - time).total_seconds():,.0f} s late; catch_up={schedule.catch_up}"
-            _record(session, schedule, time, "missed", reason=reason)
+        elif _record(session, schedule, time, "missed", reason=_why_missed(schedule, now, time)):
+            missed.append(time)
+    if missed:
+        enqueue_missed(session, schedule, "missed", missed, _why_missed(schedule, now, missed[0]))
     schedule.next_due_at = next_due(schedule.cron, schedule.time_zone, now)
     session.flush()
     _forget_old_runs(session, schedule.id)
+
+
+def _why_missed(schedule: Schedule, now: datetime, time: datetime) -> str:
+    return f"noticed {(now - time).total_seconds():,.0f} s late; catch_up={schedule.catch_up}"
 
 
 def _chosen(times: Sequence[datetime], now: datetime, catch_up: str) -> Sequence[datetime]:
@@ -245,7 +252,7 @@ def _submit(
         if check is not None:
             check(session, spec)
     except (InvalidInput, OutOfSpace) as exc:
-        _record(session, schedule, due_at, "refused", reason=str(exc))
+        _refuse(session, schedule, due_at, str(exc))
         return
     if schedule.overlap == "cancel":
         for job_id in open_jobs:
@@ -253,7 +260,7 @@ def _submit(
     try:
         job = insert_job(session, spec, max_queued_jobs=max_queued_jobs, schedule_id=schedule.id)
     except Unavailable as exc:
-        _record(session, schedule, due_at, "refused", reason=str(exc))
+        _refuse(session, schedule, due_at, str(exc))
         return
     _record(session, schedule, due_at, "submitted", job_id=job.id)
     fired.jobs.append(job)
@@ -264,10 +271,18 @@ def _open_jobs(session: Session, schedule_id: str) -> list[str]:
     return list(session.scalars(query.order_by(Job.id)))
 
 
-def _record(session: Session, schedule: Schedule, due_at: datetime, outcome: str, **fields: str) -> None:
-    if session.get(ScheduleRun, (schedule.id, due_at)) is None:
-        session.add(ScheduleRun(schedule_id=schedule.id, due_at=due_at, outcome=outcome, **fields))
-        session.flush()
+def _refuse(session: Session, schedule: Schedule, due_at: datetime, reason: str) -> None:
+    if _record(session, schedule, due_at, "refused", reason=reason):
+        enqueue_missed(session, schedule, "refused", [due_at], reason)
+
+
+def _record(session: Session, schedule: Schedule, due_at: datetime, outcome: str, **fields: str) -> bool:
+    """Note what became of a due time; False: it was noted before."""
+    if session.get(ScheduleRun, (schedule.id, due_at)) is not None:
+        return False
+    session.add(ScheduleRun(schedule_id=schedule.id, due_at=due_at, outcome=outcome, **fields))
+    session.flush()
+    return True
 
 
 def _forget_old_runs(session: Session, schedule_id: str) -> None:

@@ -16,6 +16,7 @@ from apt_jobs.db.documents import storable_text
 from apt_jobs.db.gangs import release_gang
 from apt_jobs.db.models import Attempt, EventRow, HandBack, Job, WorkerRow
 from apt_jobs.db.parents import outcomes_of_children
+from apt_jobs.db.webhook_outbox import enqueue_ended
 from apt_jobs.errors import Fenced, NotFound, TransitionRefused
 from apt_jobs.events.codec import encode_payload
 from apt_jobs.events.kinds import StateChanged, StoredEvent
@@ -118,6 +119,8 @@ def _change(
         )
         if not is_hand_back:
             _forget_hand_backs(session, owner, job.id)
+    if target in TERMINAL_STATES:
+        enqueue_ended(session, [changed])
     return changed, record_state(session, changed, previous, reason)
 
 

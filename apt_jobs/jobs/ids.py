@@ -24,6 +24,14 @@ def new_sweep_id() -> str:
     return _new_id("sweep")
 
 
+def new_webhook_id() -> str:
+    return _new_id("wh")
+
+
+def new_delivery_id() -> str:
+    return _new_id("msg")  # as Standard Webhooks write it
+
+
 def new_file_id() -> str:
     return _new_id("file", "-")  # as OpenAI writes it
 

@@ -70,6 +70,30 @@ def read_secrets(session: Session, settings: Settings, names: Sequence[str]) -> 
     return values
 
 
+def encrypt_text(settings: Settings, text: str) -> str:
+    """Return what else is kept secret, encrypted by the key of the secrets.
+
+    Raises:
+        Unavailable: the key cannot be read.
+    """
+    return _cipher(settings, create=True).encrypt(text.encode()).decode()
+
+
+def decrypt_text(settings: Settings, encrypted: str, what: str) -> str:
+    """Return a text of `encrypt_text`; `what` names it in the error.
+
+    Raises:
+        Unavailable: this machine does not have the key, or has another one.
+    """
+    try:
+        return _cipher(settings, create=False).decrypt(encrypted.encode()).decode()
+    except InvalidToken as exc:
+        raise Unavailable(
+            f"the key of this machine does not decrypt what {what} needs: give it the service's APT_JOBS_SECRETS_KEY "
+            f"or {KEY_NAME}"
+        ) from exc
+
+
 def _cipher(settings: Settings, *, create: bool) -> MultiFernet:
     """Return what encrypts by the first key and decrypts by any."""
     if settings.secrets_key is not None:

@@ -36,6 +36,7 @@ from apt_jobs.web.api import (
     secrets,
     sweeps,
     training,
+    webhooks,
 )
 from apt_jobs.web.api.idempotency import sweep_loop
 from apt_jobs.web.api.openapi import openapi_document
@@ -59,6 +60,7 @@ from apt_jobs.web.readiness import Readiness
 from apt_jobs.web.root_path import RootPath
 from apt_jobs.web.service import Service
 from apt_jobs.web.submissions import Submissions
+from apt_jobs.web.webhook_loop import condition_loop, log_prune_loop, webhook_loop
 
 ROUTES: list[BaseRoute] = [
     Route("/healthz", operations.get_health, methods=["GET"]),
@@ -138,6 +140,14 @@ ROUTES: list[BaseRoute] = [
     Route("/api/secrets", secrets.get_secrets, methods=["GET"]),
     Route("/api/secrets/{name}", secrets.set_secret, methods=["PUT"]),
     Route("/api/secrets/{name}", secrets.remove_secret, methods=["DELETE"]),
+    Route("/api/webhooks", webhooks.get_webhooks, methods=["GET"]),
+    Route("/api/webhooks", webhooks.add_webhook, methods=["POST"]),
+    Route("/api/webhooks/{webhook_id}", webhooks.get_one_webhook, methods=["GET"]),
+    Route("/api/webhooks/{webhook_id}", webhooks.update_webhook, methods=["PATCH"]),
+    Route("/api/webhooks/{webhook_id}", webhooks.remove_webhook, methods=["DELETE"]),
+    Route("/api/webhooks/{webhook_id}/test", webhooks.test_webhook, methods=["POST"]),
+    Route("/api/webhooks/{webhook_id}/deliveries", webhooks.get_deliveries, methods=["GET"]),
+    Route("/api/webhooks/{webhook_id}/deliveries/{delivery_id}/replay", webhooks.replay, methods=["POST"]),
     Route("/v1/models", openai_models.get_models, methods=["GET"]),
     Route("/v1/models/{model:path}", openai_models.get_model, methods=["GET"]),
     Route("/v1/completions", openai_completions.complete, methods=["POST"]),
@@ -196,6 +206,7 @@ def create_app(settings: Settings) -> Starlette:
         loops += [sweep_loop(service), admissions.recheck_loop()]
         loops += [wake_up_loop(service), reap_loop(service), fire_loop(service), prune_loop(service)]
         loops += [preempt_loop(service), batch_loop(service), advance_loop(service)]
+        loops += [webhook_loop(service), condition_loop(service), log_prune_loop(service)]
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             yield

@@ -62,7 +62,7 @@ async def wake_up_loop(service: Service) -> None:
     """Send one wake-up to each queue with due jobs. A job that became due lets it look at once."""
     wake_ups = WakeUps()
     while True:
-        await _tried("wake-up", lambda: asyncio.to_thread(_wake_up, service, wake_ups))
+        await tried("wake-up", lambda: asyncio.to_thread(_wake_up, service, wake_ups))
         try:
             async with asyncio.timeout(WAKE_UP_EVERY_S):
                 await service.wake_up_now.wait()
@@ -76,35 +76,35 @@ async def wake_up_loop(service: Service) -> None:
 async def reap_loop(service: Service) -> None:
     """End the attempts whose lease is long over."""
     while True:
-        await _tried("reap", lambda: asyncio.to_thread(_reap, service))
+        await tried("reap", lambda: asyncio.to_thread(_reap, service))
         await asyncio.sleep(REAP_EVERY_OF_LEASE * service.settings.lease_s)
 
 
 async def preempt_loop(service: Service) -> None:
     """Let running jobs yield to waiting ones of higher priority."""
     while True:
-        await _tried("preempt", lambda: asyncio.to_thread(_preempt, service))
+        await tried("preempt", lambda: asyncio.to_thread(_preempt, service))
         await asyncio.sleep(PREEMPT_EVERY_S)
 
 
 async def prune_loop(service: Service) -> None:
     """Remove packed code that nothing names any more."""
     while True:
-        await _tried("prune", lambda: asyncio.to_thread(_prune, service))
+        await tried("prune", lambda: asyncio.to_thread(_prune, service))
         await asyncio.sleep(PRUNE_EVERY_S)
 
 
 async def fire_loop(service: Service) -> None:
     """Submit the jobs of schedules that are due."""
     while True:
-        await _tried("fire", lambda: _fire(service))
+        await tried("fire", lambda: _fire(service))
         await asyncio.sleep(FIRE_EVERY_S)
 
 
 async def advance_loop(service: Service) -> None:
     """Do the next steps of sweeps: release held jobs, compare those that reached a rung, end what is over."""
     while True:
-        await _tried("advance", lambda: _advance(service))
+        await tried("advance", lambda: _advance(service))
         await asyncio.sleep(ADVANCE_EVERY_S)
 
 
@@ -170,7 +170,8 @@ async def _advance(service: Service) -> None:
             service.wake_up_now.set()
 
 
-async def _tried(name: str, work: Callable[[], Awaitable[None]]) -> None:
+async def tried(name: str, work: Callable[[], Awaitable[None]]) -> None:
+    """Do one round of a loop. What goes wrong is logged, and the next round may go better."""
     try:
         await work()
     except AptJobsError as exc:

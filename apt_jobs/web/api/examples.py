@@ -120,6 +120,13 @@ EXAMPLES: dict[str, Any] = {
     "DueBody": {"cron": "30 3 * * *", "time_zone": "Europe/Berlin"},
     "CloneBody": {"patch": {"training": {"seed": 2}}, "exact": False, "checkpoint": None},
     "SecretBody": {"value": "hf_0123456789abcdef"},
+    "WebhookBody": {
+        "name": "failures",
+        "url": "https://receiver.example/hooks",
+        "events": ["job.failed", "job.dead"],
+        "filter": "label:team=a",
+    },
+    "WebhookPatch": {"enabled": True},
     "QueueBody": {"max_running": 4, "paused": False},
     "QueueAnswer": {
         "name": "train",

@@ -32,6 +32,7 @@ TAGS = {
     "code": "Packed folders of code that jobs bring.",
     "schedules": "Jobs that come due by a cron expression.",
     "secrets": "Values that jobs are given by name; they are written and never read.",
+    "webhooks": "Who is sent word of what happens; the log of deliveries.",
     "service": "Queues, workers, API keys and sessions.",
     "openai": "OpenAI's dialect: what the official clients send and expect.",
 }

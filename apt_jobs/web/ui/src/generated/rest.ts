@@ -1273,6 +1273,118 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/webhooks": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List webhooks, oldest first
+         * @description List webhooks, oldest first.
+         */
+        get: operations["list_webhooks"];
+        put?: never;
+        /**
+         * Add a webhook
+         * @description Add a webhook. This answer, and no later one, has the key of its signatures.
+         */
+        post: operations["create_webhook"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/webhooks/{webhook_id}": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Return one webhook
+         * @description Return one webhook.
+         */
+        get: operations["get_webhook"];
+        put?: never;
+        post?: never;
+        /**
+         * Delete a webhook, with its log and what waits to be sent
+         * @description Delete a webhook, with its log and what waits to be sent.
+         */
+        delete: operations["delete_webhook"];
+        options?: never;
+        head?: never;
+        /**
+         * Change a webhook, or disable or enable it
+         * @description Change a webhook, or disable or enable it.
+         */
+        patch: operations["update_webhook"];
+        trace?: never;
+    };
+    "/api/webhooks/{webhook_id}/test": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Send a `webhook.test` event, also to a disabled target
+         * @description Send a `webhook.test` event, also to a disabled target. The log shows within seconds what came of it.
+         */
+        post: operations["test_webhook"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/webhooks/{webhook_id}/deliveries": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * List the deliveries of a webhook, newest first
+         * @description List the deliveries of a webhook, newest first. `APT_JOBS_WEBHOOK_DAYS` says for how long they are kept.
+         */
+        get: operations["list_webhook_deliveries"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
+    "/api/webhooks/{webhook_id}/deliveries/{delivery_id}/replay": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        get?: never;
+        put?: never;
+        /**
+         * Send a message of the log again, with its id
+         * @description Send a message of the log again, with its id: a receiver that has it may leave the copy out.
+         */
+        post: operations["replay_webhook_delivery"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/v1/models": {
         parameters: {
             query?: never;
@@ -2456,6 +2568,42 @@ export interface components {
             token_ids: number[];
             /** @description What `token_ids` say by the tokenizer of `model`. */
             text: string | null;
+        };
+        DeliveryAnswer: {
+            /**
+             * @default webhook_delivery
+             * @constant
+             */
+            object: "webhook_delivery";
+            /** @description The `webhook-id` of the message, the same at every try. */
+            id: string;
+            webhook_id: string;
+            event: string;
+            /** @enum {string} */
+            state: "waiting" | "delivered" | "failed";
+            created_at: string;
+            /** @description null: it is over. */
+            next_try_at: string | null;
+            num_tries: number;
+            ended_at: string | null;
+            /** @description HTTP status of the last try. */
+            status: number | null;
+            duration_ms: number | null;
+            /** @description Why the last try failed. */
+            error: string | null;
+            /** @description Beginning of the body of the last answer. */
+            answer: string | null;
+            /** @description What is sent. */
+            body: string;
+        };
+        DeliveryList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["DeliveryAnswer"][];
+            has_more: boolean;
         };
         /**
          * @example {
@@ -3668,6 +3816,32 @@ export interface components {
             /** @default null */
             strict?: boolean | null;
         };
+        NewWebhookAnswer: {
+            /**
+             * @default webhook
+             * @constant
+             */
+            object: "webhook";
+            id: string;
+            name: string;
+            /** @enum {string} */
+            kind: "webhook" | "apprise";
+            /** @description null for apprise: it is a secret. */
+            url: string | null;
+            events: ("job.succeeded" | "job.failed" | "job.cancelled" | "job.dead" | "incident.opened" | "worker.lost" | "queue.too_long" | "schedule.missed")[];
+            filter: string | null;
+            queue_above: number | null;
+            enabled: boolean;
+            /** @description Why it is not enabled: an administrator, or a target that fails. */
+            disabled_reason: string | null;
+            created_at: string;
+            /** @description First failure after the last success. */
+            failing_since_at: string | null;
+            /** @description Deliveries that are not over. */
+            num_waiting: number;
+            /** @description Key of the signatures. Nothing shows it again; null for apprise. */
+            secret: string | null;
+        };
         OpenAIModel: {
             id: string;
             /**
@@ -4743,6 +4917,107 @@ export interface components {
         Values: {
             values: unknown[];
         };
+        WebhookAnswer: {
+            /**
+             * @default webhook
+             * @constant
+             */
+            object: "webhook";
+            id: string;
+            name: string;
+            /** @enum {string} */
+            kind: "webhook" | "apprise";
+            /** @description null for apprise: it is a secret. */
+            url: string | null;
+            events: ("job.succeeded" | "job.failed" | "job.cancelled" | "job.dead" | "incident.opened" | "worker.lost" | "queue.too_long" | "schedule.missed")[];
+            filter: string | null;
+            queue_above: number | null;
+            enabled: boolean;
+            /** @description Why it is not enabled: an administrator, or a target that fails. */
+            disabled_reason: string | null;
+            created_at: string;
+            /** @description First failure after the last success. */
+            failing_since_at: string | null;
+            /** @description Deliveries that are not over. */
+            num_waiting: number;
+        };
+        /**
+         * @description A target, and what it is sent.
+         * @example {
+         *       "name": "failures",
+         *       "url": "https://receiver.example/hooks",
+         *       "events": [
+         *         "job.failed",
+         *         "job.dead"
+         *       ],
+         *       "filter": "label:team=a"
+         *     }
+         */
+        WebhookBody: {
+            name: string;
+            /**
+             * @description `webhook`: JSON by POST, signed as Standard Webhooks; `apprise`: a chat or mailbox.
+             * @default webhook
+             * @enum {string}
+             */
+            kind?: "webhook" | "apprise";
+            /** @description `https://...`, or a URL of apprise, which no answer shows. */
+            url: string;
+            /**
+             * @description Key of the signatures: `whsec_` and 24 to 64 bytes in base64. Default: a random one.
+             * @default null
+             */
+            secret?: string | null;
+            events: ("job.succeeded" | "job.failed" | "job.cancelled" | "job.dead" | "incident.opened" | "worker.lost" | "queue.too_long" | "schedule.missed")[];
+            /**
+             * @description Only of jobs that it matches, as `filter` of `GET /api/jobs`. Events without a job are compared by the terms about queue, kind, label and schedule, as far as they have them.
+             * @default null
+             */
+            filter?: string | null;
+            /**
+             * @description `queue.too_long` is sent when more jobs than this wait in a queue; given with that event only.
+             * @default null
+             */
+            queue_above?: number | null;
+        };
+        WebhookList: {
+            /**
+             * @default list
+             * @constant
+             */
+            object: "list";
+            data: components["schemas"]["WebhookAnswer"][];
+            /** @default false */
+            has_more: boolean;
+        };
+        /**
+         * @description What to change of a webhook; what is left out stays, null removes.
+         * @example {
+         *       "enabled": true
+         *     }
+         */
+        WebhookPatch: {
+            /** @default  */
+            name?: string;
+            /** @default  */
+            url?: string;
+            events?: ("job.succeeded" | "job.failed" | "job.cancelled" | "job.dead" | "incident.opened" | "worker.lost" | "queue.too_long" | "schedule.missed")[];
+            /**
+             * @description Only of jobs that it matches, as `filter` of `GET /api/jobs`. Events without a job are compared by the terms about queue, kind, label and schedule, as far as they have them.
+             * @default null
+             */
+            filter?: string | null;
+            /**
+             * @description `queue.too_long` is sent when more jobs than this wait in a queue; given with that event only.
+             * @default null
+             */
+            queue_above?: number | null;
+            /**
+             * @description Of a disabled one, nothing is sent and nothing is kept to be sent.
+             * @default true
+             */
+            enabled?: boolean;
+        };
         /** @description A data set of a mixture. */
         WeightedDataset: {
             /** @description A data set of `GET /api/datasets`. */
@@ -5131,6 +5406,8 @@ export type DatasetAnswer = components['schemas']['DatasetAnswer'];
 export type DatasetFormat = components['schemas']['DatasetFormat'];
 export type DatasetList = components['schemas']['DatasetList'];
 export type DatasetPreview = components['schemas']['DatasetPreview'];
+export type DeliveryAnswer = components['schemas']['DeliveryAnswer'];
+export type DeliveryList = components['schemas']['DeliveryList'];
 export type DueBody = components['schemas']['DueBody'];
 export type DueTimes = components['schemas']['DueTimes'];
 export type Embedding = components['schemas']['Embedding'];
@@ -5184,6 +5461,7 @@ export type ModelAnswer = components['schemas']['ModelAnswer'];
 export type ModelList = components['schemas']['ModelList'];
 export type MonitorOptions = components['schemas']['MonitorOptions'];
 export type NamedSchema = components['schemas']['NamedSchema'];
+export type NewWebhookAnswer = components['schemas']['NewWebhookAnswer'];
 export type OpenAiModel = components['schemas']['OpenAIModel'];
 export type OpenAiModelList = components['schemas']['OpenAIModelList'];
 export type OutputTokenDetails = components['schemas']['OutputTokenDetails'];
@@ -5235,6 +5513,10 @@ export type Usage = components['schemas']['Usage'];
 export type UsedMethod = components['schemas']['UsedMethod'];
 export type UsedSupervised = components['schemas']['UsedSupervised'];
 export type Values = components['schemas']['Values'];
+export type WebhookAnswer = components['schemas']['WebhookAnswer'];
+export type WebhookBody = components['schemas']['WebhookBody'];
+export type WebhookList = components['schemas']['WebhookList'];
+export type WebhookPatch = components['schemas']['WebhookPatch'];
 export type WeightedDataset = components['schemas']['WeightedDataset'];
 export type WorkerAnswer = components['schemas']['WorkerAnswer'];
 export type WorkerFitAnswer = components['schemas']['WorkerFitAnswer'];
@@ -7744,6 +8026,267 @@ export interface operations {
             401: components["responses"]["Problem401"];
             403: components["responses"]["Problem403"];
             404: components["responses"]["Problem404"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    list_webhooks: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WebhookList"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    create_webhook: {
+        parameters: {
+            query?: never;
+            header?: {
+                /** @description A repeated request with this key within 24 hours creates nothing and has the same answer; the same key with another request is refused with 422. */
+                "Idempotency-Key"?: string;
+            };
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["WebhookBody"];
+            };
+        };
+        responses: {
+            /** @description Created. */
+            201: {
+                headers: {
+                    /** @description `true`: this repeats the answer to an earlier request with the same `Idempotency-Key`. */
+                    "Idempotent-Replayed"?: "true";
+                    /** @description Path of what was created. */
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["NewWebhookAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            409: components["responses"]["Problem409"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    get_webhook: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the webhook. */
+                webhook_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WebhookAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    delete_webhook: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the webhook. */
+                webhook_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done; there is no body. */
+            204: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content?: never;
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    update_webhook: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the webhook. */
+                webhook_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["WebhookPatch"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["WebhookAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            408: components["responses"]["Problem408"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    test_webhook: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the webhook. */
+                webhook_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Accepted. */
+            202: {
+                headers: {
+                    /** @description Path of what was created. */
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DeliveryAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    list_webhook_deliveries: {
+        parameters: {
+            query?: {
+                /** @description Only those in this state. */
+                state?: "waiting" | "delivered" | "failed";
+                /** @description Last id seen. */
+                after?: string;
+                /** @description At most so many. */
+                limit?: number;
+            };
+            header?: never;
+            path: {
+                /** @description Id of the webhook. */
+                webhook_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DeliveryList"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    replay_webhook_delivery: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path: {
+                /** @description Id of the webhook. */
+                webhook_id: string;
+                /** @description Id of the delivery. */
+                delivery_id: string;
+            };
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Accepted. */
+            202: {
+                headers: {
+                    /** @description Path of what was created. */
+                    Location?: string;
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["DeliveryAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            404: components["responses"]["Problem404"];
+            409: components["responses"]["Problem409"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };
