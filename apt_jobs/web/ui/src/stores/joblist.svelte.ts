@@ -138,7 +138,7 @@ export class JobList {
       answer = await get<JobListAnswer>(`${listPath(question, offset, limit)}&counts=true`, signal);
     } catch (error) {
       if (signal.aborted || !(error instanceof ApiProblem) || error.status !== 422) throw error;
-      this.fault = error.faults[0]?.message ?? error.message;
+      this.fault = (error.faults[0]?.message ?? error.message).replace(/^Value error, /, "");
       return null;
     }
     if (signal.aborted) return null;

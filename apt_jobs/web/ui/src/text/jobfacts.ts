@@ -42,10 +42,10 @@ export function metricsOf(progress: ListedJob["progress"]): [string, Metrics[str
   return Object.entries(progress?.metrics ?? {});
 }
 
-/** "8", "0.5", or what is known of a job that did not say. */
-export function gpusOf({ num_gpus, num_ranks }: ListedJob): string {
+/** "8", "0.5", or nothing of a job that did not say. */
+export function gpusOf({ num_gpus, kind }: ListedJob): string {
   if (num_gpus !== null) return String(num_gpus);
-  return num_ranks === null ? "" : `${num_ranks}?`;
+  return kind === "train" ? "auto" : "";
 }
 
 export function stepsOf({ step, num_steps }: ListedJob): string {
