@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Float, String, case, cast, false, func, not_, select, type_coerce
+from sqlalchemy import ColumnElement, Float, String, case, cast, false, func, not_, or_, select, type_coerce
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.json_numbers import json_number, last_metric, sqlite_path
-from apt_jobs.db.listing import KINDS, has_label, has_text
+from apt_jobs.db.listing import KINDS, has_label, has_text, is_sweepless
 from apt_jobs.db.models import Job
 from apt_jobs.jobs.job_filter import (
     COLUMNS,
+    NO_SWEEP,
     EqualTerm,
     LabelTerm,
     NumberTerm,
@@ -38,12 +39,16 @@ _UNIVERSES: dict[str, tuple[str, ...]] = {"state": tuple(JobState), "kind": KIND
 
 @dataclass(frozen=True, slots=True)
 class Ranges:
-    """States, kinds and a queue, which the indexes of the list find; none: all. `is_empty`: no job can match."""
+    """States, kinds and a queue, which the indexes of the list find; none: all.
+
+    `is_sweepless`: only jobs of no sweep. `is_empty`: no job can match.
+    """
 
     states: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     queue: str | None = None
     is_empty: bool = False
+    is_sweepless: bool = False
 
 
 def conditions(terms: Sequence[Term], *, is_sqlite: bool) -> list[ColumnElement[bool]]:
@@ -64,10 +69,13 @@ def in_ranges(terms: Sequence[Term], states: Sequence[str], kinds: Sequence[str]
     """Return what terms of states, kinds and queues leave of what was asked for beside the filter."""
     left = {"state": set(states or JobState), "kind": set(kinds or KINDS)}
     queues = None if queue is None else {queue}
+    is_sweepless = False
     for term in terms:
         if not is_range(term) or not isinstance(term, WordTerm):
             continue
-        if term.field == "queue":
+        if term.field == "sweep":
+            is_sweepless = True
+        elif term.field == "queue":
             queues = set(term.words) if queues is None else queues & set(term.words)
         elif term.is_negated:
             left[term.field] -= set(term.words)
@@ -78,18 +86,29 @@ def in_ranges(terms: Sequence[Term], states: Sequence[str], kinds: Sequence[str]
         for field, universe in _UNIVERSES.items()
     }
     is_empty = not all(left.values()) or queues == set()
-    return Ranges(chosen["state"], chosen["kind"], next(iter(queues), None) if queues else None, is_empty)
+    return Ranges(chosen["state"], chosen["kind"], next(iter(queues), None) if queues else None, is_empty, is_sweepless)
 
 
 def is_range(term: Term) -> bool:
     """Return whether `in_ranges` reads the term; any other one is a condition."""
     if not isinstance(term, WordTerm):
         return False
-    return term.field in _UNIVERSES or (term.field == "queue" and not term.is_negated and len(term.words) == 1)
+    return (
+        term.field in _UNIVERSES
+        or _is_sweepless(term)
+        or (term.field == "queue" and not term.is_negated and len(term.words) == 1)
+    )
+
+
+def _is_sweepless(term: WordTerm) -> bool:
+    return term.field == "sweep" and term.words == (NO_SWEEP,) and not term.is_negated
 
 
 def _condition(term: Term, is_sqlite: bool) -> ColumnElement[bool]:
     match term:
+        case WordTerm(field="sweep") if NO_SWEEP in term.words:
+            others = [word for word in term.words if word != NO_SWEEP]
+            return or_(is_sweepless(), Job.sweep_id.in_(others)) if others else is_sweepless()
         case WordTerm():
             is_one: ColumnElement[bool] = _COLUMN_OF[term.field].in_(term.words)
             return is_one

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from sqlalchemy import ColumnElement, Select, String, and_, collate, func, or_, select, type_coerce, union_all
+from sqlalchemy import ColumnElement, Select, String, and_, collate, exists, func, or_, select, type_coerce, union_all
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.job_orders import sorted_ids
 from apt_jobs.db.models import Job
+from apt_jobs.db.sweep_models import SweepTrial
 from apt_jobs.errors import InvalidInput
 from apt_jobs.jobs.job_sort import ACTIVE_GROUPS, ActiveSort, parse_sort
 from apt_jobs.jobs.spec import GenerateSpec, TrainSpec
@@ -39,6 +40,7 @@ class _Wanted:
     queue: str | None
     others: list[ColumnElement[bool]]
     limit: int
+    is_sweepless: bool = False
 
     def conditions(self, *, walks: bool = False) -> list[ColumnElement[bool]]:
         """Return what a row has to be. `walks`: an index is walked through, and the rows themselves are not read."""
@@ -46,7 +48,11 @@ class _Wanted:
         given = zip(_RANGES, (self.states, self.kinds, queues), strict=True)
         # Not the bare columns: SQLite would choose an index of states, and read each row for its name.
         ranges = [(func.coalesce(column, "") if walks else column, values) for column, values in given if values]
-        return [*self.others, *(column.in_(values) for column, values in ranges)]
+        return [*self.others, *self.narrowed(), *(column.in_(values) for column, values in ranges)]
+
+    def narrowed(self) -> list[ColumnElement[bool]]:
+        """Return what an index says of each id, so that ranges of another one stay as cheap."""
+        return [is_sweepless()] if self.is_sweepless else []
 
 
 def list_jobs(
@@ -55,6 +61,7 @@ def list_jobs(
     states: Sequence[str] = (),
     kinds: Sequence[str] = (),
     queue: str | None = None,
+    sweepless: bool = False,
     label: tuple[str, str] | None = None,
     text: str | None = None,
     terms: Sequence[ColumnElement[bool]] = (),
@@ -70,6 +77,7 @@ def list_jobs(
         states: Only in one of these states; none: in any.
         kinds: Only of one of these kinds.
         queue: Only of this queue.
+        sweepless: Only of no sweep.
         label: Only with this label.
         text: Only with this in name or id.
         terms: Conditions of a filter (`db/job_filters.py`).
@@ -83,7 +91,7 @@ def list_jobs(
             nobody knows.
     """
     others = [*terms, *search_conditions(session, label, text)]
-    wanted = _Wanted(states, kinds, queue, others, limit + 1)
+    wanted = _Wanted(states, kinds, queue, others, limit + 1, sweepless)
     order = parse_sort(sort)
     if sort == DEFAULT_SORT:
         is_search = bool(others)
@@ -105,10 +113,11 @@ def count_by_state(
     *,
     kinds: Sequence[str] = (),
     queue: str | None = None,
+    sweepless: bool = False,
     others: Sequence[ColumnElement[bool]] = (),
 ) -> dict[str, int]:
     """Count jobs by state, of those that `list_jobs` finds in any state: one pass over an index without the rows."""
-    wanted = _Wanted((), kinds, queue, [*others], 0).conditions(walks=bool(others))
+    wanted = _Wanted((), kinds, queue, [*others], 0, sweepless).conditions(walks=bool(others))
     state = func.coalesce(Job.state, "") if others else Job.state
     counted = session.execute(select(state, func.count()).where(*wanted).group_by(state))
     return {str(name): count for name, count in counted}
@@ -134,7 +143,7 @@ def _active_ids(session: Session, wanted: _Wanted, after: str | None, offset: in
         begin = begin if is_before else None
         if is_before or not states:
             continue
-        part = _Wanted(states, wanted.kinds, wanted.queue, seen, wanted.limit - len(ids))
+        part = _Wanted(states, wanted.kinds, wanted.queue, seen, wanted.limit - len(ids), wanted.is_sweepless)
         if offset and (count := _count(session, part)) <= offset:
             offset -= count
             continue
@@ -154,7 +163,7 @@ def _page(wanted: _Wanted, offset: int, *, in_ranges: bool) -> Select[Any]:
     reach = offset + wanted.limit
 
     def newest(*conditions: ColumnElement[bool]) -> Select[str]:
-        return select(Job.id).where(*conditions, *wanted.others).order_by(Job.id.desc())
+        return select(Job.id).where(*conditions, *wanted.others, *wanted.narrowed()).order_by(Job.id.desc())
 
     if not in_ranges or reach > MAX_IN_RANGES:
         walked = select(Job.id).where(*wanted.conditions(walks=True)).order_by(Job.id.desc())
@@ -169,6 +178,11 @@ def _page(wanted: _Wanted, offset: int, *, in_ranges: bool) -> Select[Any]:
     ]
     merged = union_all(*ranges).subquery()
     return select(merged.c.id).order_by(merged.c.id.desc()).offset(offset or None).limit(wanted.limit)
+
+
+def is_sweepless() -> ColumnElement[bool]:
+    """Return the condition that no sweep has a job: by the index of trials, as the column lies behind large ones."""
+    return ~exists().where(SweepTrial.job_id == Job.id)
 
 
 def has_label(key: str, value: str, is_sqlite: bool) -> ColumnElement[bool]:

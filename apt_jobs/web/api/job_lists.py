@@ -83,6 +83,7 @@ def _listed(session: Session, service: Service, query: ListQuery) -> JobList:
             states=ranges.states,
             kinds=ranges.kinds,
             queue=ranges.queue,
+            sweepless=ranges.is_sweepless,
             label=label,
             text=query.text,
             terms=others,
@@ -114,9 +115,13 @@ def _counts(
     if ranges.is_empty:
         return dict.fromkeys(JobState, 0)
     question = (tuple(stateless), ranges.kinds, ranges.queue, query.label, query.text)
-    counted = service.job_counts.get(
-        question, lambda: count_by_state(session, kinds=ranges.kinds, queue=ranges.queue, others=others)
-    )
+
+    def count() -> dict[str, int]:
+        return count_by_state(
+            session, kinds=ranges.kinds, queue=ranges.queue, sweepless=ranges.is_sweepless, others=others
+        )
+
+    counted = service.job_counts.get(question, count)
     return {state: counted.get(state, 0) for state in JobState}
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 
 from apt_jobs.db import listing
 from apt_jobs.db.clock import now_plus
@@ -11,6 +11,7 @@ from apt_jobs.db.engine import Database
 from apt_jobs.db.job_filters import conditions_of, in_ranges
 from apt_jobs.db.listing import count_by_state, list_jobs
 from apt_jobs.db.models import Job
+from apt_jobs.db.sweep_models import Sweep, SweepTrial
 from apt_jobs.errors import InvalidInput
 from apt_jobs.jobs.job_filter import parse_filter
 from apt_jobs.jobs.job_sort import ACTIVE_GROUPS, parse_sort
@@ -127,6 +128,47 @@ def test_jobs_are_in_order_of_a_metric_and_those_without_it_last(
     expected = [job["id"] for job in [*with_value, *(job for job in order if not isinstance(value(job), float))]]
     assert pages(database, sort) == expected
     assert parts(database, sort) == expected
+
+
+def test_jobs_of_no_sweep_are_listed_alone(database: Database, jobs: list[dict[str, Any]]) -> None:
+    with database.write() as session:
+        session.execute(insert(Sweep).values(id="sweep_1", request={}, metric="val_loss", goal="min", num_jobs=20))
+        session.flush()
+        trials = [
+            {
+                "sweep_id": "sweep_1",
+                "number": number,
+                "repeat": 0,
+                "job_id": job["id"],
+                "setting": {},
+                "is_paused": False,
+            }
+            for number, job in enumerate(jobs[::3], 1)
+        ]
+        session.execute(insert(SweepTrial), trials)
+        for job in jobs[::3]:
+            session.execute(update(Job).where(Job.id == job["id"]).values(sweep_id="sweep_1"))
+    alone = [job for index, job in enumerate(jobs) if index % 3]
+    newest = sorted(alone, key=lambda job: job["id"], reverse=True)
+    expected = [job["id"] for job in sorted(newest, key=lambda job: GROUP_OF[job["state"]])]
+    terms = parse_filter("sweep:none")
+    assert in_ranges(terms, (), (), None).is_sweepless
+    assert pages(database, "active", sweepless=True) == expected
+    assert parts(database, "active", sweepless=True, states=["queued", "dead"]) == [
+        job["id"]
+        for job in sorted(newest, key=lambda job: GROUP_OF[job["state"]])
+        if job["state"] in ("queued", "dead")
+    ]
+    assert parts(database, "active", text="sweep:none") == expected
+    assert parts(database, "active", text="sweep:none,sweep_1") == parts(database, "active")
+    of_sweep = {job["id"] for job in jobs[::3]}
+    assert (
+        set(parts(database, "name", text="-sweep:none"))
+        == set(parts(database, "name", text="sweep:sweep_1"))
+        == of_sweep
+    )
+    with database.read() as session:
+        assert sum(count_by_state(session, sweepless=True).values()) == len(alone)
 
 
 def test_jobs_are_counted_by_state(database: Database, jobs: list[dict[str, Any]]) -> None:
