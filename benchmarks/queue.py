@@ -25,7 +25,7 @@ from apt_jobs.db.upgrade import upgrade_database
 from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.operations.waiting import waiting_of
 from apt_jobs.settings import Settings
-from apt_jobs.web.api.jobs import listed_answers
+from apt_jobs.web.api.job_lists import listed_answers
 from apt_jobs.web.live.streams import LiveStreams
 from apt_jobs.web.metrics import Metrics
 from apt_jobs.web.schemas import JobList

@@ -81,7 +81,12 @@ def ps(
     filter_: Annotated[
         str | None, typer.Option("--filter", help='As "state:running label:team=a lr>1e-3"; docs/how-to/many_jobs.md.')
     ] = None,
-    sort: Annotated[str | None, typer.Option(help="created_at, priority, step, name; with a minus downwards.")] = None,
+    sort: Annotated[
+        str | None,
+        typer.Option(
+            help="active, or created_at, priority, step, name, queue, metrics.NAME.last; with a minus downwards."
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option("-n", "--limit", min=1, max=100_000, help="Most jobs to show.")] = 50,
 ) -> None:
     """List jobs, newest first if nothing else is asked for."""

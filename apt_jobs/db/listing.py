@@ -1,19 +1,24 @@
 """The list of jobs by any filter: which ids are on a page, found in an index that has them in the list's order.
 
-Every combination of state, kind and queue is at most 16 ranges of one index, and the newest ids of each are merged. A
-label is found in an index of labels (Postgres) or by one pass over the index `ix_jobs_search` (SQLite), as is a text.
+Every combination of state, kind and queue is at most 16 ranges of one index, and the newest ids of each are merged; the
+order `active` does so group by group, and passes over groups that lie before the page by counting them. A label is
+found in an index of labels (Postgres) or by one pass over the index `ix_jobs_search` (SQLite), as is a text.
 """
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
-from sqlalchemy import ColumnElement, Integer, Select, String, and_, collate, func, or_, select, type_coerce, union_all
+from sqlalchemy import ColumnElement, Select, String, and_, collate, exists, func, or_, select, type_coerce, union_all
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
+from apt_jobs.db.job_orders import sorted_ids
 from apt_jobs.db.models import Job
+from apt_jobs.db.sweep_models import SweepTrial
 from apt_jobs.errors import InvalidInput
+from apt_jobs.jobs.job_sort import ACTIVE_GROUPS, ActiveSort, parse_sort
 from apt_jobs.jobs.spec import GenerateSpec, TrainSpec
 from apt_jobs.jobs.states import JobState
 
@@ -22,12 +27,32 @@ KINDS: tuple[str, ...] = tuple(
     kind for spec in (TrainSpec, GenerateSpec) for kind in get_args(spec.model_fields["kind"].annotation)
 )
 DEFAULT_SORT = "-created_at"
-SORTS: dict[str, ColumnElement[Any]] = {
-    "created_at": type_coerce(Job.id, String),  # ids begin with the time
-    "priority": type_coerce(Job.priority, Integer),
-    "step": func.coalesce(Job.step, -1),
-    "name": func.coalesce(Job.name, ""),
-}
+_RANGES = (Job.state, Job.kind, Job.queue)
+MAX_IN_RANGES = 2_000  # ids of each range that are merged; what lies deeper is walked to in one index
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """What a list is of, and where in it."""
+
+    states: Sequence[str]
+    kinds: Sequence[str]
+    queue: str | None
+    others: list[ColumnElement[bool]]
+    limit: int
+    is_sweepless: bool = False
+
+    def conditions(self, *, walks: bool = False) -> list[ColumnElement[bool]]:
+        """Return what a row has to be. `walks`: an index is walked through, and the rows themselves are not read."""
+        queues = () if self.queue is None else (self.queue,)
+        given = zip(_RANGES, (self.states, self.kinds, queues), strict=True)
+        # Not the bare columns: SQLite would choose an index of states, and read each row for its name.
+        ranges = [(func.coalesce(column, "") if walks else column, values) for column, values in given if values]
+        return [*self.others, *self.narrowed(), *(column.in_(values) for column, values in ranges)]
+
+    def narrowed(self) -> list[ColumnElement[bool]]:
+        """Return what an index says of each id, so that ranges of another one stay as cheap."""
+        return [is_sweepless()] if self.is_sweepless else []
 
 
 def list_jobs(
@@ -36,11 +61,13 @@ def list_jobs(
     states: Sequence[str] = (),
     kinds: Sequence[str] = (),
     queue: str | None = None,
+    sweepless: bool = False,
     label: tuple[str, str] | None = None,
     text: str | None = None,
     terms: Sequence[ColumnElement[bool]] = (),
     sort: str = DEFAULT_SORT,
     after: str | None = None,
+    offset: int = 0,
     limit: int = 50,
 ) -> tuple[list[Job], bool]:
     """Return a page of jobs, and whether there are more.
@@ -50,77 +77,112 @@ def list_jobs(
         states: Only in one of these states; none: in any.
         kinds: Only of one of these kinds.
         queue: Only of this queue.
+        sweepless: Only of no sweep.
         label: Only with this label.
         text: Only with this in name or id.
         terms: Conditions of a filter (`db/job_filters.py`).
-        sort: One of `SORTS`; with a minus the largest first.
+        sort: An order of `jobs/job_sort.py`.
         after: Last id seen.
+        offset: Jobs to pass over, after `after`.
         limit: Most jobs of the page.
 
     Raises:
-        InvalidInput: the job `after` is gone, whose place in another order than that of ids nobody knows.
+        InvalidInput: there is no such order; the job `after` is gone, whose place in another order than that of ids
+            nobody knows.
     """
-    others: list[ColumnElement[bool]] = list(terms)
-    is_sqlite = session.get_bind().dialect.name == "sqlite"
-    if label is not None:
-        others.append(has_label(*label, is_sqlite))
-    if text:
-        others.append(has_text(text, is_sqlite))
+    others = [*terms, *search_conditions(session, label, text)]
+    wanted = _Wanted(states, kinds, queue, others, limit + 1, sweepless)
+    order = parse_sort(sort)
     if sort == DEFAULT_SORT:
         is_search = bool(others)
         if after is not None:
             others.append(Job.id < after)
-        ids = list(session.scalars(_page(states, kinds, queue, others, limit + 1, in_ranges=not is_search)))
+        ids = list(session.scalars(_page(wanted, offset, in_ranges=not is_search)))
+    elif isinstance(order, ActiveSort) and not others:
+        ids = _active_ids(session, wanted, after, offset)
     else:
-        given = ((Job.state, states), (Job.kind, kinds), (Job.queue, (queue,) if queue is not None else ()))
-        others += [column.in_(values) for column, values in given if values]
-        ids = list(session.scalars(_sorted_page(session, others, sort, after, limit + 1)))
+        ids = list(
+            session.scalars(sorted_ids(session, order, wanted.conditions(walks=bool(others)), after, offset, limit + 1))
+        )
     rows = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(ids[:limit])))}
     return [rows[job_id] for job_id in ids[:limit]], len(ids) > limit
 
 
-def _sorted_page(
-    session: Session, conditions: Sequence[ColumnElement[bool]], sort: str, after: str | None, limit: int
-) -> Select[Any]:
-    """Select ids in another order; equal ones by id. No index has it: all that match are sorted."""
-    key, is_descending = SORTS[sort.removeprefix("-")], sort.startswith("-")
-    found = [*conditions]
-    if after is not None:
-        place = session.execute(select(key, Job.id).where(Job.id == after)).one_or_none()
-        if place is None:
-            raise InvalidInput(f"after: job {after!r} is gone, and its place with it; begin again without `after`")
-        beyond = key < place[0] if is_descending else key > place[0]
-        found.append(or_(beyond, and_(key == place[0], Job.id < after if is_descending else Job.id > after)))
-    order = (key.desc(), Job.id.desc()) if is_descending else (key, Job.id)
-    return select(Job.id).where(*found).order_by(*order).limit(limit)
-
-
-def _page(
-    states: Sequence[str],
-    kinds: Sequence[str],
-    queue: str | None,
-    others: Sequence[ColumnElement[bool]],
-    limit: int,
+def count_by_state(
+    session: Session,
     *,
-    in_ranges: bool,
-) -> Select[Any]:
-    def newest(*conditions: ColumnElement[bool]) -> Select[str]:
-        return select(Job.id).where(*conditions, *others).order_by(Job.id.desc()).limit(limit)
+    kinds: Sequence[str] = (),
+    queue: str | None = None,
+    sweepless: bool = False,
+    others: Sequence[ColumnElement[bool]] = (),
+) -> dict[str, int]:
+    """Count jobs by state, of those that `list_jobs` finds in any state: one pass over an index without the rows."""
+    wanted = _Wanted((), kinds, queue, [*others], 0, sweepless).conditions(walks=bool(others))
+    state = func.coalesce(Job.state, "") if others else Job.state
+    counted = session.execute(select(state, func.count()).where(*wanted).group_by(state))
+    return {str(name): count for name, count in counted}
 
-    in_queue = () if queue is None else (Job.queue == queue,)
-    if not in_ranges:
-        columns = ((Job.state, states), (Job.kind, kinds), (Job.queue, (queue,) if queue is not None else ()))
-        # Not the bare columns: SQLite would choose an index of states, and read each row for its name.
-        return newest(*(func.coalesce(column, "").in_(values) for column, values in columns if values))
-    if not states and not kinds and queue is None:
-        return newest()
+
+def search_conditions(session: Session, label: tuple[str, str] | None, text: str | None) -> list[ColumnElement[bool]]:
+    """Return the conditions that a job has a label, and a text in its name or id."""
+    is_sqlite = session.get_bind().dialect.name == "sqlite"
+    found = [] if label is None else [has_label(*label, is_sqlite)]
+    return [*found, has_text(text, is_sqlite)] if text else found
+
+
+def _active_ids(session: Session, wanted: _Wanted, after: str | None, offset: int) -> list[str]:
+    """Return the ids of a page, of what runs first: group by group, each a few ranges of an index."""
+    begin = None if after is None else session.scalar(select(Job.state).where(Job.id == after))
+    if after is not None and begin is None:
+        raise InvalidInput(f"after: job {after!r} is gone, and its place with it; begin again without `after`")
+    ids: list[str] = []
+    for group in ACTIVE_GROUPS:
+        states = [state for state in group if not wanted.states or state in wanted.states]
+        seen: list[ColumnElement[bool]] = [Job.id < after] if begin in group and after is not None else []
+        is_before = begin is not None and begin not in group
+        begin = begin if is_before else None
+        if is_before or not states:
+            continue
+        part = _Wanted(states, wanted.kinds, wanted.queue, seen, wanted.limit - len(ids), wanted.is_sweepless)
+        if offset and (count := _count(session, part)) <= offset:
+            offset -= count
+            continue
+        ids += session.scalars(_page(part, offset, in_ranges=True))
+        offset = 0
+        if len(ids) == wanted.limit:
+            break
+    return ids
+
+
+def _count(session: Session, part: _Wanted) -> int:
+    return session.scalar(select(func.count()).select_from(Job).where(*part.conditions())) or 0
+
+
+def _page(wanted: _Wanted, offset: int, *, in_ranges: bool) -> Select[Any]:
+    """Select the newest ids after the first `offset`."""
+    reach = offset + wanted.limit
+
+    def newest(*conditions: ColumnElement[bool]) -> Select[str]:
+        return select(Job.id).where(*conditions, *wanted.others, *wanted.narrowed()).order_by(Job.id.desc())
+
+    if not in_ranges or reach > MAX_IN_RANGES:
+        walked = select(Job.id).where(*wanted.conditions(walks=True)).order_by(Job.id.desc())
+        return walked.offset(offset or None).limit(wanted.limit)
+    if not wanted.states and not wanted.kinds and wanted.queue is None:
+        return newest().offset(offset or None).limit(wanted.limit)
+    in_queue = () if wanted.queue is None else (Job.queue == wanted.queue,)
     ranges = [
-        select(newest(Job.state == state, Job.kind == kind, *in_queue).subquery().c.id)
-        for state in sorted(set(states or JobState))
-        for kind in sorted(set(kinds or KINDS))
+        select(newest(Job.state == state, Job.kind == kind, *in_queue).limit(reach).subquery().c.id)
+        for state in sorted(set(wanted.states or JobState))
+        for kind in sorted(set(wanted.kinds or KINDS))
     ]
     merged = union_all(*ranges).subquery()
-    return select(merged.c.id).order_by(merged.c.id.desc()).limit(limit)
+    return select(merged.c.id).order_by(merged.c.id.desc()).offset(offset or None).limit(wanted.limit)
+
+
+def is_sweepless() -> ColumnElement[bool]:
+    """Return the condition that no sweep has a job: by the index of trials, as the column lies behind large ones."""
+    return ~exists().where(SweepTrial.job_id == Job.id)
 
 
 def has_label(key: str, value: str, is_sqlite: bool) -> ColumnElement[bool]:

@@ -14,6 +14,7 @@ from apt_jobs.jobs.states import JobState
 MAX_CHARS = 2_000
 MAX_TERMS = 20
 WORD_FIELDS = ("state", "kind", "queue", "sweep", "schedule", "id")
+NO_SWEEP = "none"  # `sweep:none`: jobs of no sweep
 ALIASES = {"lr": "training.learning_rate"}
 COLUMNS = ("priority", "attempt", "step", "num_steps")  # numbers of the row itself
 OPERATORS = ("=", "!=", ">", ">=", "<", "<=")

@@ -24,6 +24,7 @@ from apt_jobs.operations.expected_start import expected_start_in_s
 
 MAX_NAMED_WORKERS = 3
 MAX_NAMED_PARENTS = 3
+MAX_LISTED_START = 3  # in lists: of the first of each queue it is said when they start, if that is asked for
 MAX_LISTED_POSITION = 100  # in lists: beyond it, it says that at least so many are ahead
 
 
@@ -37,7 +38,7 @@ class Waiting:
 
     position: int | None
     reason: str
-    expected_start_at: datetime | None = None  # only of a job alone; None: nobody knows
+    expected_start_at: datetime | None = None  # in lists of few; None: nobody knows
 
 
 def waiting_of(session: Session, job: Job, alive_within_s: float) -> Waiting | None:
@@ -50,15 +51,24 @@ def waiting_of(session: Session, job: Job, alive_within_s: float) -> Waiting | N
     return queues.with_expected_start(job, queues.waiting(job, queue_position(session, job)))
 
 
-def waiting_of_page(session: Session, jobs: Sequence[Job], alive_within_s: float) -> dict[str, Waiting]:
-    """Return where each waiting job of a page stands, by id. One statement for all places."""
+def waiting_of_page(
+    session: Session, jobs: Sequence[Job], alive_within_s: float, *, has_starts: bool = False
+) -> dict[str, Waiting]:
+    """Return where each waiting job of a page stands, by id. One statement for all places.
+
+    `has_starts`: with the expected start of the first `MAX_LISTED_START` of each queue.
+    """
     elsewhere = {job_id: Waiting(None, reason) for job_id, reason in _placed_elsewhere(session, jobs).items()}
     queued = [job for job in jobs if job.state == JobState.QUEUED]
     if not queued:
         return elsewhere
     queues = _Queues(session, queued, alive_within_s)
     places = first_waiting(session, [job.queue for job in queued], MAX_LISTED_POSITION)
-    return elsewhere | {job.id: queues.waiting(job, places.get(job.id)) for job in queued}
+    found = {job.id: queues.waiting(job, places.get(job.id)) for job in queued}
+    if has_starts:
+        first = [job for job in queued if (places.get(job.id) or MAX_LISTED_POSITION) <= MAX_LISTED_START]
+        found |= {job.id: queues.with_expected_start(job, found[job.id]) for job in first}
+    return elsewhere | found
 
 
 class _Queues:

@@ -13,6 +13,7 @@ from apt_jobs.events.codec import Number, timestamp
 from apt_jobs.jobs.attempt_facts import AttemptFacts
 from apt_jobs.jobs.dataset_format import DEFAULT_COLUMN, DatasetFormat
 from apt_jobs.jobs.model_config import APTConfig
+from apt_jobs.jobs.needs import decode_needs
 from apt_jobs.jobs.spec import BUILTIN_ENTRY_POINT
 from apt_jobs.jobs.states import JobState
 
@@ -109,7 +110,17 @@ class JobAnswer(BaseModel):
     )
     waiting_for: str | None = Field(None, description="Why it waits, in words; null if it does not wait.")
     expected_start_at: str | None = Field(
-        None, description="When it will probably start. Only in the view of one job; null: nobody knows."
+        None,
+        description="When it will probably start. Only in the view of one job, and in lists whose `fields` name it, of "
+        "the first of each queue; null: nobody knows.",
+    )
+    num_gpus: float | None = Field(
+        None, description="GPUs that it asks for, on all machines; null: one for each rank, where there are GPUs."
+    )
+    num_ranks: int | None = Field(None, description="Processes that train, on all machines; null: it does not train.")
+    sparkline: list[float | None] | None = Field(
+        None,
+        description="Its training loss in at most 24 points; null: not finite. Only in lists whose `fields` name it.",
     )
     num_preemptions: int = Field(0, description="Times that it yielded to a job of higher priority.")
 
@@ -118,6 +129,12 @@ class JobList(BaseModel):
     object: Literal["list"] = "list"
     data: list[JobAnswer]
     has_more: bool
+    counts: dict[JobState, int] | None = Field(
+        None,
+        description="Jobs in each state that match all but the states that were asked for; on a large service up to "
+        "30 s old. Only with `counts`.",
+    )
+    total: int | None = Field(None, description="Jobs that match, as of `counts`. Only with `counts`.")
 
 
 class CheckpointAnswer(BaseModel):
@@ -210,6 +227,8 @@ def at(moment: datetime | None) -> str | None:
 
 def job_answer(job: Job) -> JobAnswer:
     """Show a row as REST does, without what only the view of one job has."""
+    needs = decode_needs(job.needs)
+    num_nodes = needs.num_nodes
     return JobAnswer(
         id=job.id,
         kind=job.kind,
@@ -236,6 +255,8 @@ def job_answer(job: Job) -> JobAnswer:
         num_preemptions=job.num_preemptions,
         sweep_id=job.sweep_id,
         notes=job.notes,
+        num_gpus=None if needs.gpus is None else needs.gpus * num_nodes,
+        num_ranks=needs.num_ranks * num_nodes if job.kind == "train" else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy.orm import Session
@@ -10,11 +10,13 @@ from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
 
 from apt_jobs.db.engine import Database
+from apt_jobs.db.series.sparklines import Sparklines
 from apt_jobs.events.kinds import StoredEvent
 from apt_jobs.events.live import LivePublisher
 from apt_jobs.job_queue import WakeUpPublisher
 from apt_jobs.settings import Settings
 from apt_jobs.web.admissions import Admissions
+from apt_jobs.web.job_counts import JobCounts
 from apt_jobs.web.metrics import Metrics
 from apt_jobs.web.readiness import Readiness
 from apt_jobs.web.submissions import Submissions
@@ -36,6 +38,8 @@ class Service:
     submissions: Submissions
     metrics: Metrics
     wake_up_now: asyncio.Event  # set when a job became due: the wake-up loop looks at once
+    job_counts: JobCounts = field(default_factory=JobCounts)
+    sparklines: Sparklines = field(default_factory=Sparklines)
 
     async def read(
         self,

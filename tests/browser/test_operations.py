@@ -7,11 +7,16 @@ from typing import Any
 import psutil
 import pytest
 from playwright.sync_api import Page, expect
+from sqlalchemy import insert
 
+from apt_jobs.db.engine import Database
+from apt_jobs.db.models import Job
+from apt_jobs.jobs.spec import TrainSpec
 from tests.browser.conftest import RunningStack, Watched, wait_until
 
 DEADLINE_S = 240.0
 LOST_WITHIN_S = 5.0
+NUM_STORED = 1_000
 OpenWindow = Callable[..., Watched]
 TINY = {
     "kind": "train",
@@ -85,12 +90,13 @@ def test_jobs_are_steered_in_the_list(stack: RunningStack, open_window: OpenWind
     jobs = [stack.post("/api/jobs", {**TINY, "name": f"listed {index}", "queue": "nobody"}) for index in range(2)]
     page = open_window().context.new_page()
     page.goto(stack.url)
-    page.get_by_label("Search by name or id").fill("listed")
-    rows = page.get_by_role("listitem").filter(has=page.locator(".badge"))
+    page.get_by_role("combobox", name="Filter jobs").fill("listed")
+    rows = page.get_by_role("row").filter(has=page.locator(".badge"))
     expect(rows).to_have_count(2)
-    rows.first.get_by_label("Actions of listed 1").click()
-    rows.first.get_by_role("button", name="Pause").click()
-    expect(rows.first.locator(".badge")).to_have_text("paused")
+    row = rows.filter(has_text="listed 1")
+    row.get_by_label("Actions of listed 1").click()
+    row.get_by_role("button", name="Pause").click()
+    expect(row.locator(".badge")).to_have_text("paused")
 
     for index in range(2):
         page.get_by_label(f"Select listed {index}").check()
@@ -98,6 +104,100 @@ def test_jobs_are_steered_in_the_list(stack: RunningStack, open_window: OpenWind
     page.get_by_role("dialog").get_by_role("button", name="Cancel 2 jobs").click()
     expect(page.get_by_text("2 jobs are cancelled or being cancelled.")).to_be_visible()
     assert [stack.get(f"/api/jobs/{job['id']}")["state"] for job in jobs] == ["cancelled", "cancelled"]
+
+
+def store_many(stack: RunningStack, team: str) -> None:
+    """Store jobs of one team: a thousand that ended, three that wait; the later ones are the newer ones."""
+    database = Database(stack.settings.database)
+    spec = TrainSpec(kind="train", queue="nobody").model_dump(mode="json")
+    same = {"kind": "train", "queue": "nobody", "spec": spec, "max_attempts": 1, "labels": {"team": team}}
+    ended = [
+        {**same, "id": f"job_{team}{number:012d}", "name": f"{team} {number}", "state": ("dead", "failed")[number % 2]}
+        for number in range(NUM_STORED)
+    ]
+    waiting = [{**same, "id": f"job_{team}w{number:011d}", "name": f"{team} waits {number}"} for number in range(3)]
+    with database.write() as session:
+        session.execute(insert(Job), [*ended, *({**row, "state": "queued"} for row in waiting)])
+    database.dispose()
+
+
+def test_any_job_of_a_thousand_is_found_linked_and_steered(stack: RunningStack, open_window: OpenWindow) -> None:
+    store_many(stack, "many")
+    window = open_window()
+    page = window.context.new_page()
+    page.goto(f"{stack.url}/?filter=label:team%3Dmany")
+    table = page.get_by_role("table", name="Jobs")
+    expect(table).to_have_attribute("aria-rowcount", str(NUM_STORED + 4))
+    rows = page.locator("[data-index]")
+    expect(rows.first).to_contain_text("many waits 2")
+    assert rows.count() < 80
+    expect(page.get_by_role("button", name=re.compile("^Failed 1,?000$"))).to_be_visible()
+    page.evaluate("document.querySelector('.scroll').scrollTop = 1e9")
+    expect(page.get_by_role("link", name="many 0", exact=True)).to_be_visible()
+
+    page.get_by_role("button", name="Name", exact=True).click()
+    expect(page).to_have_url(re.compile("sort=name"))
+    expect(rows.first).to_contain_text("many 0")
+    page.go_back()
+    expect(rows.first).to_contain_text("many waits 2")
+
+    page.keyboard.press("/")
+    page.keyboard.type("sta")
+    for key in ("ArrowDown", "Enter", "q", "u", "ArrowDown", "Enter"):
+        page.keyboard.press(key)
+    expect(page).to_have_url(re.compile("team%3Dmany\\+state%3Aqueued"))
+    expect(rows).to_have_count(3)
+    page.get_by_role("heading", name="Jobs", exact=True).click()
+    for key in ("j", "j", "x"):
+        page.keyboard.press(key)
+    expect(page.get_by_label("Select many waits 1")).to_be_checked()
+    page.keyboard.press("Escape")
+    page.get_by_label("Select many waits 2").click()
+    page.get_by_label("Select many waits 0").click(modifiers=["Shift"])
+    page.get_by_role("button", name="Pause 3").click()
+    expect(page.get_by_text("3 jobs are paused or pausing.")).to_be_visible()
+    expect(page.get_by_text("No job matches.")).to_be_visible()
+
+    page.get_by_role("button", name="Remove state:queued").click()
+    page.get_by_label("Select all that match").click()
+    page.get_by_role("button", name="Cancel 3").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel 3 jobs").click()
+    expect(page.get_by_text("3 jobs are cancelled or being cancelled.")).to_be_visible()
+    page.get_by_role("combobox", name="Filter jobs").fill("nope:x")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("the filter has no field 'nope'")
+    assert all("422" in complaint for complaint in window.complaints)
+
+
+def test_columns_and_views_are_remembered_and_a_phone_has_cards(stack: RunningStack, open_window: OpenWindow) -> None:
+    store_many(stack, "wide")
+    window = open_window()
+    page = window.context.new_page()
+    page.goto(f"{stack.url}/?filter=label:team%3Dwide&sort=-name")
+    page.get_by_text("Columns", exact=True).click()
+    page.get_by_role("checkbox", name="Priority").check()
+    page.get_by_role("checkbox", name="Loss curve").uncheck()
+    page.keyboard.press("Escape")
+    page.get_by_text("Views", exact=True).click()
+    page.get_by_label("Name of this view").fill("the wide ones")
+    page.get_by_role("button", name="Save this view").click()
+    page.goto(stack.url)
+    expect(page.get_by_role("columnheader", name="Priority")).to_be_visible()
+    assert page.get_by_role("columnheader", name="Loss curve").count() == 0
+    page.get_by_text("Views", exact=True).click()
+    page.get_by_role("button", name="the wide ones", exact=True).click()
+    expect(page.locator("[data-index]").first).to_contain_text("wide waits 2")
+    expect(page.get_by_role("columnheader", name="Name")).to_have_attribute("aria-sort", "descending")
+
+    page.set_viewport_size({"width": 390, "height": 844})
+    card = page.get_by_role("listitem").filter(has_text="wide waits 2")
+    expect(card).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth - window.innerWidth") <= 0
+    card.get_by_label("Actions of wide waits 2").click()
+    card.get_by_role("button", name="Cancel").click()
+    page.get_by_role("dialog").get_by_role("button", name="Cancel job").click()
+    expect(card.locator(".badge")).to_have_text("cancelled")
+    assert window.complaints == []
 
 
 def test_a_schedule_is_made_in_the_form_and_run_at_once(stack: RunningStack, open_window: OpenWindow) -> None:
@@ -200,7 +300,7 @@ def test_a_lost_service_is_said_within_5_s_and_the_page_goes_on(stack: RunningSt
     idle.get_by_label("Name", exact=True).fill("half written")
     listing = window.context.new_page()
     listing.goto(stack.url)
-    rows = listing.get_by_role("listitem").filter(has=listing.locator(".badge"))
+    rows = listing.get_by_role("row").filter(has=listing.locator(".badge"))
     expect(rows.first).to_be_visible()
     num_rows = rows.count()
     lost = [page.get_by_test_id("lost") for page in (listing, idle)]

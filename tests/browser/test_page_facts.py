@@ -90,7 +90,7 @@ def test_the_reason_for_waiting_is_the_service_s(stack: RunningStack, open_windo
         lambda route: changed(route, lambda body: [row.update(waiting_for=reason) for row in body["data"]]),
     )
     page.goto(f"{stack.url}/?text=waits for a reason")
-    expect(page.get_by_role("listitem").filter(has=page.locator(".badge"))).to_contain_text(reason)
+    expect(page.get_by_role("row").filter(has=page.locator(".badge"))).to_contain_text(reason)
     page.goto(f"{stack.url}/jobs/{job['id']}")
     waiting_for = stack.get(f"/api/jobs/{job['id']}")["waiting_for"]
     expect(page.get_by_test_id("waiting")).to_contain_text(waiting_for)
@@ -177,7 +177,7 @@ def test_hostile_names_are_text_and_fit(stack: RunningStack, open_window: OpenWi
     window = open_window(width=width)
     page = window.context.new_page()
     page.goto(stack.url)
-    expect(page.get_by_role("listitem").filter(has=page.locator(".badge")).first).to_be_visible()
+    expect(page.locator("[data-index] .badge").first).to_be_visible()
     assert overflow_px(page) <= 0
     for job in jobs:
         page.goto(f"{stack.url}/jobs/{job['id']}")
@@ -233,9 +233,10 @@ def test_what_is_chosen_is_in_the_address(stack: RunningStack, open_window: Open
     page = window.context.new_page()
     page.goto(stack.url)
     page.get_by_role("button", name="Failed").click()
-    expect(page).to_have_url(re.compile(r"\?state=failed$"))
+    expect(page).to_have_url(re.compile(r"\?filter=state%3Afailed%2Cdead$"))
     page.go_back()
-    expect(page.get_by_role("button", name="All", exact=True)).to_have_attribute("aria-pressed", "true")
+    everything = page.get_by_role("group", name="State").get_by_role("button", name=re.compile("^All "))
+    expect(everything).to_have_attribute("aria-pressed", "true")
 
     page.goto(f"{stack.url}/jobs/{job_id}?zoom=100-200&smooth=0.5&log=loss")
     loss = page.get_by_role("region", name="Loss")

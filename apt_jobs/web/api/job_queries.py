@@ -8,9 +8,10 @@ from pydantic import AfterValidator, StringConstraints
 from starlette.requests import Request
 
 from apt_jobs.db.events import head_and_state
-from apt_jobs.db.listing import SORTS
 from apt_jobs.errors import InvalidInput
 from apt_jobs.jobs.job_filter import MAX_CHARS, parse_filter
+from apt_jobs.jobs.job_sort import MAX_CHARS as MAX_SORT_CHARS
+from apt_jobs.jobs.job_sort import parse_sort
 from apt_jobs.jobs.states import TERMINAL_STATES
 from apt_jobs.web.schemas import JobAnswer
 from apt_jobs.web.service import service_of
@@ -28,8 +29,10 @@ def _require_filter(text: str) -> str:
 
 
 def _require_sort(text: str) -> str:
-    if text.removeprefix("-") not in SORTS:
-        raise ValueError(f"expected one of {', '.join(SORTS)}, with a minus for the largest first; got {text!r}")
+    try:
+        parse_sort(text)
+    except InvalidInput as exc:
+        raise ValueError(str(exc)) from exc
     return text
 
 
@@ -41,7 +44,7 @@ def _require_fields(text: str) -> str:
 
 
 FilterText = Annotated[str, StringConstraints(max_length=MAX_CHARS), AfterValidator(_require_filter)]
-Sort = Annotated[str, StringConstraints(max_length=40), AfterValidator(_require_sort)]
+Sort = Annotated[str, StringConstraints(max_length=MAX_SORT_CHARS), AfterValidator(_require_sort)]
 Fields = Annotated[str, StringConstraints(max_length=500), AfterValidator(_require_fields)]
 
 

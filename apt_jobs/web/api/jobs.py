@@ -1,4 +1,4 @@
-"""`/api/jobs`: submit, list, look, cancel, delete; the event log, the printed lines and the histories of one job."""
+"""`/api/jobs`: submit, look, cancel, delete; the event log, the printed lines and the histories of one job."""
 
 import asyncio
 import logging
@@ -14,9 +14,7 @@ from apt_jobs.db.access import Role
 from apt_jobs.db.checkpoints import best_of_job
 from apt_jobs.db.events import events_after, log_events_before
 from apt_jobs.db.idempotency import IdempotencyKey, create_once, known_resource
-from apt_jobs.db.job_filters import conditions_of
 from apt_jobs.db.jobs import get_job, list_attempts
-from apt_jobs.db.listing import DEFAULT_SORT, list_jobs
 from apt_jobs.db.models import Job
 from apt_jobs.db.workers import list_workers
 from apt_jobs.errors import InvalidReferences, Unavailable
@@ -30,17 +28,16 @@ from apt_jobs.operations import submit as operations
 from apt_jobs.operations.delete_job import delete_job
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.operations.preflight import preflight
-from apt_jobs.operations.waiting import waiting_of, waiting_of_page
-from apt_jobs.settings import Settings
+from apt_jobs.operations.waiting import waiting_of
 from apt_jobs.web.api.code import require_consent
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.api.idempotency import made_job, replay_headers
 from apt_jobs.web.api.job_edits import etag_of
-from apt_jobs.web.api.job_queries import MAX_WAIT_S, Fields, FilterText, Sort, chosen, wait_for_end
+from apt_jobs.web.api.job_queries import MAX_WAIT_S, Fields, chosen, wait_for_end
 from apt_jobs.web.api.preflights import PreflightAnswer, preflight_answer
 from apt_jobs.web.live.server_sent_events import event_stream, wants_event_stream
 from apt_jobs.web.problems import REFERENCES_DETAIL, ProblemError, reference_faults
-from apt_jobs.web.schemas import JobAnswer, JobList, at, attempt_answers, job_answer
+from apt_jobs.web.schemas import JobAnswer, at, attempt_answers, job_answer
 from apt_jobs.web.service import Service, service_of
 from apt_jobs.web.submissions import NO_WORKER
 
@@ -54,24 +51,6 @@ class Query(BaseModel):
     """Query parameters: unknown ones are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ListQuery(Query):
-    state: list[JobState] = Field(default_factory=list, description="May be repeated.")
-    kind: list[Literal["train", "generate"]] = Field(default_factory=list, description="May be repeated.")
-    queue: Annotated[str, StringConstraints(max_length=100)] | None = None
-    label: Annotated[str, StringConstraints(pattern=r"^[^=]+=.*$", max_length=301)] | None = Field(
-        None, description="`key=value`."
-    )
-    text: Annotated[str, StringConstraints(max_length=200)] | None = Field(None, description="Part of name or id.")
-    filter: FilterText | None = Field(
-        None,
-        description='Terms that all hold, as `state:running,queued label:team=a lr>1e-3 -kind:generate "text"`.',
-    )
-    sort: Sort = Field(DEFAULT_SORT, description="created_at, priority, step or name; with a minus the largest first.")
-    fields: Fields | None = Field(None, description="Only these fields of each job, with commas between.")
-    after: Annotated[str, StringConstraints(max_length=40)] | None = Field(None, description="Last id seen.")
-    limit: int = Field(50, ge=1, le=200)
 
 
 class SubmitQuery(Query):
@@ -139,33 +118,6 @@ async def submit_job(request: Request) -> Response:
     job, is_replay = await submit_once(service, spec, key)
     headers = {"location": f"/api/jobs/{job.id}", **replay_headers(is_replay)}
     return JSONResponse(job_answer(job).model_dump(mode="json"), 202, headers=headers)
-
-
-@endpoint(role=Role.VIEWER, tag="jobs", query=ListQuery, answers={200: JobList}, operation="list_jobs")
-async def get_jobs(request: Request) -> Response:
-    """List jobs, newest first if nothing else is asked for."""
-    query: ListQuery = request.state.query
-    label = None if query.label is None else (query.label.partition("=")[0], query.label.partition("=")[2])
-    service = service_of(request)
-
-    def read(session: Session) -> JobList:
-        rows, has_more = list_jobs(
-            session,
-            states=query.state,
-            kinds=query.kind,
-            queue=query.queue,
-            label=label,
-            text=query.text,
-            terms=conditions_of(session, query.filter),
-            sort=query.sort,
-            after=query.after,
-            limit=query.limit,
-        )
-        return JobList(data=listed_answers(session, rows, service.settings), has_more=has_more)
-
-    answer = await service.read(read)
-    rows = [chosen(row, query.fields) for row in answer.data]
-    return JSONResponse({**answer.model_dump(mode="json", exclude={"data"}), "data": rows})
 
 
 @endpoint(role=Role.VIEWER, tag="jobs", query=JobQuery, answers={200: JobAnswer}, operation="get_job")
@@ -338,16 +290,6 @@ async def require_worker(service: Service, spec: TrainSpec | GenerateSpec) -> No
     alive = await service.read(list_workers, alive_within_s(service.settings))
     if not any(queue_of(spec) in worker.queues for worker in alive):
         raise ProblemError(503, NO_WORKER)
-
-
-def listed_answers(session: Session, rows: Sequence[Job], settings: Settings) -> list[JobAnswer]:
-    """Return rows as a list shows them, with what the waiting ones wait for."""
-    waiting = waiting_of_page(session, rows, alive_within_s(settings))
-    answers = [job_answer(row) for row in rows]
-    for answer in answers:
-        if (found := waiting.get(answer.id)) is not None:
-            answer.queue_position, answer.waiting_for = found.position, found.reason
-    return answers
 
 
 async def _event_page(request: Request, after: int, limit: int, kinds: Sequence[str]) -> Response:

@@ -1,7 +1,7 @@
 // What a user may ask of a job in each state: read off the server's table of transitions.
-import { TERMINAL_STATES, TRANSITIONS } from "../generated/events.ts";
+import { TERMINAL_STATES, TRANSITIONS, type JobState } from "../generated/events.ts";
 import { messageOf, post } from "./client.ts";
-import type { JobAnswer } from "../generated/rest.ts";
+import type { JobAnswer, JobsChanged } from "../generated/rest.ts";
 
 export type Verb = "pause" | "resume" | "retry" | "cancel";
 
@@ -52,26 +52,37 @@ export async function steer(jobId: string, verb: Verb): Promise<JobAnswer> {
   return post<JobAnswer>(`/api/jobs/${encodeURIComponent(jobId)}/${verb}`, {});
 }
 
+export type BulkVerb = Verb | "delete";
+export const BULK_LABELS: Record<BulkVerb, string> = { ...VERB_LABELS, delete: "Delete" };
+const BULK_DONE: Record<BulkVerb, string> = { ...DONE_LABELS, delete: "deleted" };
+
+/** Jobs by their ids, or all that match a filter. */
+export type Which = { ids: string[] } | { filter: string };
+
 export interface Outcome {
   good: boolean;
   text: string;
+  refused?: readonly { id: string; why: string }[];
 }
 
-/** Ask the same of several jobs, one after the other; what came of it in one sentence. */
-export async function steerAll(jobs: readonly Steered[], verb: Verb): Promise<Outcome> {
-  let refusal = "";
-  let numRefused = 0;
-  for (const job of jobs) {
-    try {
-      await steer(job.id, verb);
-    } catch (error) {
-      refusal ||= messageOf(error);
-      numRefused += 1;
-    }
+/** The states in which a verb may do something. */
+export function statesFor(verb: BulkVerb): JobState[] {
+  const states = Object.keys(TRANSITIONS) as JobState[];
+  if (verb === "delete") return states.filter((state) => TERMINAL_STATES.includes(state));
+  return states.filter((state) => allows({ id: "", kind: "train", state, cancel_requested_at: null }, verb));
+}
+
+/** Ask the same of many jobs in one request; what came of it, and what was refused. */
+export async function steerMany(which: Which, verb: BulkVerb): Promise<Outcome> {
+  const scope = "ids" in which ? which : { filter: `state:${statesFor(verb).join(",")} ${which.filter}`.trim() };
+  let answer: JobsChanged;
+  try {
+    answer = await post<JobsChanged>(`/api/jobs/${verb}`, scope);
+  } catch (error) {
+    return { good: false, text: messageOf(error) };
   }
-  const numDone = jobs.length - numRefused;
-  const done = `${numDone} ${numDone === 1 ? "job is" : "jobs are"} ${DONE_LABELS[verb]}.`;
-  return numRefused === 0
-    ? { good: true, text: done }
-    : { good: false, text: `${done} ${numRefused} refused: ${refusal}` };
+  const { matched, refused } = answer;
+  const done = matched - refused.length;
+  const text = `${done} ${done === 1 ? "job is" : "jobs are"} ${BULK_DONE[verb]}.`;
+  return { good: refused.length === 0, text: refused.length ? `${text} ${refused.length} refused:` : text, refused };
 }

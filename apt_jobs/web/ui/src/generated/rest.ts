@@ -3404,10 +3404,25 @@ export interface components {
              */
             waiting_for: string | null;
             /**
-             * @description When it will probably start. Only in the view of one job; null: nobody knows.
+             * @description When it will probably start. Only in the view of one job, and in lists whose `fields` name it, of the first of each queue; null: nobody knows.
              * @default null
              */
             expected_start_at: string | null;
+            /**
+             * @description GPUs that it asks for, on all machines; null: one for each rank, where there are GPUs.
+             * @default null
+             */
+            num_gpus: number | null;
+            /**
+             * @description Processes that train, on all machines; null: it does not train.
+             * @default null
+             */
+            num_ranks: number | null;
+            /**
+             * @description Its training loss in at most 24 points; null: not finite. Only in lists whose `fields` name it.
+             * @default null
+             */
+            sparkline: (number | null)[] | null;
             /**
              * @description Times that it yielded to a job of higher priority.
              * @default 0
@@ -3496,6 +3511,18 @@ export interface components {
             object: "list";
             data: components["schemas"]["JobAnswer"][];
             has_more: boolean;
+            /**
+             * @description Jobs in each state that match all but the states that were asked for; on a large service up to 30 s old. Only with `counts`.
+             * @default null
+             */
+            counts: {
+                [key: string]: number;
+            } | null;
+            /**
+             * @description Jobs that match, as of `counts`. Only with `counts`.
+             * @default null
+             */
+            total: number | null;
         };
         /**
          * @description What to change of a job; what is left out stays.
@@ -5615,14 +5642,18 @@ export interface operations {
                 text?: string;
                 /** @description Terms that all hold, as `state:running,queued label:team=a lr>1e-3 -kind:generate "text"`. */
                 filter?: string;
-                /** @description created_at, priority, step or name; with a minus the largest first. */
+                /** @description created_at, priority, step, name, queue, metrics.NAME.last or metrics.NAME.best; with a minus the largest first. `active`: what runs first, then what waits, is paused, has ended, the newest of each first. */
                 sort?: string;
-                /** @description Only these fields of each job, with commas between. */
+                /** @description Only these fields of each job, with commas between; `sparkline` and `expected_start_at` in no other way. */
                 fields?: string;
                 /** @description Last id seen. */
                 after?: string;
+                /** @description Jobs to pass over; with `after` from there on. */
+                offset?: number;
                 /** @description At most so many. */
                 limit?: number;
+                /** @description Also count the jobs: `counts` and `total`. */
+                counts?: boolean;
             };
             header?: never;
             path?: never;

@@ -4,6 +4,7 @@ import { reachability } from "./reachability.svelte.ts";
 import { session } from "./services.ts";
 
 const SLOWEST_MS = 30_000;
+const TIMES_ITS_COST = 10; // what is slow to answer is asked for less often
 
 export class Poll<Answer> {
   data = $state.raw<Answer | null>(null);
@@ -58,19 +59,22 @@ export class Poll<Answer> {
     if (document.hidden && this.data !== null) return;
     const abort = new AbortController();
     this.abort = abort;
+    const began = performance.now();
+    let costMs = 0;
     try {
       const data = await this.load(abort.signal);
       if (abort.signal.aborted) return;
       this.data = data;
       this.failure = null;
       this.failures = 0;
+      costMs = performance.now() - began;
     } catch (error) {
       if (abort.signal.aborted) return;
       this.failure = error;
       this.failures += 1;
     }
-    if (!this.stopped)
-      this.timer = setTimeout(() => void this.refresh(), Math.min(SLOWEST_MS, this.everyMs * 2 ** this.failures));
+    const pauseMs = Math.max(this.everyMs * 2 ** this.failures, TIMES_ITS_COST * costMs);
+    if (!this.stopped) this.timer = setTimeout(() => void this.refresh(), Math.min(SLOWEST_MS, pauseMs));
   }
 }
 
