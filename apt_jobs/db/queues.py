@@ -1,7 +1,7 @@
 """Queues: how full they are, how many of their jobs may run at once, and whether they are paused."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -9,6 +9,7 @@ from sqlalchemy import Engine, func, literal, select, text, union_all
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
+from apt_jobs.db.job_counts import job_counts, num_in_states
 from apt_jobs.db.models import Job, QueueRow
 from apt_jobs.errors import Unavailable
 from apt_jobs.jobs.states import OWNED_STATES, JobState
@@ -34,37 +35,15 @@ class Queue:
 def list_queues(session: Session) -> list[Queue]:
     """Return every queue that has a job or a configuration, by name."""
     rows = {row.name: row for row in session.scalars(select(QueueRow))}
-    queued, running = _count_by_queue(session, [JobState.QUEUED]), _count_by_queue(session, OWNED_STATES)
+    counts = job_counts(session)
     found = []
-    for name in sorted({*_names_with_jobs(session), *rows}):
-        row = rows.get(name)
+    for name in sorted({*counts, *rows}):
+        row, by_state = rows.get(name), counts.get(name, {})
+        running = sum(by_state.get(state, 0) for state in OWNED_STATES)
         is_paused = row is not None and row.paused_at is not None
         max_running = None if row is None else row.max_running
-        found.append(Queue(name, queued.get(name, 0), running.get(name, 0), max_running, is_paused))
+        found.append(Queue(name, by_state.get(JobState.QUEUED, 0), running, max_running, is_paused))
     return found
-
-
-def _count_by_queue(session: Session, states: Collection[JobState]) -> dict[str, int]:
-    """Count jobs in some states: a range of `ix_jobs_by_queue` for each, without the rows and all other jobs."""
-    counted = select(Job.queue, func.count()).where(Job.state.in_(states)).group_by(Job.queue)
-    return dict(session.execute(counted).all())
-
-
-def _names_with_jobs(session: Session) -> list[str]:
-    """Return the queues of all jobs. Steps from queue to queue in `ix_jobs_waiting`, whatever the number of jobs."""
-    found = session.execute(
-        text(
-            """
-            WITH RECURSIVE used(queue) AS (
-              SELECT min(queue) FROM jobs
-              UNION ALL
-              SELECT (SELECT min(jobs.queue) FROM jobs WHERE jobs.queue > used.queue) FROM used WHERE queue IS NOT NULL
-            )
-            SELECT queue FROM used WHERE queue IS NOT NULL
-            """
-        )
-    )
-    return list(found.scalars())
 
 
 def configure_queue(session: Session, name: str, *, max_running: int | None, paused: bool) -> Queue:
@@ -164,7 +143,7 @@ def require_place(session: Session, max_queued_jobs: int, num_jobs: int = 1) -> 
     limits = _uncounted_until_s.setdefault(engine, {})
     if num_jobs == 1 and time.monotonic() < limits.get(max_queued_jobs, 0.0):
         return
-    waiting = session.scalar(select(func.count()).select_from(Job).where(Job.state == JobState.QUEUED)) or 0
+    waiting = num_in_states(session, [JobState.QUEUED])
     if waiting + num_jobs > max_queued_jobs:
         more = f", and {num_jobs} more are to" if num_jobs > 1 else ""
         raise Unavailable(f"{waiting} jobs wait already{more}; at most {max_queued_jobs}: try again later")

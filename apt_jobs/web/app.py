@@ -44,7 +44,7 @@ from apt_jobs.web.live.generation_streams import GenerationStreams
 from apt_jobs.web.live.job_socket import refuse_unknown, upgrade_required, watch_job
 from apt_jobs.web.live.multiplexed_socket import watch_jobs
 from apt_jobs.web.live.streams import LiveStreams
-from apt_jobs.web.loops import advance_loop, fire_loop, preempt_loop, prune_loop, reap_loop, wake_up_loop
+from apt_jobs.web.loops import advance_loop, fire_loop, fold_loop, preempt_loop, prune_loop, reap_loop, wake_up_loop
 from apt_jobs.web.metrics import Measured, Metrics
 from apt_jobs.web.openai import batches as openai_batches
 from apt_jobs.web.openai import completions as openai_completions
@@ -195,7 +195,7 @@ def create_app(settings: Settings) -> Starlette:
         loops = [generations.follow(), streams.follow(), streams.check_heads(), streams.run_maintenance()]
         loops += [sweep_loop(service), admissions.recheck_loop()]
         loops += [wake_up_loop(service), reap_loop(service), fire_loop(service), prune_loop(service)]
-        loops += [preempt_loop(service), batch_loop(service), advance_loop(service)]
+        loops += [fold_loop(service), preempt_loop(service), batch_loop(service), advance_loop(service)]
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             yield

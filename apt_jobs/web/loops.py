@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from apt_jobs.backoff import Backoff
+from apt_jobs.db.job_counts import MAX_FOLDED, fold_counts, needs_fold
 from apt_jobs.db.jobs import has_expired, reap_expired
 from apt_jobs.db.preemptions import plan_preemptions, request_preemption
 from apt_jobs.db.queues import queues_with_due_jobs
@@ -31,8 +32,10 @@ WAKE_UP_MIN_PAUSE_S = 0.2
 WAKE_UP_BACKOFF = Backoff(2.0, 60.0)  # of a queue with due jobs that nobody claims; workers look by themselves, too
 REAP_EVERY_OF_LEASE = 1 / 12
 FIRE_EVERY_S = 1.0
+MAX_FOLDS = 100  # in a row
 PREEMPT_EVERY_S = 1.0
 ADVANCE_EVERY_S = 1.0
+FOLD_EVERY_S = 5.0
 PRUNE_EVERY_S = 3_600.0
 REAP_GRACE_OF_LEASE = 0.5  # an attempt is reaped when its lease has been over for half of its length
 
@@ -94,6 +97,13 @@ async def prune_loop(service: Service) -> None:
         await asyncio.sleep(PRUNE_EVERY_S)
 
 
+async def fold_loop(service: Service) -> None:
+    """Add up what the counts of jobs consist of, before that is more than a scrape should read."""
+    while True:
+        await _tried("fold", lambda: asyncio.to_thread(_fold, service))
+        await asyncio.sleep(FOLD_EVERY_S)
+
+
 async def fire_loop(service: Service) -> None:
     """Submit the jobs of schedules that are due."""
     while True:
@@ -142,6 +152,16 @@ def _preempt(service: Service) -> None:
         if is_first:
             victims = [job_id for job_id, _ in plan.victims]
             logger.info("jobs yield to one of higher priority", extra={"job_id": plan.job_id, "victims": victims})
+
+
+def _fold(service: Service) -> None:
+    with service.database.read() as session:  # most looks find nothing: no write transaction for them
+        if not needs_fold(session):
+            return
+    for _ in range(MAX_FOLDS):
+        with service.database.write() as session:
+            if fold_counts(session) < MAX_FOLDED:
+                return
 
 
 def _prune(service: Service) -> None:
