@@ -228,9 +228,10 @@ class Settings(DataFolders, BaseSettings):
     warm_adapters: int = Field(
         8, ge=1, le=64, description="LoRA adapters that a generation worker keeps beside each model, which they share."
     )
+    metrics_host: str = Field("127.0.0.1", description="Address on which workers with `--metrics-port` are scraped.")
     log_level: str = Field("INFO", description="Least severe level that is logged.")
 
-    @field_validator("host")
+    @field_validator("host", "metrics_host")
     @classmethod
     def _host_is_an_address(cls, host: str) -> str:
         host = host.strip()

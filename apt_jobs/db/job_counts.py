@@ -24,9 +24,7 @@ class JobCount(Base):
 
     __tablename__ = "job_counts"
 
-    id: Mapped[int] = mapped_column(
-        BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True
-    )
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), Identity(), primary_key=True)
     queue: Mapped[str] = mapped_column(String(100))
     state: Mapped[str] = mapped_column(String(20))
     num: Mapped[int] = mapped_column(BigInteger)

@@ -9,7 +9,7 @@ from sqlalchemy import Engine, func, literal, select, text, union_all
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
-from apt_jobs.db.job_counts import job_counts, num_in_states
+from apt_jobs.db.job_counts import JobCount, job_counts, num_in_states
 from apt_jobs.db.models import Job, QueueRow
 from apt_jobs.errors import Unavailable
 from apt_jobs.jobs.states import OWNED_STATES, JobState
@@ -106,27 +106,28 @@ def first_waiting(session: Session, names: Sequence[str], limit: int) -> dict[st
     return places
 
 
-def waits_of_first(session: Session, names: Sequence[str]) -> dict[str, float]:
+def paused_queues(session: Session) -> dict[str, bool]:
+    """Return of each queue that somebody configured whether it hands out no job."""
+    return {name: at is not None for name, at in session.execute(select(QueueRow.name, QueueRow.paused_at))}
+
+
+def waits_of_first(session: Session) -> dict[str, float]:
     """Return for how many seconds the waiting job that is next of each queue has been due; 0: it is not due yet.
 
-    One read of `ix_jobs_waiting` a queue, whatever waits behind.
+    One read of `ix_jobs_waiting` a queue with waiting jobs, whatever waits behind.
     """
-    if not names:
-        return {}
-    firsts = [
-        select(
-            select(literal(name).label("queue"), Job.not_before_at)
-            .where(Job.queue == name, Job.state == JobState.QUEUED, Job.holds == 0)
-            .order_by(Job.priority.desc(), Job.created_at, Job.id)
-            .limit(1)
-            .subquery()
-        )
-        for name in names
-    ]
-    merged = union_all(*firsts).subquery().c
+    waiting = select(JobCount.queue).where(JobCount.state == JobState.QUEUED).distinct().subquery().c
+    first = (
+        select(Job.not_before_at)
+        .where(Job.queue == waiting.queue, Job.state == JobState.QUEUED, Job.holds == 0)
+        .order_by(Job.priority.desc(), Job.created_at, Job.id)
+        .limit(1)
+        .scalar_subquery()
+    )
     waits: dict[str, float] = {}
-    for queue, due_at, now in session.execute(select(merged.queue, merged.not_before_at, now_plus(0))):
-        waits[queue] = max(0.0, (now - due_at).total_seconds())
+    for queue, due_at, now in session.execute(select(waiting.queue, first, now_plus(0))):
+        if due_at is not None:
+            waits[queue] = max(0.0, (now - due_at).total_seconds())
     return waits
 
 
