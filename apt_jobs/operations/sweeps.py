@@ -15,7 +15,7 @@ from apt_jobs.jobs.spec import TrainSpec
 from apt_jobs.jobs.sweeps import InvalidSweep, PlannedJob, SweepFault, SweepSpec
 from apt_jobs.operations import steer
 from apt_jobs.operations.data_directory import require_room
-from apt_jobs.operations.submit import ReferenceFault, reference_faults
+from apt_jobs.operations.submit import ReferenceFault, hold_model, reference_faults
 from apt_jobs.settings import Settings
 
 MAX_STEPS_AT_ONCE = 100  # of one sweep: more are left to the next look
@@ -37,6 +37,7 @@ def create_sweep(session: Session, settings: Settings, spec: SweepSpec, planned:
     for one in planned:
         key = _references_of(one.spec)
         if key not in checked:
+            hold_model(session, one.spec.base_model)
             checked[key] = reference_faults(session, settings, one.spec)
         if checked[key]:
             raise InvalidSweep([_fault_of(spec, fault) for fault in checked[key]])

@@ -32,6 +32,7 @@ from apt_jobs.web.api import (
     media,
     models,
     operations,
+    retention,
     schedules,
     secrets,
     sweeps,
@@ -44,7 +45,16 @@ from apt_jobs.web.live.generation_streams import GenerationStreams
 from apt_jobs.web.live.job_socket import refuse_unknown, upgrade_required, watch_job
 from apt_jobs.web.live.multiplexed_socket import watch_jobs
 from apt_jobs.web.live.streams import LiveStreams
-from apt_jobs.web.loops import advance_loop, fire_loop, fold_loop, preempt_loop, prune_loop, reap_loop, wake_up_loop
+from apt_jobs.web.loops import (
+    advance_loop,
+    fire_loop,
+    fold_loop,
+    preempt_loop,
+    prune_loop,
+    reap_loop,
+    retention_loop,
+    wake_up_loop,
+)
 from apt_jobs.web.metrics import Measured, Metrics
 from apt_jobs.web.openai import batches as openai_batches
 from apt_jobs.web.openai import completions as openai_completions
@@ -134,6 +144,8 @@ ROUTES: list[BaseRoute] = [
     Route("/api/workers", operations.get_workers, methods=["GET"]),
     Route("/api/workers/{name:path}/drain", operations.drain_worker, methods=["POST"]),
     Route("/api/workers/{name:path}/resume", operations.resume_worker, methods=["POST"]),
+    Route("/api/retention", retention.preview_retention, methods=["GET"]),
+    Route("/api/retention", retention.run_retention, methods=["POST"]),
     Route("/api/keys", operations.get_keys, methods=["GET"]),
     Route("/api/secrets", secrets.get_secrets, methods=["GET"]),
     Route("/api/secrets/{name}", secrets.set_secret, methods=["PUT"]),
@@ -195,7 +207,13 @@ def create_app(settings: Settings) -> Starlette:
         loops = [generations.follow(), streams.follow(), streams.check_heads(), streams.run_maintenance()]
         loops += [sweep_loop(service), admissions.recheck_loop()]
         loops += [wake_up_loop(service), reap_loop(service), fire_loop(service), prune_loop(service)]
-        loops += [fold_loop(service), preempt_loop(service), batch_loop(service), advance_loop(service)]
+        loops += [
+            fold_loop(service),
+            retention_loop(service),
+            preempt_loop(service),
+            batch_loop(service),
+            advance_loop(service),
+        ]
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             yield

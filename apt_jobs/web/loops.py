@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from apt_jobs.backoff import Backoff
 from apt_jobs.db.job_counts import MAX_FOLDED, fold_counts, needs_fold
@@ -16,13 +16,15 @@ from apt_jobs.db.preemptions import plan_preemptions, request_preemption
 from apt_jobs.db.queues import queues_with_due_jobs
 from apt_jobs.db.schedules import fire_due, has_due
 from apt_jobs.db.sweeps import open_sweeps
-from apt_jobs.errors import AptJobsError, Unavailable
+from apt_jobs.errors import AptJobsError, Conflict, Unavailable
 from apt_jobs.jobs.preemption import preemption_rules
 from apt_jobs.jobs.retry import retry_rules
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.operations.prune_code import prune_code
+from apt_jobs.operations.retention import apply_retention
 from apt_jobs.operations.submit import checker
 from apt_jobs.operations.sweeps import advance_sweep
+from apt_jobs.retention_policy import RetentionPolicy
 from apt_jobs.web.service import Service
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,9 @@ PREEMPT_EVERY_S = 1.0
 ADVANCE_EVERY_S = 1.0
 FOLD_EVERY_S = 5.0
 PRUNE_EVERY_S = 3_600.0
+RETENTION_EVERY_S = 3_600.0
+RETENTION_MAX_JOBS = 200  # of one run: a process that ends waits for it
+RETENTION_PAUSE_S = 1.0  # between two runs while there is more to remove
 REAP_GRACE_OF_LEASE = 0.5  # an attempt is reaped when its lease has been over for half of its length
 
 
@@ -95,6 +100,23 @@ async def prune_loop(service: Service) -> None:
     while True:
         await _tried("prune", lambda: asyncio.to_thread(_prune, service))
         await asyncio.sleep(PRUNE_EVERY_S)
+
+
+async def retention_loop(service: Service) -> None:
+    """Remove what is kept no longer. Without a policy there is nothing to do, ever."""
+    policy = service.settings.retention
+    if policy is None:
+        return
+    is_complete = True
+
+    async def step() -> None:
+        nonlocal is_complete
+        is_complete = True  # also if it breaks: an hour later is soon enough
+        is_complete = await asyncio.to_thread(_retain, service, policy)
+
+    while True:
+        await _tried("retention", step)
+        await asyncio.sleep(RETENTION_EVERY_S if is_complete else RETENTION_PAUSE_S)
 
 
 async def fold_loop(service: Service) -> None:
@@ -167,6 +189,17 @@ def _fold(service: Service) -> None:
 def _prune(service: Service) -> None:
     if num_removed := prune_code(service.database, service.settings):
         logger.info("removed code that no job names", extra={"count": num_removed})
+
+
+def _retain(service: Service, policy: RetentionPolicy) -> bool:
+    """Do one run; returns whether nothing is left to remove."""
+    try:
+        removed = apply_retention(service.database, service.settings, policy, RETENTION_MAX_JOBS)
+    except Conflict as exc:  # another web process does so
+        logger.info("nothing was removed", extra={"why": str(exc)})
+        return True
+    logger.info("removed what is kept no longer", extra=asdict(removed))
+    return removed.is_complete
 
 
 async def _fire(service: Service) -> None:
