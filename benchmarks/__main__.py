@@ -24,6 +24,7 @@ from benchmarks import (
     stream,
     stream_stall,
     submit,
+    year,
 )
 from benchmarks.rows import Row
 
@@ -31,6 +32,7 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "insight": insight.rows,
     "monitor": monitor.rows,
     "submit": submit.rows,
+    "year": year.rows,
     "queue": queue.rows,
     "scrape": scrape.rows,
     "fleet": fleet.rows,

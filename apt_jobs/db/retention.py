@@ -122,9 +122,9 @@ def remove_checkpoints(session: Session, job_id: str, standing: Needed) -> list[
     return rows
 
 
-def thin_log(database: Database, job_id: str) -> int:
+def empty_log(database: Database, job_id: str) -> int:
     """Empty the text of a job's log lines but for warnings and errors; returns how many. Events keep their `seq`."""
-    num_thinned, after = 0, 0
+    num_emptied, after = 0, 0
     while True:
         query = select(EventRow.seq, EventRow.payload).where(
             EventRow.job_id == job_id, EventRow.kind == LineLogged.kind, EventRow.seq > after
@@ -139,9 +139,9 @@ def thin_log(database: Database, job_id: str) -> int:
                         emptied.values(payload=orjson.dumps({**line, "message": ""})),
                         execution_options={"synchronize_session": False},
                     )
-                    num_thinned += 1
+                    num_emptied += 1
         if len(rows) < LINES_AT_ONCE:
-            return num_thinned
+            return num_emptied
         after = rows[-1].seq
 
 

@@ -123,7 +123,7 @@ def _apply(database: Database, settings: Settings, policy: RetentionPolicy, max_
                 done.num_run_folders += 1
         _note(database, RUNS_UNTIL, page)
     for page in _pages(database, policy.log_days, LOGS_UNTIL):
-        done.num_log_lines += sum(rows.thin_log(database, job.id) for job in page)
+        done.num_log_lines += sum(rows.empty_log(database, job.id) for job in page)
         _note(database, LOGS_UNTIL, page)
     with database.write() as session:
         if policy.worker_days is not None:

@@ -5,13 +5,12 @@ directory is this database's: another one's knows none of its jobs.
 """
 
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from apt_jobs.artifacts.folders import DELETED_PREFIX, try_to_delete_folder
+from apt_jobs.artifacts.folders import sweep, try_to_delete_folder
 from apt_jobs.db.engine import Database
 from apt_jobs.db.retention import known_checkpoints, known_jobs
 from apt_jobs.db.service_values import get_value, set_value
@@ -41,8 +40,8 @@ def sweep_orphans(database: Database, settings: Settings, grace_s: float) -> int
     """Remove folders of jobs without a row, and checkpoints without one of jobs that have ended."""
     num_removed = 0
     for root in (settings.checkpoints_dir, settings.runs_dir):
+        sweep(root, older_than_s=grace_s)  # deletions that broke in the middle
         for names in _old_names(root, grace_s):
-            num_removed += sum(_deleted(root / name) for name in names if name.startswith(DELETED_PREFIX))
             ids = [name for name in names if JOB_ID_PATTERN.match(name)]
             with database.read() as session:
                 known = known_jobs(session, ids)
@@ -63,10 +62,7 @@ def _sweep_job(database: Database, folder: Path, grace_s: float) -> int:
 
 
 def _deleted(folder: Path) -> int:
-    if folder.name.startswith(DELETED_PREFIX):
-        shutil.rmtree(folder, ignore_errors=True)
-    else:
-        try_to_delete_folder(folder)
+    try_to_delete_folder(folder)
     return int(not folder.exists())
 
 

@@ -186,6 +186,20 @@ ROUTES: list[BaseRoute] = [
 ]
 
 
+LOOPS = (
+    sweep_loop,
+    wake_up_loop,
+    reap_loop,
+    fire_loop,
+    prune_loop,
+    fold_loop,
+    retention_loop,
+    preempt_loop,
+    batch_loop,
+    advance_loop,
+)
+
+
 def create_app(settings: Settings) -> Starlette:
     """Build the ASGI application. Its loops and connections start and stop with its lifespan."""
 
@@ -204,16 +218,8 @@ def create_app(settings: Settings) -> Starlette:
         )
         generations = GenerationStreams(settings.redis)
         app.state.service, app.state.streams, app.state.generations = service, streams, generations
-        loops = [generations.follow(), streams.follow(), streams.check_heads(), streams.run_maintenance()]
-        loops += [sweep_loop(service), admissions.recheck_loop()]
-        loops += [wake_up_loop(service), reap_loop(service), fire_loop(service), prune_loop(service)]
-        loops += [
-            fold_loop(service),
-            retention_loop(service),
-            preempt_loop(service),
-            batch_loop(service),
-            advance_loop(service),
-        ]
+        streaming = [generations.follow(), streams.follow(), streams.check_heads(), streams.run_maintenance()]
+        loops = [*streaming, admissions.recheck_loop(), *(loop(service) for loop in LOOPS)]
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             yield

@@ -16,10 +16,14 @@ from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.service import service_of
 
 
+class AppliedPolicy(RetentionPolicy):
+    """A policy as answers have it: with every field."""
+
+
 class RetentionAnswer(BaseModel):
     """What is removed, or would be."""
 
-    policy: RetentionPolicy | None = Field(description="What was applied; null: there is none, and nothing goes.")
+    policy: AppliedPolicy | None = Field(description="What was applied; null: there is none, and nothing goes.")
     is_dry_run: bool
     num_jobs: int
     num_checkpoints: int = Field(description="Of jobs that stay.")
@@ -69,5 +73,6 @@ async def _answer(request: Request, body: RetentionBody) -> Response:
         removed = await asyncio.to_thread(preview, service.database, policy)
     else:
         removed = await asyncio.to_thread(apply_retention, service.database, service.settings, policy, body.max_jobs)
-    answer = RetentionAnswer(policy=policy, is_dry_run=body.dry_run, **asdict(removed))
+    applied = None if policy is None else AppliedPolicy.model_validate(policy.model_dump())
+    answer = RetentionAnswer(policy=applied, is_dry_run=body.dry_run, **asdict(removed))
     return JSONResponse(answer.model_dump(mode="json"))

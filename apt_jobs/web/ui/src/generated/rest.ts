@@ -1815,6 +1815,53 @@ export interface components {
          *     }
          */
         AnyJobSpec: components["schemas"]["TrainSpec"] | components["schemas"]["GenerateSpec"];
+        /** @description A policy as answers have it: with every field. */
+        AppliedPolicy: {
+            /**
+             * @description Ended jobs are kept for so many days.
+             * @default null
+             */
+            days: number | null;
+            /** @description Days for jobs with a label instead, as {"run=smoke": 7}; 0: for good, whatever else is set. */
+            label_days: {
+                [key: string]: number;
+            };
+            /**
+             * @description So many ended jobs are kept; the oldest go first.
+             * @default null
+             */
+            max_jobs: number | null;
+            /**
+             * @description Checkpoints of ended jobs have so many bytes together; the oldest jobs go first.
+             * @default null
+             */
+            max_bytes: number | null;
+            /**
+             * @description Then a job that has ended keeps its best checkpoint only, or its last.
+             * @default null
+             */
+            checkpoint_days: number | null;
+            /**
+             * @description Then the run folder of an ended job goes, with all that it wrote there.
+             * @default null
+             */
+            run_days: number | null;
+            /**
+             * @description Then the text of its log lines goes, but for warnings and errors.
+             * @default null
+             */
+            log_days: number | null;
+            /**
+             * @description Workers that were not heard of for so long are forgotten.
+             * @default null
+             */
+            worker_days: number | null;
+            /**
+             * @description API keys that ended so long ago are forgotten.
+             * @default null
+             */
+            key_days: number | null;
+        };
         AssistantMessage: {
             /** @constant */
             role: "assistant";
@@ -3960,7 +4007,7 @@ export interface components {
         /** @description What is removed, or would be. */
         RetentionAnswer: {
             /** @description What was applied; null: there is none, and nothing goes. */
-            policy: components["schemas"]["RetentionPolicy-Output"] | null;
+            policy: components["schemas"]["AppliedPolicy"] | null;
             is_dry_run: boolean;
             num_jobs: number;
             /** @description Of jobs that stay. */
@@ -3996,7 +4043,7 @@ export interface components {
              * @description null: the one of `APT_JOBS_RETENTION`.
              * @default null
              */
-            policy?: components["schemas"]["RetentionPolicy-Input"] | null;
+            policy?: components["schemas"]["RetentionPolicy"] | null;
             /**
              * @description Jobs that one run removes at most.
              * @default 1000
@@ -4004,7 +4051,7 @@ export interface components {
             max_jobs?: number;
         };
         /** @description Which ended jobs are removed, and what of those that are kept. A field that is null removes nothing. */
-        "RetentionPolicy-Input": {
+        RetentionPolicy: {
             /**
              * @description Ended jobs are kept for so many days.
              * @default null
@@ -4049,53 +4096,6 @@ export interface components {
              * @default null
              */
             key_days?: number | null;
-        };
-        /** @description Which ended jobs are removed, and what of those that are kept. A field that is null removes nothing. */
-        "RetentionPolicy-Output": {
-            /**
-             * @description Ended jobs are kept for so many days.
-             * @default null
-             */
-            days: number | null;
-            /** @description Days for jobs with a label instead, as {"run=smoke": 7}; 0: for good, whatever else is set. */
-            label_days: {
-                [key: string]: number;
-            };
-            /**
-             * @description So many ended jobs are kept; the oldest go first.
-             * @default null
-             */
-            max_jobs: number | null;
-            /**
-             * @description Checkpoints of ended jobs have so many bytes together; the oldest jobs go first.
-             * @default null
-             */
-            max_bytes: number | null;
-            /**
-             * @description Then a job that has ended keeps its best checkpoint only, or its last.
-             * @default null
-             */
-            checkpoint_days: number | null;
-            /**
-             * @description Then the run folder of an ended job goes, with all that it wrote there.
-             * @default null
-             */
-            run_days: number | null;
-            /**
-             * @description Then the text of its log lines goes, but for warnings and errors.
-             * @default null
-             */
-            log_days: number | null;
-            /**
-             * @description Workers that were not heard of for so long are forgotten.
-             * @default null
-             */
-            worker_days: number | null;
-            /**
-             * @description API keys that ended so long ago are forgotten.
-             * @default null
-             */
-            key_days: number | null;
         };
         /** @description What halving found at one rung. */
         Rung: {
@@ -5251,6 +5251,7 @@ export type AliasAnswer = components['schemas']['AliasAnswer'];
 export type AliasBody = components['schemas']['AliasBody'];
 export type AnomalyPolicy = components['schemas']['AnomalyPolicy'];
 export type AnyJobSpec = components['schemas']['AnyJobSpec'];
+export type AppliedPolicy = components['schemas']['AppliedPolicy'];
 export type AssistantMessage = components['schemas']['AssistantMessage'];
 export type AttemptAnswer = components['schemas']['AttemptAnswer'];
 export type AttemptFacts = components['schemas']['AttemptFacts'];
@@ -5361,8 +5362,7 @@ export type Resources = components['schemas']['Resources'];
 export type ResponseFormat = components['schemas']['ResponseFormat'];
 export type RetentionAnswer = components['schemas']['RetentionAnswer'];
 export type RetentionBody = components['schemas']['RetentionBody'];
-export type RetentionPolicyInput = components['schemas']['RetentionPolicy-Input'];
-export type RetentionPolicyOutput = components['schemas']['RetentionPolicy-Output'];
+export type RetentionPolicy = components['schemas']['RetentionPolicy'];
 export type Rung = components['schemas']['Rung'];
 export type ScheduleAnswer = components['schemas']['ScheduleAnswer'];
 export type ScheduleBody = components['schemas']['ScheduleBody'];
