@@ -19,6 +19,7 @@ from apt_jobs.commands import (
     jobs,
     mcp,
     models,
+    retention,
     run,
     schedules,
     secrets,
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 app.add_typer(admin.app)
 app.add_typer(backup.app)
+app.add_typer(retention.app)
 app.add_typer(doctor.app)
 app.add_typer(jobs.app)
 app.add_typer(run.app)

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from apt_jobs.addresses import connect_host, http_origin, is_loopback
 from apt_jobs.data_folders import DataFolders
 from apt_jobs.git_hosts import GitHost
+from apt_jobs.retention_policy import RetentionPolicy
 from apt_jobs.socket_folder import find_socket
 from apt_jobs.webhook_settings import WebhookSettings
 
@@ -229,9 +230,15 @@ class Settings(DataFolders, WebhookSettings, BaseSettings):
     warm_adapters: int = Field(
         8, ge=1, le=64, description="LoRA adapters that a generation worker keeps beside each model, which they share."
     )
+    retention: RetentionPolicy | None = Field(
+        None,
+        description='What is removed, each hour, as {"days": 90} (JSON object; `docs/how-to/retention.md`). '
+        "Default: nothing.",
+    )
+    metrics_host: str = Field("127.0.0.1", description="Address on which workers with `--metrics-port` are scraped.")
     log_level: str = Field("INFO", description="Least severe level that is logged.")
 
-    @field_validator("host")
+    @field_validator("host", "metrics_host")
     @classmethod
     def _host_is_an_address(cls, host: str) -> str:
         host = host.strip()

@@ -20,9 +20,11 @@ from benchmarks import (
     latency,
     monitor,
     queue,
+    scrape,
     stream,
     stream_stall,
     submit,
+    year,
 )
 from benchmarks.rows import Row
 
@@ -30,7 +32,9 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "insight": insight.rows,
     "monitor": monitor.rows,
     "submit": submit.rows,
+    "year": year.rows,
     "queue": queue.rows,
+    "scrape": scrape.rows,
     "fleet": fleet.rows,
     "checkpoint": checkpoint.rows,
     "data": data.rows,

@@ -8,6 +8,7 @@ from sqlalchemy.sql.elements import UnaryExpression
 
 from apt_jobs.db.clock import UtcDateTime
 from apt_jobs.db.dialect_models import FileRow
+from apt_jobs.db.job_counts import JobCount
 from apt_jobs.db.sweep_models import Sweep
 from apt_jobs.db.webhook_models import Webhook
 
@@ -33,7 +34,8 @@ def _type_differs(_context: Any, _column: Any, _model_column: Any, found: Any, w
 
 context.configure(
     connection=connection,
-    target_metadata=[*{FileRow.metadata, Sweep.metadata, Webhook.metadata}],  # one: that of all tables, these included
+    # One: that of all tables, these included.
+    target_metadata=[*{FileRow.metadata, JobCount.metadata, Sweep.metadata, Webhook.metadata}],
     render_as_batch=True,
     include_object=_include,
     compare_type=_type_differs,

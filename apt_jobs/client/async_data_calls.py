@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any
@@ -18,7 +18,11 @@ PART_BYTES = 1 << 20  # of an upload
 
 
 class AsyncDataCalls(AsyncTransport):
-    """The methods of `AsyncClient` for data sets and code."""
+    """The methods of `AsyncClient` for data sets and code, and for what is kept."""
+
+    async def prune(self, policy: Mapping[str, Any] | None = None, *, dry_run: bool = True) -> dict[str, Any]:
+        """Remove what a policy says, in one run, or say what would go."""
+        return await self._send(calls.prune(policy, dry_run))
 
     async def datasets(self) -> list[dict[str, Any]]:
         """Get the data sets, the built-in one first."""

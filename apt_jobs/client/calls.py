@@ -16,6 +16,7 @@ from apt_jobs.client.answers import JobAnswer, list_of
 from apt_jobs.errors import InvalidInput, NotFound
 
 TIMEOUT_S = 30.0
+PRUNE_TIMEOUT_S = 600.0  # a run removes up to 1,000 jobs, with their files
 GENERATE_TIMEOUT_S = 660.0
 UPLOAD_TIMEOUT_S = 300.0  # for the answer to an upload
 MERGE_TIMEOUT_S = 930.0  # a model is loaded, merged and saved before the first byte
@@ -107,6 +108,11 @@ def steer_jobs(
 ) -> Call[dict[str, Any]]:
     body = _given({"ids": None if ids is None else list(ids), "filter": filter_text})
     return _with_json("POST", f"/api/jobs/{action}", body, dict, is_repeatable=action in ("cancel", "pause"))
+
+
+def prune(policy: Mapping[str, Any] | None, dry_run: bool) -> Call[dict[str, Any]]:
+    body = {**_given({"policy": policy}), "dry_run": dry_run}
+    return _with_json("POST", "/api/retention", body, dict, timeout_s=PRUNE_TIMEOUT_S, is_repeatable=dry_run)
 
 
 def delete_job(job_id: str) -> Call[None]:

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,7 +15,19 @@ from apt_jobs.jobs.code import DEFAULT_MAX_BYTES
 
 
 class DataCalls(Transport):
-    """The methods of `Client` for data sets and code."""
+    """The methods of `Client` for data sets and code, and for what is kept."""
+
+    def prune(self, policy: Mapping[str, Any] | None = None, *, dry_run: bool = True) -> dict[str, Any]:
+        """Remove what a policy says, in one run, or say what would go. Needs the role admin.
+
+        Args:
+            policy: As `POST /api/retention` takes it; None: the service's own.
+            dry_run: Remove nothing.
+
+        Example:
+            print(client.prune({"days": 90})["num_jobs"])
+        """
+        return self._send(calls.prune(policy, dry_run))
 
     def datasets(self) -> list[dict[str, Any]]:
         """Get the data sets, the built-in one first."""

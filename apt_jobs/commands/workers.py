@@ -20,6 +20,10 @@ Gpus = Annotated[str | None, typer.Option(help="Indexes of the GPUs to use, as 0
 Queue = Annotated[list[str] | None, typer.Option("--queue", help="Queue to serve; may be repeated.")]
 
 Pool = Annotated[str | None, typer.Option(help="Pool of nodes, any of which a training over several machines takes.")]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(min=1, max=65535, help="TCP port where Prometheus scrapes this worker, on APT_JOBS_METRICS_HOST."),
+]
 
 
 def pool_name(pool: str | None) -> str | None:
@@ -42,6 +46,7 @@ def start_train(
         int, typer.Option(min=1, max=64, help="Machines that train together; the others run `worker node`.")
     ] = 1,
     pool: Pool = None,
+    metrics_port: MetricsPort = None,
 ) -> None:
     """Start a training worker: as many jobs at once as fit."""
     from apt_jobs.workers.gpus import parse_gpus
@@ -60,6 +65,7 @@ def start_train(
         gpus=indexes,
         num_nodes=num_nodes,
         pool=pool_name(pool),
+        metrics_port=metrics_port,
     )
 
 
@@ -133,7 +139,7 @@ def start_node(
 
 
 @start_app.command("generate")
-def start_generate(queue: Queue = None, name: NewName = None) -> None:
+def start_generate(queue: Queue = None, name: NewName = None, metrics_port: MetricsPort = None) -> None:
     """Start a generation worker, which keeps models warm."""
     from apt_jobs.workers.generate import run_generate_worker
     from apt_jobs.workers.names import hold_default_name
@@ -141,7 +147,7 @@ def start_generate(queue: Queue = None, name: NewName = None) -> None:
     settings = load_settings()
     prepare_process(settings)
     name = name or hold_default_name(settings, "generate")
-    run_generate_worker(settings, name=name, queues=queue or ["generate"])
+    run_generate_worker(settings, name=name, queues=queue or ["generate"], metrics_port=metrics_port)
 
 
 @app.command("list")

@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
 from apt_jobs.db.dialect_models import ACTIVE_BATCH_STATES, Batch, BatchRequest, FileRow
+from apt_jobs.db.job_counts import num_in_states
 from apt_jobs.db.models import Job
 from apt_jobs.errors import Conflict, NotFound
 from apt_jobs.jobs.states import TERMINAL_STATES, JobState
@@ -104,7 +105,7 @@ def num_open(session: Session, batch_id: str) -> int:
 
 def num_waiting_jobs(session: Session) -> int:
     """Return how many jobs wait, of all queues."""
-    return session.scalar(select(func.count()).select_from(Job).where(Job.state == JobState.QUEUED)) or 0
+    return num_in_states(session, [JobState.QUEUED])
 
 
 def ended_requests(session: Session, batch_id: str, limit: int) -> list[tuple[BatchRequest, Job | None]]:

@@ -33,6 +33,12 @@ def get_checkpoint(session: Session, checkpoint_id: str) -> Checkpoint:
     return checkpoint
 
 
+def hold_checkpoint(session: Session, checkpoint_id: str) -> None:
+    """Keep a checkpoint from being deleted until this transaction, which names it in a new row, has ended."""
+    held = select(Checkpoint.id).where(Checkpoint.id == checkpoint_id)
+    session.execute(held.with_for_update(read=True, key_share=True)).all()
+
+
 def newest_checkpoint(session: Session) -> Checkpoint | None:
     """Return the checkpoint that was registered last, of any job."""
     return session.scalar(select(Checkpoint).order_by(Checkpoint.created_at.desc(), Checkpoint.id.desc()).limit(1))

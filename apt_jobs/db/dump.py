@@ -65,8 +65,8 @@ def load_block(connection: Connection, table: Table, block: bytes) -> int:
 
 
 def tables() -> Iterable[Table]:
-    """Return all tables, each behind those that its rows name."""
-    return Base.metadata.sorted_tables
+    """Return all tables, each behind those that its rows name. Counts are made again by the rows of `jobs`."""
+    return [table for table in Base.metadata.sorted_tables if table.name != "job_counts"]
 
 
 def _packed(lines: list[bytes]) -> bytes:

@@ -53,6 +53,7 @@ class Job(Base):
         Index("ix_jobs_schedule_id", "schedule_id", "state"),
         Index("ix_jobs_code_sha256", "code_sha256"),
         Index("ix_jobs_sweep_id", "sweep_id", "state"),
+        Index("ix_jobs_finished_at", "finished_at", "id"),  # what retention looks at, the oldest first
     )
 
     id: Mapped[str] = mapped_column(String(40), primary_key=True)

@@ -1,7 +1,7 @@
 """Queues: how full they are, how many of their jobs may run at once, and whether they are paused."""
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -9,6 +9,7 @@ from sqlalchemy import Engine, func, literal, select, text, union_all
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
+from apt_jobs.db.job_counts import JobCount, job_counts, num_in_states
 from apt_jobs.db.models import Job, QueueRow
 from apt_jobs.errors import Unavailable
 from apt_jobs.jobs.states import OWNED_STATES, JobState
@@ -34,37 +35,15 @@ class Queue:
 def list_queues(session: Session) -> list[Queue]:
     """Return every queue that has a job or a configuration, by name."""
     rows = {row.name: row for row in session.scalars(select(QueueRow))}
-    queued, running = _count_by_queue(session, [JobState.QUEUED]), _count_by_queue(session, OWNED_STATES)
+    counts = job_counts(session)
     found = []
-    for name in sorted({*_names_with_jobs(session), *rows}):
-        row = rows.get(name)
+    for name in sorted({*counts, *rows}):
+        row, by_state = rows.get(name), counts.get(name, {})
+        running = sum(by_state.get(state, 0) for state in OWNED_STATES)
         is_paused = row is not None and row.paused_at is not None
         max_running = None if row is None else row.max_running
-        found.append(Queue(name, queued.get(name, 0), running.get(name, 0), max_running, is_paused))
+        found.append(Queue(name, by_state.get(JobState.QUEUED, 0), running, max_running, is_paused))
     return found
-
-
-def _count_by_queue(session: Session, states: Collection[JobState]) -> dict[str, int]:
-    """Count jobs in some states: a range of `ix_jobs_by_queue` for each, without the rows and all other jobs."""
-    counted = select(Job.queue, func.count()).where(Job.state.in_(states)).group_by(Job.queue)
-    return dict(session.execute(counted).all())
-
-
-def _names_with_jobs(session: Session) -> list[str]:
-    """Return the queues of all jobs. Steps from queue to queue in `ix_jobs_waiting`, whatever the number of jobs."""
-    found = session.execute(
-        text(
-            """
-            WITH RECURSIVE used(queue) AS (
-              SELECT min(queue) FROM jobs
-              UNION ALL
-              SELECT (SELECT min(jobs.queue) FROM jobs WHERE jobs.queue > used.queue) FROM used WHERE queue IS NOT NULL
-            )
-            SELECT queue FROM used WHERE queue IS NOT NULL
-            """
-        )
-    )
-    return list(found.scalars())
 
 
 def configure_queue(session: Session, name: str, *, max_running: int | None, paused: bool) -> Queue:
@@ -127,27 +106,28 @@ def first_waiting(session: Session, names: Sequence[str], limit: int) -> dict[st
     return places
 
 
-def waits_of_first(session: Session, names: Sequence[str]) -> dict[str, float]:
+def paused_queues(session: Session) -> dict[str, bool]:
+    """Return of each queue that somebody configured whether it hands out no job."""
+    return {name: at is not None for name, at in session.execute(select(QueueRow.name, QueueRow.paused_at))}
+
+
+def waits_of_first(session: Session) -> dict[str, float]:
     """Return for how many seconds the waiting job that is next of each queue has been due; 0: it is not due yet.
 
-    One read of `ix_jobs_waiting` a queue, whatever waits behind.
+    One read of `ix_jobs_waiting` a queue with waiting jobs, whatever waits behind.
     """
-    if not names:
-        return {}
-    firsts = [
-        select(
-            select(literal(name).label("queue"), Job.not_before_at)
-            .where(Job.queue == name, Job.state == JobState.QUEUED, Job.holds == 0)
-            .order_by(Job.priority.desc(), Job.created_at, Job.id)
-            .limit(1)
-            .subquery()
-        )
-        for name in names
-    ]
-    merged = union_all(*firsts).subquery().c
+    waiting = select(JobCount.queue).where(JobCount.state == JobState.QUEUED).distinct().subquery().c
+    first = (
+        select(Job.not_before_at)
+        .where(Job.queue == waiting.queue, Job.state == JobState.QUEUED, Job.holds == 0)
+        .order_by(Job.priority.desc(), Job.created_at, Job.id)
+        .limit(1)
+        .scalar_subquery()
+    )
     waits: dict[str, float] = {}
-    for queue, due_at, now in session.execute(select(merged.queue, merged.not_before_at, now_plus(0))):
-        waits[queue] = max(0.0, (now - due_at).total_seconds())
+    for queue, due_at, now in session.execute(select(waiting.queue, first, now_plus(0))):
+        if due_at is not None:
+            waits[queue] = max(0.0, (now - due_at).total_seconds())
     return waits
 
 
@@ -164,7 +144,7 @@ def require_place(session: Session, max_queued_jobs: int, num_jobs: int = 1) -> 
     limits = _uncounted_until_s.setdefault(engine, {})
     if num_jobs == 1 and time.monotonic() < limits.get(max_queued_jobs, 0.0):
         return
-    waiting = session.scalar(select(func.count()).select_from(Job).where(Job.state == JobState.QUEUED)) or 0
+    waiting = num_in_states(session, [JobState.QUEUED])
     if waiting + num_jobs > max_queued_jobs:
         more = f", and {num_jobs} more are to" if num_jobs > 1 else ""
         raise Unavailable(f"{waiting} jobs wait already{more}; at most {max_queued_jobs}: try again later")

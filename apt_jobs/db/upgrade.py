@@ -15,6 +15,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, text
 
 from apt_jobs.db.engine import Database, named_errors
+from apt_jobs.db.job_counts import install_job_counts
 from apt_jobs.db.series.migrate import move_old_series
 from apt_jobs.errors import Unavailable
 
@@ -32,6 +33,8 @@ def upgrade_database(database: Database, revision: str = "head") -> None:
     """
     with _known_revisions(), migration_config(database) as config:
         command.upgrade(config, revision)
+        if revision == "head":
+            install_job_counts(config.attributes["connection"])
     if revision == "head":
         move_old_series(database)
 

@@ -1,9 +1,10 @@
 """The workers that are alive: each records itself every few seconds."""
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import case, delete, func, or_, select, update
+from sqlalchemy import case, delete, false, func, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -139,6 +140,23 @@ def list_workers(session: Session, alive_within_s: float | None = None) -> list[
     if alive_within_s is not None:
         query = query.where(WorkerRow.heartbeat_at > now_plus(-alive_within_s))
     return list(session.scalars(query))
+
+
+@dataclass(frozen=True, slots=True)
+class SeenWorker:
+    """A worker's row, and what the database's clock says of it."""
+
+    row: WorkerRow
+    is_alive: bool
+    is_paused: bool
+
+
+def seen_workers(session: Session, alive_within_s: float) -> list[SeenWorker]:
+    """Return all workers by name, with whether they were heard of in the last `alive_within_s` seconds."""
+    is_alive = WorkerRow.heartbeat_at > now_plus(-alive_within_s)
+    is_paused = func.coalesce(WorkerRow.paused_until_at > now_plus(0), false())
+    query = select(WorkerRow, is_alive, is_paused).order_by(WorkerRow.name)
+    return [SeenWorker(row, bool(alive), bool(paused)) for row, alive, paused in session.execute(query)]
 
 
 def warm_models(session: Session, alive_within_s: float) -> set[str]:

@@ -117,13 +117,13 @@ class SpoolReader:
     """Follow one spool file from a byte offset. The file may not exist yet."""
 
     def __init__(self, path: Path, offset: int = 0) -> None:
-        self._path = path
+        self.path = path
         self.offset = offset  # everything before it was returned
 
     def has_more(self) -> bool:
         """Return whether the file goes on after `offset`, be it with half a line."""
         try:
-            return self._path.stat().st_size > self.offset
+            return self.path.stat().st_size > self.offset
         except FileNotFoundError:
             return False
 
@@ -136,7 +136,7 @@ class SpoolReader:
             InvalidInput: a line is not a spool record; `offset` is already past it.
         """
         try:
-            with self._path.open("rb") as file:
+            with self.path.open("rb") as file:
                 file.seek(self.offset)
                 chunk = file.read(READ_CHUNK_BYTES + MAX_EVENT_BYTES)
         except FileNotFoundError:

@@ -7,7 +7,8 @@ from sqlalchemy.orm import Session
 
 from apt_jobs.artifacts.code import find_code, touch_code
 from apt_jobs.artifacts.datasets import find_dataset
-from apt_jobs.artifacts.models import EXTERNAL_PREFIX, lost_base, model_exists
+from apt_jobs.artifacts.models import EXTERNAL_PREFIX, lost_base, model_exists, resolve_model
+from apt_jobs.db.checkpoints import hold_checkpoint
 from apt_jobs.db.job_groups import insert_jobs
 from apt_jobs.db.jobs import get_job, insert_job, new_job
 from apt_jobs.db.models import Job
@@ -22,6 +23,7 @@ from apt_jobs.jobs.parent_results import REFERENCE
 from apt_jobs.jobs.spec import (
     BUILTIN_DATASET,
     BUILTIN_ENTRY_POINT,
+    CHECKPOINT_ID_PATTERN,
     CODE_ENTRY_POINT,
     GenerateSpec,
     TrainSpec,
@@ -56,6 +58,7 @@ def submit_job(session: Session, settings: Settings, spec: Spec) -> Job:
         Unavailable: too many jobs wait.
     """
     require_room(settings)
+    hold_model(session, model_named_by(spec))
     require_references(session, settings, spec)
     require_fitting(session, settings, spec)
     return insert_job(session, spec, max_queued_jobs=settings.max_queued_jobs)
@@ -75,6 +78,7 @@ def submit_generations(
     jobs: list[Job] = []
     for job_id, spec in specs.items():
         if spec.model not in faults:
+            hold_model(session, model_named_by(spec))
             faults[spec.model] = reference_faults(session, settings, spec)
         if found := faults[spec.model]:
             outcomes[job_id] = _invalid_references(found)
@@ -96,6 +100,7 @@ def checker(settings: Settings) -> Callable[[Session, Spec], None]:
 
     def check(session: Session, spec: Spec) -> None:
         require_room(settings)
+        hold_model(session, model_named_by(spec))
         require_references(session, settings, spec)
         require_fitting(session, settings, spec)
 
@@ -111,12 +116,30 @@ def require_retriable(session: Session, settings: Settings, job_id: str) -> None
     """
     spec = parse_spec(get_job(session, job_id).spec)
     require_room(settings)
+    hold_model(session, model_named_by(spec))
     # It was accepted once: what does nothing in it is no reason to leave it where it is.
     faults = [
         fault for fault in reference_faults(session, settings, spec) if not fault.field.startswith(("model.", "after/"))
     ]
     if faults:
         raise _invalid_references(faults)
+
+
+def model_named_by(spec: Spec) -> str | None:
+    """Return what a job calls the model that it starts from, or generates with."""
+    return spec.base_model if isinstance(spec, TrainSpec) else spec.model
+
+
+def hold_model(session: Session, name: str | None) -> None:
+    """Let the checkpoint that a name stands for be there until what refers to it is, whatever retention removes."""
+    if name is None:
+        return
+    try:
+        model_id = resolve_model(session, name)
+    except NotFound:
+        return
+    if CHECKPOINT_ID_PATTERN.match(model_id):
+        hold_checkpoint(session, model_id)
 
 
 def require_references(session: Session, settings: Settings, spec: Spec) -> None:

@@ -16,7 +16,7 @@ from apt_jobs.jobs.sweep_sampler import is_installed
 from apt_jobs.jobs.sweeps import InvalidSweep, PlannedJob, SweepFault, SweepSpec, single_changes
 from apt_jobs.operations import steer
 from apt_jobs.operations.data_directory import require_room
-from apt_jobs.operations.submit import ReferenceFault, reference_faults
+from apt_jobs.operations.submit import ReferenceFault, hold_model, reference_faults
 from apt_jobs.operations.sweep_proposals import choose_settings
 from apt_jobs.settings import Settings
 
@@ -44,6 +44,7 @@ def create_sweep(session: Session, settings: Settings, spec: SweepSpec, planned:
     for one in specs:
         key = _references_of(one)
         if key not in checked:
+            hold_model(session, one.base_model)
             checked[key] = reference_faults(session, settings, one)
         if checked[key]:
             raise InvalidSweep([_fault_of(spec, fault) for fault in checked[key]])

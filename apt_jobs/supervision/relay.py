@@ -130,6 +130,12 @@ class Relay:
             if self._batch:
                 time.sleep(RETRY.first_s)
 
+    def remove_spools(self) -> None:
+        """Remove the spool files of an attempt that has ended, if all that they hold is stored."""
+        if self._is_over and not self._batch:
+            for spool in self._spools:
+                spool.path.unlink(missing_ok=True)
+
     def log(self, level: str, message: str) -> None:
         """Add a line of the supervisor's own to the job's log."""
         assert level in ("info", "warning", "error")

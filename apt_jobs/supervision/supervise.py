@@ -126,6 +126,7 @@ class Supervisor:
                 if ending is not Ending.FENCED:
                     relay.drain(LAST_EVENTS_TIMEOUT_S)
                     self._report(ending, tree, relay, run_file, logs)
+                    relay.remove_spools()
         except Fenced:
             logger.warning("fenced: another attempt may own the job", extra=self._labels())
         finally:

@@ -33,6 +33,7 @@ from apt_jobs.web.api import (
     media,
     models,
     operations,
+    retention,
     schedules,
     secrets,
     sweeps,
@@ -46,7 +47,16 @@ from apt_jobs.web.live.generation_streams import GenerationStreams
 from apt_jobs.web.live.job_socket import refuse_unknown, upgrade_required, watch_job
 from apt_jobs.web.live.multiplexed_socket import watch_jobs
 from apt_jobs.web.live.streams import LiveStreams
-from apt_jobs.web.loops import advance_loop, fire_loop, preempt_loop, prune_loop, reap_loop, wake_up_loop
+from apt_jobs.web.loops import (
+    advance_loop,
+    fire_loop,
+    fold_loop,
+    preempt_loop,
+    prune_loop,
+    reap_loop,
+    retention_loop,
+    wake_up_loop,
+)
 from apt_jobs.web.metrics import Measured, Metrics
 from apt_jobs.web.openai import batches as openai_batches
 from apt_jobs.web.openai import completions as openai_completions
@@ -137,6 +147,8 @@ ROUTES: list[BaseRoute] = [
     Route("/api/workers", operations.get_workers, methods=["GET"]),
     Route("/api/workers/{name:path}/drain", operations.drain_worker, methods=["POST"]),
     Route("/api/workers/{name:path}/resume", operations.resume_worker, methods=["POST"]),
+    Route("/api/retention", retention.preview_retention, methods=["GET"]),
+    Route("/api/retention", retention.run_retention, methods=["POST"]),
     Route("/api/keys", operations.get_keys, methods=["GET"]),
     Route("/api/secrets", secrets.get_secrets, methods=["GET"]),
     Route("/api/secrets/{name}", secrets.set_secret, methods=["PUT"]),
@@ -185,6 +197,23 @@ ROUTES: list[BaseRoute] = [
 ]
 
 
+LOOPS = (
+    sweep_loop,
+    wake_up_loop,
+    reap_loop,
+    fire_loop,
+    prune_loop,
+    fold_loop,
+    retention_loop,
+    preempt_loop,
+    batch_loop,
+    advance_loop,
+    webhook_loop,
+    condition_loop,
+    log_prune_loop,
+)
+
+
 def create_app(settings: Settings) -> Starlette:
     """Build the ASGI application. Its loops and connections start and stop with its lifespan."""
 
@@ -203,11 +232,8 @@ def create_app(settings: Settings) -> Starlette:
         )
         generations = GenerationStreams(settings.redis)
         app.state.service, app.state.streams, app.state.generations = service, streams, generations
-        loops = [generations.follow(), streams.follow(), streams.check_heads(), streams.run_maintenance()]
-        loops += [sweep_loop(service), admissions.recheck_loop()]
-        loops += [wake_up_loop(service), reap_loop(service), fire_loop(service), prune_loop(service)]
-        loops += [preempt_loop(service), batch_loop(service), advance_loop(service)]
-        loops += [webhook_loop(service), condition_loop(service), log_prune_loop(service)]
+        streaming = [generations.follow(), streams.follow(), streams.check_heads(), streams.run_maintenance()]
+        loops = [*streaming, admissions.recheck_loop(), *(loop(service) for loop in LOOPS)]
         tasks = [asyncio.create_task(loop) for loop in loops]
         try:
             yield

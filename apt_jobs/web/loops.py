@@ -7,21 +7,24 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from apt_jobs.backoff import Backoff
+from apt_jobs.db.job_counts import MAX_FOLDED, fold_counts, needs_fold
 from apt_jobs.db.jobs import has_expired, reap_expired
 from apt_jobs.db.preemptions import plan_preemptions, request_preemption
 from apt_jobs.db.queues import queues_with_due_jobs
 from apt_jobs.db.schedules import fire_due, has_due
 from apt_jobs.db.sweeps import open_sweeps
-from apt_jobs.errors import AptJobsError, Unavailable
+from apt_jobs.errors import AptJobsError, Conflict, Unavailable
 from apt_jobs.jobs.preemption import preemption_rules
 from apt_jobs.jobs.retry import retry_rules
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.operations.prune_code import prune_code
+from apt_jobs.operations.retention import apply_retention
 from apt_jobs.operations.submit import checker
 from apt_jobs.operations.sweeps import advance_sweep
+from apt_jobs.retention_policy import RetentionPolicy
 from apt_jobs.web.service import Service
 
 logger = logging.getLogger(__name__)
@@ -31,9 +34,14 @@ WAKE_UP_MIN_PAUSE_S = 0.2
 WAKE_UP_BACKOFF = Backoff(2.0, 60.0)  # of a queue with due jobs that nobody claims; workers look by themselves, too
 REAP_EVERY_OF_LEASE = 1 / 12
 FIRE_EVERY_S = 1.0
+MAX_FOLDS = 100  # in a row
 PREEMPT_EVERY_S = 1.0
 ADVANCE_EVERY_S = 1.0
+FOLD_EVERY_S = 5.0
 PRUNE_EVERY_S = 3_600.0
+RETENTION_EVERY_S = 3_600.0
+RETENTION_MAX_JOBS = 200  # of one run: a process that ends waits for it
+RETENTION_PAUSE_S = 1.0  # between two runs while there is more to remove
 REAP_GRACE_OF_LEASE = 0.5  # an attempt is reaped when its lease has been over for half of its length
 
 
@@ -94,6 +102,30 @@ async def prune_loop(service: Service) -> None:
         await asyncio.sleep(PRUNE_EVERY_S)
 
 
+async def retention_loop(service: Service) -> None:
+    """Remove what is kept no longer. Without a policy there is nothing to do, ever."""
+    policy = service.settings.retention
+    if policy is None:
+        return
+    is_complete = True
+
+    async def step() -> None:
+        nonlocal is_complete
+        is_complete = True  # also if it breaks: an hour later is soon enough
+        is_complete = await asyncio.to_thread(_retain, service, policy)
+
+    while True:
+        await tried("retention", step)
+        await asyncio.sleep(RETENTION_EVERY_S if is_complete else RETENTION_PAUSE_S)
+
+
+async def fold_loop(service: Service) -> None:
+    """Add up what the counts of jobs consist of, before that is more than a scrape should read."""
+    while True:
+        await tried("fold", lambda: asyncio.to_thread(_fold, service))
+        await asyncio.sleep(FOLD_EVERY_S)
+
+
 async def fire_loop(service: Service) -> None:
     """Submit the jobs of schedules that are due."""
     while True:
@@ -144,9 +176,30 @@ def _preempt(service: Service) -> None:
             logger.info("jobs yield to one of higher priority", extra={"job_id": plan.job_id, "victims": victims})
 
 
+def _fold(service: Service) -> None:
+    with service.database.read() as session:  # most looks find nothing: no write transaction for them
+        if not needs_fold(session):
+            return
+    for _ in range(MAX_FOLDS):
+        with service.database.write() as session:
+            if fold_counts(session) < MAX_FOLDED:
+                return
+
+
 def _prune(service: Service) -> None:
     if num_removed := prune_code(service.database, service.settings):
         logger.info("removed code that no job names", extra={"count": num_removed})
+
+
+def _retain(service: Service, policy: RetentionPolicy) -> bool:
+    """Do one run; returns whether nothing is left to remove."""
+    try:
+        removed = apply_retention(service.database, service.settings, policy, RETENTION_MAX_JOBS)
+    except Conflict as exc:  # another web process does so
+        logger.info("nothing was removed", extra={"why": str(exc)})
+        return True
+    logger.info("removed what is kept no longer", extra=asdict(removed))
+    return removed.is_complete
 
 
 async def _fire(service: Service) -> None:

@@ -1,32 +1,25 @@
 """What Prometheus scrapes at `GET /metrics`: this process's requests and streams, and what the database says of all.
 
-Every web process says the same of queues and workers, so that any one may be scraped; counters are its own. No sample
-costs a scan: what waits and runs is counted in an index, and what has ended is not counted at all.
+Every web process says the same of queues and workers (database_samples.py), so that any one may be scraped; counters
+are its own.
 """
 
-from collections import Counter as Counts
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
-from sqlalchemy.orm import Session
 from starlette._utils import get_route_path
 from starlette.types import Scope
 
-from apt_jobs import __version__
 from apt_jobs.db.engine import Database
-from apt_jobs.db.queues import Queue, list_queues, waits_of_first
-from apt_jobs.db.workers import list_workers, paused_workers
-from apt_jobs.errors import AptJobsError
-from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.settings import Settings
+from apt_jobs.web.database_samples import FromDatabase
 from apt_jobs.web.noted import Noted
 
-MAX_QUEUES = 200  # with samples of their own, the longest first; the others are added up as `OTHERS`
-OTHERS = "(others)"  # no queue may be named so
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 OTHER_METHOD = "(other)"
 UNKNOWN_ROUTE = "(none)"  # a stranger's addresses would make as many series
@@ -41,6 +34,8 @@ class Streams(Protocol):
     @property
     def num_watchers(self) -> int: ...
 
+    on_live: Callable[[int, datetime], None]
+
 
 class Metrics:
     """The samples of one web process."""
@@ -49,7 +44,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
-        self._registry.register(_FromDatabase(settings, database))
+        self._registry.register(FromDatabase(settings, database))
         self._registry.register(_FromStreams(streams))
         self.requests = Histogram(
             "apt_jobs_http_response_start_seconds",
@@ -67,6 +62,21 @@ class Metrics:
             "apt_jobs_schedule_jobs", "Jobs of schedules that this process submitted.", registry=self._registry
         )
 
+        self._live_events = Counter(
+            "apt_jobs_stream_events", "Events of watched jobs that came live.", registry=self._registry
+        )
+        self._lag = Histogram(
+            "apt_jobs_stream_lag_seconds",
+            "Seconds from the oldest event of a batch until this process has it, on its way to browsers.",
+            buckets=BUCKETS_S,
+            registry=self._registry,
+        )
+        streams.on_live = self._note_live
+
+    def _note_live(self, num_events: int, oldest_at: datetime) -> None:
+        self._live_events.inc(num_events)
+        self._lag.observe(max(0.0, (datetime.now(UTC) - oldest_at).total_seconds()))
+
     def exposition(self, accept: str) -> tuple[bytes, str]:
         """Return all samples and their content type, in the format that `Accept` asks for. Reads the database."""
         encode, content_type = choose_encoder(accept)
@@ -80,33 +90,6 @@ class Measured(Noted):
         """Count the request."""
         metrics: Metrics = scope["app"].state.metrics
         metrics.requests.labels(_method(scope), _route(scope), str(status)).observe(elapsed_s)
-
-
-class _FromDatabase(Collector):
-    """Queues and workers, read at each scrape."""
-
-    def __init__(self, settings: Settings, database: Database) -> None:
-        self._settings, self._database = settings, database
-
-    def describe(self) -> list[GaugeMetricFamily]:
-        """Return nothing: the registry would read the database to learn the names."""
-        return []
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        """Yield the samples; without the database only that it does not answer."""
-        found: list[GaugeMetricFamily] = []
-        try:
-            with self._database.read() as session:
-                found = [*_queue_samples(session), _worker_samples(session, self._settings)]
-        except AptJobsError:
-            pass
-        up = GaugeMetricFamily("apt_jobs_database_up", "Whether the database answered this scrape.")
-        up.add_metric((), float(bool(found)))
-        yield up
-        info = GaugeMetricFamily("apt_jobs_build_info", "The version, as a label.", labels=("version",))
-        info.add_metric((__version__,), 1.0)
-        yield info
-        yield from found
 
 
 class _FromStreams(Collector):
@@ -123,44 +106,6 @@ class _FromStreams(Collector):
         watchers = GaugeMetricFamily("apt_jobs_watchers", "Live streams that are open at this process.")
         watchers.add_metric((), self._streams.num_watchers)
         yield watchers
-
-
-def _queue_samples(session: Session) -> Iterator[GaugeMetricFamily]:
-    queues = sorted(list_queues(session), key=lambda queue: -queue.queued - queue.running)
-    shown, others = queues[:MAX_QUEUES], queues[MAX_QUEUES:]
-    if others:
-        rest = Queue(OTHERS, sum(q.queued for q in others), sum(q.running for q in others), None, False)
-        shown = [*shown, rest]
-    jobs = GaugeMetricFamily("apt_jobs_jobs", "Jobs that have not ended, by what they do.", labels=("queue", "state"))
-    paused = GaugeMetricFamily("apt_jobs_queue_paused", "Whether the queue hands out no job.", labels=("queue",))
-    for queue in shown:
-        jobs.add_metric((queue.name, "queued"), queue.queued)
-        jobs.add_metric((queue.name, "running"), queue.running)
-        paused.add_metric((queue.name,), float(queue.is_paused))
-    waits = GaugeMetricFamily(
-        "apt_jobs_queue_wait_seconds", "How long the job that is next in its queue has waited.", labels=("queue",)
-    )
-    for name, wait_s in waits_of_first(session, [queue.name for queue in shown if queue.queued]).items():
-        waits.add_metric((name,), wait_s)
-    yield from (jobs, paused, waits)
-
-
-def _worker_samples(session: Session, settings: Settings) -> GaugeMetricFamily:
-    alive = {worker.name for worker in list_workers(session, alive_within_s(settings))}
-    paused = paused_workers(session)
-    counts: Counts[tuple[str, str]] = Counts()
-    for worker in list_workers(session):
-        if worker.name not in alive:
-            state = "lost"
-        elif worker.drain_requested_at is not None:
-            state = "draining"
-        else:
-            state = "paused" if worker.name in paused else "ready"
-        counts[worker.kind, state] += 1
-    family = GaugeMetricFamily("apt_jobs_workers", "Workers by kind and state.", labels=("kind", "state"))
-    for labels, number in sorted(counts.items()):
-        family.add_metric(labels, number)
-    return family
 
 
 def _method(scope: Scope) -> str:

@@ -31,6 +31,7 @@ from apt_jobs.jobs.spec import CODE_ENTRY_POINT
 from apt_jobs.operations.data_directory import DATA_ID, why_not_usable
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.settings import Settings
+from apt_jobs.workers.metrics import WorkerMetrics
 from apt_jobs.workers.packer import Packer
 
 logger = logging.getLogger(__name__)
@@ -65,11 +66,13 @@ class Consumer:
         packer: Packer | None = None,
         pool: str | None = None,
         why_unusable: Callable[[], str | None] = lambda: None,
+        metrics_port: int | None = None,
     ) -> None:
         self.settings, self.name, self.kind, self.queues = settings, name, kind, list(queues)
         self._pool, self._why_unusable = pool, why_unusable
         self.database = Database(settings.database)
         self.publisher = LivePublisher(settings.redis)
+        self._metrics = None if metrics_port is None else WorkerMetrics(self.database, metrics_port)
         self.draining = threading.Event()
         self._concurrency, self._serve, self._describe_gpus = concurrency, serve, describe_gpus
         self._warm_models = warm_models
@@ -92,7 +95,7 @@ class Consumer:
 
         Raises:
             Unavailable: the database does not answer, or has the schema of another version.
-            AlreadyRunning: another worker has this name.
+            AlreadyRunning: another worker has this name, or the port for metrics is in use.
         """
         self._check()
         prepare()
@@ -200,12 +203,16 @@ class Consumer:
                 return
             job_ids = [claimed.job.id for claimed in group]
             self._current.update(job_ids)
+            if self._metrics is not None:
+                self._metrics.note_claimed(group)
             try:
                 self._serve(group)
             except AptJobsError:
                 logger.exception("serving jobs broke", extra={"job_ids": job_ids})
             finally:
                 self._current.difference_update(job_ids)
+                if self._metrics is not None:
+                    self._metrics.note_served(group)
 
     @property
     def is_stopping(self) -> bool:
@@ -327,6 +334,8 @@ class Consumer:
         with self.database.write() as session:
             require_free_name(session, self.name, socket.gethostname(), alive_within_s(self.settings))
             self._recorded(session)
+        if self._metrics is not None:
+            self._metrics.serve(self.settings.metrics_host, self._describe_gpus)
 
     def _record_loop(self) -> None:
         while not self._closed.is_set():
@@ -369,6 +378,8 @@ class Consumer:
         )
 
     def _forget(self) -> None:
+        if self._metrics is not None:
+            self._metrics.close()
         try:
             with self.database.write() as session:
                 remove_worker(session, self.name)

@@ -65,7 +65,15 @@ class _Why(Enum):
 class GenerateWorker:
     """One engine and as many waiting threads as `generate_concurrency`. `device`: "auto", "cpu" or "cuda"."""
 
-    def __init__(self, settings: Settings, *, name: str, queues: Sequence[str], device: str = "auto") -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        name: str,
+        queues: Sequence[str],
+        device: str = "auto",
+        metrics_port: int | None = None,
+    ) -> None:
         self._settings, gpus = settings, find_gpus(None)
         fractions = settings.gpu_memory_fractions
         self._engine = Engine(
@@ -97,6 +105,7 @@ class GenerateWorker:
             on_resume=self._resume,
             describe_gpus=lambda: describe_gpus(gpus),
             warm_models=self._warm_models,
+            metrics_port=metrics_port,
         )
 
     def run(self) -> None:
@@ -376,10 +385,12 @@ class _Served:
         }, None
 
 
-def run_generate_worker(settings: Settings, *, name: str, queues: Sequence[str]) -> None:
+def run_generate_worker(
+    settings: Settings, *, name: str, queues: Sequence[str], metrics_port: int | None = None
+) -> None:
     """Entry of the process."""
     keep_private(settings.root)
-    GenerateWorker(settings, name=name, queues=queues).run()
+    GenerateWorker(settings, name=name, queues=queues, metrics_port=metrics_port).run()
 
 
 def default_threads() -> int:

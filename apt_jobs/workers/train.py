@@ -45,6 +45,7 @@ class TrainWorker:
         gpus: Sequence[int] | None,
         num_nodes: int,
         pool: str | None = None,
+        metrics_port: int | None = None,
     ) -> None:
         self._settings, self._name, self._num_nodes = settings, name, num_nodes
         self._gpus, self._gpu_locks = find_gpus(gpus), GpuLocks()
@@ -64,6 +65,7 @@ class TrainWorker:
             describe_gpus=self._describe_gpus,
             packer=self._packer,
             pool=pool,
+            metrics_port=metrics_port,
         )
 
     def _offer(self) -> Offer:
@@ -223,8 +225,11 @@ def run_train_worker(
     gpus: Sequence[int] | None,
     num_nodes: int,
     pool: str | None = None,
+    metrics_port: int | None = None,
 ) -> None:
     """Entry of the process. `gpus=None`: all of this machine. `num_nodes`: with those of `apt-jobs worker node`."""
     require_limits(settings)
     keep_private(settings.root)
-    TrainWorker(settings, name=name, queues=queues, gpus=gpus, num_nodes=num_nodes, pool=pool).run()
+    TrainWorker(
+        settings, name=name, queues=queues, gpus=gpus, num_nodes=num_nodes, pool=pool, metrics_port=metrics_port
+    ).run()

@@ -215,7 +215,7 @@ def test_no_other_user_can_read_what_the_service_and_the_ranks_write(stack: Stac
     written = {stack.data_dir, *stack.data_dir.rglob("*")} - own
     assert {str(path): oct(path.lstat().st_mode) for path in written if path.lstat().st_mode & 0o077} == {}
     names = {path.name for path in written}
-    assert {"apt_jobs.sqlite3", "rank-0.spool", "stdout.log", "model.safetensors", "worker-train.log"} <= names
+    assert {"apt_jobs.sqlite3", "stdout.log", "model.safetensors", "worker-train.log"} <= names
     umasks = {pid: umask_of(pid) for pid in stack.pids()}
     assert {umask for umask in umasks.values() if umask is not None} == {"0077"}
 

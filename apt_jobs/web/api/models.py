@@ -28,6 +28,7 @@ from apt_jobs.errors import AptJobsError, Conflict, InvalidInput, NotFound
 from apt_jobs.events.codec import timestamp
 from apt_jobs.jobs.spec import CHECKPOINT_ID_PATTERN, ModelName
 from apt_jobs.operations.liveness import alive_within_s
+from apt_jobs.operations.submit import hold_model
 from apt_jobs.settings import Settings
 from apt_jobs.web.api.endpoint import endpoint
 from apt_jobs.web.problems import ProblemError
@@ -98,6 +99,7 @@ async def put_alias(request: Request) -> Response:
             raise Conflict(f"{alias!r} is the id of a model; choose another alias")
         if model in list_aliases(session):
             raise InvalidInput(f"model: {model!r} is an alias itself; name the model")
+        hold_model(session, model)
         if not model_exists(session, service.settings, model):
             raise NotFound(f"no model {model!r}; GET /api/models lists what can generate")
         set_alias(session, alias, model)

@@ -7,6 +7,7 @@ that all sockets share. Between the live wire and a block nothing is parsed, unl
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,7 @@ from apt_jobs.events.codec import FRAME_BYTES, frames_of, runs
 from apt_jobs.events.conflation import Conflation
 
 _TEXT, _BINARY = 0x81, 0x82  # final frame of a text or binary message
-_EVENTS = b'"events":['
+_AT, _EVENTS = b'"at":"', b'"events":['
 
 
 class Form(StrEnum):
@@ -73,6 +74,12 @@ class Batch:
         """Parsed once, and only for views that need it."""
         events: list[dict[str, Any]] = orjson.loads(self.raw)["events"]
         return events
+
+    @property
+    def first_at(self) -> datetime:
+        """When its first event was made. Nothing but its head is parsed."""
+        begin = self.raw.index(_AT) + len(_AT)
+        return datetime.fromisoformat(self.raw[begin : self.raw.index(b'"', begin)].decode())
 
     @property
     def body(self) -> bytes:

@@ -6,8 +6,9 @@ anyone sees it, so every ring is contiguous.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from datetime import datetime
 
 from starlette.applications import Starlette
 from starlette.requests import HTTPConnection
@@ -125,6 +126,7 @@ class LiveStreams:
         self._history = BlockHistory(database)
         self._subscriber = LiveSubscriber(redis_url)
         self._streams: dict[str, JobStream] = {}
+        self.on_live: Callable[[int, datetime], None] = lambda *_: None  # number and oldest of what came live
 
     @property
     def num_jobs(self) -> int:
@@ -184,6 +186,7 @@ class LiveStreams:
     async def _take(self, stream: JobStream, batch: Batch) -> None:
         if not stream.ready.is_set() or batch.last_seq <= stream.head:
             return  # seen already, or the first look into the database will find it
+        self.on_live(batch.last_seq - batch.first_seq + 1, batch.first_at)
         if batch.first_seq == stream.head + 1:
             stream.take(batch)
         else:

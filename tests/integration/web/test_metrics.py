@@ -1,8 +1,9 @@
 """`GET /metrics` as Prometheus reads it: what it says of queues, workers, requests and streams, and to whom."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -15,9 +16,11 @@ from apt_jobs.db.clock import now_plus
 from apt_jobs.db.jobs import insert_job
 from apt_jobs.db.models import Job, WorkerRow
 from apt_jobs.db.queues import configure_queue
+from apt_jobs.db.steering import request_cancel, request_pause
 from apt_jobs.db.workers import pause_worker, record_worker, set_drained
 from apt_jobs.jobs.spec import TrainSpec, parse_spec
-from apt_jobs.web.metrics import MAX_QUEUES, OTHERS
+from apt_jobs.web.database_samples import MAX_QUEUES, OTHERS
+from apt_jobs.workers.metrics import WorkerMetrics
 from tests.integration.web.served import Served, until
 
 pytestmark = pytest.mark.parametrize("served", ["direct"], indirect=True)
@@ -50,7 +53,7 @@ def key(name: str, **labels: str) -> tuple[str, frozenset[tuple[str, str]]]:
     return name, frozenset(labels.items())
 
 
-def record(served: Served, name: str) -> None:
+def record(served: Served, name: str, gpus: Sequence[dict[str, Any]] = ()) -> None:
     with served.database.write() as session:
         record_worker(
             session,
@@ -60,7 +63,7 @@ def record(served: Served, name: str) -> None:
             hostname="here",
             pid=1,
             version="1",
-            gpus=[],
+            gpus=list(gpus),
             current_job_id=None,
         )
 
@@ -79,9 +82,40 @@ def test_queues_say_what_waits_runs_and_how_long(served: Served, http: httpx.Cli
     assert samples[key("apt_jobs_jobs", queue="train", state="running")] == 1
     assert 100 <= samples[key("apt_jobs_queue_wait_seconds", queue="train")] < 200
     assert samples[key("apt_jobs_queue_wait_seconds", queue="later")] == 0
+    assert samples[key("apt_jobs_queue_depth", queue="train")] == 2
     assert samples[key("apt_jobs_queue_paused", queue="train")] == 0
     assert samples[key("apt_jobs_queue_paused", queue="later")] == 1
     assert samples[key("apt_jobs_database_up")] == 1
+
+
+def test_what_ends_is_counted_as_ended(served: Served, http: httpx.Client) -> None:
+    with served.database.write() as session:
+        for _ in range(3):
+            request_cancel(session, insert_job(session, TrainSpec(kind="train")).id)
+        request_pause(session, insert_job(session, TrainSpec(kind="train")).id)
+    samples = scrape(served, http)
+    assert samples[key("apt_jobs_ended_jobs", state="cancelled")] == 3
+    assert samples[key("apt_jobs_ended_jobs", state="dead")] == 0
+    assert samples[key("apt_jobs_jobs", queue="train", state="paused")] == 1
+
+
+def test_live_events_and_their_lag_are_counted(served: Served, http: httpx.Client) -> None:
+    job_id = served.new_job()
+    with served.connected(f"/ws/jobs/{job_id}"):
+        served.say_lines(job_id, 5)
+        until(lambda: scrape(served, http)[key("apt_jobs_stream_events_total")] >= 5)
+    samples = scrape(served, http)
+    assert samples[key("apt_jobs_stream_lag_seconds_count")] >= 1
+    assert 0 <= samples[key("apt_jobs_stream_lag_seconds_sum")] < 60
+
+
+def test_gpus_are_shown_by_worker(served: Served, http: httpx.Client) -> None:
+    gpu = {"index": 1, "name": "H200", "memory_total_bytes": 10, "memory_used_bytes": 4, "utilization_percent": 50}
+    record(served, "a", gpus=[gpu, {"index": 2, "name": "unreadable: it is lost"}])
+    samples = scrape(served, http)
+    assert samples[key("apt_jobs_gpu_utilization_ratio", worker="a", gpu="1", model="H200")] == 0.5
+    assert samples[key("apt_jobs_gpu_memory_used_bytes", worker="a", gpu="1", model="H200")] == 4
+    assert len([name for name, _ in samples if name == "apt_jobs_gpu_memory_bytes"]) == 1
 
 
 def test_workers_are_counted_by_what_they_may_do(served: Served, http: httpx.Client) -> None:
@@ -158,13 +192,27 @@ def test_dashboard_alerts_and_documentation_name_what_is_scraped(served: Served,
     with served.database.write() as session:
         insert_job(session, TrainSpec(kind="train"))
     http.get("/healthz")
-    names = {name for name, _ in scrape(served, http)}
+    worker = WorkerMetrics(served.database, 0)
+    worker.serve("127.0.0.1", list)
+    names = {"apt_jobs_http_response_start_seconds", "apt_jobs_stream_lag_seconds", "apt_jobs_claim_wait_seconds"}
+    parts: set[str] = set()  # of histograms, which are documented as a whole
+    for answer in (
+        http.get("/metrics", headers=served.headers),
+        httpx.get(f"http://127.0.0.1:{worker.port}/metrics", trust_env=False),
+    ):
+        for family in read_text(answer.text):  # also those without a sample yet
+            if family.type == "histogram":
+                parts |= {f"{family.name}_{part}" for part in ("bucket", "count", "sum", "created")}
+            elif not family.name.endswith("_created"):
+                names.add(f"{family.name}_total" if family.type == "counter" else family.name)
+    worker.close()
     for file in ("examples/grafana_dashboard.json", "examples/prometheus_rules.yml", "docs/how-to/metrics.md"):
         named = set(re.findall(r"\bapt_jobs_[a-z_]+|\bprocess_[a-z_]+\b", (ROOT / file).read_text()))
-        documented = {"apt_jobs_http_response_start_seconds"}  # a histogram, by its name without what is counted
-        assert named - names - documented <= {"process_"}, file
+        assert named - names - parts <= {"process_"}, file
     for expression in re.findall(r'"expr": "(.*)"', (ROOT / "examples/grafana_dashboard.json").read_text()):
         assert any(name in expression for name in names)
+    documented = (ROOT / "docs/how-to/metrics.md").read_text()
+    assert {name for name in names if name.startswith("apt_jobs_") and name not in documented} - parts <= set()
 
 
 def test_without_a_key_nothing_is_said_and_a_viewer_may_scrape(served: Served, http: httpx.Client) -> None:

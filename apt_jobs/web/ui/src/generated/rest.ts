@@ -1209,6 +1209,32 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/retention": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Say what the policy of `APT_JOBS_RETENTION` would remove now
+         * @description Say what the policy of `APT_JOBS_RETENTION` would remove now. Nothing is removed.
+         */
+        get: operations["preview_retention"];
+        put?: never;
+        /**
+         * Remove what a policy says, or say what would go
+         * @description Remove what a policy says, or say what would go: a dry run, unless `dry_run` is false.
+         *
+         *     What is promoted, and what jobs that have not ended need, stays, however the policy is.
+         */
+        post: operations["run_retention"];
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/keys": {
         parameters: {
             query?: never;
@@ -1901,6 +1927,53 @@ export interface components {
          *     }
          */
         AnyJobSpec: components["schemas"]["TrainSpec"] | components["schemas"]["GenerateSpec"];
+        /** @description A policy as answers have it: with every field. */
+        AppliedPolicy: {
+            /**
+             * @description Ended jobs are kept for so many days.
+             * @default null
+             */
+            days: number | null;
+            /** @description Days for jobs with a label instead, as {"run=smoke": 7}; 0: for good, whatever else is set. */
+            label_days: {
+                [key: string]: number;
+            };
+            /**
+             * @description So many ended jobs are kept; the oldest go first.
+             * @default null
+             */
+            max_jobs: number | null;
+            /**
+             * @description Checkpoints of ended jobs have so many bytes together; the oldest jobs go first.
+             * @default null
+             */
+            max_bytes: number | null;
+            /**
+             * @description Then a job that has ended keeps its best checkpoint only, or its last.
+             * @default null
+             */
+            checkpoint_days: number | null;
+            /**
+             * @description Then the run folder of an ended job goes, with all that it wrote there.
+             * @default null
+             */
+            run_days: number | null;
+            /**
+             * @description Then the text of its log lines goes, but for warnings and errors.
+             * @default null
+             */
+            log_days: number | null;
+            /**
+             * @description Workers that were not heard of for so long are forgotten.
+             * @default null
+             */
+            worker_days: number | null;
+            /**
+             * @description API keys that ended so long ago are forgotten.
+             * @default null
+             */
+            key_days: number | null;
+        };
         AssistantMessage: {
             /** @constant */
             role: "assistant";
@@ -4137,6 +4210,99 @@ export interface components {
             /** @default null */
             json_schema?: components["schemas"]["NamedSchema"] | null;
         };
+        /** @description What is removed, or would be. */
+        RetentionAnswer: {
+            /** @description What was applied; null: there is none, and nothing goes. */
+            policy: components["schemas"]["AppliedPolicy"] | null;
+            is_dry_run: boolean;
+            num_jobs: number;
+            /** @description Of jobs that stay. */
+            num_checkpoints: number;
+            /** @description Of all checkpoints that go, with their jobs or without. */
+            num_bytes: number;
+            num_run_folders: number;
+            /** @description Whose text goes; not counted before. */
+            num_log_lines: number;
+            num_workers: number;
+            num_keys: number;
+            /** @description Browser sessions and login links that are over. */
+            num_sessions: number;
+            /** @description Folders that no row names, older than a day; looked for once a day. */
+            num_orphans: number;
+            /** @description The first 20 jobs. */
+            job_ids: string[];
+            /** @description Jobs that the policy means and that stay, by the reason. */
+            kept: {
+                [key: string]: number;
+            };
+            /** @description false: there is more than one run removes; repeat it. */
+            is_complete: boolean;
+        };
+        /** @description One run. */
+        RetentionBody: {
+            /**
+             * @description Remove nothing, and say what would go.
+             * @default true
+             */
+            dry_run?: boolean;
+            /**
+             * @description null: the one of `APT_JOBS_RETENTION`.
+             * @default null
+             */
+            policy?: components["schemas"]["RetentionPolicy"] | null;
+            /**
+             * @description Jobs that one run removes at most.
+             * @default 1000
+             */
+            max_jobs?: number;
+        };
+        /** @description Which ended jobs are removed, and what of those that are kept. A field that is null removes nothing. */
+        RetentionPolicy: {
+            /**
+             * @description Ended jobs are kept for so many days.
+             * @default null
+             */
+            days?: number | null;
+            /** @description Days for jobs with a label instead, as {"run=smoke": 7}; 0: for good, whatever else is set. */
+            label_days?: {
+                [key: string]: number;
+            };
+            /**
+             * @description So many ended jobs are kept; the oldest go first.
+             * @default null
+             */
+            max_jobs?: number | null;
+            /**
+             * @description Checkpoints of ended jobs have so many bytes together; the oldest jobs go first.
+             * @default null
+             */
+            max_bytes?: number | null;
+            /**
+             * @description Then a job that has ended keeps its best checkpoint only, or its last.
+             * @default null
+             */
+            checkpoint_days?: number | null;
+            /**
+             * @description Then the run folder of an ended job goes, with all that it wrote there.
+             * @default null
+             */
+            run_days?: number | null;
+            /**
+             * @description Then the text of its log lines goes, but for warnings and errors.
+             * @default null
+             */
+            log_days?: number | null;
+            /**
+             * @description Workers that were not heard of for so long are forgotten.
+             * @default null
+             */
+            worker_days?: number | null;
+            /**
+             * @description API keys that ended so long ago are forgotten.
+             * @default null
+             */
+            key_days?: number | null;
+        };
         /** @description What halving found at one rung. */
         Rung: {
             step: number;
@@ -5397,6 +5563,7 @@ export type AliasAnswer = components['schemas']['AliasAnswer'];
 export type AliasBody = components['schemas']['AliasBody'];
 export type AnomalyPolicy = components['schemas']['AnomalyPolicy'];
 export type AnyJobSpec = components['schemas']['AnyJobSpec'];
+export type AppliedPolicy = components['schemas']['AppliedPolicy'];
 export type AssistantMessage = components['schemas']['AssistantMessage'];
 export type AttemptAnswer = components['schemas']['AttemptAnswer'];
 export type AttemptFacts = components['schemas']['AttemptFacts'];
@@ -5508,6 +5675,9 @@ export type RankMemoryAnswer = components['schemas']['RankMemoryAnswer'];
 export type Refusal = components['schemas']['Refusal'];
 export type Resources = components['schemas']['Resources'];
 export type ResponseFormat = components['schemas']['ResponseFormat'];
+export type RetentionAnswer = components['schemas']['RetentionAnswer'];
+export type RetentionBody = components['schemas']['RetentionBody'];
+export type RetentionPolicy = components['schemas']['RetentionPolicy'];
 export type Rung = components['schemas']['Rung'];
 export type ScheduleAnswer = components['schemas']['ScheduleAnswer'];
 export type ScheduleBody = components['schemas']['ScheduleBody'];
@@ -7942,6 +8112,65 @@ export interface operations {
             401: components["responses"]["Problem401"];
             403: components["responses"]["Problem403"];
             404: components["responses"]["Problem404"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    preview_retention: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RetentionAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    run_retention: {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody: {
+            content: {
+                "application/json": components["schemas"]["RetentionBody"];
+            };
+        };
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["RetentionAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
+            408: components["responses"]["Problem408"];
+            409: components["responses"]["Problem409"];
+            413: components["responses"]["Problem413"];
+            415: components["responses"]["Problem415"];
+            422: components["responses"]["Problem422"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];
         };
