@@ -11,7 +11,20 @@ import traceback
 
 import typer
 
-from apt_jobs.commands import admin, backup, datasets, doctor, jobs, models, run, schedules, secrets, sweeps, workers
+from apt_jobs.commands import (
+    admin,
+    backup,
+    compare,
+    datasets,
+    doctor,
+    jobs,
+    models,
+    run,
+    schedules,
+    secrets,
+    sweeps,
+    workers,
+)
 from apt_jobs.commands.progress import follow
 from apt_jobs.commands.terminal import complain, echo, load_settings, prepare_streams
 from apt_jobs.errors import AptJobsError
@@ -28,6 +41,7 @@ app.add_typer(admin.app)
 app.add_typer(backup.app)
 app.add_typer(doctor.app)
 app.add_typer(jobs.app)
+app.add_typer(compare.app)
 app.add_typer(run.app)
 app.add_typer(models.app)
 app.add_typer(models.models_app, name="models")
