@@ -56,7 +56,7 @@ export function chartOptions(shape: ChartShape, hooks: uPlot.Hooks.Arrays): uPlo
   return {
     width,
     height,
-    padding: [10, 12, 0, 0],
+    padding: [10, 20, 0, 0],
     legend: { show: legend },
     focus: { alpha: hasFocus ? 0.15 : 1 },
     cursor: {
