@@ -10,36 +10,27 @@ MAX_CHARS = 200  # of one value that is shown
 _NOT_SETTINGS = ("name",)  # it is shown beside them
 
 
-def setting_paths(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of a spec by path, as `training.learning_rate`. A list is one setting."""
-    return {path: value for path, value in _paths(spec, "") if path not in _NOT_SETTINGS}
-
-
 def differing_settings(specs: Sequence[Mapping[str, Any]]) -> tuple[dict[str, list[Any]], int]:
     """Return the settings in which specs differ, by path, and how many more there are than `MAX_SETTINGS`.
 
-    A value is that of each spec, in order; None: it has no such setting. Long ones are cut.
+    A value is that of each spec, in order; None: it has no such setting. A list is one setting. Long values are cut.
     """
-    by_path = [setting_paths(spec) for spec in specs]
-    paths = dict.fromkeys(path for own in by_path for path in own)
-    differing = [path for path in paths if len({_as_key(own, path) for own in by_path}) > 1]
-    shown = {path: [_shown(own.get(path)) for own in by_path] for path in differing[:MAX_SETTINGS]}
-    return shown, len(differing) - len(shown)
+    differing = {path: values for path, values in _differing(specs, "") if path not in _NOT_SETTINGS}
+    shown = dict(list(differing.items())[:MAX_SETTINGS])
+    return {path: [_shown(value) for value in values] for path, values in shown.items()}, len(differing) - len(shown)
 
 
-def _paths(node: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        path = f"{above}{name}"
-        if isinstance(value, Mapping) and value:
-            yield from _paths(value, f"{path}.")
-        else:
-            yield path, value
-
-
-def _as_key(own: Mapping[str, Any], path: str) -> bytes:
-    value = own.get(path)
-    # 1 and 1.0 are the same number, but true is another value than 1
-    return orjson.dumps(float(value) if type(value) is int and abs(value) < 2**53 else value)
+def _differing(nodes: Sequence[Mapping[str, Any]], above: str) -> Iterator[tuple[str, list[Any]]]:
+    """Yield what differs; an object that is the same in all nodes, as most are, is not looked into."""
+    for name in dict.fromkeys(name for node in nodes for name in node):
+        values = [node.get(name) for node in nodes]
+        if all(value == values[0] for value in values):
+            continue
+        inner = [value if isinstance(value, Mapping) else {} for value in values]
+        yield from _differing(inner, f"{above}{name}.")
+        others = [None if isinstance(value, Mapping) else value for value in values]
+        if any(value is not None for value in others):
+            yield f"{above}{name}", others
 
 
 def _shown(value: Any) -> Any:

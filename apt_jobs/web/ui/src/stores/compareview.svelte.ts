@@ -1,7 +1,7 @@
 // What the page of a comparison shows, all of it in its address: which runs, axis, metrics, smoothing, scales, baseline.
 import type { ComparisonAnswer } from "../generated/rest.ts";
 import { location } from "./router.svelte.ts";
-import { rangeOf, viewState } from "./viewstate.svelte.ts";
+import { viewState } from "./viewstate.svelte.ts";
 
 export const AXES = ["step", "tokens", "seconds", "epoch"] as const;
 export type Axis = (typeof AXES)[number];
@@ -32,9 +32,26 @@ export function requestOf(query: string): string | null {
   if (which === undefined) return null;
   for (const name of [which, "x", "metrics", "baseline"]) {
     const value = given.get(name);
-    if (value) asked.set(name, value);
+    if (value && (name !== "x" || isAxis(value))) asked.set(name, value);
   }
   return `/api/compare?${asked}`;
+}
+
+function isAxis(text: string): text is Axis {
+  return AXES.some((axis) => axis === text);
+}
+
+/** "0.5-20" as a range of an axis; null if it is none. */
+export function placesOf(text: string | null): [number, number] | null {
+  const match = /^(\d{1,15}(?:\.\d{1,9})?)-(\d{1,15}(?:\.\d{1,9})?)$/.exec(text ?? "");
+  if (match === null) return null;
+  const [from, to] = [Number(match[1]), Number(match[2])];
+  return from < to ? [from, to] : null;
+}
+
+/** A place of an axis in an address. */
+export function placeText(place: number): string {
+  return String(Number(Math.max(0, place).toFixed(place < 1000 ? 4 : 0)));
 }
 
 /** Whether nothing of the answer will change. */
@@ -46,7 +63,7 @@ class CompareView {
   readonly request = $derived(requestOf(location.query));
   readonly axis = $derived<Axis>(AXES.find((axis) => axis === viewState.get("x")) ?? "step");
   readonly smoothing = $derived(viewState.number("smooth", 0, 0.99, 0));
-  readonly zoom = $derived(rangeOf(viewState.get("zoom")));
+  readonly zoom = $derived(placesOf(viewState.get("zoom")));
   readonly hidden = $derived(new Set(namesOf(viewState.get("hide"))));
   private readonly logs = $derived(viewState.get("log")?.split(",").filter(Boolean) ?? DEFAULT_LOG);
 
@@ -80,7 +97,7 @@ class CompareView {
   }
 
   setZoom = (range: readonly [number, number] | null): void => {
-    viewState.set({ zoom: range === null ? null : `${Math.max(0, range[0])}-${range[1]}` });
+    viewState.set({ zoom: range === null ? null : range.map(placeText).join("-") });
   };
 }
 
