@@ -114,7 +114,7 @@ class CompareCalls(Transport):
         Args:
             jobs: Ids.
             sweep: Id of a sweep instead: its jobs, the best first.
-            filter: As of `jobs()` instead: the newest that it matches.
+            filter: As of `iter_jobs` instead: the newest jobs that it matches.
             metrics: Whose series are wanted; default: the first five.
             x: Axis of the series: `step`, `tokens`, `seconds` or `epoch`.
             points: Most points of a series.
