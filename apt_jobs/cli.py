@@ -14,6 +14,7 @@ import typer
 from apt_jobs.commands import (
     admin,
     backup,
+    compare,
     datasets,
     doctor,
     jobs,
@@ -44,6 +45,7 @@ app.add_typer(backup.app)
 app.add_typer(retention.app)
 app.add_typer(doctor.app)
 app.add_typer(jobs.app)
+app.add_typer(compare.app)
 app.add_typer(run.app)
 app.add_typer(mcp.app)
 app.add_typer(models.app)

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from benchmarks import (
     checkpoint,
+    compare,
     custom_metrics,
     data,
     fleet,
@@ -42,6 +43,7 @@ GROUPS: dict[str, Callable[[], Iterator[Row]]] = {
     "idle": idle.rows,
     "latency": latency.rows,
     "history": history.rows,
+    "compare": compare.rows,
     "metrics": custom_metrics.rows,
     **{f"stream/{name}": scenario for name, scenario in stream.SCENARIOS.items()},
     "stream/training-stall": stream_stall.rows,

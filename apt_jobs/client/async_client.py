@@ -16,6 +16,7 @@ from apt_jobs.client.access import find_access
 from apt_jobs.client.answers import JobAnswer
 from apt_jobs.client.async_data_calls import AsyncDataCalls
 from apt_jobs.client.calls import Call
+from apt_jobs.client.comparison import AsyncCompareCalls
 from apt_jobs.client.following import Event, Follower
 from apt_jobs.client.model_calls import AsyncModelCalls
 from apt_jobs.client.retry import MAX_RETRIES
@@ -51,7 +52,7 @@ class AsyncJob(JobAnswer):
         return await self._client.cancel(self.id)
 
 
-class AsyncClient(AsyncModelCalls, AsyncDataCalls, AsyncSweepCalls, AsyncWebhookCalls):
+class AsyncClient(AsyncModelCalls, AsyncDataCalls, AsyncSweepCalls, AsyncWebhookCalls, AsyncCompareCalls):
     """One service.
 
     Every call raises the `AptJobsError` that the service's problem stands for, and `Unavailable` if the service cannot

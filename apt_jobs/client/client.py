@@ -15,6 +15,7 @@ from apt_jobs.client import calls
 from apt_jobs.client.access import find_access
 from apt_jobs.client.answers import JobAnswer
 from apt_jobs.client.calls import Call
+from apt_jobs.client.comparison import CompareCalls
 from apt_jobs.client.data_calls import DataCalls
 from apt_jobs.client.following import Event, Follower
 from apt_jobs.client.model_calls import ModelCalls
@@ -51,7 +52,7 @@ class Job(JobAnswer):
         return self._client.cancel(self.id)
 
 
-class Client(ModelCalls, DataCalls, SweepCalls, WebhookCalls):
+class Client(ModelCalls, DataCalls, SweepCalls, WebhookCalls, CompareCalls):
     """One service.
 
     Every call raises the `AptJobsError` that the service's problem stands for, and `Unavailable` if the service cannot

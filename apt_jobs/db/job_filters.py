@@ -176,3 +176,23 @@ def ids_that_match(session: Session, text: str, limit: int) -> list[str]:
     return list(
         session.scalars(select(Job.id).where(*conditions_of(session, text)).order_by(Job.id.desc()).limit(limit))
     )
+
+
+def trainings_that_match(session: Session, text: str, limit: int) -> list[str]:
+    """Return the ids of the training jobs that a filter matches, newest first; at most `limit`.
+
+    Raises:
+        InvalidInput: it cannot be read.
+    """
+    query = select(Job.id).where(Job.kind == "train", *conditions_of(session, text))
+    return list(session.scalars(query.order_by(Job.id.desc()).limit(limit)))
+
+
+def num_trainings_that_match(session: Session, text: str) -> int:
+    """Return how many training jobs a filter matches.
+
+    Raises:
+        InvalidInput: it cannot be read.
+    """
+    query = select(func.count()).select_from(Job).where(Job.kind == "train", *conditions_of(session, text))
+    return session.scalar(query) or 0

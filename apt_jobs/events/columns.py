@@ -30,11 +30,11 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 COLUMN_TYPES: dict[str, type[Any]] = {cls.kind: cls for cls in EVENT_TYPES if cls.stored_as == "columns"}
 Array = NDArray[Any]
 
-_ARRAY = struct.Struct("<BBI")  # type of the items, how they are held, number of items
-_PLAIN, _CONSTANT, _STEPS = 0, 1, 2  # all items; the one that all are; the first, then the differences
-_TYPES = [np.dtype(name) for name in ("<f4", "<f8", "<i1", "<i2", "<i4", "<i8")]
-_CODES = {dtype: code for code, dtype in enumerate(_TYPES)}
-_INTEGERS = _TYPES[2:]
+ARRAY_HEAD = struct.Struct("<BBI")  # type of the items, how they are held, number of items
+PLAIN, CONSTANT, STEPS = 0, 1, 2  # all items; the one that all are; the first, then the differences
+ITEM_TYPES = [np.dtype(name) for name in ("<f4", "<f8", "<i1", "<i2", "<i4", "<i8")]
+_CODES = {dtype: code for code, dtype in enumerate(ITEM_TYPES)}
+_INTEGERS = ITEM_TYPES[2:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,17 +142,17 @@ class _Reader:
         self._body, self.at = body, at
 
     def array(self) -> Array:
-        code, form, count = _ARRAY.unpack_from(self._body, self.at)
-        self.at += _ARRAY.size
-        dtype = _TYPES[code]
-        if form == _STEPS:
+        code, form, count = ARRAY_HEAD.unpack_from(self._body, self.at)
+        self.at += ARRAY_HEAD.size
+        dtype = ITEM_TYPES[code]
+        if form == STEPS:
             first = np.frombuffer(self._body, "<i8", 1, self.at)
             self.at += 8
             return np.cumsum(np.concatenate([first, self.array().astype(np.int64)]))
-        num_stored = min(count, 1) if form == _CONSTANT else count
+        num_stored = min(count, 1) if form == CONSTANT else count
         values = np.frombuffer(self._body, dtype, num_stored, self.at)
         self.at += num_stored * dtype.itemsize
-        if form == _CONSTANT:
+        if form == CONSTANT:
             values = np.broadcast_to(values, count) if count else values
         return values if dtype.kind == "f" else values.astype(np.int64)
 
@@ -192,24 +192,24 @@ def _pack(values: Array) -> bytes:
     if values.dtype.kind == "f":
         values = np.ascontiguousarray(values)
         if count > 1 and values.tobytes() == values[:1].tobytes() * count:
-            return _ARRAY.pack(_CODES[values.dtype], _CONSTANT, count) + values[:1].tobytes()
-        return _ARRAY.pack(_CODES[values.dtype], _PLAIN, count) + values.tobytes()
+            return ARRAY_HEAD.pack(_CODES[values.dtype], CONSTANT, count) + values[:1].tobytes()
+        return ARRAY_HEAD.pack(_CODES[values.dtype], PLAIN, count) + values.tobytes()
     if count == 0:
-        return _ARRAY.pack(_CODES[_INTEGERS[0]], _PLAIN, 0)
+        return ARRAY_HEAD.pack(_CODES[_INTEGERS[0]], PLAIN, 0)
     low, high = int(values.min()), int(values.max())
     narrow = _narrowest(low, high)
     if count > 1 and low == high:
-        return _ARRAY.pack(_CODES[narrow], _CONSTANT, count) + values[:1].astype(narrow).tobytes()
+        return ARRAY_HEAD.pack(_CODES[narrow], CONSTANT, count) + values[:1].astype(narrow).tobytes()
     if count > 2 and high < 2**62 and low > -(2**62):
         steps = np.diff(values)
         low, high = int(steps.min()), int(steps.max())
         if low == high or _narrowest(low, high).itemsize < narrow.itemsize:
-            head = _ARRAY.pack(_CODES[_INTEGERS[-1]], _STEPS, count) + values[:1].astype("<i8").tobytes()
+            head = ARRAY_HEAD.pack(_CODES[_INTEGERS[-1]], STEPS, count) + values[:1].astype("<i8").tobytes()
             narrow = _narrowest(low, high)
             if low == high:
-                return head + _ARRAY.pack(_CODES[narrow], _CONSTANT, count - 1) + steps[:1].astype(narrow).tobytes()
-            return head + _ARRAY.pack(_CODES[narrow], _PLAIN, count - 1) + steps.astype(narrow).tobytes()
-    return _ARRAY.pack(_CODES[narrow], _PLAIN, count) + values.astype(narrow).tobytes()
+                return head + ARRAY_HEAD.pack(_CODES[narrow], CONSTANT, count - 1) + steps[:1].astype(narrow).tobytes()
+            return head + ARRAY_HEAD.pack(_CODES[narrow], PLAIN, count - 1) + steps.astype(narrow).tobytes()
+    return ARRAY_HEAD.pack(_CODES[narrow], PLAIN, count) + values.astype(narrow).tobytes()
 
 
 def _narrowest(low: int, high: int) -> "np.dtype[Any]":

@@ -7,6 +7,7 @@ PAGE_PATHS = (
     "/jobs/{job_id}",
     "/sweeps",
     "/sweeps/{sweep_id}",
+    "/compare",
     "/checkpoints",
     "/generate",
     "/schedules",

@@ -296,3 +296,45 @@ def test_a_worker_that_stopped_claiming_says_why_and_is_resumed(stack: RunningSt
     with page.expect_response(re.compile(r"/api/workers/train-.*/resume$")) as answer:
         row.get_by_role("button", name="Resume").click()
     assert answer.value.ok
+
+
+def test_ticked_jobs_are_compared_and_a_link_shows_the_same(stack: RunningStack, open_window: OpenWindow) -> None:
+    ids = []
+    for number in range(2):
+        losses = [5.0 - number, 3.0 - number, 2.0 - number]
+        steps: list[Event] = [StepTrained(step, 0, loss, 1e-3, 1.0, 100.0, 0.0) for step, loss in enumerate(losses, 1)]
+        ids.append(stored_job(stack, steps, f"compared {number}"))
+    window = open_window(390, 844)
+    page = window.context.new_page()
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url) if "/api/compare" in request.url else None)
+    page.goto(f"{stack.url}/?text=compared")
+    for name in ("compared 0", "compared 1"):
+        page.get_by_role("checkbox", name=f"Select {name}").check()
+    page.get_by_role("link", name="Compare 2").click()
+    expect(page.get_by_role("heading", name="Compare 2 runs")).to_be_visible()
+    chart = page.get_by_role("region", name="train_loss", exact=True).locator("[data-points]")
+    expect(chart).to_have_attribute("data-points", "3")
+    page.get_by_role("button", name="Pin compared 1 as the baseline").click()
+    cell = page.get_by_role("row", name="compared 0").locator("[data-label='train_loss last']")
+    expect(cell).to_have_text(re.compile(r"2\s*\+1"))
+    page.get_by_role("checkbox", name="grad_norm", exact=True).uncheck()
+    expect(page.get_by_role("region", name="grad_norm", exact=True)).to_have_count(0)
+    page.get_by_role("checkbox", name="Show compared 0").uncheck()
+    page.get_by_role("button", name="Epoch").click()
+    expect(page.get_by_text("it does not say how many steps make epoch").first).to_be_visible()
+    page.get_by_role("button", name="Step").click()
+    assert overflow_px(page) <= 0
+
+    other = open_window(1440, 900, "dark").context.new_page()
+    other.goto(page.url)
+    expect(other.get_by_role("row", name="compared 1")).to_contain_text("baseline")
+    expect(other.get_by_role("checkbox", name="Show compared 0")).not_to_be_checked()
+    expect(other.get_by_role("region", name="grad_norm", exact=True)).to_have_count(0)
+    expect(other.get_by_role("region", name="train_loss", exact=True).locator("[data-points]")).to_be_visible()
+    stack.post(f"/api/jobs/{ids[0]}/cancel", {})
+    other.goto(f"{stack.url}/compare?jobs=job_gone,{ids[1]}")
+    expect(other.get_by_role("list", name="Not compared")).to_contain_text("there is no such job")
+    num_asked = len(asked)
+    assert num_asked <= 6, "a running comparison is asked for every ten seconds"
+    assert window.complaints == []

@@ -18,6 +18,7 @@ OPEN = frozenset(
         "/checkpoints",
         "/generate",
         "/schedules",
+        "/compare",
         "/sweeps",
         "/workers",
     }

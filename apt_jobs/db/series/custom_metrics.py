@@ -6,7 +6,7 @@ later attempt goes on from an earlier step, what the attempt before it logged fr
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -76,28 +76,42 @@ class MetricLog:
     def __init__(self, job_id: str) -> None:
         self.job_id = job_id
         self.num_bytes = 0
+        self.is_complete = True  # all that was there when it was read on was read
         self._last_seq = 0
         self._blocks: dict[str, list[tuple[_Block, int]]] = {}  # by name: the blocks that have it, and its column
 
-    def read_on(self, session: Session) -> None:
-        """Read what was appended since the last call."""
+    def read_on(self, session: Session, max_rows: int | None = None) -> int:
+        """Read what was appended since the last call, or about the next `max_rows` of it. Returns how many it were."""
         query = (
             select(EventRow.seq, EventRow.attempt, EventRow.at, EventRow.payload)
             .where(EventRow.job_id == self.job_id, EventRow.kind == "metrics")
             .order_by(EventRow.seq)
             .limit(READ_ROWS)
         )
-        while rows := session.execute(query.where(EventRow.seq > self._last_seq)).all():
+        num_read = 0
+        while max_rows is None or num_read < max_rows:
+            rows = session.execute(query.where(EventRow.seq > self._last_seq)).all()
+            num_read += len(rows)
+            self.is_complete = len(rows) < READ_ROWS
+            if not rows:
+                break
             for block in _blocks_of(rows):
                 self.num_bytes += block.num_bytes
                 for column, name in enumerate(block.names):
                     self._blocks.setdefault(name, []).append((block, column))
             self._last_seq = rows[-1].seq
+            if self.is_complete:
+                break
+        return num_read
 
-    def series(self, from_step: int = 0, to_step: int = MAX_STEP) -> dict[str, CustomMetric]:
+    def series(
+        self, from_step: int = 0, to_step: int = MAX_STEP, names: Collection[str] | None = None
+    ) -> dict[str, CustomMetric]:
         """Return the series of each name, in the order in which they appeared; those without a point are left out."""
         series = {}
         for name, blocks in self._blocks.items():
+            if names is not None and name not in names:
+                continue
             metric = _joined(name, blocks)
             first, last = np.searchsorted(metric.steps_N, [from_step, to_step + 1])
             if first < last:
@@ -119,10 +133,33 @@ class MetricLogs:
         with self._lock:  # one reads, the others find it read
             log = self._logs.pop(job_id, None) or MetricLog(job_id)
             log.read_on(session)
-            self._logs[job_id] = log
-            while len(self._logs) > 1 and sum(one.num_bytes for one in self._logs.values()) > self._max_bytes:
-                self._logs.popitem(last=False)
+            self._keep(log)
             return log.series(from_step, to_step)
+
+    def series_of_many(
+        self, session: Session, job_ids: Sequence[str], names: Collection[str], max_rows: int
+    ) -> tuple[dict[str, dict[str, CustomMetric]], bool]:
+        """Return the series of some names, by job, after reading about `max_rows` of what is new.
+
+        The second value is whether that was all of it: the next call goes on from there.
+        """
+        found, is_complete = {}, True
+        with self._lock:
+            for job_id in job_ids:
+                log = self._logs.pop(job_id, None) or MetricLog(job_id)
+                if max_rows > 0:
+                    max_rows -= log.read_on(session, max_rows)
+                    is_complete &= log.is_complete
+                else:
+                    is_complete = False
+                self._keep(log)
+                found[job_id] = log.series(names=names)
+        return found, is_complete
+
+    def _keep(self, log: MetricLog) -> None:
+        self._logs[log.job_id] = log
+        while len(self._logs) > 1 and sum(one.num_bytes for one in self._logs.values()) > self._max_bytes:
+            self._logs.popitem(last=False)
 
 
 def custom_metrics(

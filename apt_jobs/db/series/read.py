@@ -79,9 +79,29 @@ def effective_ranges(
     query = select(SeriesSegment).where(SeriesSegment.job_id == job_id, SeriesSegment.kind.in_({kind, leader}))
     query = query.order_by(SeriesSegment.attempt, SeriesSegment.segment)
     segments = session.scalars(query.execution_options(populate_existing=True)).all()
+    return counting_ranges(segments, _resumed(session, job_id), kind, from_step, to_step)
+
+
+def counting_ranges(
+    segments: Sequence[SeriesSegment],
+    resumed: Sequence[tuple[int, int]],
+    kind: str,
+    from_step: int = 0,
+    to_step: int = MAX_STEP,
+) -> list[SegmentRange]:
+    """Return what counts of a series of one job.
+
+    Args:
+        segments: Those of the kind and of its leader, in order.
+        resumed: Attempts with the steps that they went on from.
+        kind: Of the series.
+        from_step: First step that is wanted.
+        to_step: Last step that is wanted.
+    """
+    leader = LEADERS.get(kind, kind)
     begins = [  # (place, last step before it that counts)
         *((segment.attempt, segment.segment, segment.first_step - 1) for segment in segments if segment.kind == leader),
-        *((attempt, -1, step) for attempt, step in _resumed(session, job_id)),
+        *((attempt, -1, step) for attempt, step in resumed),
     ]
     ranges = []
     for segment in segments:
@@ -113,14 +133,15 @@ def _parts(session: Session, span: SegmentRange, level: int) -> Iterator[Summary
     for at in range(level, 0, -1):
         num_rows = segment.num_steps // (BLOCK_STEPS * FACTOR ** (at - 1))
         if num_covered < num_rows:
-            yield from _rows(session, span, at, num_covered, num_rows)
+            yield from read_rows(session, span, at, num_covered, num_rows)
         num_covered = num_rows * FACTOR
     first_seq = segment.open_seq if level else _first_seq(session, span)
     if first_seq is not None and first_seq <= segment.last_seq:
         yield _single(session, span, first_seq, segment.last_seq if level else _last_seq(session, span))
 
 
-def _rows(session: Session, span: SegmentRange, level: int, begin: int, end: int) -> Iterator[Summary]:
+def read_rows(session: Session, span: SegmentRange, level: int, begin: int, end: int) -> Iterator[Summary]:
+    """Yield the buckets of rows `begin` to `end` (excluded) that count; of a bucket that the range cuts, finer ones."""
     query = (
         select(SeriesLevel.number, SeriesLevel.first_seq, SeriesLevel.last_seq, SeriesLevel.body)
         .where(*level_rows(span.segment, level), SeriesLevel.number >= begin, SeriesLevel.number < end)
@@ -139,7 +160,7 @@ def _rows(session: Session, span: SegmentRange, level: int, begin: int, end: int
                 yield buckets.select(slice(index, index + 1))
             elif level > 1:
                 child = number * FACTOR + index
-                yield from _rows(session, span, level - 1, child, child + 1)
+                yield from read_rows(session, span, level - 1, child, child + 1)
             else:
                 steps = read_steps(session, span.segment.job_id, span.segment.kind, first_seq, last_seq)
                 steps = steps.select(slice(index * FACTOR, (index + 1) * FACTOR))

@@ -38,7 +38,7 @@ BINARY = {MEDIA_TYPE: {"type": "string", "format": "binary", "description": "doc
 FILES = {kind: {} if kind == "application/json" else {"type": "string"} for kind in MEDIA_TYPES.values()}
 MAX_EXPORTS = 4  # at once in one process: each keeps a thread busy
 MAX_METRIC_LOG_BYTES = 256 << 20  # of custom metrics that are kept for the next request
-_metric_logs = MetricLogs(MAX_METRIC_LOG_BYTES)
+METRIC_LOGS = MetricLogs(MAX_METRIC_LOG_BYTES)
 _exports = asyncio.Semaphore(MAX_EXPORTS)
 
 
@@ -108,7 +108,7 @@ async def get_metrics(request: Request) -> Response:
     job_id, query = request.path_params["job_id"], request.state.query
     service = service_of(request)
     curves = await curves_of(service, job_id, query.points, query.from_step, query.to_step)
-    series = await service.read(_metric_logs.series, job_id, query.from_step, query.to_step)
+    series = await service.read(METRIC_LOGS.series, job_id, query.from_step, query.to_step)
     custom = {name: _custom_answer(metric, query.points) for name, metric in series.items()}
     answer = MetricsAnswer(job_id=job_id, training_history=curves, custom=custom)
     return JSONResponse(answer.model_dump(mode="json"))

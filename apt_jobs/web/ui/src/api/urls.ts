@@ -32,6 +32,11 @@ export function sweepUrlOf(sweepId: string): string {
   return urlOf(`/sweeps/${encodeURIComponent(sweepId)}`);
 }
 
+/** Address of a comparison of jobs. */
+export function compareUrlOf(jobIds: readonly string[]): string {
+  return urlOf(`/compare?jobs=${jobIds.map(encodeURIComponent).join(",")}`);
+}
+
 /** The path of the service that an address names, or null when the address is outside of the service. */
 export function pathOf(pathname: string, base = basePath): string | null {
   if (pathname === base) return "/";

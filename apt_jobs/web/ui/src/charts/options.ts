@@ -11,6 +11,8 @@ export interface Line {
   alpha?: number;
   points?: boolean;
   show?: boolean;
+  /** Lengths of strokes and gaps, in CSS pixels. */
+  dash?: number[];
 }
 
 export interface ChartShape {
@@ -26,6 +28,13 @@ export interface ChartShape {
   ink: Ink;
   /** Range of x while there is no point. */
   emptyRange: () => Range | null;
+  /** What x is; default: the step. */
+  axis?: XAxis;
+}
+
+export interface XAxis {
+  label: string;
+  format: (value: number) => string;
 }
 
 // eslint-disable-next-line @typescript-eslint/no-unsafe-enum-assignment -- a `const enum` of a declaration has no value at run time
@@ -41,13 +50,13 @@ export function chartOptions(shape: ChartShape, hooks: uPlot.Hooks.Arrays): uPlo
     font: "11px system-ui, sans-serif",
   };
   const stepValues = (_: uPlot, splits: number[]): string[] =>
-    splits.map((value) => (Number.isInteger(value) ? formatCount(value) : ""));
+    splits.map((value) => (shape.axis ? shape.axis.format(value) : Number.isInteger(value) ? formatCount(value) : ""));
   const yAxis: uPlot.Axis = { ...axis, size: 58, values: (_, splits) => splits.map(formatTick) };
   if (logY) Object.assign(yAxis, { splits: (_: uPlot, __: number, min: number, max: number) => logTicks(min, max) });
   return {
     width,
     height,
-    padding: [10, 12, 0, 0],
+    padding: [10, 20, 0, 0],
     legend: { show: legend },
     focus: { alpha: hasFocus ? 0.15 : 1 },
     cursor: {
@@ -64,7 +73,10 @@ export function chartOptions(shape: ChartShape, hooks: uPlot.Hooks.Arrays): uPlo
         : { range: (plot, min, max) => linearRange(...visibleRange(plot, min, max, shape.full)) },
     },
     axes: [{ ...axis, size: 30, values: stepValues }, yAxis],
-    series: [{ label: "step", value: (_, value: number | null) => formatCount(value) }, ...lines.map(seriesOf(ink))],
+    series: [
+      { label: shape.axis?.label ?? "step", value: (_, value: number | null) => formatCount(value) },
+      ...lines.map(seriesOf(ink)),
+    ],
     hooks,
   };
 }
@@ -93,6 +105,7 @@ function seriesOf(ink: Ink): (line: Line) => uPlot.Series {
     width: line.width ?? 1.5,
     alpha: line.alpha ?? 1,
     show: line.show ?? true,
+    dash: line.dash,
     spanGaps: false,
     points: { show: line.points ?? false, size: 7, fill: ink(line.color) },
     value: (_: uPlot, value: number | null) => formatNumber(value),

@@ -463,6 +463,26 @@ export interface paths {
         patch?: never;
         trace?: never;
     };
+    "/api/compare": {
+        parameters: {
+            query?: never;
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        /**
+         * Compare training jobs
+         * @description Compare training jobs: settings that differ, last and best values, series on one axis.
+         */
+        get: operations["compare_jobs"];
+        put?: never;
+        post?: never;
+        delete?: never;
+        options?: never;
+        head?: never;
+        patch?: never;
+        trace?: never;
+    };
     "/api/training/history": {
         parameters: {
             query?: never;
@@ -2472,6 +2492,82 @@ export interface components {
             is_dirty: boolean;
             /** @description How tracked files differed from the commit. */
             diff: string;
+        };
+        /** @description One of the jobs, whose place in `jobs` is its place in every list of the answer. */
+        ComparedJob: {
+            id: string;
+            name: string | null;
+            state: components["schemas"]["JobState"];
+            step: number | null;
+            num_steps: number | null;
+            created_at: string;
+            finished_at: string | null;
+            sweep_id: string | null;
+            /** @description Why it has no series on this axis; null: it has them. */
+            without_x: string | null;
+        };
+        /** @description What each job reached, in the order of `jobs`. null: it has no such value. */
+        ComparedMetric: {
+            /** @description Which values are better; null: neither. */
+            goal: ("min" | "max") | null;
+            last: (number | ("NaN" | "Infinity" | "-Infinity") | null)[];
+            /** @description Of the finite values. A curve without a goal has none. */
+            best: (number | null)[];
+            /**
+             * @description At `at_step`: of a curve the mean of the 16 steps up to it, of validations and what a script logged the last value; null: not asked for.
+             * @default null
+             */
+            at: (number | ("NaN" | "Infinity" | "-Infinity") | null)[] | null;
+            /**
+             * @description `last` less that of the baseline.
+             * @default null
+             */
+            last_delta: (number | null)[] | null;
+            /**
+             * @description The same of `best`.
+             * @default null
+             */
+            best_delta: (number | null)[] | null;
+            /**
+             * @description The same of `at`.
+             * @default null
+             */
+            at_delta: (number | null)[] | null;
+        };
+        /** @description Jobs side by side. A value that is not finite is "NaN", "Infinity" or "-Infinity". */
+        ComparisonAnswer: {
+            /**
+             * @default comparison
+             * @constant
+             */
+            object: "comparison";
+            jobs: components["schemas"]["ComparedJob"][];
+            /** @description Ids that are unknown, of another kind, or given twice. */
+            not_compared: components["schemas"]["NotCompared"][];
+            /** @description Jobs that the filter or the sweep has; more than `jobs`: the first are there. */
+            num_matched: number;
+            baseline: string | null;
+            objective: components["schemas"]["Objective"] | null;
+            /** @description Those that differ, by dotted path: the value of each job. Long ones are cut. */
+            settings: {
+                [key: string]: unknown[];
+            };
+            /** @description Further ones that differ. */
+            num_settings_left_out: number;
+            /** @description All that some job has, by name. */
+            metrics: {
+                [key: string]: components["schemas"]["ComparedMetric"];
+            };
+            /** @enum {string} */
+            x: "step" | "tokens" | "seconds" | "epoch";
+            /** @description Places on the axis; each stands for what is beyond the one before it. */
+            points: number[];
+            /** @description By metric, of each job: the mean in each of `points`; null: nothing is there; "NaN": one of its values is not finite. */
+            series: {
+                [key: string]: (number | ("NaN" | "Infinity" | "-Infinity") | null)[][];
+            };
+            /** @description false: long logs of scripts are still being read; ask again. */
+            is_complete: boolean;
         };
         CompletionAnswer: {
             id: string;
@@ -5589,6 +5685,9 @@ export type Choice = components['schemas']['Choice'];
 export type CloneBody = components['schemas']['CloneBody'];
 export type Code = components['schemas']['Code'];
 export type CodeAnswer = components['schemas']['CodeAnswer'];
+export type ComparedJob = components['schemas']['ComparedJob'];
+export type ComparedMetric = components['schemas']['ComparedMetric'];
+export type ComparisonAnswer = components['schemas']['ComparisonAnswer'];
 export type CompletionAnswer = components['schemas']['CompletionAnswer'];
 export type CompletionChoice = components['schemas']['CompletionChoice'];
 export type CompletionRequest = components['schemas']['CompletionRequest'];
@@ -6621,6 +6720,49 @@ export interface operations {
             401: components["responses"]["Problem401"];
             403: components["responses"]["Problem403"];
             404: components["responses"]["Problem404"];
+            422: components["responses"]["Problem422"];
+            429: components["responses"]["Problem429"];
+            503: components["responses"]["Problem503"];
+        };
+    };
+    compare_jobs: {
+        parameters: {
+            query?: {
+                /** @description Ids with commas between them, at most 100. */
+                jobs?: string;
+                /** @description As of `GET /api/jobs`: the newest training jobs it matches. */
+                filter?: string;
+                /** @description Id of a sweep: its jobs, the best first. */
+                sweep?: string;
+                /** @description Names with commas between them whose series are wanted, at most 20; default: 5. */
+                metrics?: string;
+                /** @description Axis of the series. seconds: of the clock, since the first attempt began. */
+                x?: "step" | "tokens" | "seconds" | "epoch";
+                /** @description Most points of a series; default: as many as make 300 KB. */
+                points?: number;
+                /** @description Return the values at this step, too. */
+                at_step?: number;
+                /** @description Id of one of the jobs; the others are compared with it. */
+                baseline?: string;
+            };
+            header?: never;
+            path?: never;
+            cookie?: never;
+        };
+        requestBody?: never;
+        responses: {
+            /** @description Done. */
+            200: {
+                headers: {
+                    [name: string]: unknown;
+                };
+                content: {
+                    "application/json": components["schemas"]["ComparisonAnswer"];
+                };
+            };
+            400: components["responses"]["Problem400"];
+            401: components["responses"]["Problem401"];
+            403: components["responses"]["Problem403"];
             422: components["responses"]["Problem422"];
             429: components["responses"]["Problem429"];
             503: components["responses"]["Problem503"];

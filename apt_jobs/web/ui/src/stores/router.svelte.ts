@@ -1,4 +1,4 @@
-// Client-side routing by path, and the state of the page in its query: ten pages do not need a library.
+// Client-side routing by path, and the state of the page in its query: eleven pages do not need a library.
 import { pathOf, urlOf } from "../api/urls.ts";
 
 /** Pages that need nothing but their address, with their links: `workers` is `/workers`, shown by `WorkersPage.svelte`. */
@@ -16,6 +16,7 @@ export type Route =
   | { page: "new" }
   | { page: "job"; jobId: string; tab: string }
   | { page: "sweep"; sweepId: string }
+  | { page: "compare" }
   | { page: PlainPage }
   | { page: "missing" };
 
@@ -70,6 +71,7 @@ export function routeOf(path: string, hash: string): Route {
   if (parts.length === 2 && parts[0] === "sweeps") return { page: "sweep", sweepId: decoded(parts[1]) };
   const [name] = parts;
   if (parts.length > 1) return { page: "missing" };
+  if (name === "compare") return { page: "compare" };
   return isPlainPage(name) ? { page: name } : { page: "missing" };
 }
 

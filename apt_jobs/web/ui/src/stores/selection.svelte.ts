@@ -3,8 +3,6 @@ import { verbsOf, type Steered, type Verb } from "../api/steering.ts";
 import { TERMINAL_STATES } from "../generated/events.ts";
 
 export const MAX_SELECTED = 1_000; // what the service takes in one request
-export const MIN_COMPARED = 2;
-export const MAX_COMPARED = 100;
 
 export interface AllThatMatch {
   filter: string;

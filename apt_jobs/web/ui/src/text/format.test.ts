@@ -1,5 +1,5 @@
 import { assert, test } from "vitest";
-import { formatBytes, formatDuration, formatLarge, formatNumber, formatTick } from "./format.ts";
+import { formatBytes, formatDuration, formatElapsed, formatLarge, formatNumber, formatTick } from "./format.ts";
 
 test("whole numbers are never rounded", () => {
   assert.strictEqual(formatNumber(123_456_789), "123,456,789");
@@ -34,4 +34,8 @@ test("durations and sizes have two units at most", () => {
   assert.strictEqual(formatDuration(59.6), "1 min 0 s");
   assert.strictEqual(formatBytes(1_234_567), "1.23 MB");
   assert.strictEqual(formatLarge(1_234_567), "1.23 M");
+});
+
+test("times of an axis are short", () => {
+  assert.deepEqual([0, 59, 800, 4_000, 90_000].map(formatElapsed), ["0:00", "0:59", "13:20", "1:06:40", "25:00:00"]);
 });

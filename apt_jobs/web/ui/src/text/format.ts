@@ -69,6 +69,14 @@ export function formatDuration(seconds: number | null | undefined): string {
   return `${Math.floor(whole / 86_400)} d ${Math.floor((whole % 86_400) / 3600)} h`;
 }
 
+/** A time of an axis: 800 seconds as "13:20", 4,000 as "1:06:40". */
+export function formatElapsed(seconds: number): string {
+  const whole = Math.round(seconds);
+  const [hours, minutes] = [Math.floor(whole / 3600), Math.floor((whole % 3600) / 60)];
+  const pad = (value: number): string => String(value).padStart(2, "0");
+  return `${hours ? `${hours}:${pad(minutes)}` : minutes}:${pad(whole % 60)}`;
+}
+
 /** "3 min ago", or the date when it is long ago. */
 export function formatAgo(at: string | null | undefined, now: number): string {
   if (!at) return "–";
