@@ -14,6 +14,7 @@ from apt_jobs.db.access import Role
 from apt_jobs.db.comparisons import MAX_JOBS, MAX_METRICS, JobRow, compare, rows_of
 from apt_jobs.db.job_filters import num_trainings_that_match, trainings_that_match
 from apt_jobs.db.series.axes import Axis
+from apt_jobs.db.sweep_values import metric_of
 from apt_jobs.db.sweeps import get_sweep, trials_of
 from apt_jobs.errors import NotFound
 from apt_jobs.jobs.job_filter import parse_filter
@@ -24,7 +25,6 @@ from apt_jobs.web.api.job_queries import FilterText
 from apt_jobs.web.api.jobs import Query
 from apt_jobs.web.comparison_answers import ComparisonAnswer, NotCompared, Objective, comparison_answer
 from apt_jobs.web.service import service_of
-from apt_jobs.web.sweep_answers import metric_of
 
 MAX_IDS_CHARS = 6_000
 MAX_VALUES = 400_000  # jobs x metrics x points of one answer: 3.5 MB

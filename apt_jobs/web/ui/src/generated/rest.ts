@@ -4038,6 +4038,17 @@ export interface components {
             /** @description Key of the signatures. Nothing shows it again; null for apprise. */
             secret: string | null;
         };
+        /** @description What was asked for and is not compared. */
+        NotCompared: {
+            id: string;
+            why: string;
+        };
+        /** @description What the sweep is about that all jobs are of. */
+        Objective: {
+            metric: string;
+            /** @enum {string} */
+            goal: "min" | "max";
+        };
         OpenAIModel: {
             id: string;
             /**
@@ -5755,6 +5766,8 @@ export type ModelList = components['schemas']['ModelList'];
 export type MonitorOptions = components['schemas']['MonitorOptions'];
 export type NamedSchema = components['schemas']['NamedSchema'];
 export type NewWebhookAnswer = components['schemas']['NewWebhookAnswer'];
+export type NotCompared = components['schemas']['NotCompared'];
+export type Objective = components['schemas']['Objective'];
 export type OpenAiModel = components['schemas']['OpenAIModel'];
 export type OpenAiModelList = components['schemas']['OpenAIModelList'];
 export type OutputTokenDetails = components['schemas']['OutputTokenDetails'];
