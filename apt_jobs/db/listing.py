@@ -87,8 +87,7 @@ def list_jobs(
         limit: Most jobs of the page.
 
     Raises:
-        InvalidInput: there is no such order; the job `after` is gone, whose place in another order than that of ids
-            nobody knows.
+        InvalidInput: there is no such order; the job `after` is gone, and with it its place in that order.
     """
     others = [*terms, *search_conditions(session, label, text)]
     wanted = _Wanted(states, kinds, queue, others, limit + 1, sweepless)
@@ -101,9 +100,8 @@ def list_jobs(
     elif isinstance(order, ActiveSort) and not others:
         ids = _active_ids(session, wanted, after, offset)
     else:
-        ids = list(
-            session.scalars(sorted_ids(session, order, wanted.conditions(walks=bool(others)), after, offset, limit + 1))
-        )
+        met = wanted.conditions(walks=bool(others))
+        ids = list(session.scalars(sorted_ids(session, order, met, after, offset, limit + 1)))
     rows = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(ids[:limit])))}
     return [rows[job_id] for job_id in ids[:limit]], len(ids) > limit
 

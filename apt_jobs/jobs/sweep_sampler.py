@@ -1,7 +1,7 @@
 """Settings of a sweep that are chosen by what earlier ones reached: Optuna's tree-structured Parzen estimator.
 
 Pure: from the request and the scores so far to the next setting. Optuna (the extra `sweeps`) is imported only here, and
-keeps nothing: its study is made anew from the rows of the sweep each time, so that any process may choose.
+keeps nothing: its study is made again from the rows of the sweep each time, so that any process may choose.
 """
 
 import importlib.util
