@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 SUBMITTING = "starting: being submitted to Slurm"
 POLL_S = 0.2
+NO_TIME_LIMIT = timedelta(days=365)  # as Slurm counts a job without one, for when others start
 REPEAT_S = 10.0  # before Slurm is asked once more to end or to signal a job
 LOG_TAIL_BYTES = 2_000
 NOT_OURS_TO_END = ("NODE_FAIL",)  # its processes may live on, cut off from Slurm: the lease decides
@@ -317,7 +318,7 @@ def waiting_words(jobs: Sequence[SlurmJob]) -> str:
     words = f"starting: pending in Slurm as job {job.id}"
     if job.reason and job.reason != "None":
         words += f", reason: {job.reason}"
-    if job.start_at is not None:
+    if job.start_at is not None and job.start_at - datetime.now(UTC) < NO_TIME_LIMIT / 2:
         words += f"; expected to start at about {job.start_at.astimezone(UTC).strftime('%Y-%m-%d %H:%M UTC')}"
     return words
 
