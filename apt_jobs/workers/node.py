@@ -60,8 +60,13 @@ class Node:
         node_rank: int = 0,
         pool: str | None = None,
         name: str | None = None,
+        in_allocation: bool = False,
     ) -> None:
-        """`head` and `node_rank`: of the worker that it belongs to. Or `pool` and `name`: any worker of it leads."""
+        """`head` and `node_rank`: of the worker that it belongs to. Or `pool` and `name`: any worker of it leads.
+
+        `in_allocation`: another scheduler gave the GPUs, and sends SIGTERM to each process when the head is to save.
+        """
+        self._in_allocation = in_allocation
         self._settings, self._head, self._node_rank, self._pool = settings, head, node_rank, pool
         self._gpus, self._gpu_locks = find_gpus(gpus), GpuLocks()
         if settings.network_interface is not None:
@@ -78,7 +83,7 @@ class Node:
     def run(self) -> None:
         """Work until SIGTERM or Ctrl-C; running ranks are ended, and the head's attempt with them."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: self._stopping.set())
+            signal.signal(number, signal.SIG_IGN if self._in_allocation else lambda *_: self._stopping.set())
         adopt_orphans()
         self._check()
         try:
@@ -91,8 +96,13 @@ class Node:
             self._gpu_locks.unlock()
             self._database.dispose()
 
+    def stop(self) -> None:
+        """End the ranks, and `run`. May be called from another thread."""
+        self._stopping.set()
+
     def _check(self) -> None:
-        self._gpu_locks.lock(self._settings.locks_dir, socket.gethostname(), self._gpus, self._name)
+        if not self._in_allocation:  # where indexes may be those within it
+            self._gpu_locks.lock(self._settings.locks_dir, socket.gethostname(), self._gpus, self._name)
         require_current_schema(self._database)
         with self._database.write() as session:
             require_free_name(session, self._name, socket.gethostname(), alive_within_s(self._settings))
@@ -170,7 +180,10 @@ class Node:
         try:
             with self._database.read() as session:
                 secrets = read_secrets(session, self._settings, run_file.spec.secrets)
-            tree = start_node(self._settings, run_file, self._node_rank, self._gpus, self._name, secrets)
+            ignoring = self._in_allocation
+            tree = start_node(
+                self._settings, run_file, self._node_rank, self._gpus, self._name, secrets, ignore_sigterm=ignoring
+            )
         except (Unavailable, NotFound, WorkerLacks) as exc:
             self._leave(run_file, str(exc))
             return

@@ -18,7 +18,7 @@ from apt_jobs.db.models import Attempt, Job
 from apt_jobs.db.steering import request_cancel
 from apt_jobs.db.workers import list_workers
 from apt_jobs.operations.waiting import waiting_of
-from tests.acceptance.stack import TINY
+from tests.acceptance.stack import LONG, TINY
 from tests.faults.forked import Forker
 from tests.faults.history import faults_in
 from tests.faults.record import FULL, Campaign, campaign, count
@@ -137,8 +137,7 @@ def test_trainings_go_on_whatever_slurm_loses(fleet: Fleet) -> None:
         chance = random.Random(found.seed)
         trained = Training(fleet, fleet.running.submit(**{**TINY, "num_ranks": 1, "queue": WORKER}))
         for _ in range(count(1, 20)):
-            strike_all(fleet, chance, found)
-        trained.wait_for("succeeded")
+            strike_all(fleet, chance, found, trained)
         found.violations += faults_in(fleet.running.database)
 
 
@@ -150,15 +149,13 @@ def test_what_sbatch_refuses_or_never_answers_is_tried_again(fleet: Fleet) -> No
     until(lambda: any("partition not available" in (one.reason or "") for one in refused.attempts()))
     fleet.cluster.ask("scontrol", "update", "PartitionName=low", "State=UP")
     refused.wait_for("succeeded")
-    never, late, cancelled = (submit_with(fleet, how) for how in ("never", "late", "never"))
+    late, cancelled = (submit_with(fleet, how) for how in ("late", "never"))
     cancelled.cancel()
     cancelled.wait_for("cancelled")
-    for training in (never, late):
-        job = training.wait_for("succeeded")
-        assert (job.num_infrastructure_faults, job.num_job_faults) == (0, 0)
-    for training in (never, late):
-        assert f"sbatch did not answer within {SUBMIT_TIMEOUT_S} s" in (training.attempts()[0].reason or "")
-        assert not training.folder("output", "resumed-1").exists()  # what came late did not run
+    job = late.wait_for("succeeded")
+    assert (job.num_infrastructure_faults, job.num_job_faults) == (0, 0)
+    assert f"sbatch did not answer within {SUBMIT_TIMEOUT_S} s" in (late.attempts()[0].reason or "")
+    assert not late.folder("output", "resumed-1").exists()  # what came late did not run
     until(lambda: [row[1] for row in late.slurm_jobs(1)] in (["COMPLETED"], ["CANCELLED"]))
     assert not list(late.folder().glob("*/slurm-environment.json"))
     assert faults_in(fleet.running.database) == []
@@ -173,24 +170,21 @@ def submit_with(fleet: Fleet, how: str) -> Training:
     return training
 
 
-def strike_all(fleet: Fleet, chance: random.Random, found: Campaign) -> None:
-    """Strike three trainings, one of which has a node to itself, with all there is."""
-    one, other, alone = submitted_with_faults(fleet, found)
-    for training in (one, other, alone):
+def strike_all(fleet: Fleet, chance: random.Random, found: Campaign, trained: Training) -> None:
+    """Strike two trainings, one of which has a node to itself, with all there is."""
+    other, alone = trainings = submitted_with_faults(fleet, found)
+    for training in trainings:
         until(training.has_saved)
     time.sleep(chance.random())  # at any step
     strike("controller", lambda: lose_controller(fleet), found)
     strike("worker", lambda: kill_worker(fleet), found)
-    for training in (one, other, alone):
+    for training in trainings:
         if training.job().attempt != 1:
             found.violations.append(f"lost answer, controller or worker: {training.attempts()[0].reason}")
-    [[_, _, lost]] = alone.slurm_jobs()
+    [lost] = [node for _, state, node in alone.slurm_jobs() if state == "RUNNING"]
     began = time.monotonic()
     strike("node", lambda: fleet.cluster.lose_node(lost), found)
-    if FULL:
-        strike("scancel", lambda: fleet.cluster.ask("scancel", one.slurm_jobs()[0][0]), found)
-        judge_resumed("scancel", one, 1, found)
-        time.sleep(chance.random())
+    trained.wait_for("succeeded")  # before its node is taken
     strike("preemption", lambda: preempt(fleet, other), found)
     judge_resumed("preemption", other, 1, found)
     if "saved at step" not in (other.attempts()[0].reason or "") or other.job().num_infrastructure_faults:
@@ -200,26 +194,26 @@ def strike_all(fleet: Fleet, chance: random.Random, found: Campaign) -> None:
     fleet.cluster.start_node(lost)
     judge_resumed("node", alone, 1, found)
     found.recovered(time.monotonic() - began)
-    one.cancel()
-    one.wait_for("cancelled")
-    until(lambda: all(row[1] not in ("RUNNING", "PENDING") for row in one.slurm_jobs()))
+    if FULL:
+        strike("scancel", lambda: fleet.cluster.ask("scancel", alone.slurm_jobs()[0][0]), found)
+        judge_resumed("scancel", alone, 2, found)
+    alone.cancel()
+    alone.wait_for("cancelled")
+    until(lambda: all(row[1] not in ("RUNNING", "PENDING") for row in alone.slurm_jobs()))
     (fleet.cluster.folder / "finish").touch()
-    for training in (other, alone):
-        training.wait_for("succeeded")
+    other.wait_for("succeeded")
     (fleet.cluster.folder / "finish").unlink()
 
 
 def submitted_with_faults(fleet: Fleet, found: Campaign) -> list[Training]:
-    """Submit three: the answer to the first is lost, that to the second says that there are two."""
+    """Submit two: the answer to the first is lost, that to the second says that there are two of it."""
     trainings = []
-    for how, cpus in (("lose", 1), ("twice", 1), ("", 8)):
-        if how:
-            fleet.cluster.fail_next_sbatch(how)
+    for how, cpus in (("lose", 1), ("twice", 8)):
+        fleet.cluster.fail_next_sbatch(how)
         trainings.append(fleet.submit(resources={"cpus": cpus}))
         until(lambda: trainings[-1].job().state == "running")
         until(trainings[-1].slurm_jobs)
-        if how:
-            found.fault(f"answer {how}")
+        found.fault(f"answer {how}")
     return trainings
 
 
@@ -265,3 +259,30 @@ def cancel_pending(fleet: Fleet, found: Campaign) -> None:
     until(lambda: [row[1] for row in waiting.slurm_jobs()] == ["CANCELLED"])
     if waiting.job().attempt != 1:
         found.violations.append(f"cancel: {waiting.job_id} is in attempt {waiting.job().attempt}")
+
+
+@pytest.mark.skipif(not FULL, reason="two torchruns, which `make faults` has time for")
+def test_a_training_over_two_nodes_of_slurm_is_preempted_and_goes_on(fleet: Fleet) -> None:
+    spec = {**LONG, "num_ranks": 2, "num_nodes": 2, "queue": WORKER, "resources": {"cpus": 2}}
+    with campaign(20, "a training over two nodes of Slurm, preempted and with a node lost") as found:
+        found.on(fleet.running.database.dialect)
+        training = Training(fleet, fleet.running.submit(**spec))
+        for attempt, how in enumerate(("preemption", "node") * count(1, 3), 1):
+            until(training.has_saved)
+            if how == "node":
+                fleet.cluster.lose_node("n1")
+            else:
+                options = ["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null"]
+                fleet.cluster.ask("sbatch", *options, "--wrap=true")
+            found.fault(how)
+            until(lambda: training.job().attempt > attempt)  # noqa: B023
+            reason = training.attempts()[attempt - 1].reason or ""
+            if how == "preemption" and "saved at step" not in reason:
+                found.violations.append(f"{how}: {reason}")
+            if how == "node":
+                fleet.cluster.start_node("n1")
+            found.tried()
+        until(training.has_saved)
+        training.cancel()
+        training.wait_for("cancelled")
+        found.violations += faults_in(fleet.running.database)

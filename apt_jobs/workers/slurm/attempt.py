@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 SUBMITTING = "starting: being submitted to Slurm"
 POLL_S = 0.2
+NO_TIME_LIMIT = timedelta(days=365)  # as Slurm counts a job without one, for when others start
 REPEAT_S = 10.0  # before Slurm is asked once more to end or to signal a job
 LOG_TAIL_BYTES = 2_000
 NOT_OURS_TO_END = ("NODE_FAIL",)  # its processes may live on, cut off from Slurm: the lease decides
@@ -217,18 +218,21 @@ class SlurmAttempt:
 
     def _wait_for_end(self) -> None:
         """Watch an attempt whose supervisor reports for itself, until it has."""
-        over_s: float | None = None  # since when the attempt owns nothing
+        begun_s, over_s = time.monotonic(), 0.0  # the second: since when the attempt owns nothing
         while not self._left_alone.is_set():
             time.sleep(POLL_S)
-            jobs = self._shared.watch.last.named(self._attempt.name)
+            look = self._shared.watch.last
+            jobs = look.named(self._attempt.name) if look.began_s > begun_s else []
+            if spare := [job for job in jobs if job.is_pending]:  # of a submission that was repeated
+                self._cancel(spare)
             if not self._may_own():
                 over_s = over_s or time.monotonic()
-                if not jobs or all(job.is_over or job.is_pending for job in jobs):
+                if look.began_s > over_s and all(job.is_over or job.is_pending for job in jobs):
                     self._cancel(jobs)
                     return
                 if time.monotonic() - over_s > self._shared.settings.lease_s + KILL_TIMEOUT_S:
                     self._cancel(jobs)
-            elif jobs and all(job.is_over for job in jobs):
+            elif jobs and all(job.is_over or job.is_pending for job in jobs):
                 if any(job.state in NOT_OURS_TO_END for job in jobs):
                     time.sleep(self._shared.settings.heartbeat_s)
                 else:
@@ -239,7 +243,9 @@ class SlurmAttempt:
 
     def _end(self, jobs: Sequence[SlurmJob]) -> bool:
         """End an attempt whose allocation has ended without a report of its supervisor, as Slurm says it did."""
-        job, has_begun = jobs[-1], (self._attempt.folder / BEGUN).exists()
+        begun = self._attempt.folder / BEGUN
+        has_begun, worked = begun.exists(), begun.read_text() if begun.exists() else ""
+        job = next((job for job in jobs if job.id == worked), jobs[-1])
         words = f"Slurm job {job.id} ended as {job.state}"
         if job.state == "PREEMPTED":
             self._finish(JobState.QUEUED, f"{words}; it did not save in time: an earlier checkpoint counts")
@@ -317,7 +323,7 @@ def waiting_words(jobs: Sequence[SlurmJob]) -> str:
     words = f"starting: pending in Slurm as job {job.id}"
     if job.reason and job.reason != "None":
         words += f", reason: {job.reason}"
-    if job.start_at is not None:
+    if job.start_at is not None and job.start_at - datetime.now(UTC) < NO_TIME_LIMIT / 2:
         words += f"; expected to start at about {job.start_at.astimezone(UTC).strftime('%Y-%m-%d %H:%M UTC')}"
     return words
 

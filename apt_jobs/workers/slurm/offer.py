@@ -35,6 +35,7 @@ def offer_of(rows: Iterable[str], *, max_jobs: int, gpu_memory_gb: float) -> Off
         memory_gb=round(memory_mb * 2**20 / 1e9, 1),
         max_jobs=max_jobs,
         max_cpu_ranks=min(MAX_CPU_RANKS, cpus),
+        num_nodes=num_nodes,
     )
 
 

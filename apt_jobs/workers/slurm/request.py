@@ -87,7 +87,13 @@ def sbatch_arguments(
 
 def script_of(attempt: Attempt, needs: Needs) -> str:
     """Return the batch script: it starts the step, which hears SIGTERM at once, unlike the script itself."""
-    srun = ["srun", f"--ntasks={needs.num_nodes}", "--ntasks-per-node=1", f"--cpus-per-task={num_cpus(needs)}"]
+    srun = [
+        "srun",
+        f"--nodes={needs.num_nodes}",
+        f"--ntasks={needs.num_nodes}",
+        "--ntasks-per-node=1",
+        f"--cpus-per-task={num_cpus(needs)}",
+    ]
     srun += ["--cpu-bind=none", "--mpi=none", "--export=ALL", "--input=none", "--kill-on-bad-exit=1"]
     step = [sys.executable, "-m", "apt_jobs.workers.slurm.step", f"--job-id={attempt.job_id}"]
     step += [f"--attempt={attempt.number}", f"--worker-name={attempt.worker}", f"--folder={attempt.folder}"]

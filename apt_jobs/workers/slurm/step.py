@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +23,14 @@ from apt_jobs.logs import configure_logging
 from apt_jobs.private_files import keep_private
 from apt_jobs.settings import Settings
 from apt_jobs.supervision.lease import kept_until_first_beat
+from apt_jobs.workers.slurm.allocation import (
+    is_of_this_allocation,
+    node_rank_of,
+    num_nodes_of,
+    serve_node,
+    take_nodes,
+)
+from apt_jobs.workers.slurm.request import Attempt
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +69,8 @@ def take_environment(folder: Path) -> bool:
     file = folder / ENVIRONMENT
     try:
         given: dict[str, str] = json.loads(file.read_text())
-        file.unlink()
+        if num_nodes_of(os.environ) == 1:  # else the worker removes it, when all have read it
+            file.unlink()
     except FileNotFoundError:
         return False
     own = {name: value for name, value in os.environ.items() if name.startswith("SLURM_") or name in OF_THE_ALLOCATION}
@@ -68,6 +78,8 @@ def take_environment(folder: Path) -> bool:
     os.environ.update({**given, **own})
     if (cpus := own.get("SLURM_CPUS_PER_TASK", own.get("SLURM_CPUS_ON_NODE", ""))).isdigit():
         os.environ["APT_JOBS_WORKER_CPUS"] = cpus
+    if num_nodes_of(own) > 1:
+        os.environ.setdefault("APT_JOBS_RENDEZVOUS_HOST", socket.gethostname())
     return True
 
 
@@ -89,10 +101,14 @@ class Step:
     def __init__(self, settings: Settings, database: Database, job_id: str, attempt: int, worker_name: str) -> None:
         self._settings, self._database = settings, database
         self._job_id, self._attempt, self._worker_name = job_id, attempt, worker_name
+        self._pool = Attempt(job_id, attempt, worker_name, settings.root).name
 
     def run(self, leave: threading.Event) -> int:
         """Return the supervisor's exit status. `leave`: set once the allocation ends."""
-        with kept_until_first_beat(self._database, self._settings, self._job_id, self._attempt) as beating_fd:
+        attempt = (self._job_id, self._attempt)
+        with kept_until_first_beat(self._database, self._settings, *attempt) as beating_fd:
+            if not take_nodes(self._settings, self._database, attempt, self._pool):
+                return 0
             supervisor = subprocess.Popen(
                 [*self._command(), f"--beating-fd={beating_fd}"],
                 stdin=subprocess.PIPE,
@@ -109,6 +125,12 @@ class Step:
                     is_asked = True
                     _ask_to_leave(supervisor)
 
+    def serve_node(self) -> int:
+        """Be one of the further machines."""
+        attempt = (self._job_id, self._attempt)
+        serve_node(self._settings, self._database, attempt, self._pool, gpus_of_allocation(os.environ))
+        return 0
+
     def _command(self) -> list[str]:
         gpus = gpus_of_allocation(os.environ)
         return [
@@ -116,6 +138,7 @@ class Step:
             f"--job-id={self._job_id}",
             f"--attempt={self._attempt}",
             f"--gpus={','.join(map(str, gpus))}",
+            f"--num-nodes={num_nodes_of(os.environ)}",
             f"--worker-name={self._worker_name}",
             "--ignore-sigterm",
         ]
@@ -140,7 +163,8 @@ def main() -> int:
     parser.add_argument("--worker-name", required=True)
     parser.add_argument("--folder", type=Path, required=True, help="of the attempt")
     arguments = parser.parse_args()
-    if not begin(arguments.folder):
+    node_rank = node_rank_of(os.environ)
+    if not (is_of_this_allocation(arguments.folder / BEGUN) if node_rank else begin(arguments.folder)):
         logger.warning("another allocation works on this attempt")
         return 0
     if not take_environment(arguments.folder):
@@ -156,7 +180,8 @@ def main() -> int:
         if not is_owner:
             logger.warning("the attempt is over already")
             return 0
-        return Step(settings, database, arguments.job_id, arguments.attempt, arguments.worker_name).run(leave)
+        step = Step(settings, database, arguments.job_id, arguments.attempt, arguments.worker_name)
+        return step.serve_node() if node_rank else step.run(leave)
     except AptJobsError as exc:
         logger.error("cannot supervise", extra={"why": str(exc)})
         return 1

@@ -1,6 +1,7 @@
 """What is asked of Slurm, and what is read from its answers."""
 
-from datetime import UTC, datetime
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -71,7 +72,7 @@ def test_a_partition_offers_the_largest_of_its_nodes(
 ) -> None:
     offer = offer_of(rows, max_jobs=4, gpu_memory_gb=0.0)
     assert offer is not None
-    assert num_nodes
+    assert offer.num_nodes == num_nodes
     names = [gpu.name for gpu in offer.gpus]
     assert {name: names.count(name) for name in names} == gpus
     assert (offer.cpus, offer.memory_gb, offer.max_jobs) == (cpus, memory_gb, 4)
@@ -88,14 +89,18 @@ def test_a_partition_that_is_down_is_closed() -> None:
 
 
 def test_answers_of_slurm_are_read() -> None:
-    row = read_row("4711|PENDING|1772390400|n[0-1]|apt-job_1-1|apt_jobs worker slurm|ReqNodeNotAvail, a|b")
+    soon = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+    row = read_row(f"4711|PENDING|{soon.timestamp():.0f}|n[0-1]|apt-job_1-1|apt_jobs worker slurm|ReqNodeNotAvail, a|b")
     assert row is not None
     assert (row.id, row.is_pending, row.is_over, row.reason) == ("4711", True, False, "ReqNodeNotAvail, a|b")
-    assert row.start_at == datetime(2026, 3, 1, 18, 40, tzinfo=UTC)
+    assert row.start_at == soon
     assert waiting_words([row]) == (
         "starting: pending in Slurm as job 4711, reason: ReqNodeNotAvail, a|b; expected to start at about "
-        "2026-03-01 18:40 UTC"
+        f"{soon.strftime('%Y-%m-%d %H:%M UTC')}"
     )
+    assert "expected" not in waiting_words(
+        [replace(row, start_at=soon + timedelta(days=365))]
+    )  # behind one without end
     unknown = read_row("4711|RUNNING|N/A||name|(null)|None")
     assert unknown is not None
     assert unknown.start_at is None
