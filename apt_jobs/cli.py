@@ -14,6 +14,7 @@ import typer
 from apt_jobs.commands import (
     admin,
     backup,
+    completion,
     datasets,
     doctor,
     jobs,
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 app.add_typer(admin.app)
 app.add_typer(backup.app)
+app.add_typer(completion.app)
 app.add_typer(doctor.app)
 app.add_typer(jobs.app)
 app.add_typer(run.app)
@@ -68,6 +70,7 @@ def demo(port: admin.Port = None) -> None:
 def main() -> None:
     """Run a command; whatever goes wrong is one sentence and an exit status."""
     prepare_streams()
+    completion.prepare_completion()
     status = _run()
     try:
         sys.stdout.flush()
