@@ -17,6 +17,7 @@ from apt_jobs.db.webhook_conditions import apply_changes, find_changes
 from apt_jobs.db.webhook_models import Delivery, Webhook, WebhookCondition
 from apt_jobs.db.webhook_outbox import MAX_WAITING, enqueue
 from apt_jobs.db.webhooks import (
+    MAX_CLAIMS,
     MAX_TRIES,
     DeliveryRules,
     Try,
@@ -140,6 +141,15 @@ def test_tries_wait_longer_and_longer_and_end(sqlite_database: Database) -> None
     assert waits[:4] == [1, 2, 4, 8]
     assert waits[-2] == 720
     assert take(sqlite_database) == []
+
+
+def test_tries_that_nobody_records_end(sqlite_database: Database) -> None:
+    hook(sqlite_database)
+    ended_job(sqlite_database)
+    with sqlite_database.write() as session:
+        session.execute(update(Delivery).values(num_tries=MAX_CLAIMS))
+    assert take(sqlite_database) == []
+    assert rows(sqlite_database)[0].state == "failed"
 
 
 def test_a_target_that_is_gone_is_disabled_at_once(sqlite_database: Database) -> None:
