@@ -15,6 +15,7 @@ from apt_jobs.commands import (
     admin,
     backup,
     compare,
+    completion,
     datasets,
     doctor,
     jobs,
@@ -43,6 +44,7 @@ app = typer.Typer(
 app.add_typer(admin.app)
 app.add_typer(backup.app)
 app.add_typer(retention.app)
+app.add_typer(completion.app)
 app.add_typer(doctor.app)
 app.add_typer(jobs.app)
 app.add_typer(compare.app)
@@ -72,6 +74,7 @@ def demo(port: admin.Port = None) -> None:
 def main() -> None:
     """Run a command; whatever goes wrong is one sentence and an exit status."""
     prepare_streams()
+    completion.prepare_completion()
     status = _run()
     try:
         sys.stdout.flush()

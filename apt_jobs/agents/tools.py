@@ -170,9 +170,10 @@ class Tools:
 
 def add_tools(server: MCPServer[Any], tools: Tools) -> None:
     """Let a server offer the tools."""
-    reads = ToolAnnotations(read_only_hint=True, open_world_hint=False)
-    adds = ToolAnnotations(read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=False)
-    ends = ToolAnnotations(read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=False)
+    known = {"openWorldHint": False, "idempotentHint": True}
+    reads = ToolAnnotations.model_validate({**known, "readOnlyHint": True})
+    adds = ToolAnnotations.model_validate({**known, "readOnlyHint": False, "destructiveHint": False})
+    ends = ToolAnnotations.model_validate({**known, "readOnlyHint": False, "destructiveHint": True})
     offered: list[tuple[Callable[..., Any], ToolAnnotations]] = [
         *((tool, reads) for tool in (tools.list_jobs, tools.get_job, tools.get_metrics, tools.get_logs)),
         *((tool, reads) for tool in (tools.get_sweep, tools.list_sweeps)),

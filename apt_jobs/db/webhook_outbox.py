@@ -5,11 +5,12 @@ table; whatever is wrong with a webhook, the job's transaction goes on.
 """
 
 import logging
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import func, insert, select
+from sqlalchemy import func, insert, literal, select
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.documents import encode_document
@@ -27,6 +28,10 @@ from apt_jobs.jobs.webhook_events import JOB_ENDED, TEST_EVENT, Subject, passes
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 10_000  # deliveries of one webhook; further events are not kept for it
+WARN_EVERY_S = 60.0
+_quiet_until_s: dict[str, float] = {}  # by webhook, CLOCK_MONOTONIC
+_ENABLED = select(Webhook).where(Webhook.disabled_at.is_(None)).order_by(Webhook.id)  # built once: it is asked often
+_NUM_WAITING = "apt_jobs_num_waiting_deliveries"
 MAX_TEXT_CHARS = 1_000  # of a reason or an error in a message
 
 
@@ -94,20 +99,33 @@ def enqueue(
     session: Session, webhook_id: str, event: str, data: Mapping[str, Any], *, max_waiting: int = MAX_WAITING
 ) -> str | None:
     """Insert one delivery, due now; returns its id, or None if too many wait."""
-    waiting = select(Delivery.id).where(Delivery.webhook_id == webhook_id, Delivery.state == "waiting")
-    num_waiting = session.scalar(select(func.count()).select_from(waiting.limit(max_waiting).subquery())) or 0
-    if num_waiting >= max_waiting:
-        logger.warning("too many deliveries wait; an event is not kept", extra={"webhook": webhook_id, "event": event})
+    num_waiting: dict[str, int] = session.info.setdefault(_NUM_WAITING, {})  # as of this transaction
+    if webhook_id not in num_waiting:
+        waiting = select(literal(1)).where(Delivery.webhook_id == webhook_id, Delivery.state == "waiting")
+        counted = select(func.count()).select_from(waiting.limit(max_waiting).subquery())  # in the index alone
+        num_waiting[webhook_id] = session.scalar(counted) or 0
+    if num_waiting[webhook_id] >= max_waiting:
+        _warn_of_full(webhook_id, event)
         return None
+    num_waiting[webhook_id] += 1
     delivery_id = new_delivery_id()
     body = encode_document({"type": event, "timestamp": timestamp(datetime.now(UTC)), "data": dict(data)})
     session.execute(insert(Delivery).values(id=delivery_id, webhook_id=webhook_id, event=event, body=body))
     return delivery_id
 
 
+def _warn_of_full(webhook_id: str, event: str) -> None:
+    """Log that an event is not kept: of one webhook at most once a minute."""
+    now_s = time.monotonic()
+    if now_s >= _quiet_until_s.get(webhook_id, 0.0):
+        _quiet_until_s[webhook_id] = now_s + WARN_EVERY_S
+        extra = {"webhook": webhook_id, "event": event}
+        logger.warning("too many deliveries wait; events are not kept for the webhook", extra=extra)
+
+
 def enabled_webhooks(session: Session) -> Sequence[Webhook]:
     """Return those that events are kept for. They are few: see `db/webhooks.py`."""
-    return session.scalars(select(Webhook).where(Webhook.disabled_at.is_(None)).order_by(Webhook.id)).all()
+    return session.scalars(_ENABLED).all()
 
 
 def terms_of(webhook: Webhook) -> list[Term]:

@@ -19,6 +19,7 @@ from apt_jobs.jobs.webhook_events import TEST_EVENT
 
 MAX_WEBHOOKS = 100
 MAX_TRIES = 14
+MAX_CLAIMS = 100  # of tries whose process died, or lacks the key of the secrets, before each could be recorded
 MAX_WAIT_S = 43_200.0
 MAX_LOGGED = 10_000  # ended deliveries of one webhook that are kept
 PRUNED_AT_ONCE = 1_000
@@ -167,6 +168,12 @@ def _first_due(webhook_id: str, is_sent: ColumnElement[bool] | None, limit: int)
 
 def claim_deliveries(session: Session, delivery_ids: Sequence[str], lease_s: float) -> list[Try]:
     """Take those of the deliveries that nobody else took meanwhile, for as long as a try can take."""
+    session.execute(
+        update(Delivery)
+        .where(Delivery.id.in_(delivery_ids), Delivery.state == "waiting", Delivery.num_tries >= MAX_CLAIMS)
+        .values(state="failed", ended_at=now_plus(0), error=f"no process recorded one of {MAX_CLAIMS} tries")
+        .execution_options(synchronize_session=False)
+    )
     claimed = session.scalars(
         update(Delivery)
         .where(Delivery.id.in_(delivery_ids), Delivery.state == "waiting", Delivery.next_try_at <= now_plus(0))

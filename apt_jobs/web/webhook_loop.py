@@ -9,7 +9,15 @@ import logging
 from collections import Counter
 
 from apt_jobs.db.webhook_conditions import apply_changes, find_changes
-from apt_jobs.db.webhooks import DeliveryRules, Try, claim_deliveries, due_deliveries, prune_deliveries, record_try
+from apt_jobs.db.webhooks import (
+    DeliveryRules,
+    Try,
+    TryResult,
+    claim_deliveries,
+    due_deliveries,
+    prune_deliveries,
+    record_try,
+)
 from apt_jobs.errors import AptJobsError
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.web.loops import tried
@@ -84,17 +92,28 @@ async def _deliver(service: Service, sender: WebhookSender, attempt: Try) -> Non
     settings = service.settings
     rules = DeliveryRules(settings.webhook_retry_wait_s, settings.webhook_disable_after_hours * 3_600)
     try:
-        result = await sender.send(attempt)
+        result = await _try(sender, attempt)
         state = await service.write(record_try, attempt, result, rules)
     except AptJobsError as exc:
         logger.warning("a try of a webhook will be repeated", extra={"delivery": attempt.delivery.id, "why": str(exc)})
         return
-    except Exception:  # as above, of a fault that nobody thought of
-        logger.exception("a try of a webhook broke and will be repeated", extra={"delivery": attempt.delivery.id})
+    except Exception:  # a task that ended so would end the loop, unseen
+        logger.exception("what came of a webhook was not recorded", extra={"delivery": attempt.delivery.id})
         return
     if result.error is not None:
         extra = {"webhook": attempt.webhook.id, "delivery": attempt.delivery.id, "now": state, "why": result.error}
         logger.info("a webhook was not delivered", extra=extra)
+
+
+async def _try(sender: WebhookSender, attempt: Try) -> TryResult:
+    """Make a try; a fault that nobody thought of fails it as others do, so that it is not repeated without end."""
+    try:
+        return await sender.send(attempt)
+    except AptJobsError:
+        raise
+    except Exception as exc:
+        logger.exception("a try of a webhook broke", extra={"delivery": attempt.delivery.id})
+        return TryResult(None, 0, f"the try broke: {type(exc).__name__}")
 
 
 async def _look_for_conditions(service: Service) -> None:

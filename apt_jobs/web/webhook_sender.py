@@ -18,7 +18,7 @@ from standardwebhooks.webhooks import Webhook as Signer
 
 from apt_jobs import __version__
 from apt_jobs.db.webhooks import Try, TryResult
-from apt_jobs.errors import AptJobsError, InvalidInput
+from apt_jobs.errors import InvalidInput
 from apt_jobs.operations.webhooks import hidden_value, require_apprise
 from apt_jobs.settings import Settings
 from apt_jobs.web.webhook_text import alert_text
@@ -51,7 +51,11 @@ class WebhookSender:
         await self._http.aclose()
 
     async def send(self, attempt: Try) -> TryResult:
-        """Make one try. Whatever goes wrong is in the result."""
+        """Make one try. Whatever goes wrong with the target is in the result.
+
+        Raises:
+            Unavailable: this process lacks the key of the secrets, which is no fault of the target.
+        """
         began = time.monotonic()
         status, answer, error = None, None, None
         try:
@@ -63,7 +67,7 @@ class WebhookSender:
                     error = _why_failed(status)
         except TimeoutError:
             error = f"no whole answer within {self._settings.webhook_timeout_s:g} s"
-        except AptJobsError as exc:
+        except InvalidInput as exc:
             error = str(exc)
         except (httpx.HTTPError, httpx.InvalidURL, OSError, ssl.SSLError) as exc:
             error = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__

@@ -17,6 +17,7 @@ from apt_jobs.db.webhook_conditions import apply_changes, find_changes
 from apt_jobs.db.webhook_models import Delivery, Webhook, WebhookCondition
 from apt_jobs.db.webhook_outbox import MAX_WAITING, enqueue
 from apt_jobs.db.webhooks import (
+    MAX_CLAIMS,
     MAX_TRIES,
     DeliveryRules,
     Try,
@@ -125,48 +126,57 @@ def test_a_delivery_is_claimed_by_one_and_again_when_its_lease_is_over(database:
     assert rows(database)[0].status == 204
 
 
-def test_tries_wait_longer_and_longer_and_end(database: Database) -> None:
-    hook(database)
-    ended_job(database)
+def test_tries_wait_longer_and_longer_and_end(sqlite_database: Database) -> None:
+    hook(sqlite_database)
+    ended_job(sqlite_database)
     waits = []
     for _ in range(MAX_TRIES):
-        (attempt,) = take(database)
-        state = record(database, attempt, TryResult(500, 1, "it answered 500", "x"))
-        with database.write() as session:
+        (attempt,) = take(sqlite_database)
+        state = record(sqlite_database, attempt, TryResult(500, 1, "it answered 500", "x"))
+        with sqlite_database.write() as session:
             now = session.scalars(select(now_plus(0))).one()
-            waits.append(round((rows(database)[0].next_try_at - now).total_seconds() / 60))
+            waits.append(round((rows(sqlite_database)[0].next_try_at - now).total_seconds() / 60))
             session.execute(update(Delivery).values(next_try_at=now_plus(0)))
     assert state == "failed"
     assert waits[:4] == [1, 2, 4, 8]
     assert waits[-2] == 720
-    assert take(database) == []
+    assert take(sqlite_database) == []
 
 
-def test_a_target_that_is_gone_is_disabled_at_once(database: Database) -> None:
-    hook(database)
-    ended_job(database), ended_job(database)
-    attempt, _ = take(database)
-    assert record(database, attempt, TryResult(410, 1, "it answered 410")) == "failed"
-    ended_job(database)
-    assert len(rows(database)) == 2  # nothing more is kept, and nothing more is sent
-    with database.write() as session:
+def test_tries_that_nobody_records_end(sqlite_database: Database) -> None:
+    hook(sqlite_database)
+    ended_job(sqlite_database)
+    with sqlite_database.write() as session:
+        session.execute(update(Delivery).values(num_tries=MAX_CLAIMS))
+    assert take(sqlite_database) == []
+    assert rows(sqlite_database)[0].state == "failed"
+
+
+def test_a_target_that_is_gone_is_disabled_at_once(sqlite_database: Database) -> None:
+    hook(sqlite_database)
+    ended_job(sqlite_database), ended_job(sqlite_database)
+    attempt, _ = take(sqlite_database)
+    assert record(sqlite_database, attempt, TryResult(410, 1, "it answered 410")) == "failed"
+    ended_job(sqlite_database)
+    assert len(rows(sqlite_database)) == 2  # nothing more is kept, and nothing more is sent
+    with sqlite_database.write() as session:
         session.execute(update(Delivery).values(next_try_at=now_plus(0)))
-    assert take(database) == []
+    assert take(sqlite_database) == []
 
 
-def test_one_webhook_takes_only_its_part(database: Database) -> None:
+def test_one_webhook_takes_only_its_part(sqlite_database: Database) -> None:
     for webhook_id in ("wh_1", "wh_2"):
-        hook(database, webhook_id)
+        hook(sqlite_database, webhook_id)
     for _ in range(6):
-        ended_job(database)
-    assert sorted(attempt.webhook.id for attempt in take(database, 2)) == ["wh_1", "wh_1", "wh_2", "wh_2"]
-    with database.read() as session:
+        ended_job(sqlite_database)
+    assert sorted(attempt.webhook.id for attempt in take(sqlite_database, 2)) == ["wh_1", "wh_1", "wh_2", "wh_2"]
+    with sqlite_database.read() as session:
         assert len(due_deliveries(session, {"wh_1": 4}, 4)) == 4
 
 
-def test_what_waits_for_one_target_is_bounded(database: Database) -> None:
-    hook(database)
-    with database.write() as session:
+def test_what_waits_for_one_target_is_bounded(sqlite_database: Database) -> None:
+    hook(sqlite_database)
+    with sqlite_database.write() as session:
         session.execute(
             Delivery.__table__.insert(),  # type: ignore[attr-defined]  # a Table, typed as any FromClause
             [
@@ -225,15 +235,15 @@ def test_of_two_processes_that_find_a_condition_one_sends_it(database: Database)
     assert rows(database) == []
 
 
-def test_a_refused_due_time_is_sent(database: Database) -> None:
-    hook(database, events=["schedule.missed"])
+def test_a_refused_due_time_is_sent(sqlite_database: Database) -> None:
+    hook(sqlite_database, events=["schedule.missed"])
     schedule = {"id": "sched_1", "name": "x", "cron": "* * * * *", "time_zone": "UTC", "overlap": "skip"}
     spec = TrainSpec(kind="train").model_dump(mode="json")
-    with database.write() as session:
+    with sqlite_database.write() as session:
         session.add(Schedule(**schedule, catch_up="latest", spec=spec, next_due_at=now_plus(-1)))
-    with database.write() as session:
+    with sqlite_database.write() as session:
         fire_due(session, 10, refuse)
-    (row,) = rows(database)
+    (row,) = rows(sqlite_database)
     assert '"outcome": "refused"' in row.body
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography.fernet import Fernet
 from pydantic import SecretStr
-from sqlalchemy import update
+from sqlalchemy import select, update
 from typer.testing import CliRunner
 
 from apt_jobs import cli
@@ -302,6 +303,23 @@ def test_a_name_is_looked_up_once_for_a_try(
     assert len(receiver.messages) == 1
     assert len(asked) == row["num_tries"] == (1 if first == "127.0.0.1" else 2)  # the first try of the other is refused
     assert receiver.headers[0]["host"] == f"rebound.example:{receiver.port}"
+
+
+def test_a_process_without_the_key_of_the_secrets_blames_no_target(
+    served: Served, http: httpx.Client, receiver: Receiver, caplog: pytest.LogCaptureFixture
+) -> None:
+    webhook_id = hook(http, receiver)
+    with served.database.write() as session:
+        row = session.scalars(select(Webhook)).one()
+        kept, row.encrypted = row.encrypted, Fernet(Fernet.generate_key()).encrypt(b"x").decode()
+    http.post(f"/api/webhooks/{webhook_id}/test")
+    until(lambda: "does not decrypt" in str([vars(record) for record in caplog.records]))
+    assert deliveries(http, webhook_id)[0]["state"] == "waiting"
+    assert http.get(f"/api/webhooks/{webhook_id}").json()["failing_since_at"] is None
+    with served.database.write() as session:  # another process takes it when the lease is over
+        session.execute(update(Webhook).values(encrypted=kept))
+        session.execute(update(Delivery).values(next_try_at=now_plus(0)))
+    until(lambda: receiver.messages)
 
 
 def test_apprise_sends_words_and_its_url_is_never_shown(http: httpx.Client, receiver: Receiver) -> None:

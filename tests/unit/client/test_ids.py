@@ -49,6 +49,7 @@ METHODS: dict[str, Callable[[Any, str], Any]] = {
     "set_secret": lambda client, name: client.set_secret(name, "a value"),
     "delete_secret": lambda client, name: client.delete_secret(name),
 }
+IDS = {"job_id", "checkpoint_id", "schedule_id", "sweep_id", "webhook_id", "name"}
 NO_IDS = [
     "",
     ".",
@@ -153,10 +154,9 @@ def test_every_method_with_an_id_is_tried() -> None:
     takes_an_id = {
         name
         for name, method in inspect.getmembers(Client, inspect.isfunction)
-        if not name.startswith("_")
-        and {"job_id", "checkpoint_id", "schedule_id", "sweep_id", "name"} & set(inspect.signature(method).parameters)
+        if not name.startswith("_") and IDS & set(inspect.signature(method).parameters)
     }
-    in_a_parameter = {"checkpoints", "iter_checkpoints", "upload_dataset", "upload_dataset_file"}
+    in_a_parameter = {"create_webhook", "checkpoints", "iter_checkpoints", "upload_dataset", "upload_dataset_file"}
     assert takes_an_id - in_a_parameter == set(METHODS)
 
 
