@@ -32,6 +32,7 @@ from apt_jobs.db.upgrade import upgrade_database
 from apt_jobs.db.workers import list_workers
 from apt_jobs.directories import named_os_errors, prepare_directory
 from apt_jobs.errors import AlreadyRunning, AptJobsError, Unavailable
+from apt_jobs.logs import rotate_log
 from apt_jobs.operations.data_directory import mark_data_directory
 from apt_jobs.operations.liveness import alive_within_s
 from apt_jobs.private_files import keep_private
@@ -47,6 +48,7 @@ LOCAL_FILE = "local.json"  # address and key for the command line of this machin
 LOGIN_LIFETIME_S = 3600.0
 START_DEADLINE_S = 120.0
 RESTART = Backoff(0.5, 30.0)
+MAX_LOG_BYTES = 64 << 20  # of each part; as much again is kept from before
 STEADY_S = 60.0  # a child that lived so long starts again without a pause
 _POLL_S = 0.1
 GENERATION_GPU_PART = 0.25  # of the first GPU's memory; training has the rest
@@ -94,7 +96,8 @@ class _Child:
         self.started_s = time.monotonic()
 
     def keep_alive(self) -> None:
-        """Start it again if it died, after a pause that doubles while it keeps dying."""
+        """Start it again if it died, after a pause that doubles while it keeps dying; keep its log short."""
+        rotate_log(self.log_file, MAX_LOG_BYTES)
         now = time.monotonic()
         if self.process is not None and self.process.poll() is not None:
             logger.warning("a part of the stack ended", extra={"part": self.name, "status": self.process.returncode})

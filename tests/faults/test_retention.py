@@ -3,9 +3,6 @@
 import random
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import SecretStr
@@ -26,39 +23,54 @@ from tests.integration.operations.kept_jobs import kept_job
 JOBS_A_ROUND = 12
 POLICY = RetentionPolicy(days=30, checkpoint_days=5, run_days=5, log_days=5)
 PRUNER = """
+import shutil
 import sys
 from pathlib import Path
 from pydantic import SecretStr
+from apt_jobs.artifacts import folders
+from apt_jobs.db import retention as rows
 from apt_jobs.db.engine import Database
-from apt_jobs.errors import Conflict
 from apt_jobs.operations import retention
 from apt_jobs.retention_policy import RetentionPolicy
 from apt_jobs.settings import Settings
 
-retention.JOBS_AT_ONCE = 2  # more places to be killed at
+def stepwise(module, name):
+    real = getattr(module, name)
+    def call(*arguments, **options):
+        step()
+        answer = real(*arguments, **options)
+        step()
+        return answer
+    setattr(module, name, call)
+
+def step():
+    print("step", flush=True)
+    sys.stdin.readline()
+
+retention.JOBS_AT_ONCE = 2
+stepwise(rows, "remove_jobs")  # afterwards: not committed yet
+stepwise(rows, "remove_checkpoints")
+stepwise(retention, "try_to_delete_folder")
+stepwise(retention, "delete_checkpoint_files")
+stepwise(folders.shutil, "rmtree")  # afterwards the folder is renamed
 settings = Settings(data_dir=Path(sys.argv[1]), database_url=SecretStr(sys.argv[2]))
-database = Database(settings.database)
-policy = RetentionPolicy.model_validate_json(sys.argv[3])
-for line in sys.stdin:
-    print("begins", flush=True)
-    retention.apply_retention(database, settings, policy)
-    print("ended", flush=True)
+retention.apply_retention(Database(settings.database), settings, RetentionPolicy.model_validate_json(sys.argv[3]))
+print("ended", flush=True)
 """
+MAX_STEPS = 60
 
 
 def test_a_killed_retention_takes_nothing_that_is_needed(tmp_path: Path, process_test_url: str) -> None:
     settings = Settings(data_dir=tmp_path / "data", database_url=SecretStr(process_test_url))
     database = Database(settings.database)
     mark_data_directory(settings, database)
-    with campaign(22, "kill -9 of retention at a random moment") as found:
+    with campaign(22, "kill -9 of retention at a random step") as found:
         found.on(database.dialect)
         chance = random.Random(found.seed)
         unended: set[str] = set()
         for _ in range(count(2, 100)):
             unended |= add_jobs(database, settings, chance)
-            with pruner(settings, process_test_url) as process:
-                time.sleep(chance.uniform(0.0, 0.15))
-                process.kill()
+            kill_at(settings, process_test_url, chance.randrange(MAX_STEPS))
             found.fault("kill")
             found.trials += JOBS_A_ROUND
             found.violations += violations(database, settings, unended)
@@ -69,20 +81,20 @@ def test_a_killed_retention_takes_nothing_that_is_needed(tmp_path: Path, process
     database.dispose()
 
 
-@contextmanager
-def pruner(settings: Settings, url: str) -> Iterator["subprocess.Popen[str]"]:
-    """A process that has begun to remove."""
+def kill_at(settings: Settings, url: str, num_steps: int) -> None:
+    """Kill a retention when it has gone so many steps, or has ended."""
     command = [sys.executable, "-c", PRUNER, str(settings.root), url, POLICY.model_dump_json()]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "begins\n"
-        try:
-            yield process
-        finally:
-            process.kill()
+        for _ in range(num_steps):
+            line = process.stdout.readline()
+            assert line in ("step\n", "ended\n"), line
+            if line == "ended\n":
+                break
+            process.stdin.write("\n")
+            process.stdin.flush()
+        process.kill()
 
 
 def add_jobs(database: Database, settings: Settings, chance: random.Random) -> set[str]:

@@ -31,6 +31,8 @@ ADMIN_ONLY = frozenset(
         ("DELETE", "/api/checkpoints/some_checkpoint_id"),
         ("DELETE", "/api/datasets/some_name"),
         ("GET", "/api/keys"),
+        ("GET", "/api/retention"),
+        ("POST", "/api/retention"),
         ("PUT", "/api/queues/some_name"),
         ("PUT", "/api/secrets/some_name"),
         ("DELETE", "/api/secrets/some_name"),

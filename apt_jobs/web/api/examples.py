@@ -63,6 +63,7 @@ _CHECKPOINT: dict[str, Any] = {
 _USAGE = {"prompt_tokens": 9, "completion_tokens": 20, "total_tokens": 29, "cached_tokens": 0}
 
 EXAMPLES: dict[str, Any] = {
+    "RetentionBody": {"dry_run": True, "policy": {"days": 365, "label_days": {"run=smoke": 7, "keep=yes": 0}}},
     "SweepSpec": {
         "name": "rates",
         "spec": _TRAIN,

@@ -4345,7 +4345,19 @@ export interface components {
             /** @description false: there is more than one run removes; repeat it. */
             is_complete: boolean;
         };
-        /** @description One run. */
+        /**
+         * @description One run.
+         * @example {
+         *       "dry_run": true,
+         *       "policy": {
+         *         "days": 365,
+         *         "label_days": {
+         *           "run=smoke": 7,
+         *           "keep=yes": 0
+         *         }
+         *       }
+         *     }
+         */
         RetentionBody: {
             /**
              * @description Remove nothing, and say what would go.
