@@ -48,6 +48,8 @@ FILTERS: dict[str, dict[str, Any]] = {
     "text": {"text": "number 777"},
     "no-such-text": {"text": "absent"},
     "no-such-text-and-state": {"text": "absent", "states": ["queued"]},
+    "active": {"sort": "active"},
+    "active-far-down": {"sort": "active", "offset": 50_000},
 }
 SPEC = TrainSpec(kind="train")
 

@@ -87,23 +87,27 @@ def list_jobs(
         limit: Most jobs of the page.
 
     Raises:
-        InvalidInput: there is no such order; the job `after` is gone, and with it its place in that order.
+        InvalidInput: there is no such order; the job `after` is gone, whose place in another order than that of ids
+            nobody knows.
     """
     others = [*terms, *search_conditions(session, label, text)]
     wanted = _Wanted(states, kinds, queue, others, limit + 1, sweepless)
-    order = parse_sort(sort)
-    if sort == DEFAULT_SORT:
-        is_search = bool(others)
-        if after is not None:
-            others.append(Job.id < after)
-        ids = list(session.scalars(_page(wanted, offset, in_ranges=not is_search)))
-    elif isinstance(order, ActiveSort) and not others:
-        ids = _active_ids(session, wanted, after, offset)
-    else:
-        met = wanted.conditions(walks=bool(others))
-        ids = list(session.scalars(sorted_ids(session, order, met, after, offset, limit + 1)))
+    ids = _ids(session, wanted, sort, after, offset)
     rows = {job.id: job for job in session.scalars(select(Job).where(Job.id.in_(ids[:limit])))}
     return [rows[job_id] for job_id in ids[:limit]], len(ids) > limit
+
+
+def _ids(session: Session, wanted: _Wanted, sort: str, after: str | None, offset: int) -> list[str]:
+    """Return the ids of a page in its order."""
+    order, is_search = parse_sort(sort), bool(wanted.others)
+    if sort == DEFAULT_SORT:
+        if after is not None:
+            wanted.others.append(Job.id < after)
+        return list(session.scalars(_page(wanted, offset, in_ranges=not is_search)))
+    if isinstance(order, ActiveSort) and not is_search:
+        return _active_ids(session, wanted, after, offset)
+    found = wanted.conditions(walks=is_search)
+    return list(session.scalars(sorted_ids(session, order, found, after, offset, wanted.limit)))
 
 
 def count_by_state(

@@ -120,7 +120,8 @@ class JobAnswer(BaseModel):
     num_ranks: int | None = Field(None, description="Processes that train, on all machines; null: it does not train.")
     sparkline: list[float | None] | None = Field(
         None,
-        description="Its training loss in at most 24 points; null: not finite. Only in lists whose `fields` name it.",
+        description="Its training loss in at most 24 points, null where it is not finite. Only in lists whose `fields` "
+        "name it; null: ask again, reading it took too long.",
     )
     num_preemptions: int = Field(0, description="Times that it yielded to a job of higher priority.")
 

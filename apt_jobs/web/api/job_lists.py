@@ -97,7 +97,7 @@ def _listed(session: Session, service: Service, query: ListQuery) -> JobList:
     if "sparkline" in fields:
         curves = service.sparklines.of_jobs(session, rows)
         for row in answer.data:
-            row.sparkline = list(curves.get(row.id, ()))
+            row.sparkline = list(curves[row.id]) if row.id in curves else None
     if query.counts:
         found = [*others, *search_conditions(session, label, query.text)]
         counts = _counts(session, service, query, terms, found)

@@ -5,6 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
+from apt_jobs.db.series import sparklines
 from apt_jobs.events.kinds import StepTrained
 from tests.integration.db.steps import claim, store, submit
 from tests.integration.web.served import Served
@@ -59,3 +60,14 @@ def test_any_part_of_a_list_is_read(served: Served, http: httpx.Client) -> None:
     assert listing(http, offset=5)["data"] == []
     for wrong in ({"offset": -1}, {"offset": 2_000_000}, {"sort": "-active"}):
         assert http.get("/api/jobs", params=wrong).status_code == 422, wrong
+
+
+def test_curves_that_take_too_long_come_with_a_later_answer(
+    served: Served, http: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparklines, "BUDGET_S", 0.0)
+    for _ in range(3):
+        submit(served.database)
+        store(served.database, claim(served.database), StepTrained(1, 0, 2.5, 1e-3, 1.0, 10.0, 0.0))
+    seen = [[row["sparkline"] for row in listing(http, fields="sparkline")["data"]].count([2.5]) for _ in range(3)]
+    assert seen == [1, 2, 3]

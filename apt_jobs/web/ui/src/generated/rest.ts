@@ -3588,7 +3588,7 @@ export interface components {
              */
             num_ranks: number | null;
             /**
-             * @description Its training loss in at most 24 points; null: not finite. Only in lists whose `fields` name it.
+             * @description Its training loss in at most 24 points, null where it is not finite. Only in lists whose `fields` name it; null: ask again, reading it took too long.
              * @default null
              */
             sparkline: (number | null)[] | null;

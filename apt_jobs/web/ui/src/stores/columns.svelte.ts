@@ -20,7 +20,7 @@ export const COLUMNS: readonly Column[] = [
   { id: "speed", label: "Tokens/s", width: 76, sort: "-metrics.tokens_per_s.last", isRight: true },
   { id: "gpus", label: "GPUs", width: 54, isRight: true },
   { id: "queue", label: "Queue", width: 80, sort: "queue" },
-  { id: "age", label: "When", width: 96, sort: "-created_at" },
+  { id: "age", label: "When", width: 112, sort: "-created_at" },
   { id: "detail", label: "Why", width: 170 },
   { id: "labels", label: "Labels", width: 110 },
   { id: "sweep", label: "Sweep", width: 110 },

@@ -102,8 +102,8 @@ export class JobList {
   }
 
   /** Rows `first` to before `last` are on the screen. */
-  see(first: number, last: number, again = false): void {
-    if (first === this.first && last === this.last && !again) return;
+  see(first: number, last: number, isOther = false): void {
+    if (first === this.first && last === this.last && !isOther) return;
     [this.first, this.last] = [first, last];
     clearTimeout(this.settling);
     this.settling = setTimeout(this.poll.refresh, SETTLE_MS);
