@@ -13,9 +13,7 @@ from apt_jobs.db.models import Job
 from apt_jobs.db.series.align import Grid, grid_over, means_on
 from apt_jobs.db.series.axes import Axes, Axis
 from apt_jobs.db.series.custom_metrics import CustomMetric, MetricLogs
-from apt_jobs.db.series.histories import shown_values
-from apt_jobs.db.series.read import read_buckets
-from apt_jobs.db.series.read_many import ManyPoints, read_many
+from apt_jobs.db.series.read_many import ManyPoints, read_many, read_many_steps
 from apt_jobs.db.series.store import CURVES
 from apt_jobs.db.series.summaries import Floats, Integers
 
@@ -25,7 +23,6 @@ MAX_NAMES = 100  # of metrics in the table
 DEFAULT_METRICS = 5
 MAX_LOG_ROWS = 100_000  # of custom metrics that one answer reads; the next one goes on
 AT_STEPS = 16  # whose mean is the value of a curve at a step: one batch is noise
-MAX_VALIDATIONS = 1_000  # of one job that are read for its last one
 VAL_LOSS = "val_loss"
 OWN_METRICS = ("train_loss", VAL_LOSS, "learning_rate", "grad_norm", "tokens_per_s", "step_time_ms")
 GOALS: dict[str, Literal["min", "max"]] = {
@@ -119,7 +116,7 @@ def compare(
     places, curves = _curves(series, axes, len(jobs), max_points)
     reached = {name: _reached(name, jobs, steps, validations) for name in names}
     if at_step is not None:
-        for name, values in _at(session, job_ids, names, at_step, logged).items():
+        for name, values in _at(session, job_ids, names, at_step, validations, logged).items():
             reached[name].at = values
     return Comparison(
         jobs=jobs,
@@ -285,21 +282,30 @@ def _at(
     job_ids: Sequence[str],
     names: Sequence[str],
     step: int,
+    validations: ManyPoints,
     logged: Mapping[str, Mapping[str, CustomMetric]],
 ) -> dict[str, list[float | None]]:
     """Return what metrics were at a step: the mean of the last steps of a curve, else the last value."""
-    first = max(step - AT_STEPS + 1, 0)
-    found: dict[str, list[float | None]] = {name: [] for name in names}
-    for job_id in job_ids:
-        steps = read_buckets(session, job_id, "metric", 1, from_step=first, to_step=step)
-        validations = read_buckets(session, job_id, "validation", MAX_VALIDATIONS, to_step=step)
-        for name, values in found.items():
-            if (logged_name := _logged_name(name)) is not None:
-                values.append(_last_until(logged.get(job_id, {}).get(logged_name), step))
-                continue
-            bucket, column = (validations, 0) if name == VAL_LOSS else (steps, CURVES.index(name))
-            values.append(shown_values(bucket, column)[-1] if bucket.num_buckets else None)
+    window = read_many_steps(session, job_ids, max(step - AT_STEPS + 1, 0), step)
+    before_R = validations.last_steps_R <= step
+    earlier = ManyPoints(*(getattr(validations, name)[before_R] for name in ManyPoints.__slots__))
+    found: dict[str, list[float | None]] = {}
+    for name in names:
+        if (logged_name := _logged_name(name)) is not None:
+            found[name] = [_last_until(logged.get(job_id, {}).get(logged_name), step) for job_id in job_ids]
+        elif name == VAL_LOSS:
+            found[name] = _newest(earlier, 0, len(job_ids))
+        else:
+            found[name] = _means(window, CURVES.index(name), len(job_ids))
     return found
+
+
+def _means(many: ManyPoints, column: int, num_jobs: int) -> list[float | None]:
+    """Return the mean of all steps of each job; NaN if one of them is not finite."""
+    counts = np.bincount(many.jobs_R, minlength=num_jobs)
+    values_R = np.where(many.num_nonfinite_RC[:, column] > 0, np.nan, many.mean_RC[:, column])
+    means = np.bincount(many.jobs_R, values_R / counts[many.jobs_R], num_jobs)
+    return [value if count else None for value, count in zip(means.tolist(), counts.tolist(), strict=True)]
 
 
 def _last_until(metric: CustomMetric | None, step: int) -> float | None:

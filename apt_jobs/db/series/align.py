@@ -1,6 +1,6 @@
 """Put series of many jobs on one axis: a grid of at most so many points, and the mean of what lies in each.
 
-Point `i` of the grid stands for what is beyond point `i - 1`, up to and including itself. Pure functions.
+Point `i` of the grid stands for what is beyond point `i - 1`, up to and including point `i`. Pure functions.
 """
 
 from dataclasses import dataclass

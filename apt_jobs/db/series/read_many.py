@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import orjson
-from sqlalchemy import and_, or_, select
+from sqlalchemy import Select, and_, or_, select
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.models import Attempt, EventChunk, EventRow, SeriesLevel, SeriesSegment
@@ -20,12 +20,16 @@ from apt_jobs.db.series.read import SegmentRange, counting_ranges, read_rows
 from apt_jobs.db.series.store import BLOCK_STEPS, CURVES, FACTOR, LEADERS, WIDTHS
 from apt_jobs.db.series.summaries import Floats, Integers, Summary
 from apt_jobs.events.columns import COLUMN_TYPES, Array
+from apt_jobs.events.kinds import StepTrained
 from apt_jobs.events.many_columns import unpack_many
 
 _CHUNK_ARRAYS = 4 + len(CURVES)  # seq, at, step, epoch, and the curves
 _STATISTICS = ("last_steps_B", "num_steps_B", "last_at_ms_B", "min_BL", "max_BL", "mean_BL", "num_nonfinite_BL")
 _STATISTIC_NUMBERS = [list(Summary.__slots__).index(name) for name in _STATISTICS]
 _Place = tuple[str, int, int]  # job, attempt, segment
+_SAME_SEGMENT = [
+    getattr(SeriesLevel, name) == getattr(SeriesSegment, name) for name in ("job_id", "kind", "attempt", "segment")
+]
 _PLACE = (SeriesSegment.job_id, SeriesSegment.attempt, SeriesSegment.segment)
 
 
@@ -77,6 +81,23 @@ def read_many(session: Session, job_ids: Sequence[str], kind: str, max_points: i
     return ManyPoints.concatenate(parts, WIDTHS[kind])
 
 
+def read_many_steps(session: Session, job_ids: Sequence[str], first_step: int, last_step: int) -> ManyPoints:
+    """Return single steps of the curves of many jobs that count, from a short range."""
+    ranges = _ranges_of_many(session, job_ids, StepTrained.kind)
+    spans = {(one.segment.job_id, one.segment.attempt, one.segment.segment): one for own in ranges for one in own}
+    indices = {job_id: index for index, job_id in enumerate(job_ids)}
+    reading = _Reading(session, StepTrained.kind, spans, {}, indices)
+    query = _chunks_of(reading).where(SeriesSegment.job_id.in_(job_ids), SeriesSegment.first_step <= last_step)
+    in_row = and_(*_SAME_SEGMENT, EventChunk.last_seq.between(SeriesLevel.first_seq, SeriesLevel.last_seq))
+    overlaps = SeriesLevel.first_step <= last_step, SeriesLevel.last_step >= first_step
+    rows = list(session.execute(query.join(SeriesLevel, in_row).where(SeriesLevel.level == 1, *overlaps)))
+    is_open = EventChunk.last_seq >= SeriesSegment.open_seq, SeriesSegment.last_step >= first_step
+    rows += list(session.execute(query.where(*is_open)))
+    found = _of_chunks(reading, rows)
+    wanted_R = (found.last_steps_R >= first_step) & (found.last_steps_R <= last_step)
+    return ManyPoints(*(getattr(found, name)[wanted_R] for name in ManyPoints.__slots__))
+
+
 def _ranges_of_many(session: Session, job_ids: Sequence[str], kind: str) -> list[list[SegmentRange]]:
     kinds = {kind, LEADERS.get(kind, kind)}
     query = select(SeriesSegment).where(SeriesSegment.job_id.in_(job_ids), SeriesSegment.kind.in_(kinds))
@@ -112,12 +133,9 @@ def _rows(reading: _Reading, level: int) -> Iterator[ManyPoints]:
         SeriesSegment.job_id.in_(reading.jobs_at(lambda own: own == level)),
         and_(SeriesSegment.job_id.in_(finer), SeriesLevel.number >= num_covering * FACTOR),
     )
-    same = [
-        getattr(SeriesLevel, name) == getattr(SeriesSegment, name) for name in ("job_id", "kind", "attempt", "segment")
-    ]
     columns = (SeriesLevel.job_id, SeriesLevel.attempt, SeriesLevel.segment, SeriesLevel.number)
     query = select(*columns, SeriesLevel.first_step, SeriesLevel.last_step, SeriesLevel.body)
-    query = query.join(SeriesSegment, and_(*same)).where(SeriesSegment.kind == reading.kind)
+    query = query.join(SeriesSegment, and_(*_SAME_SEGMENT)).where(SeriesSegment.kind == reading.kind)
     whole: list[tuple[int, bytes]] = []
     for row in reading.session.execute(query.where(SeriesLevel.level == level, is_wanted)).all():
         span, index = reading.spans.get((row.job_id, row.attempt, row.segment)), reading.indices[row.job_id]
@@ -139,9 +157,7 @@ def _rows(reading: _Reading, level: int) -> Iterator[ManyPoints]:
 
 def _single_chunks(reading: _Reading) -> ManyPoints:
     """Return the steps that no row of a level covers, and all steps of jobs that are read step by step."""
-    same = and_(EventChunk.job_id == SeriesSegment.job_id, EventChunk.kind == SeriesSegment.kind)
-    query = select(*_PLACE, EventChunk.body).join(EventChunk, same).where(SeriesSegment.kind == reading.kind)
-    query = query.where(EventChunk.last_seq <= SeriesSegment.last_seq)
+    query = _chunks_of(reading)
     rows: list[Any] = []
     for job_ids, first_seq in (
         (reading.jobs_at(lambda level: level == 0), SeriesSegment.first_seq),
@@ -149,6 +165,16 @@ def _single_chunks(reading: _Reading) -> ManyPoints:
     ):
         own = query.where(SeriesSegment.job_id.in_(job_ids), EventChunk.last_seq >= first_seq)
         rows += reading.session.execute(own).all() if job_ids else []
+    return _of_chunks(reading, rows)
+
+
+def _chunks_of(reading: _Reading) -> Select[str, int, int, bytes]:
+    same = and_(EventChunk.job_id == SeriesSegment.job_id, EventChunk.kind == SeriesSegment.kind)
+    query = select(*_PLACE, EventChunk.body).join_from(SeriesSegment, EventChunk, same)
+    return query.where(SeriesSegment.kind == reading.kind, EventChunk.last_seq <= SeriesSegment.last_seq)
+
+
+def _of_chunks(reading: _Reading, rows: Sequence[Any]) -> ManyPoints:
     rows = [row for row in rows if tuple(row[:3]) in reading.spans]
     arrays, counts = unpack_many([row.body for row in rows], _CHUNK_ARRAYS, [1, 2, *range(4, _CHUNK_ARRAYS)])
     values_RC = np.stack([column.astype(np.float64) for column in arrays[2:]], axis=1)

@@ -89,7 +89,14 @@ class _Chosen:
     objective: Objective | None = None
 
 
-@endpoint(role=Role.VIEWER, tag="jobs", query=CompareQuery, answers={200: ComparisonAnswer}, operation="compare_jobs")
+@endpoint(
+    role=Role.VIEWER,
+    tag="jobs",
+    query=CompareQuery,
+    answers={200: ComparisonAnswer},
+    problems={404},
+    operation="compare_jobs",
+)
 async def get_comparison(request: Request) -> Response:
     """Compare training jobs: settings that differ, last and best values, series on one axis."""
     query: CompareQuery = request.state.query

@@ -20,7 +20,7 @@ from apt_jobs.db.series import read_many as series_read_many
 from apt_jobs.db.series import store as series_store
 from apt_jobs.db.series.custom_metrics import MetricLogs
 from apt_jobs.db.series.read import read_buckets
-from apt_jobs.db.series.read_many import ManyPoints, read_many
+from apt_jobs.db.series.read_many import ManyPoints, read_many, read_many_steps
 from apt_jobs.events.kinds import Event, MetricsLogged, StepTrained, TrainingStarted, Validated
 from apt_jobs.jobs.states import JobState
 from tests.integration.db.steps import running, started, store, store_at, trained
@@ -71,7 +71,7 @@ def tell(database: Database, story: list[tuple[str, int, int]], random: np.rando
 
 @given(st.lists(STORY, min_size=1, max_size=3), st.integers(1, 60), st.integers(0, 2**32))
 @settings(
-    max_examples=8,
+    max_examples=6,
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=list(HealthCheck),
@@ -95,6 +95,12 @@ def test_many_jobs_at_once_equal_a_slow_pass_over_each(
                 assert found.last_steps_R[row] == steps.last_steps_B[end - 1]
                 begin = end
             assert begin == steps.num_buckets
+
+    with database.read() as session:
+        window = read_many_steps(session, ids, 5, 20)
+        steps_of = [read_buckets(session, job_id, "metric", 10_000, from_step=5, to_step=20) for job_id in ids]
+    found_steps = sorted(zip(window.jobs_R.tolist(), window.last_steps_R.tolist(), strict=True))
+    assert found_steps == [(index, step) for index, one in enumerate(steps_of) for step in one.last_steps_B.tolist()]
 
 
 def check_bucket(found: ManyPoints, row: int, values: Any) -> None:
