@@ -3,6 +3,7 @@
 A real Slurm of two nodes: its answers are lost, doubled and late, its controller and a node are killed, it preempts.
 """
 
+import getpass
 import json
 import random
 import time
@@ -127,7 +128,7 @@ def fleet(tmp_path: Path, sqlite_url: str, forker: Forker, cluster: SlurmCluster
         try:
             yield fleet
         finally:
-            cluster.ask("scancel", "--user=root")
+            cluster.ask("scancel", f"--user={getpass.getuser()}")
             running.kill(WORKER)
 
 
