@@ -31,18 +31,20 @@ help:
 setup: $(VENV)/.ready
 
 setup-dev: $(VENV)/.ready-dev
-	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || \
-	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; } || \
-	  { command -v sudo >/dev/null && sudo -n apt-get update -qq && sudo -n apt-get install -y -qq chromium >/dev/null; } || \
-	  { echo "The browser tests need Chromium: install it (apt-get install chromium) and run this again." >&2; exit 1; }
-	@PATH="$$PATH:/usr/sbin"; command -v nginx >/dev/null || \
-	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq nginx-light >/dev/null; } || \
-	  { command -v sudo >/dev/null && sudo -n apt-get update -qq && sudo -n apt-get install -y -qq nginx-light >/dev/null; } || \
-	  { echo "The tests behind a proxy need nginx: install it (apt-get install nginx-light) and run this again." >&2; exit 1; }
-	@PATH="$$PATH:/usr/sbin"; command -v slurmctld >/dev/null || \
-	  { [ "$$(id -u)" = 0 ] && apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm >/dev/null; } || \
-	  { command -v sudo >/dev/null && sudo -n apt-get update -qq && sudo -n apt-get install -y -qq --no-install-recommends slurm-wlm >/dev/null; } || \
-	  { echo "The tests on Slurm need slurmctld and slurmd: install them (apt-get install slurm-wlm) and run this again." >&2; exit 1; }
+	$(call debian,chromium chromium-browser google-chrome,chromium,The browser tests need Chromium)
+	$(call debian,nginx,nginx-light,The tests behind a proxy need nginx)
+	$(call debian,slurmctld,slurm-wlm,The tests on Slurm need its controller and daemon,--no-install-recommends)
+	$(call debian,zsh,zsh,The tests of completion need zsh)
+	$(call debian,fish,fish,The tests of completion need fish)
+
+# $(call debian,commands,package,who needs it,options): install a package of Debian where none of the commands is there.
+define debian
+	@PATH="$$PATH:/usr/sbin"; for one in $(1); do ! command -v $$one >/dev/null || exit 0; done; \
+	  as_root="sudo -n"; [ "$$(id -u)" != 0 ] || as_root=; \
+	  { $$as_root apt-get update -qq && \
+	    $$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $(4) $(2) >/dev/null; } || \
+	  { echo "$(3): install it (apt-get install $(2)) and run this again." >&2; exit 1; }
+endef
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
