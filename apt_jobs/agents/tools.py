@@ -23,6 +23,7 @@ from apt_jobs.errors import AptJobsError
 from apt_jobs.jobs.sweeps import SweepSpec, plan_jobs
 
 MAX_WAIT_S = 60.0
+MAX_COMPARED, MIN_POINTS = 20, 1  # jobs; points of the curves, which are left out
 POLL_S = 0.5
 NUM_SHOWN = 10  # settings of a planned sweep, and rows of its table
 ENDED = ("succeeded", "failed", "cancelled", "dead")
@@ -95,6 +96,19 @@ class Tools:
             curves = client.metrics(job_id, points)
         kept = {name: curves[name] for name in ("steps", *_CURVE, "custom") if name in curves}
         return bounded(kept)
+
+    @sentences
+    def compare(
+        self,
+        ctx: Context,
+        job_ids: Annotated[list[JobId], Field(min_length=2, max_length=MAX_COMPARED)],
+        metrics: Annotated[list[str] | None, Field(description="Only these; default: all.", max_length=20)] = None,
+        baseline: Annotated[str | None, Field(description="Id of the job that the others are set against.")] = None,
+    ) -> dict[str, Any]:
+        """Compare trainings: settings in which they differ, last and best values; lists are in the order of `jobs`."""
+        with self._open(ctx) as client:
+            found: dict[str, Any] = {**client.compare(job_ids, metrics=metrics, baseline=baseline, points=MIN_POINTS)}
+        return bounded({name: value for name, value in found.items() if name not in ("points", "series", "x")})
 
     @sentences
     def get_logs(
@@ -176,7 +190,7 @@ def add_tools(server: MCPServer[Any], tools: Tools) -> None:
     ends = ToolAnnotations.model_validate({**known, "readOnlyHint": False, "destructiveHint": True})
     offered: list[tuple[Callable[..., Any], ToolAnnotations]] = [
         *((tool, reads) for tool in (tools.list_jobs, tools.get_job, tools.get_metrics, tools.get_logs)),
-        *((tool, reads) for tool in (tools.get_sweep, tools.list_sweeps)),
+        *((tool, reads) for tool in (tools.compare, tools.get_sweep, tools.list_sweeps)),
         *((tool, adds) for tool in (tools.submit_job, tools.create_sweep)),
         (tools.cancel, ends),
     ]

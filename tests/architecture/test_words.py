@@ -23,7 +23,6 @@ BANNED_PARTS = frozenset(
     {"tell", "told", "say", "said", "hear", "heard", "pump", "hint", "hints", "settle", "fruitless", "outlet"}
 )
 ALLOWED_NAMES = {"hint", "hints", "get_type_hints", "tell"}  # type hints, and a file's method
-ALLOWED_NAMES |= {f"{kind}_hint" for kind in ("destructive", "idempotent", "open_world", "read_only")}  # of MCP
 EXEMPT = {"docs/glossary.md", "tests/architecture/test_words.py", "CHANGELOG.md"}
 SUFFIXES = (".py", ".ts", ".svelte", ".md", ".toml", ".yml")
 

@@ -61,6 +61,22 @@ def test_picture_of_the_schedules(stack: RunningStack, open_window: Callable[...
     _shoot(open_window(1440, 800), f"{stack.url}/schedules#{schedule_id}", IMAGES / "schedules.png")
 
 
+def test_picture_of_a_comparison(stack: RunningStack, open_window: Callable[..., Watched]) -> None:
+    training = {**DEMO["training"], "max_steps": 60, "validate_every_steps": 20}  # type: ignore[dict-item]
+    sweep = {
+        "name": "learning rates",
+        "spec": {**DEMO, "num_ranks": 1, "name": "rates", "training": training},
+        "parameters": {"training.learning_rate": {"values": [0.0003, 0.003, 0.03]}},
+        "metric": "val_loss",
+    }
+    sweep_id = stack.post("/api/sweeps", sweep)["id"]
+    wait_until(
+        lambda: stack.get(f"/api/sweeps/{sweep_id}")["finished_at"] is not None, TRAIN_DEADLINE_S, "the sweep ended"
+    )
+    ids = [row["jobs"][0]["id"] for row in stack.get(f"/api/sweeps/{sweep_id}")["table"]]
+    _shoot(open_window(1440, 1200), f"{stack.url}/compare?jobs={','.join(ids)}", IMAGES / "compare.png")
+
+
 def test_pictures_of_the_other_pages(stack: RunningStack, open_window: Callable[..., Watched]) -> None:
     for path, height in (("new-job", 1100), ("generate", 800), ("workers", 700)):
         address = "/jobs/new" if path == "new-job" else f"/{path}"

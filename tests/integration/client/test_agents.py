@@ -95,6 +95,9 @@ def test_an_agent_drives_a_sweep_to_its_best_job_and_doubles_nothing(served: Ser
             assert ended["best"]["parameters"] == {"training.learning_rate": 3e-3}
             assert (await twice(agent, "get_job", job_id=best))["sweep_id"] == sweep_id
             assert (await twice(agent, "get_metrics", job_id=best))["train_loss"] == [1.0]
+            compared = await twice(agent, "compare", job_ids=[row["jobs"][0]["id"] for row in ended["first_settings"]])
+            assert compared["settings"]["training.learning_rate"][0] == 3e-3
+            assert compared["metrics"]["train_loss"]["last"][0] == 1.0
             assert (await twice(agent, "get_logs", job_id=best))["lines"] == ["rank 0 a \x1b[31m line"]
             job = {"kind": "train", "queue": "nobody"}
             assert not (await twice(agent, "submit_job", job=job))["submitted"]
@@ -123,6 +126,8 @@ async def refuses(agent: mcp.Client) -> None:
         ("create_sweep", {"sweep": {**SWEEP, "parameters": {}}}, "parameters"),
         ("create_sweep", {"sweep": {**SWEEP, "metric": 7}, "dry_run": False}, "metric"),
         ("list_jobs", {"filter": "nonsense:x"}, "no field"),
+        ("compare", {"job_ids": ["job_a"]}, "at least 2"),
+        ("compare", {"job_ids": ["job_a", "job_b"]}, "compare"),
         ("list_jobs", {"limit": 1_000}, "less than or equal to 50"),
         ("cancel", {"kind": "sweep", "id": "sweep_none"}, "no sweep"),
     ]
