@@ -262,28 +262,29 @@ def cancel_pending(fleet: Fleet, found: Campaign) -> None:
         found.violations.append(f"cancel: {waiting.job_id} is in attempt {waiting.job().attempt}")
 
 
-@pytest.mark.skipif(not FULL, reason="two torchruns, which `make faults` has time for")
-def test_a_training_over_two_nodes_of_slurm_is_preempted_and_goes_on(fleet: Fleet) -> None:
-    spec = {**LONG, "num_ranks": 2, "num_nodes": 2, "queue": WORKER, "resources": {"cpus": 2}}
-    with campaign(20, "a training over two nodes of Slurm, preempted and with a node lost") as found:
-        found.on(fleet.running.database.dialect)
-        training = Training(fleet, fleet.running.submit(**spec))
-        for attempt, how in enumerate(("preemption", "node") * count(1, 3), 1):
+if FULL:  # two torchruns, which `make faults` has time for
+
+    def test_a_training_over_two_nodes_of_slurm_is_preempted_and_goes_on(fleet: Fleet) -> None:
+        spec = {**LONG, "num_ranks": 2, "num_nodes": 2, "queue": WORKER, "resources": {"cpus": 2}}
+        with campaign(20, "a training over two nodes of Slurm, preempted and with a node lost") as found:
+            found.on(fleet.running.database.dialect)
+            training = Training(fleet, fleet.running.submit(**spec))
+            for attempt, how in enumerate(("preemption", "node") * count(1, 3), 1):
+                until(training.has_saved)
+                if how == "node":
+                    fleet.cluster.lose_node("n1")
+                else:
+                    options = ["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null"]
+                    fleet.cluster.ask("sbatch", *options, "--wrap=true")
+                found.fault(how)
+                until(lambda: training.job().attempt > attempt)  # noqa: B023
+                reason = training.attempts()[attempt - 1].reason or ""
+                if how == "preemption" and "saved at step" not in reason:
+                    found.violations.append(f"{how}: {reason}")
+                if how == "node":
+                    fleet.cluster.start_node("n1")
+                found.tried()
             until(training.has_saved)
-            if how == "node":
-                fleet.cluster.lose_node("n1")
-            else:
-                options = ["--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null"]
-                fleet.cluster.ask("sbatch", *options, "--wrap=true")
-            found.fault(how)
-            until(lambda: training.job().attempt > attempt)  # noqa: B023
-            reason = training.attempts()[attempt - 1].reason or ""
-            if how == "preemption" and "saved at step" not in reason:
-                found.violations.append(f"{how}: {reason}")
-            if how == "node":
-                fleet.cluster.start_node("n1")
-            found.tried()
-        until(training.has_saved)
-        training.cancel()
-        training.wait_for("cancelled")
-        found.violations += faults_in(fleet.running.database)
+            training.cancel()
+            training.wait_for("cancelled")
+            found.violations += faults_in(fleet.running.database)
