@@ -51,13 +51,17 @@ class Training:
     def tree(self) -> list[int]:
         return marked_processes(f"{self.job_id}:{self.job().attempt}")
 
-    def supervisor(self) -> int:
+    def supervisor(self) -> int | None:
+        """Its process; that of an attempt before may still be ending."""
         worker = psutil.Process(self.running.processes[WORKER].pid)
-        (found,) = [child.pid for child in worker.children() if f"--job-id={self.job_id}" in child.cmdline()]
-        return found
+        wanted = {f"--job-id={self.job_id}", f"--attempt={self.job().attempt}"}
+        found = [child.pid for child in worker.children() if wanted <= set(child.cmdline())]
+        return found[0] if found else None
 
     def pids(self, victim: str) -> list[int]:
         supervisor = self.supervisor()
+        if supervisor is None:
+            return []
         if "supervisor" in victim:
             return [supervisor]
         return [pid for pid in self.tree() if (psutil.Process(pid).ppid() == supervisor) == (victim == "torchrun")]

@@ -27,7 +27,8 @@ class Grid:
     def places(self) -> Floats:
         """Return where the points are."""
         places: Floats = self.origin + self.width * np.arange(1, self.num_points + 1, dtype=np.float64)
-        return np.minimum(places, self.last)
+        places[-1] = self.last  # whatever was rounded
+        return places
 
 
 def grid_over(first: float, last: float, max_points: int, *, is_whole: bool) -> Grid:
@@ -43,9 +44,8 @@ def grid_over(first: float, last: float, max_points: int, *, is_whole: bool) -> 
         num_places = int(last - first) + 1
         width = -(-num_places // max_points)
         return Grid(first - 1, width, -(-num_places // width), last)
-    if last <= first:
-        return Grid(first - 1.0, 1.0, 1, last)
-    return Grid(first, (last - first) / max_points, max_points, last)
+    spacing = (last - first) / max_points
+    return Grid(first, spacing, max_points, last) if spacing > 0.0 else Grid(first - 1.0, 1.0, 1, last)
 
 
 def means_on(

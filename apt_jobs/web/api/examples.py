@@ -46,6 +46,9 @@ _JOB: dict[str, Any] = {
     "waiting_for": None,
     "expected_start_at": None,
     "num_preemptions": 0,
+    "num_gpus": 1.0,
+    "num_ranks": 2,
+    "sparkline": None,
 }
 _CHECKPOINT: dict[str, Any] = {
     "id": _CHECKPOINT_ID,
@@ -83,7 +86,7 @@ EXAMPLES: dict[str, Any] = {
     "TrainSpec": _TRAIN,
     "GenerateSpec": {"kind": "generate", "texts": ["Once upon a time"], "max_length": 20, "temperature": 0.8},
     "JobAnswer": _JOB,
-    "JobList": {"object": "list", "data": [_JOB], "has_more": False},
+    "JobList": {"object": "list", "data": [_JOB], "has_more": False, "counts": {"running": 1}, "total": 1},
     "CheckpointAnswer": _CHECKPOINT,
     "CheckpointList": {"object": "list", "data": [_CHECKPOINT], "has_more": False},
     "LoadRequest": {"checkpoint_id": _CHECKPOINT_ID},

@@ -3512,7 +3512,10 @@ export interface components {
          *       "queue_position": null,
          *       "waiting_for": null,
          *       "expected_start_at": null,
-         *       "num_preemptions": 0
+         *       "num_preemptions": 0,
+         *       "num_gpus": 1,
+         *       "num_ranks": 2,
+         *       "sparkline": null
          *     }
          */
         JobAnswer: {
@@ -3666,10 +3669,17 @@ export interface components {
          *           "queue_position": null,
          *           "waiting_for": null,
          *           "expected_start_at": null,
-         *           "num_preemptions": 0
+         *           "num_preemptions": 0,
+         *           "num_gpus": 1,
+         *           "num_ranks": 2,
+         *           "sparkline": null
          *         }
          *       ],
-         *       "has_more": false
+         *       "has_more": false,
+         *       "counts": {
+         *         "running": 1
+         *       },
+         *       "total": 1
          *     }
          */
         JobList: {
