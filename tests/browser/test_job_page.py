@@ -281,7 +281,7 @@ def test_zooming_into_a_long_history_sharpens_it(stack: RunningStack, open_windo
     assert box is not None
     page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + 50)
     page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.45, box["y"] + 50, steps=5)
+    page.mouse.move(box["x"] + box["width"] * 0.46, box["y"] + 50, steps=5)
     with page.expect_response(re.compile(r"/metrics\?.*from_step=[78]\d\d\d&to_step=9\d\d\d")):
         page.mouse.up()
     wait_until(lambda: loss_chart(page)[0] > points + 500, 10.0, "single steps of the range")
@@ -305,7 +305,7 @@ def test_the_heat_map_follows_the_zoom_of_its_timeline(stack: RunningStack, open
     assert box is not None
     page.mouse.move(box["x"] + box["width"] * 0.4, box["y"] + 50)
     page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * 0.45, box["y"] + 50, steps=5)
+    page.mouse.move(box["x"] + box["width"] * 0.46, box["y"] + 50, steps=5)
     page.mouse.up()
     expect(heat_map).to_have_attribute("data-first-step", re.compile(r"^[78]\d\d\d$"))
     expect(heat_map).to_have_attribute("data-last-step", re.compile(r"^9\d\d\d$"))

@@ -44,6 +44,8 @@ test("an axis of values that are not negative does not show negative ones", () =
   assert.ok(linearRange(-1, 5)[0] < -1);
   assert.deepEqual(linearRange(null, null), [0, 1]);
   assert.ok(linearRange(3, 3)[0] < linearRange(3, 3)[1]);
+  assert.ok(linearRange(0.001, 0.001 + 1e-10)[1] > 0.00105); // one number, rounded
+  assert.ok(linearRange(2, 2.0001)[0] > 1.9999);
   assert.deepEqual(logRange(null, null), [1e-4, 1]);
 });
 

@@ -5,6 +5,7 @@ export type Range = [min: number, max: number];
 const SAMPLES = 4_000;
 const MIN_VALUES = 8; // of fewer none is an outlier
 const TRIMMED_SHARE = 0.01; // of the values at either end
+const ROUNDED = 1e-6; // of the size of values: what differs by less is the same number, rounded
 const FAR = 10; // times the range of the others: a value farther away would leave them a tenth of the height
 
 /** Finite values of all series between two indexes, evenly sampled. */
@@ -48,7 +49,8 @@ function lastUpTo(sorted: Float64Array, ceiling: number): number {
 /** A linear axis with some air; it does not go below zero for values that do not. */
 export function linearRange(min: number | null, max: number | null): Range {
   if (min === null || max === null) return [0, 1];
-  const pad = (max - min || Math.abs(max) || 1) * 0.06;
+  const size = Math.max(Math.abs(min), Math.abs(max)) || 1;
+  const pad = (max - min > ROUNDED * size ? max - min : size) * 0.06;
   return [min >= 0 ? Math.max(0, min - pad) : min - pad, max + pad];
 }
 
