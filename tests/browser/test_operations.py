@@ -23,7 +23,7 @@ TINY = {
     "name": "steered",
     "model": {"d_model": 16, "num_layers": 1, "num_attention_heads": 2, "vocab_size": 300, "max_seq_len": 16},
     "training": {
-        "max_steps": 1_500,  # more than a busy machine trains between a click and its effect
+        "max_steps": 6_000,  # more than a busy machine trains between a click and its effect
         "epochs": 1_000,
         "batch_size": 1,
         "validate_every_steps": 20_000,
