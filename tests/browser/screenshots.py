@@ -90,4 +90,3 @@ def _shoot(window: Watched, url: str, file: Path) -> None:
     page.wait_for_load_state("networkidle")
     time.sleep(1.0)  # a picture needs no condition, only a second of live points
     page.screenshot(path=file)
-    window.context.close()
