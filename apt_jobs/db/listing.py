@@ -6,6 +6,7 @@ found in an index of labels (Postgres) or by one pass over the index `ix_jobs_se
 """
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -14,6 +15,7 @@ from sqlalchemy import ColumnElement, Select, String, and_, collate, exists, fun
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Session
 
+from apt_jobs.db.job_counts import job_counts
 from apt_jobs.db.job_orders import sorted_ids
 from apt_jobs.db.models import Job
 from apt_jobs.db.sweep_models import SweepTrial
@@ -118,11 +120,24 @@ def count_by_state(
     sweepless: bool = False,
     others: Sequence[ColumnElement[bool]] = (),
 ) -> dict[str, int]:
-    """Count jobs by state, of those that `list_jobs` finds in any state: one pass over an index without the rows."""
+    """Count jobs by state, of those that `list_jobs` finds in any state.
+
+    Of all jobs, or those of a queue, the counts are kept; else it is one pass over an index without the rows.
+    """
+    if not (kinds or sweepless or others):
+        return _kept_counts(session, queue)
     wanted = _Wanted((), kinds, queue, [*others], 0, sweepless).conditions(walks=bool(others))
     state = func.coalesce(Job.state, "") if others else Job.state
     counted = session.execute(select(state, func.count()).where(*wanted).group_by(state))
     return {str(name): count for name, count in counted}
+
+
+def _kept_counts(session: Session, queue: str | None) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for name, counts in job_counts(session).items():
+        if queue in (None, name):
+            total.update(counts)
+    return dict(total)
 
 
 def search_conditions(session: Session, label: tuple[str, str] | None, text: str | None) -> list[ColumnElement[bool]]:

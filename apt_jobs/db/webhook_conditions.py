@@ -4,16 +4,16 @@ A condition that holds has a row for each webhook that was sent word of it, inse
 when the condition is over, so that the next time is sent again.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import delete, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from apt_jobs.db.clock import now_plus
-from apt_jobs.db.models import Job, WorkerRow
+from apt_jobs.db.job_counts import job_counts
+from apt_jobs.db.models import WorkerRow
 from apt_jobs.db.webhook_models import Webhook, WebhookCondition
 from apt_jobs.db.webhook_outbox import enabled_webhooks, enqueue, terms_of
 from apt_jobs.events.codec import timestamp
@@ -100,7 +100,8 @@ def _lost_workers(session: Session, webhooks: list[Webhook], alive_within_s: flo
 
 def _long_queues(session: Session, webhooks: list[Webhook], known: set[tuple[str, str, str]]) -> Conditions:
     found: Conditions = {}
-    for queue, num_queued in _queued(session).items():
+    for queue, counts in job_counts(session).items():
+        num_queued = counts.get(JobState.QUEUED, 0)
         for webhook in webhooks:
             key = (webhook.id, "queue.too_long", queue)
             limit = webhook.queue_above
@@ -109,9 +110,3 @@ def _long_queues(session: Session, webhooks: list[Webhook], known: set[tuple[str
             if num_queued > (limit * OVER_AT if key in known else limit):
                 found[key] = {"queue": queue, "queued": num_queued, "limit": limit}
     return found
-
-
-def _queued(session: Session) -> Mapping[str, int]:
-    """Count what waits, in a range of `ix_jobs_by_queue`."""
-    counted = select(Job.queue, func.count()).where(Job.state == JobState.QUEUED).group_by(Job.queue)
-    return dict(session.execute(counted).all())

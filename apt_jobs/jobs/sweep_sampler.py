@@ -4,6 +4,7 @@ Pure: from the request and the scores so far to the next setting. Optuna (the ex
 keeps nothing: its study is made again from the rows of the sweep each time, so that any process may choose.
 """
 
+import importlib
 import importlib.util
 from typing import Any
 
@@ -15,6 +16,11 @@ NUM_RANDOM = 10  # settings that are sampled blindly before the estimator says a
 def is_installed() -> bool:
     """Return whether Optuna is there."""
     return importlib.util.find_spec("optuna") is not None
+
+
+def load() -> None:
+    """Import Optuna now, which takes half a second that no transaction should last."""
+    importlib.import_module("optuna")
 
 
 class Sampler:

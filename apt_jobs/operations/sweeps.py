@@ -11,8 +11,8 @@ from apt_jobs.db.sweep_rungs import insert_decision
 from apt_jobs.db.sweeps import finish_sweep, get_sweep, insert_sweep, lock_jobs, mark_paused, next_step, release
 from apt_jobs.errors import Conflict, NotFound
 from apt_jobs.events.kinds import StoredEvent
+from apt_jobs.jobs import sweep_sampler
 from apt_jobs.jobs.spec import TrainSpec
-from apt_jobs.jobs.sweep_sampler import is_installed
 from apt_jobs.jobs.sweeps import InvalidSweep, PlannedJob, SweepFault, SweepSpec, single_changes
 from apt_jobs.operations import steer
 from apt_jobs.operations.data_directory import require_room
@@ -37,7 +37,7 @@ def create_sweep(session: Session, settings: Settings, spec: SweepSpec, planned:
     require_room(settings)
     specs = [one.spec for one in planned]
     if spec.method == "tpe":
-        if not is_installed():
+        if not sweep_sampler.is_installed():
             raise InvalidSweep([SweepFault(("method",), "tpe", "needs Optuna: pip install 'apt-jobs[sweeps]'")])
         specs += single_changes(spec, planned)
     checked: dict[str, list[ReferenceFault]] = {}
@@ -63,8 +63,12 @@ def advance_sweep(database: Database, sweep_id: str) -> tuple[list[StoredEvent],
     is_changed = False
     for _ in range(MAX_STEPS_AT_ONCE):
         with database.read() as session:  # most looks find nothing: no write transaction for them
-            if not next_step(session, get_sweep(session, sweep_id)):
-                break
+            sweep = get_sweep(session, sweep_id)
+            step = next_step(session, sweep)
+        if not step:
+            break
+        if step.release and sweep.request["method"] == "tpe":
+            sweep_sampler.load()
         with database.write() as session:
             events += apply_step(session, sweep_id)
         is_changed = True

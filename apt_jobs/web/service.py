@@ -16,7 +16,7 @@ from apt_jobs.events.live import LivePublisher
 from apt_jobs.job_queue import WakeUpPublisher
 from apt_jobs.settings import Settings
 from apt_jobs.web.admissions import Admissions
-from apt_jobs.web.job_counts import JobCounts
+from apt_jobs.web.count_cache import CountCache
 from apt_jobs.web.metrics import Metrics
 from apt_jobs.web.readiness import Readiness
 from apt_jobs.web.submissions import Submissions
@@ -38,7 +38,7 @@ class Service:
     submissions: Submissions
     metrics: Metrics
     wake_up_now: asyncio.Event  # set when a job became due: the wake-up loop looks at once
-    job_counts: JobCounts = field(default_factory=JobCounts)
+    count_cache: CountCache = field(default_factory=CountCache)
     sparklines: Sparklines = field(default_factory=Sparklines)
 
     async def read(

@@ -87,5 +87,6 @@ def _shoot(window: Watched, url: str, file: Path) -> None:
     page = window.context.new_page()
     page.goto(url)
     page.locator("main h1").wait_for()
-    time.sleep(3.0)  # a picture needs no condition, only some seconds of live points
+    page.wait_for_load_state("networkidle")
+    time.sleep(1.0)  # a picture needs no condition, only a second of live points
     page.screenshot(path=file)

@@ -1,6 +1,7 @@
 """A job submitted in the page, watched live, generated from; on a phone, in the dark, across a restart of the web."""
 
 import re
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -97,6 +98,8 @@ def test_a_job_submitted_in_the_form_is_seen_live(
         page.get_by_label(label, exact=True).fill(value)
     page.get_by_role("button", name="Submit job").click()
     page.wait_for_url(re.compile(r"/jobs/job_"))
+    asked, began_s = list[str](), time.monotonic()
+    page.on("request", lambda request: asked.append(request.url))
 
     expect(page.locator("[data-status=live]")).to_be_visible()
     wait_until(lambda: loss_chart(page)[0] > 0, TRAIN_DEADLINE_S, "a first point of the loss")
@@ -104,6 +107,8 @@ def test_a_job_submitted_in_the_form_is_seen_live(
     wait_until(lambda: loss_chart(page)[0] > first[0], TRAIN_DEADLINE_S, "further points, without a reload")
     expect(page.get_by_role("heading", name="from the form")).to_be_visible()
     expect(page.get_by_text("succeeded", exact=True).first).to_be_visible(timeout=TRAIN_DEADLINE_S * 1000)
+    for panel in ("/metrics?points=500", "/media?after=0"):  # polled each 3 and 5 s, not asked at each event
+        assert sum(url.endswith(panel) for url in asked) <= 3 + (time.monotonic() - began_s) / 3, panel
     submitted_jobs.append(page.url.rsplit("/", 1)[1])
     wait_until(lambda: loss_chart(page) == (NUM_STEPS, NUM_STEPS), 5.0, "all steps, each once")
     page.get_by_role("tab", name="Log").click()

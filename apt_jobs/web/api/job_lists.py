@@ -121,7 +121,7 @@ def _counts(
             session, kinds=ranges.kinds, queue=ranges.queue, sweepless=ranges.is_sweepless, others=others
         )
 
-    counted = service.job_counts.get(question, count)
+    counted = service.count_cache.get(question, count)
     return {state: counted.get(state, 0) for state in JobState}
 
 

@@ -237,7 +237,7 @@ def test_of_two_processes_that_find_a_condition_one_sends_it(database: Database)
 
 def test_a_refused_due_time_is_sent(sqlite_database: Database) -> None:
     hook(sqlite_database, events=["schedule.missed"])
-    schedule = {"id": "sched_1", "name": "x", "cron": "* * * * *", "time_zone": "UTC", "overlap": "skip"}
+    schedule = {"id": "sched_1", "name": "x", "cron": "0 0 1 1 *", "time_zone": "UTC", "overlap": "skip"}
     spec = TrainSpec(kind="train").model_dump(mode="json")
     with sqlite_database.write() as session:
         session.add(Schedule(**schedule, catch_up="latest", spec=spec, next_due_at=now_plus(-1)))

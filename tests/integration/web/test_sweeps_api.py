@@ -147,7 +147,7 @@ def test_a_wrong_sweep_names_its_field_and_leaves_nothing(
 
 
 def test_a_sweep_that_learns_needs_optuna(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("apt_jobs.operations.sweeps.is_installed", lambda: False)
+    monkeypatch.setattr("apt_jobs.jobs.sweep_sampler.is_installed", lambda: False)
     answer = http.post("/api/sweeps", json={**BODY, **LEARNS})
     assert answer.status_code == 422
     assert "apt-jobs[sweeps]" in answer.json()["errors"][0]["detail"]

@@ -29,6 +29,8 @@ export class JobView {
   checkpoints = $state.raw<CheckpointAnswer[]>([]);
 
   readonly state = new JobState();
+  /** A value of its own: who only asks for this does not hear of each event. */
+  readonly finished = $derived(this.state.ended);
   readonly log: JobLog;
   readonly anomalies = new AnomalyLog();
   readonly redraw = new Redraw(() => {
@@ -75,10 +77,6 @@ export class JobView {
 
   get job(): JobState["job"] {
     return this.state.job;
-  }
-
-  get finished(): boolean {
-    return this.state.ended;
   }
 
   /** Show a range of steps as finely as it can be drawn; null: the whole history. */

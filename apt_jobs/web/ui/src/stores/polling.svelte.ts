@@ -1,4 +1,5 @@
 // Polls while the page is visible: one request at a time, slower after failures, at once when the page is shown again.
+import { untrack } from "svelte";
 import { ApiProblem, messageOf } from "../api/client.ts";
 import { reachability } from "./reachability.svelte.ts";
 import { session } from "./services.ts";
@@ -85,7 +86,7 @@ export function loadUntil(
   everyMs: number,
 ): () => void {
   const abort = new AbortController();
-  void load(abort.signal);
+  untrack(() => void load(abort.signal)); // what it reads is no reason to load again at once
   const timer = isComplete ? undefined : setInterval(() => void load(abort.signal), everyMs);
   return () => {
     clearInterval(timer);

@@ -17,7 +17,7 @@ WAIT_S = 5.0  # for somebody else's count of the same
 Counts = dict[str, int]
 
 
-class JobCounts:
+class CountCache:
     """Counts by state of the last questions. Thread-safe; one thread counts what several ask for."""
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from apt_jobs.web.job_counts import COST_SHARE, MAX_KEPT, MAX_KEPT_S, JobCounts
+from apt_jobs.web.count_cache import COST_SHARE, MAX_KEPT, MAX_KEPT_S, CountCache
 
 
 class Clock:
@@ -20,7 +20,7 @@ class Clock:
 def test_a_count_is_kept_for_a_multiple_of_what_it_took(
     monkeypatch: pytest.MonkeyPatch, cost_s: float, kept_s: float
 ) -> None:
-    clock, counts, calls = Clock(monkeypatch), JobCounts(), []
+    clock, counts, calls = Clock(monkeypatch), CountCache(), []
 
     def count() -> dict[str, int]:
         clock.now_s += cost_s
@@ -37,19 +37,19 @@ def test_a_count_is_kept_for_a_multiple_of_what_it_took(
 
 def test_what_counts_at_no_cost_is_never_old(monkeypatch: pytest.MonkeyPatch) -> None:
     Clock(monkeypatch)
-    counts, calls = JobCounts(), iter(range(10))
+    counts, calls = CountCache(), iter(range(10))
     assert [counts.get("all", lambda: {"queued": next(calls)})["queued"] for _ in range(3)] == [0, 1, 2]
 
 
 def test_a_count_that_fails_keeps_nobody_from_the_next_one() -> None:
-    counts = JobCounts()
+    counts = CountCache()
     with pytest.raises(ZeroDivisionError):
         counts.get("all", lambda: {"queued": 1 // 0})
     assert counts.get("all", lambda: {"queued": 1}) == {"queued": 1}
 
 
 def test_one_counts_for_all_who_ask_at_the_same_time() -> None:
-    counts, begun, go_on, calls = JobCounts(), threading.Event(), threading.Event(), []
+    counts, begun, go_on, calls = CountCache(), threading.Event(), threading.Event(), []
 
     def count() -> dict[str, int]:
         calls.append(1)
@@ -70,7 +70,7 @@ def test_one_counts_for_all_who_ask_at_the_same_time() -> None:
 
 
 def test_few_questions_are_kept() -> None:
-    counts = JobCounts()
+    counts = CountCache()
 
     def count() -> dict[str, int]:
         time.sleep(0.0001)
