@@ -16,6 +16,7 @@ from apt_jobs.db.series.custom_metrics import CustomMetric, MetricLogs
 from apt_jobs.db.series.read_many import ManyPoints, read_many, read_many_steps
 from apt_jobs.db.series.store import CURVES
 from apt_jobs.db.series.summaries import Floats, Integers
+from apt_jobs.db.sweep_values import as_float
 
 MAX_JOBS = 100
 MAX_METRICS = 20  # series of one answer
@@ -245,18 +246,13 @@ def _reached(name: str, jobs: Sequence[JobRow], steps: ManyPoints, validations: 
     if name == "step_time_ms":
         last = _newest(many, column, len(jobs))
     else:
-        last = [_as_float((job.progress or {}).get(name)) for job in jobs]
+        last = [as_float((job.progress or {}).get(name)) for job in jobs]
     best: list[float | None] = [None] * len(jobs)
     if goal is not None:
         best = _extremes(many, column, len(jobs), goal)
     if name == "tokens_per_s":
         last, best = ([None if value == 0 else value for value in values] for values in (last, best))  # not measured
     return Reached(goal, last, best, None)
-
-
-def _as_float(value: Any) -> float | None:
-    """Return a number of a row: what is not finite is stored by its name."""
-    return float(value) if isinstance(value, int | float | str) else None
 
 
 def _newest(many: ManyPoints, column: int, num_jobs: int) -> list[float | None]:
